@@ -1,0 +1,47 @@
+"""Every environment variable that natc reads, in one place, so that `natc doctor` can show all."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EnvVar:
+    """One environment variable: its name and one sentence on what it does."""
+
+    name: str
+    help: str
+
+    def get(self) -> str | None:
+        """Return the value as text, or None when it is unset or empty."""
+        return os.environ.get(self.name) or None
+
+    def flag(self) -> bool:
+        """Return whether the value is one of 1, true, yes, on (any case)."""
+        return (self.get() or "").strip().lower() in ("1", "true", "yes", "on")
+
+    def paths(self) -> list[str]:
+        """Return the value split at `os.pathsep`, without empty parts."""
+        return [part for part in (self.get() or "").split(os.pathsep) if part]
+
+
+NATC_CACHE_DIR = EnvVar(
+    "NATC_CACHE_DIR", "Directory for built libraries and other files that can be made again."
+)
+NATC_LIB_PATH = EnvVar(
+    "NATC_LIB_PATH", f"Library directories searched first, separated by {os.pathsep!r}."
+)
+NATC_WORKSPACE = EnvVar("NATC_WORKSPACE", "Directory that holds schedules/ and tuning_logs/.")
+NATC_STRICT = EnvVar(
+    "NATC_STRICT", "1: a call that no kernel covers raises instead of running on the reference."
+)
+NATC_CC = EnvVar("NATC_CC", "C compiler command used to link libraries, such as 'clang-17'.")
+
+ALL: tuple[EnvVar, ...] = (
+    NATC_CACHE_DIR,
+    NATC_LIB_PATH,
+    NATC_WORKSPACE,
+    NATC_STRICT,
+    NATC_CC,
+)

@@ -1,0 +1,89 @@
+"""Writing files so that a crash, a full disk or a second process cannot damage what was there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from pathlib import Path
+
+from natc.errors import NatcError
+
+
+def make_directory(path: str | os.PathLike[str]) -> Path:
+    """Create a directory and its parents where they are missing, and return it.
+
+    Raises NatcError naming the directory when it cannot be created.
+    """
+    directory = Path(path)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NatcError(f"directory {directory} cannot be created: {reason(error)}.") from error
+    return directory
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Replace a file by new content so that a reader sees the old or the new, never a part.
+
+    data: bytes, or text that is written as UTF-8. Missing parent directories are created.
+    Raises NatcError naming the directory when it is not writable; the old file then stays.
+    """
+    path = Path(path)
+    content = data.encode() if isinstance(data, str) else data
+    make_directory(path.parent)
+    # In the same directory, because os.replace is atomic only within one file system.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise NatcError(
+            f"file {path.name} cannot be written in directory {path.parent}: {reason(error)}."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def append_line(path: str | os.PathLike[str], line: str) -> None:
+    """Append one line of text to a file, on disk when this returns; creates the file.
+
+    line: text with no newline; one is added. A last line that a crash cut short stays as it
+    is and the new line starts on its own.
+    Raises NatcError naming the file when it cannot be written.
+    """
+    if "\n" in line:
+        raise NatcError(f"a line for {path} contains a newline: {line[:80]!r}.")
+    path = Path(path)
+    make_directory(path.parent)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            size = os.fstat(descriptor).st_size
+            broken = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            data = (("\n" if broken else "") + line + "\n").encode()
+            # One write: with O_APPEND, lines of two processes do not mix.
+            if os.write(descriptor, data) != len(data):
+                raise OSError("the disk took only a part of the line")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise NatcError(f"file {path} cannot be appended to: {reason(error)}.") from error
+
+
+def writable(directory: str | os.PathLike[str]) -> bool:
+    """Return whether files can be created in a directory, or it can itself be created."""
+    path = Path(directory)
+    while not path.exists() and path.parent != path:
+        path = path.parent
+    return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
+
+
+def reason(error: OSError) -> str:
+    """Return the system's words for an error, without the number and the path."""
+    return (error.strerror or str(error)).lower()
