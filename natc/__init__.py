@@ -1,0 +1,53 @@
+"""natc: a compiler and runtime for neighborhood attention.
+
+`natc.na2d` computes it, `natc.nn` holds modules, `natc.models` networks, `natc.runtime` the
+libraries of compiled kernels. Everything is imported when it is first used, so that the command
+line starts at once and a machine that only runs kernels needs no compiler.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from natc import functional, models, nn, ops, reference, runtime
+    from natc.functional import na2d
+    from natc.ops import NatcFallbackWarning, force_reference
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "NatcFallbackWarning",
+    "__version__",
+    "force_reference",
+    "functional",
+    "models",
+    "na2d",
+    "nn",
+    "ops",
+    "reference",
+    "runtime",
+]
+
+_MODULES = frozenset(("functional", "models", "nn", "ops", "reference", "runtime"))
+_ATTRIBUTES = {
+    "na2d": "natc.functional",
+    "NatcFallbackWarning": "natc.ops",
+    "force_reference": "natc.ops",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"natc.{name}")
+    if name in _ATTRIBUTES:
+        value = getattr(importlib.import_module(_ATTRIBUTES[name]), name)
+        # Kept, so that only the first use comes through here.
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'natc' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,129 @@
+"""The manifest of a kernel library: what is in the file beside it, and how that file was made."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from natc.errors import LibraryError, NatcError
+from natc.files import reason
+from natc.spec import KernelSpec
+from natc.targets import Target
+
+SCHEMA_VERSION = 1
+SUFFIX = ".json"
+
+
+class LibraryTarget(msgspec.Struct, frozen=True):
+    """The machines a library holds code for: kind `llvm` or `cuda`, one or more archs."""
+
+    kind: str
+    archs: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.archs or len(set(self.archs)) != len(self.archs):
+            raise ValueError("target.archs must name at least one architecture, each once")
+        for arch in self.archs:
+            Target(self.kind, arch)
+
+    @property
+    def name(self) -> str:
+        """The name used for files: `llvm-x86-64-v3`, or `cuda` where several archs share one."""
+        return "cuda" if self.kind == "cuda" else f"{self.kind}-{self.archs[0]}"
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The JSON file beside a library; written after the library, so that it vouches for it.
+
+    spec: name of the KernelSpec that the library implements.
+    library: file name of the shared object, in the manifest's own directory.
+    sha256: hash of that file, 64 lower-case hexadecimal digits.
+    entries: operation (`forward`, `forward_lse`) -> arch (`llvm`, or `sm_90` and so on) ->
+        name of the exported function.
+    alignment: bytes that every data pointer must be a multiple of.
+    schedule: the decisions that the code was generated from, and where they came from.
+    versions: tvm, tvm_ffi and the compilers that made the library.
+    built_at: time of the build, ISO 8601 in UTC.
+    """
+
+    spec: str
+    target: LibraryTarget
+    library: str
+    sha256: str
+    entries: dict[str, dict[str, str]]
+    schema_version: int = SCHEMA_VERSION
+    natc: str = ""
+    alignment: int = 64
+    schedule: dict[str, Any] = {}
+    versions: dict[str, str | None] = {}
+    built_at: str = ""
+    provenance: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        KernelSpec.parse(self.spec)
+        # A manifest must not lead to a file elsewhere: what is loaded is what lies beside it.
+        if not self.library or Path(self.library).name != self.library:
+            raise ValueError(f"library {self.library!r} must be a file name without a directory")
+        if not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise ValueError("sha256 must be 64 lower-case hexadecimal digits")
+        if self.alignment < 1 or self.alignment & (self.alignment - 1):
+            raise ValueError(f"alignment {self.alignment} must be a power of two")
+        keys = {"llvm"} if self.target.kind == "llvm" else set(self.target.archs)
+        if not self.entries:
+            raise ValueError("entries must name at least one operation")
+        for operation, functions in self.entries.items():
+            if set(functions) != keys or not all(functions.values()):
+                raise ValueError(
+                    f"entries.{operation} must name a function for {', '.join(sorted(keys))}"
+                )
+
+
+class _Header(msgspec.Struct):
+    schema_version: int
+
+
+def dump(manifest: Manifest) -> str:
+    """Return a manifest as the text of its file: indented JSON that ends with a newline."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2).decode() + "\n"
+
+
+def load_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """Read a manifest file.
+
+    Raises LibraryError naming the file when it cannot be read, is damaged, breaks a rule of
+    Manifest, or was written by a newer natc.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise LibraryError(f"manifest {path} cannot be read: {reason(error)}.") from error
+    try:
+        # The version comes first: a newer file may differ in everything else.
+        version = msgspec.json.decode(data, type=_Header).schema_version
+        if version > SCHEMA_VERSION:
+            raise LibraryError(
+                f"manifest {path} has schema version {version}, written by a newer natc; this "
+                f"one reads up to {SCHEMA_VERSION}. Upgrade natc: pip install -U natc."
+            )
+        if version < 1:
+            raise ValueError(f"schema_version {version} must be 1 or more")
+        return msgspec.json.decode(data, type=Manifest)
+    except LibraryError:
+        raise
+    # ValueError covers msgspec's own errors and text that is not UTF-8.
+    except (ValueError, NatcError) as error:
+        raise LibraryError(f"manifest {path} is damaged: {str(error).rstrip('.')}.") from error
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file's content as 64 lower-case hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
