@@ -1,0 +1,143 @@
+"""The building blocks of NAT: stem, downsampler, MLP, drop path and one attention block."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from natc.errors import ArgumentError
+from natc.nn import NeighborhoodAttention2D
+
+NORM_EPS = 1e-5
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., 2016): drops a residual branch for whole samples.
+
+    Args:
+        probability: chance in [0, 1) that one sample of the batch loses the branch while
+            training; the samples that keep it are divided by `1 - probability`.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        if not 0.0 <= probability < 1.0:
+            raise ArgumentError(f"drop path must be in [0, 1), not {probability!r}.")
+        self.probability = float(probability)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` `[batch, ...]` with dropped samples set to zero; unchanged in eval."""
+        if not self.training or self.probability == 0.0:
+            return x
+        keep = 1.0 - self.probability
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep)
+        return x * (mask / keep)
+
+    def extra_repr(self) -> str:
+        """Return the setting that `print(module)` shows."""
+        return f"probability={self.probability:g}"
+
+
+class ConvTokenizer(nn.Module):
+    """The stem: two 3x3 convolutions of stride 2, then LayerNorm.
+
+    Maps an image `[batch, in_chans, height, width]` to tokens
+    `[batch, ceil(height/4), ceil(width/4), embed_dim]`.
+    """
+
+    def __init__(self, in_chans: int, embed_dim: int) -> None:
+        super().__init__()
+        half = embed_dim // 2
+        self.proj = nn.Sequential(
+            nn.Conv2d(in_chans, half, kernel_size=3, stride=2, padding=1),
+            nn.Conv2d(half, embed_dim, kernel_size=3, stride=2, padding=1),
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the tokens, channels last."""
+        return self.norm(self.proj(image).permute(0, 2, 3, 1))
+
+
+class ConvDownsampler(nn.Module):
+    """Between levels: a 3x3 convolution of stride 2 that doubles the channels, then LayerNorm.
+
+    Maps `[batch, height, width, dim]` to `[batch, ceil(height/2), ceil(width/2), 2*dim]`.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.reduction = nn.Conv2d(dim, 2 * dim, kernel_size=3, stride=2, padding=1, bias=False)
+        self.norm = nn.LayerNorm(2 * dim, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the smaller map, channels last."""
+        return self.norm(self.reduction(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between, on the last axis of `[..., dim]`."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the shape of `x`."""
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class NATBlock(nn.Module):
+    """One pre-norm block: neighborhood attention and an MLP, each with a residual.
+
+    Input and output are `[batch, height, width, dim]`. With `layer_scale`, each branch is
+    multiplied by a learned vector (`gamma1`, `gamma2`, both `[dim]`) that starts there.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        kernel_size: int | tuple[int, int],
+        dilation: int | tuple[int, int],
+        mlp_ratio: float,
+        qkv_bias: bool,
+        rel_pos_bias: bool,
+        drop_path: float,
+        layer_scale: float | None,
+        pad_small_maps: bool,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = NeighborhoodAttention2D(
+            dim,
+            num_heads,
+            kernel_size,
+            dilation=dilation,
+            rel_pos_bias=rel_pos_bias,
+            qkv_bias=qkv_bias,
+            pad_small_maps=pad_small_maps,
+        )
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+        self.gamma1: nn.Parameter | None
+        self.gamma2: nn.Parameter | None
+        if layer_scale is None:
+            self.register_parameter("gamma1", None)
+            self.register_parameter("gamma2", None)
+        else:
+            self.gamma1 = nn.Parameter(torch.full((dim,), float(layer_scale)))
+            self.gamma2 = nn.Parameter(torch.full((dim,), float(layer_scale)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the shape of `x`."""
+        x = x + self.drop_path(_scaled(self.attn(self.norm1(x)), self.gamma1))
+        return x + self.drop_path(_scaled(self.mlp(self.norm2(x)), self.gamma2))
+
+
+def _scaled(x: Tensor, gamma: Tensor | None) -> Tensor:
+    return x if gamma is None else gamma * x

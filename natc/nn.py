@@ -1,0 +1,152 @@
+"""Neighborhood attention as a module: projections around `natc.functional.na2d`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from natc.errors import ArgumentError, ArgumentTypeError
+from natc.functional import na2d
+
+
+def _pair(name: str, value: int | tuple[int, int], minimum: int) -> tuple[int, int]:
+    """Return `value` once per axis, after checking type, length and `minimum`."""
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, int) for v in pair):
+        raise ArgumentTypeError(f"{name} must be an int or a pair of ints, not {value!r}.")
+    if min(pair) < minimum:
+        raise ArgumentError(f"{name} must be at least {minimum} on each axis, not {value!r}.")
+    return pair[0], pair[1]
+
+
+def _probability(name: str, value: float) -> float:
+    """Return `value` as a float, after checking that it lies in [0, 1)."""
+    if not 0.0 <= value < 1.0:
+        raise ArgumentError(f"{name} must be in [0, 1), not {value!r}.")
+    return float(value)
+
+
+class NeighborhoodAttention2D(nn.Module):
+    """Multi-head self-attention in which each pixel attends to the pixels around it.
+
+    Input and output are `[batch, height, width, dim]`. The parameters are `qkv.weight`
+    `[3*dim, dim]` (rows: query, key, value), `qkv.bias` `[3*dim]`, `rpb`
+    `[num_heads, 2*K0-1, 2*K1-1]`, `proj.weight` `[dim, dim]` and `proj.bias` `[dim]`: the
+    names and the meaning that NATTEN's modules use. Dropout of attention weights is not
+    offered, because a fused kernel never holds the weights.
+
+    Args:
+        dim: channels of the input and output; a multiple of `num_heads`.
+        num_heads: number of heads, at least 1.
+        kernel_size: window height and width in keys, at least 2; one int or a pair.
+        dilation: distance between neighboring keys in pixels, at least 1; one int or a pair.
+        stride: queries that share one window, 1 to `kernel_size`; one int or a pair.
+        is_causal: whether an axis hides the keys after the query; one bool or a pair.
+        rel_pos_bias: add a learned bias for each head and relative position of a key.
+        qkv_bias: add a learned bias in the query, key and value projection.
+        qk_scale: factor on the scores before the bias; None means `(dim/num_heads) ** -0.5`.
+        proj_drop: probability in [0, 1) of dropping an output element while training.
+        pad_small_maps: what happens on an axis shorter than `kernel_size * dilation`. False:
+            the window shrinks to the pixels that exist. True: the input is zero-padded at the
+            right and bottom up to that length before the projection, the padding takes part
+            as keys and values (equal to the bias of `qkv`), and the output is cropped. True is
+            what NATTEN's modules did up to 0.15.1, hence what the published NAT and DiNAT
+            weights were trained with.
+
+    Raises:
+        ArgumentError: a value outside the range above, or an input of another shape.
+        ArgumentTypeError: a kernel size, dilation, stride or is_causal of another type.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        kernel_size: int | tuple[int, int],
+        *,
+        dilation: int | tuple[int, int] = 1,
+        stride: int | tuple[int, int] = 1,
+        is_causal: bool | tuple[bool, bool] = False,
+        rel_pos_bias: bool = True,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        proj_drop: float = 0.0,
+        pad_small_maps: bool = False,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or dim < 1 or dim % num_heads != 0:
+            raise ArgumentError(
+                f"dim must be a positive multiple of num_heads, not dim={dim} with "
+                f"num_heads={num_heads}."
+            )
+        causal = (is_causal, is_causal) if isinstance(is_causal, bool) else tuple(is_causal)
+        if len(causal) != 2 or any(not isinstance(c, bool) for c in causal):
+            raise ArgumentTypeError(f"is_causal must be a bool or two bools, not {is_causal!r}.")
+        self.dim = dim
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.kernel_size = _pair("kernel_size", kernel_size, 2)
+        self.dilation = _pair("dilation", dilation, 1)
+        self.stride = _pair("stride", stride, 1)
+        if any(s > k for s, k in zip(self.stride, self.kernel_size)):
+            raise ArgumentError(
+                f"stride must be at most kernel_size={self.kernel_size} on each axis, "
+                f"not {stride!r}."
+            )
+        self.is_causal = (causal[0], causal[1])
+        self.scale = self.head_dim**-0.5 if qk_scale is None else float(qk_scale)
+        self.pad_small_maps = pad_small_maps
+
+        self.rpb: nn.Parameter | None
+        if rel_pos_bias:
+            k0, k1 = self.kernel_size
+            self.rpb = nn.Parameter(torch.empty(num_heads, 2 * k0 - 1, 2 * k1 - 1))
+            nn.init.trunc_normal_(self.rpb, std=0.02, a=-2.0, b=2.0)
+        else:
+            self.register_parameter("rpb", None)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(_probability("proj_drop", proj_drop))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `[batch, height, width, dim]` for `x` of the same shape, dtype and device."""
+        if x.dim() != 4 or x.shape[-1] != self.dim:
+            raise ArgumentError(
+                f"x must have shape [batch, height, width, {self.dim}], not {list(x.shape)}."
+            )
+        height, width = x.shape[1], x.shape[2]
+        if self.pad_small_maps:
+            x = self._pad(x)
+        batch, rows, columns, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, rows, columns, 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.unbind(dim=3)
+        output = na2d(
+            query,
+            key,
+            value,
+            self.kernel_size,
+            dilation=self.dilation,
+            stride=self.stride,
+            is_causal=self.is_causal,
+            scale=self.scale,
+            rpb=self.rpb,
+        )
+        output = output.reshape(batch, rows, columns, self.dim)[:, :height, :width, :]
+        return self.proj_drop(self.proj(output))
+
+    def _pad(self, x: Tensor) -> Tensor:
+        """Zero-pad `[B, H, W, C]` at the right and bottom to at least one whole window."""
+        needed = [k * d for k, d in zip(self.kernel_size, self.dilation)]
+        bottom = max(0, needed[0] - x.shape[1])
+        right = max(0, needed[1] - x.shape[2])
+        if bottom or right:
+            x = nn.functional.pad(x, (0, 0, 0, right, 0, bottom))
+        return x
+
+    def extra_repr(self) -> str:
+        """Return the settings that `print(module)` shows."""
+        return (
+            f"dim={self.dim}, num_heads={self.num_heads}, kernel_size={self.kernel_size}, "
+            f"dilation={self.dilation}, stride={self.stride}, is_causal={self.is_causal}, "
+            f"rel_pos_bias={self.rpb is not None}, pad_small_maps={self.pad_small_maps}"
+        )
