@@ -51,13 +51,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     built_at: time of the build, ISO 8601 in UTC.
     """
 
+    schema_version: int = SCHEMA_VERSION
+    natc: str = ""
     spec: str
     target: LibraryTarget
     library: str
     sha256: str
     entries: dict[str, dict[str, str]]
-    schema_version: int = SCHEMA_VERSION
-    natc: str = ""
     alignment: int = 64
     schedule: dict[str, Any] = {}
     versions: dict[str, str | None] = {}
@@ -116,8 +116,8 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
     except LibraryError:
         raise
     # ValueError covers msgspec's own errors and text that is not UTF-8.
-    except (ValueError, NatcError) as error:
-        raise LibraryError(f"manifest {path} is damaged: {str(error).rstrip('.')}.") from error
+    except (ValueError, RecursionError, NatcError) as error:
+        raise LibraryError(f"manifest {path} is not valid: {str(error).rstrip('.')}.") from error
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

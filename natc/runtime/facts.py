@@ -1,0 +1,43 @@
+"""What a device can run: the facts that the choice of a kernel depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from natc.errors import TargetError
+from natc.targets import Target, cuda_target_for, detect_host_cpu
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """device: the device's name for messages; machine: the target whose code it runs best.
+
+    machine is None where natc compiles no code for the device; problem then says why.
+    """
+
+    device: str
+    machine: Target | None
+    problem: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.device} ({self.machine.name if self.machine else 'no target'})"
+
+
+def detect(device: torch.device) -> Facts:
+    """Return the facts of a torch device; a device that natc does not serve is not an error."""
+    import torch
+
+    name = str(device)
+    try:
+        if device.type == "cpu":
+            return Facts(name, detect_host_cpu())
+        if device.type == "cuda" and torch.version.hip is None:
+            return Facts(name, cuda_target_for(torch.cuda.get_device_capability(device)))
+    except TargetError as error:
+        return Facts(name, None, str(error))
+    kind = "AMD GPUs" if device.type == "cuda" else f"{device.type} devices"
+    return Facts(name, None, f"natc compiles for x86-64, aarch64 and NVIDIA GPUs, not for {kind}.")

@@ -1,0 +1,97 @@
+"""Verifying and opening the library of a choice; the only place that loads machine code."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from natc.errors import LibraryError
+from natc.files import reason
+from natc.manifest import file_sha256
+from natc.runtime.commands import rebuild_command
+from natc.runtime.search import Library
+from natc.runtime.select import Choice
+
+# Path -> (hash, module) of what this process has opened; a library stays open until exit.
+_opened: dict[Path, tuple[str, Any]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A loaded function: call it as `function(query, key, value, [rpb,] output, [lse,] ...)`.
+
+    alignment: bytes that every data pointer must be a multiple of, else the process may crash.
+    """
+
+    function: Any
+    alignment: int
+    choice: Choice
+
+
+def verify(library: Library) -> None:
+    """Check that a library is the file its manifest vouches for.
+
+    Raises LibraryError naming the file, both hashes and the command that builds it again.
+    """
+    expected = library.manifest.sha256
+    try:
+        actual = file_sha256(library.path)
+    except OSError as error:
+        raise LibraryError(
+            f"library {library.path} cannot be read: {reason(error)}. "
+            f"Build it again: {rebuild_command(library)}"
+        ) from error
+    if actual != expected:
+        raise LibraryError(
+            f"library {library.path} is not the file that its manifest vouches for: expected "
+            f"sha256 {expected}, found {actual}. Nothing of it was run. "
+            f"Build it again: {rebuild_command(library)}"
+        )
+
+
+def load(choice: Choice) -> Kernel:
+    """Verify a library, open it, and return the chosen function.
+
+    Not thread-safe: the caller holds a lock. Raises LibraryError naming the file when it is not
+    what its manifest says, cannot be opened, or has no such function.
+    """
+    library = choice.library
+    verify(library)
+    module = _open(library)
+    try:
+        function = module[choice.function]
+    except AttributeError as error:
+        raise LibraryError(
+            f"library {library.path} has no function {choice.function!r}, which its manifest "
+            f"names. Build it again: {rebuild_command(library)}"
+        ) from error
+    return Kernel(function, library.manifest.alignment, choice)
+
+
+def _open(library: Library) -> Any:
+    import tvm_ffi
+
+    path, digest = library.path, library.manifest.sha256
+    before = _opened.get(path)
+    if before is not None and before[0] == digest:
+        return before[1]
+    with contextlib.ExitStack() as stack:
+        source = path
+        if before is not None:
+            # The system's loader knows a library by its path and would hand back the old code.
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="natc-"))
+            source = Path(shutil.copy2(path, Path(directory) / path.name))
+        try:
+            module = tvm_ffi.load_module(str(source))
+        # The loader's own error type is not part of its interface.
+        except Exception as error:
+            raise LibraryError(
+                f"library {path} cannot be opened: {error}. "
+                f"Build it again: {rebuild_command(library)}"
+            ) from error
+    _opened[path] = (digest, module)
+    return module

@@ -1,0 +1,142 @@
+"""What this process knows about kernels: the scan, the loaded functions, and explanations."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Optional
+
+from natc import workspace
+from natc.errors import SpecError
+from natc.runtime.commands import build_command
+from natc.runtime.facts import Facts, detect
+from natc.runtime.load import Kernel, load
+from natc.runtime.search import Library, Rejection, Scan, scan
+from natc.runtime.select import Choice, select
+from natc.spec import KernelSpec
+
+if TYPE_CHECKING:
+    import torch
+
+_lock = threading.RLock()
+_scan: Scan | None = None
+
+# Operation (`forward`, `forward_lse`), kernel_size, head_dim, dtype, whether with rpb, device.
+Key = tuple[str, tuple[int, ...], int, "torch.dtype", bool, "torch.device"]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a kernel is, or is not, run for a spec on a device.
+
+    facts: the device and the target it runs; directories: where was searched, in order;
+    choice: what runs, or None; rejections: libraries passed over and manifests that are bad;
+    command: the command line that builds the kernel, or None where natc cannot.
+    """
+
+    spec: KernelSpec
+    operation: str
+    facts: Facts
+    directories: tuple[Path, ...]
+    choice: Choice | None
+    rejections: tuple[Rejection, ...]
+    command: str | None
+
+    def __str__(self) -> str:
+        what = f"{self.operation} of {self.spec.name} on {self.facts}"
+        if self.choice is None:
+            lines = [f"no kernel covers {what}"]
+        else:
+            lines = [f"{what} runs {self.choice.function} of {self.choice.library.path}"]
+        for directory in self.directories:
+            note = "" if directory.is_dir() else " (does not exist)"
+            lines.append(f"  searched {directory}{note}")
+        lines += [f"  rejected {item.path}: {item.reason}" for item in self.rejections]
+        if self.facts.problem:
+            lines.append(f"  {self.facts.problem}")
+        if self.choice is None and self.command is not None:
+            lines.append(f"  build it: {self.command}")
+        return "\n".join(lines)
+
+    @property
+    def close_calls(self) -> tuple[Rejection, ...]:
+        """The rejections that may surprise: bad manifests, and libraries of this very spec."""
+        other = "implements "
+        return tuple(item for item in self.rejections if not item.reason.startswith(other))
+
+
+class _Resolved(dict[Key, Optional[Kernel]]):
+    """The kernel for each kind of call, or None where none covers it; filled on first use.
+
+    A dictionary, because a call that was seen before must cost one look-up and nothing else.
+    Looking up raises LibraryError when the chosen library is not what its manifest vouches for.
+    """
+
+    def __missing__(self, key: Key) -> Kernel | None:
+        operation, kernel_size, head_dim, dtype, rpb, device = key
+        name = str(dtype).removeprefix("torch.")
+        try:
+            spec = KernelSpec(len(kernel_size), kernel_size, head_dim, name, rpb)
+        except SpecError:
+            self[key] = None
+            return None
+        with _lock:
+            # Another thread may have been here while this one waited for the lock.
+            if key not in self:
+                choice, _ = select(_search().libraries, spec, detect(device), operation=operation)
+                self[key] = load(choice) if choice else None
+            return self[key]
+
+
+resolved = _Resolved()
+
+# Keys of the warnings that were given; they are given again after `clear`.
+warned: set[str] = set()
+
+
+def explain(
+    spec: KernelSpec, device: str | torch.device = "cpu", *, operation: str = "forward"
+) -> Explanation:
+    """Return how the choice for a spec on a device comes out and why; loads no library."""
+    import torch
+
+    facts = detect(torch.device(device))
+    with _lock:
+        found = _search()
+    choice, rejections = select(found.libraries, spec, facts, operation=operation)
+    command = build_command(spec, [facts.machine]) if facts.machine else None
+    everything = (*found.unreadable, *rejections)
+    return Explanation(spec, operation, facts, found.directories, choice, everything, command)
+
+
+def kernels() -> list[Library]:
+    """Return the libraries that were found, in search order; neither opened nor verified."""
+    with _lock:
+        return list(_search().libraries)
+
+
+def problems() -> list[Rejection]:
+    """Return the manifests and directories that cannot be read, and why."""
+    with _lock:
+        return list(_search().unreadable)
+
+
+def clear() -> None:
+    """Forget what was found and loaded, so that the next call searches again.
+
+    Call it after building a library that this process is to use. Machine code that is open stays
+    in memory until the process ends.
+    """
+    global _scan
+    with _lock:
+        _scan = None
+        resolved.clear()
+        warned.clear()
+
+
+def _search() -> Scan:
+    global _scan
+    if _scan is None:
+        _scan = scan(workspace.library_dirs())
+    return _scan

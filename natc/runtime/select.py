@@ -1,0 +1,82 @@
+"""Which library serves a kernel on a device: a pure function of what was found and the facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from natc.runtime.facts import Facts
+from natc.runtime.search import Library, Rejection
+from natc.spec import KernelSpec
+from natc.targets import ARCHS, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The code that serves a call: a library, the target in it, and the exported function."""
+
+    library: Library
+    target: Target
+    function: str
+
+
+def select(
+    libraries: Iterable[Library], spec: KernelSpec, facts: Facts, *, operation: str = "forward"
+) -> tuple[Choice | None, list[Rejection]]:
+    """Choose the library that runs a kernel on a device, and say why each other one does not.
+
+    libraries: in search order. The first directory that holds a fitting library wins, so that a
+        directory put first is used; within it, the code made for the newest architecture.
+    operation: `forward` or `forward_lse`.
+    Returns the choice, or None when nothing fits, and a Rejection for each library passed over.
+    """
+    fitting: list[Choice] = []
+    rejections: list[Rejection] = []
+    for library in libraries:
+        answer = _fit(library, spec, facts, operation)
+        if isinstance(answer, Choice):
+            fitting.append(answer)
+        else:
+            rejections.append(Rejection(library.manifest_path, answer))
+    if not fitting:
+        return None, rejections
+    first = fitting[0].library.manifest_path.parent
+    here = [choice for choice in fitting if choice.library.manifest_path.parent == first]
+    best = max(here, key=_generation)
+    rejections += [
+        Rejection(
+            choice.library.manifest_path, f"{best.library.manifest_path} is newer or comes first"
+        )
+        for choice in fitting
+        if choice is not best
+    ]
+    return best, rejections
+
+
+def _fit(library: Library, spec: KernelSpec, facts: Facts, operation: str) -> Choice | str:
+    manifest = library.manifest
+    if manifest.spec != spec.name:
+        return f"implements {manifest.spec}"
+    functions = manifest.entries.get(operation)
+    if functions is None:
+        return f"has no {operation}, only {', '.join(sorted(manifest.entries))}"
+    if facts.machine is None:
+        return facts.problem.rstrip(".")
+    machine = facts.machine
+    runnable = [target for target in library.targets if target.runs_on(machine)]
+    if not runnable:
+        names = ", ".join(target.name for target in library.targets)
+        return f"made for {names}, which does not run on {machine.name}"
+    if not library.path.is_file():
+        return f"library file {library.path} is missing"
+    target = max(runnable, key=_age)
+    key = "llvm" if target.kind == "llvm" else target.arch
+    return Choice(library, target, functions[key])
+
+
+def _age(target: Target) -> int:
+    return ARCHS[target.kind].index(target.arch)
+
+
+def _generation(choice: Choice) -> int:
+    return _age(choice.target)
