@@ -1,0 +1,99 @@
+"""Inputs of neighborhood attention: the same values on every device, and awkward layouts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Inputs(NamedTuple):
+    """The tensors of one call, heads-last; rpb is None where there is no bias."""
+
+    query: Tensor  # [batch, *spatial, heads, head_dim]
+    key: Tensor  # [batch, *spatial, heads_kv, head_dim]
+    value: Tensor  # [batch, *spatial, heads_kv, value_dim]
+    rpb: Tensor | None  # [heads, 2*K-1 of each axis], float32
+
+    def to_float64(self) -> Inputs:
+        """Return the same values in float64, detached: what an oracle computes from."""
+        query, key, value = (tensor.detach().double() for tensor in self[:3])
+        return Inputs(query, key, value, None if self.rpb is None else self.rpb.detach().double())
+
+
+def make_inputs(
+    shape: Sequence[int],
+    *,
+    kernel_size: int | Sequence[int] | None = None,
+    heads_kv: int | None = None,
+    value_dim: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    requires_grad: bool = False,
+) -> Inputs:
+    """Return normally distributed inputs; a seed gives the same values on every device.
+
+    Args:
+        shape: of the query, `[batch, *spatial, heads, head_dim]`.
+        kernel_size: makes an rpb for it, in float32 whatever the dtype; None makes none.
+        heads_kv: heads of key and value; None means those of the query.
+        value_dim: channels of value; None means head_dim.
+        dtype: of query, key and value.
+        device: where the tensors live.
+        seed: of the random numbers.
+        requires_grad: of every tensor.
+    """
+    *leading, heads, head_dim = shape
+    generator = torch.Generator("cpu").manual_seed(seed)
+
+    def draw(*size: int, dtype: torch.dtype = dtype) -> Tensor:
+        values = torch.randn(size, generator=generator).to(dtype).to(device)
+        return values.requires_grad_(requires_grad)
+
+    heads_kv = heads if heads_kv is None else heads_kv
+    query = draw(*leading, heads, head_dim)
+    key = draw(*leading, heads_kv, head_dim)
+    value = draw(*leading, heads_kv, head_dim if value_dim is None else value_dim)
+    rpb = None
+    if kernel_size is not None:
+        rank = len(leading) - 1
+        sizes = (kernel_size,) * rank if isinstance(kernel_size, int) else kernel_size
+        rpb = draw(heads, *(2 * size - 1 for size in sizes), dtype=torch.float32)
+    return Inputs(query, key, value, rpb)
+
+
+def noncontiguous(tensor: Tensor) -> Tensor:
+    """Return the same values as a leaf of stride 2 in the last axis, with NaN in every gap."""
+    wide = poisoned((*tensor.shape[:-1], 2 * tensor.shape[-1]), tensor.dtype, tensor.device)
+    view = wide[..., ::2]
+    view.copy_(tensor.detach())
+    return view.requires_grad_(tensor.requires_grad)
+
+
+def misaligned(tensor: Tensor, alignment: int = 64) -> Tensor:
+    """Return the same values, contiguous, one element past an address of that alignment.
+
+    Args:
+        tensor: any shape.
+        alignment: in bytes, a multiple of the element's size.
+    """
+    size = tensor.element_size()
+    spare = alignment // size + 1
+    buffer = poisoned((tensor.numel() + spare,), tensor.dtype, tensor.device)
+    to_aligned = -buffer.data_ptr() % alignment // size
+    view = buffer[to_aligned + 1 :][: tensor.numel()].view(tensor.shape)
+    view.copy_(tensor.detach())
+    return view.requires_grad_(tensor.requires_grad)
+
+
+def poisoned(
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return a tensor of NaN: what a kernel does not write, or wrongly reads, stays visible."""
+    return torch.full(tuple(shape), math.nan, dtype=dtype, device=device)
