@@ -1,0 +1,129 @@
+"""What ran a measurement or a build: versions, CPU, GPU, commit. Nothing missing is an error."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+import subprocess
+import sys
+import uuid
+from importlib import metadata
+from pathlib import Path
+
+from natc import gpu, workspace
+from natc.errors import TargetError
+from natc.records import Environment, Git, GpuFacts
+from natc.targets import detect_host_cpu
+
+# Name in a record -> distributions that provide it; the first one installed counts.
+_DISTRIBUTIONS = {
+    "torch": ("torch",),
+    "numpy": ("numpy",),
+    "tvm": ("apache-tvm",),
+    "tvm_ffi": ("apache-tvm-ffi",),
+    "xgboost": ("xgboost", "xgboost-cpu"),
+}
+
+
+def collect(seed: int | None = None) -> Environment:
+    """Return this machine and environment as a record, with an id of its own.
+
+    seed: the seed of the search that is about to run. Imports neither torch nor tvm.
+    """
+    driver = gpu.driver()
+    return Environment(
+        id=uuid.uuid4().hex[:12],
+        versions=versions(),
+        os=platform.platform(),
+        cpu=cpu_model(),
+        cores=cores(),
+        target=host_target(),
+        gpu=gpu_facts(driver.gpus[0]) if driver.gpus else None,
+        driver=driver.cuda,
+        git=git_state(),
+        timestamp=now(),
+        seed=seed,
+    )
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of natc, Python and the libraries that matter; None: not installed."""
+    from natc import __version__
+
+    found: dict[str, str | None] = {"natc": __version__, "python": platform.python_version()}
+    for name, distributions in _DISTRIBUTIONS.items():
+        found[name] = next(filter(None, map(version_of, distributions)), None)
+    return found
+
+
+def version_of(distribution: str) -> str | None:
+    """Return the version of an installed distribution, or None."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601 to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def host_target() -> str | None:
+    """Return the name of this CPU's target, or None where natc does not know it."""
+    try:
+        return detect_host_cpu().name
+    except TargetError:
+        return None
+
+
+def gpu_facts(device: gpu.Gpu) -> GpuFacts:
+    """Return a GPU in the form that a record holds."""
+    major, minor = device.capability
+    return GpuFacts(device.name, f"{major}.{minor}", device.memory)
+
+
+def cores() -> int:
+    """Return how many logical CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_model() -> str:
+    """Return the CPU's product name, or its architecture where the name is not known."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    match = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
+    if match:
+        return match[1].strip()
+    if sys.platform == "darwin":
+        name = _run("sysctl", "-n", "machdep.cpu.brand_string")
+        if name:
+            return name
+    return platform.processor() or platform.machine()
+
+
+def git_state() -> Git | None:
+    """Return the commit of the checkout natc runs from, or None when it is installed."""
+    root = workspace.checkout()
+    if root is None:
+        return None
+    commit = _run("git", "-C", str(root), "rev-parse", "HEAD")
+    if not commit:
+        return None
+    # Only the code counts: tuning itself changes schedules/ and tuning_logs/.
+    changes = _run("git", "-C", str(root), "status", "--porcelain", "--", "natc")
+    return Git(commit, dirty=bool(changes))
+
+
+def _run(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,181 @@
+"""Schedules: the winner of a search for one kernel on one target, as a small readable file."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from natc import workspace
+from natc.errors import NatcError, ScheduleError
+from natc.files import reason, write_atomically
+from natc.records import Environment, Space
+from natc.spec import KernelSpec
+from natc.targets import Target
+
+SCHEMA_VERSION = 1
+
+# Timings repeat to about 1 %: more digits would only be noise in a diff.
+_SIGNIFICANT_DIGITS = 4
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """What the winner measured.
+
+    seconds, baseline_seconds: shape `BxHxWxheadsxhead_dim` -> median seconds of one call, of the
+    winner and of the untuned kernel in the same run.
+    score: what the search made small; objective: what that number is, in words.
+    trials: candidates measured in all.
+    """
+
+    seconds: dict[str, float]
+    baseline_seconds: dict[str, float]
+    score: float
+    objective: str
+    trials: int
+
+
+class MeasuredOn(msgspec.Struct, frozen=True, kw_only=True):
+    """Where it was measured, in short; the tuning log holds the record with this id."""
+
+    id: str
+    cpu: str
+    cores: int
+    gpu: str | None = None
+    versions: dict[str, str | None] = {}
+
+
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """The decisions that make one kernel fast on one target, and the evidence for them.
+
+    spec, target: names; decisions: name of a step of the space -> index or value chosen.
+    created: time, ISO 8601 in UTC. Raises NatcError for an unknown spec or target.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    spec: str
+    target: str
+    space: Space
+    decisions: dict[str, int]
+    measured: Measured
+    environment: MeasuredOn
+    created: str
+
+    def __post_init__(self) -> None:
+        KernelSpec.parse(self.spec)
+        Target.parse(self.target)
+
+
+class _Header(msgspec.Struct):
+    schema_version: int
+
+
+class Listed(NamedTuple):
+    """A schedule file, and what is in it or why it cannot be used."""
+
+    path: Path
+    schedule: Schedule | None
+    problem: str | None
+
+
+def measured_on(environment: Environment) -> MeasuredOn:
+    """Return the short form of an environment that a schedule holds."""
+    return MeasuredOn(
+        id=environment.id,
+        cpu=environment.cpu,
+        cores=environment.cores,
+        gpu=environment.gpu.name if environment.gpu else None,
+        versions=environment.versions,
+    )
+
+
+def dump(schedule: Schedule) -> str:
+    """Return a schedule as the text of its file: stable order, rounded numbers, a newline."""
+    builtins = _rounded(msgspec.to_builtins(schedule))
+    # Sorted where order means nothing, so that another run changes only what it found.
+    for field in ("seconds", "baseline_seconds"):
+        builtins["measured"][field] = dict(
+            sorted(builtins["measured"][field].items(), key=_largest_first)
+        )
+    builtins["decisions"] = dict(sorted(builtins["decisions"].items()))
+    builtins["environment"]["versions"] = dict(sorted(builtins["environment"]["versions"].items()))
+    return msgspec.json.format(msgspec.json.encode(builtins), indent=2).decode() + "\n"
+
+
+def save_schedule(schedule: Schedule) -> Path:
+    """Write a schedule to its place in the workspace, atomically; return the file.
+
+    Raises NatcError naming the directory when it is not writable.
+    """
+    path = workspace.schedule_path(KernelSpec.parse(schedule.spec), Target.parse(schedule.target))
+    write_atomically(path, dump(schedule))
+    return path
+
+
+def load_schedule(spec: KernelSpec, target: Target) -> Schedule | None:
+    """Return the schedule of a kernel from the workspace or else the package; None: no file.
+
+    Raises ScheduleError as `read_schedule`, and when the file is of another kernel.
+    """
+    path = workspace.find_schedule(spec, target)
+    return None if path is None else read_schedule(path)
+
+
+def read_schedule(path: Path) -> Schedule:
+    """Read a schedule file.
+
+    Raises ScheduleError naming the file when it cannot be read, is damaged, lies under another
+    kernel's name, or was written by a newer natc.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ScheduleError(f"schedule {path} cannot be read: {reason(error)}.") from error
+    try:
+        # The version comes first: a newer file may differ in everything else.
+        version = msgspec.json.decode(data, type=_Header).schema_version
+        if version > SCHEMA_VERSION:
+            raise ScheduleError(
+                f"schedule {path} has schema version {version}, written by a newer natc; this "
+                f"one reads up to {SCHEMA_VERSION}. Upgrade natc: pip install -U natc."
+            )
+        schedule = msgspec.json.decode(data, type=Schedule)
+    except ScheduleError:
+        raise
+    # ValueError covers msgspec's own errors and text that is not UTF-8.
+    except (ValueError, NatcError) as error:
+        raise ScheduleError(
+            f"schedule {path} is damaged: {str(error).rstrip('.')}. Restore it, or delete it and "
+            "run natc tune again (the tuning log still has every measurement)."
+        ) from error
+    if (path.parent.name, path.stem) != (schedule.target, schedule.spec):
+        raise ScheduleError(
+            f"schedule {path} is of {schedule.spec} for {schedule.target}; "
+            "its file must carry that name."
+        )
+    return schedule
+
+
+def list_schedules() -> list[Listed]:
+    """Return every schedule file that counts, unusable ones with the reason."""
+    listed = []
+    for path in workspace.schedule_files():
+        try:
+            listed.append(Listed(path, read_schedule(path), None))
+        except ScheduleError as error:
+            listed.append(Listed(path, None, str(error)))
+    return listed
+
+
+def _largest_first(item: tuple[str, Any]) -> tuple[int, str]:
+    return (-math.prod(int(n) for n in item[0].split("x") if n.isdigit()), item[0])
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{_SIGNIFICANT_DIGITS}g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,71 @@
+"""What a search tells whoever watches it; plain data, so that watching needs no compiler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The search begins, or goes on where an earlier one stopped.
+
+    spec, target: names. shapes: inputs `BxHxWxheadsxhead_dim` that are measured.
+    baseline: score of the untuned kernel. best: score of the best kernel known so far.
+    resumed_trials: trials the log already held. planned: trials this run may measure, or None
+    when only time ends it. minutes: time this run may take, or None.
+    """
+
+    spec: str
+    target: str
+    shapes: tuple[str, ...]
+    baseline: float
+    best: float
+    resumed_trials: int
+    planned: int | None
+    minutes: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One candidate was measured, or failed.
+
+    index: its number in this run, from 1. score: what it measured, None when it failed.
+    best: best score so far. failures: candidates of this run that failed. error: why.
+    """
+
+    index: int
+    score: float | None
+    best: float
+    failures: int
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something the user should know, such as a damaged line of the log."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The search is over; everything measured is in the log.
+
+    schedule_path: the winner's file. log_path: the log. best, baseline: scores. trials: measured
+    in this run. failures: of those, failed. seconds: how long this run took.
+    interrupted: whether the user stopped it.
+    """
+
+    schedule_path: Path
+    log_path: Path
+    best: float
+    baseline: float
+    trials: int
+    failures: int
+    seconds: float
+    interrupted: bool = False
+
+
+Event: TypeAlias = Started | Trial | Note | Finished
