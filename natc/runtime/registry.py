@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 from natc import workspace
 from natc.errors import SpecError
@@ -66,7 +66,7 @@ class Explanation:
         return tuple(item for item in self.rejections if not item.reason.startswith(other))
 
 
-class _Resolved(dict[Key, Optional[Kernel]]):
+class _Resolved(dict[Key, Kernel | None]):
     """The kernel for each kind of call, or None where none covers it; filled on first use.
 
     A dictionary, because a call that was seen before must cost one look-up and nothing else.
