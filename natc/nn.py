@@ -88,7 +88,7 @@ class NeighborhoodAttention2D(nn.Module):
         self.kernel_size = _pair("kernel_size", kernel_size, 2)
         self.dilation = _pair("dilation", dilation, 1)
         self.stride = _pair("stride", stride, 1)
-        if any(s > k for s, k in zip(self.stride, self.kernel_size)):
+        if any(s > k for s, k in zip(self.stride, self.kernel_size, strict=True)):
             raise ArgumentError(
                 f"stride must be at most kernel_size={self.kernel_size} on each axis, "
                 f"not {stride!r}."

@@ -54,7 +54,8 @@ def compare_network(model: NAT, image: Tensor) -> NetworkComparison:
     return NetworkComparison(
         logits_error=relative_error(logits, expected_logits),
         feature_errors=tuple(
-            relative_error(actual, expected) for actual, expected in zip(maps, expected_maps)
+            relative_error(actual, expected)
+            for actual, expected in zip(maps, expected_maps, strict=True)
         ),
         logits=logits,
         feature_maps=tuple(maps),

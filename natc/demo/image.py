@@ -12,7 +12,7 @@ from natc.errors import NatcError
 MEAN = (0.485, 0.456, 0.406)
 STANDARD_DEVIATION = (0.229, 0.224, 0.225)
 
-PHOTOGRAPH_CREDIT = "photograph: Chelsea, by Stefan van der Walt (CC0), from scikit-image"
+PHOTOGRAPH_CREDIT = "Photograph: Chelsea, by Stefan van der Walt (CC0), from scikit-image."
 
 
 def photograph(size: int = 224) -> Tensor:

@@ -13,6 +13,7 @@ from natc.errors import NatcError
 
 INK = "#1f2933"
 QUIET = "#6b7785"
+CONTRAST = 1.4
 
 
 def feature_picture(
@@ -52,7 +53,7 @@ def feature_picture(
 
     axes[0].imshow(displayable(image).numpy(), interpolation="lanczos")
     _titles(axes[0], "photograph", f"{image.shape[2]} × {image.shape[3]} pixels")
-    for level, (axis, feature_map) in enumerate(zip(axes[1:], feature_maps), start=1):
+    for level, (axis, feature_map) in enumerate(zip(axes[1:], feature_maps, strict=True), start=1):
         _, height, width, channels = feature_map.shape
         axis.imshow(principal_colors(feature_map).numpy(), interpolation="nearest")
         _titles(axis, f"level {level}", f"{height} × {width} map, {channels} channels")
@@ -65,7 +66,7 @@ def feature_picture(
     figure.text(
         0.015,
         0.94,
-        f"{model_name} on neighborhood attention kernels compiled by natc",
+        f"{model_name} on neighborhood attention: what each level computes",
         color=INK,
         fontsize=15,
         fontweight="bold",
@@ -74,20 +75,15 @@ def feature_picture(
     weights = (
         "Trained weights."
         if pretrained
-        else "The weights are random, not trained: what you see is the structure that "
-        "convolution and local attention keep, not recognition."
+        else "The weights are random, not trained: what shows is the structure that convolution "
+        "and local attention keep, not recognition."
     )
-    figure.text(
-        0.015,
-        0.075,
-        "Red, green and blue are the first three principal components of each level's "
-        f"features, one colored square a position.\n{weights} {PHOTOGRAPH_CREDIT[0].upper()}"
-        f"{PHOTOGRAPH_CREDIT[1:]}.",
-        color=QUIET,
-        fontsize=10,
-        va="center",
-        linespacing=1.5,
+    caption = (
+        "Red, green and blue are the first three principal components of a level's features, one "
+        "square a position. Borders stand out because convolutions pad with zeros.\n"
+        f"{weights} {PHOTOGRAPH_CREDIT}"
     )
+    figure.text(0.015, 0.075, caption, color=QUIET, fontsize=10, va="center", linespacing=1.5)
     path = Path(path)
     figure.savefig(path, format="png")
     return path
@@ -96,8 +92,9 @@ def feature_picture(
 def principal_colors(feature_map: Tensor) -> Tensor:
     """Return `[height, width, 3]` in 0..1: the first three principal components as colors.
 
-    Each component is signed so that its largest value is positive, clipped at its 1st and 99th
-    percentile and stretched to 0..1; a component that does not vary becomes 0.5.
+    Each component is signed so that its largest value is positive. All three are divided by the
+    standard deviation of the first, so that weak ones look weak, and squashed by a sigmoid; a map
+    that does not vary becomes gray.
 
     Args:
         feature_map: `[1, height, width, channels]`, any floating dtype and device.
@@ -112,10 +109,8 @@ def principal_colors(feature_map: Tensor) -> Tensor:
     # The sign of a principal component is arbitrary: fix it, or colors change between runs.
     extreme = components.gather(0, components.abs().argmax(dim=0, keepdim=True))
     components = components * torch.where(extreme < 0, -1.0, 1.0)
-    low = torch.quantile(components, 0.01, dim=0)
-    span = torch.quantile(components, 0.99, dim=0) - low
-    stretched = (components - low) / span.clamp_min(1e-12)
-    return torch.where(span > 1e-12, stretched.clamp(0.0, 1.0), 0.5).reshape(height, width, 3)
+    deviation = components[:, 0].std(correction=0).clamp_min(1e-12)
+    return torch.sigmoid(CONTRAST * components / deviation).reshape(height, width, 3)
 
 
 def _titles(axis: object, title: str, subtitle: str) -> None:

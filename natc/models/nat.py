@@ -100,7 +100,7 @@ class NAT(nn.Module):
         self.patch_embed = ConvTokenizer(in_chans, embed_dim)
         rates = iter(torch.linspace(0.0, drop_path_rate, sum(depths), device="cpu").tolist())
         self.levels = nn.ModuleList()
-        for index, (level_dilations, heads) in enumerate(zip(dilations, num_heads)):
+        for index, (level_dilations, heads) in enumerate(zip(dilations, num_heads, strict=True)):
             dim = embed_dim * 2**index
             blocks = [
                 NATBlock(
