@@ -141,11 +141,9 @@ def neighborhood_logits(
     elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise ArgumentTypeError(f"scale is {scale!r}; it must be a number or None.")
 
-    # [batch, heads_kv, queries, heads per key head, channels]
-    grouped = (query.to(compute) * scale).flatten(1, -3).unflatten(2, (heads_kv, -1))
-    grouped = grouped.transpose(1, 2)
+    grouped = _grouped(query.to(compute) * scale, heads_kv)
     gathered = _heads_first(key, compute)[:, :, near.positions]
-    logits = grouped @ gathered.transpose(-1, -2)
+    logits = _matmul(grouped, gathered.transpose(-1, -2))
     if rpb is not None:
         _check_tensor("rpb", rpb, like=query, any_float=True)
         _check_shape("rpb", rpb, (heads, *(2 * size - 1 for size in near.kernel_size)))
@@ -155,8 +153,8 @@ def neighborhood_logits(
     if additional_keys is not None:
         _check_tensor("additional_keys", additional_keys, like=query)
         _check_tokens("additional_keys", additional_keys, key, channels=head_dim)
-        extra = grouped @ _heads_first(additional_keys, compute)[:, :, None].transpose(-1, -2)
-        logits = torch.cat((logits, extra), dim=-1)
+        extra = _heads_first(additional_keys, compute)[:, :, None]
+        logits = torch.cat((logits, _matmul(grouped, extra.transpose(-1, -2))), dim=-1)
     return _heads_last(logits, spatial)
 
 
@@ -202,13 +200,12 @@ def neighborhood_sum(
             f"{taps} taps and {tokens} additional tokens."
         )
 
-    # [batch, heads_kv, queries, heads per value head, entries]
-    grouped = weights.to(compute).flatten(1, -3).unflatten(2, (heads_kv, -1)).transpose(1, 2)
+    grouped = _grouped(weights.to(compute), heads_kv)
     of_taps = grouped[..., :taps].masked_fill(~near.attended[:, None, :], 0)
-    output = of_taps @ _heads_first(value, compute)[:, :, near.positions]
+    output = _matmul(of_taps, _heads_first(value, compute)[:, :, near.positions])
     if additional_values is not None:
         extra = _heads_first(additional_values, compute)[:, :, None]
-        output = output + grouped[..., taps:] @ extra
+        output = output + _matmul(grouped[..., taps:], extra)
     return _heads_last(output, spatial).to(result)
 
 
@@ -284,8 +281,19 @@ def _heads_first(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype).flatten(1, -3).transpose(1, 2)
 
 
+def _grouped(tensor: Tensor, heads_kv: int) -> Tensor:
+    """[batch, *spatial, heads, n] -> [batch, heads_kv, queries, heads per kv head, n]."""
+    return tensor.flatten(1, -3).unflatten(2, (heads_kv, -1)).transpose(1, 2)
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    # Under autocast a product would silently be computed in 16 bits.
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
+
+
 def _heads_last(tensor: Tensor, spatial: Sequence[int]) -> Tensor:
-    """[batch, heads_kv, queries, heads per kv head, n] -> [batch, *spatial, heads, n]."""
+    """Undo `_grouped`."""
     return tensor.transpose(1, 2).flatten(2, 3).unflatten(1, list(spatial))
 
 

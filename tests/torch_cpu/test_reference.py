@@ -1,0 +1,224 @@
+"""natc.reference against plain loops, against self-attention, and by finite differences."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import scaled_dot_product_attention
+
+from natc.reference import neighborhood_attention, neighborhood_logits, neighborhood_sum
+from natc.testing.inputs import make_inputs, noncontiguous
+from natc.testing.tolerance import assert_close_to_float64
+
+
+def looped(query, key, value, kernel_size, dilation, scale, rpb):
+    """Neighborhood attention, a query at a time; arrays [batch, *spatial, heads, channels]."""
+    batch, *spatial, heads, _ = query.shape
+    out = np.zeros((*query.shape[:-1], value.shape[-1]))
+    lse = np.zeros(query.shape[:-1])
+    for b in range(batch):
+        for h in range(heads):
+            for place in itertools.product(*map(range, spatial)):
+                axes = [
+                    nearest(i, length, size, step)
+                    for i, length, size, step in zip(
+                        place, spatial, kernel_size, dilation, strict=True
+                    )
+                ]
+                logits, values = [], []
+                for where in itertools.product(*axes):
+                    logit = scale * query[(b, *place, h)] @ key[(b, *where, h)]
+                    if rpb is not None:
+                        offset = [
+                            (k - q) // d + size - 1
+                            for k, q, d, size in zip(
+                                where, place, dilation, kernel_size, strict=True
+                            )
+                        ]
+                        logit += rpb[(h, *offset)]
+                    logits.append(logit)
+                    values.append(value[(b, *where, h)])
+                weights = np.exp(np.array(logits))
+                out[(b, *place, h)] = weights @ np.array(values) / weights.sum()
+                lse[(b, *place, h)] = math.log(weights.sum())
+    return out, lse
+
+
+def nearest(position: int, length: int, kernel_size: int, dilation: int) -> list[int]:
+    """The kernel_size members of the query's group that are nearest to it, shifted at borders."""
+    group = [p for p in range(length) if p % dilation == position % dilation]
+    before = [p for p in group if p < position]
+    after = [p for p in group if p > position]
+    left, right = kernel_size // 2, kernel_size - kernel_size // 2 - 1
+    left = max(left, kernel_size - 1 - len(after))
+    right = max(right, kernel_size - 1 - len(before))
+    return before[max(len(before) - left, 0) :] + [position] + after[:right]
+
+
+@st.composite
+def problems(draw: st.DrawFn):
+    rank = draw(st.integers(1, 3))
+    longest = (0, 13, 9, 5)[rank]
+    spatial = draw(st.tuples(*[st.integers(1, longest)] * rank))
+    kernel_size = draw(st.tuples(*[st.integers(2, 6)] * rank))
+    dilation = draw(st.tuples(*[st.integers(1, 3)] * rank))
+    heads, head_dim, value_dim = (draw(st.integers(1, 3)) for _ in range(3))
+    shape = (draw(st.integers(1, 2)), *spatial, heads, head_dim)
+    return shape, kernel_size, dilation, value_dim, draw(st.booleans())
+
+
+@settings(max_examples=60)
+@given(problems())
+def test_equals_loops(problem) -> None:
+    shape, kernel_size, dilation, value_dim, has_rpb = problem
+    inputs = make_inputs(shape, kernel_size=kernel_size, value_dim=value_dim).to_float64()
+    rpb = inputs.rpb if has_rpb else None
+    out, lse = neighborhood_attention(
+        *inputs[:3], kernel_size, dilation=dilation, scale=0.7, rpb=rpb, return_lse=True
+    )
+    expected = looped(
+        *(tensor.numpy() for tensor in inputs[:3]),
+        kernel_size,
+        dilation,
+        0.7,
+        None if rpb is None else rpb.numpy(),
+    )
+    assert_close_to_float64(out, torch.from_numpy(expected[0]), torch.float64, "out")
+    assert_close_to_float64(lse, torch.from_numpy(expected[1]), torch.float64, "lse")
+
+
+@pytest.mark.parametrize("kernel_size", [5, 6, 9])
+@pytest.mark.parametrize("spatial", [(5,), (4, 5), (2, 3, 5)], ids=str)
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_window_as_large_as_the_map_is_self_attention(spatial, kernel_size, is_causal) -> None:
+    if is_causal and len(spatial) > 1:
+        spatial = spatial[-1:]  # a causal order exists only along one axis
+    inputs = make_inputs((2, *spatial, 4, 8), heads_kv=2).to_float64()
+    out = neighborhood_attention(*inputs[:3], kernel_size, is_causal=is_causal)
+    query, key, value = (tensor.flatten(1, -3).transpose(1, 2) for tensor in inputs[:3])
+    expected = scaled_dot_product_attention(
+        query, key, value, is_causal=is_causal, enable_gqa=True
+    )
+    expected = expected.transpose(1, 2).unflatten(1, spatial)
+    assert_close_to_float64(out, expected, torch.float64, "out")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"dilation": 2},
+        {"stride": 3, "kernel_size": 4},
+        {"is_causal": True},
+        {"is_causal": True, "stride": 2},
+        {"kernel_size": 9, "dilation": 2},
+    ],
+    ids=str,
+)
+def test_gradients_of_both_results(options) -> None:
+    kernel_size = options.get("kernel_size", 3)
+    options = {name: given for name, given in options.items() if name != "kernel_size"}
+    inputs = make_inputs((1, 7, 4, 2), heads_kv=2, value_dim=1, kernel_size=kernel_size)
+    tokens = make_inputs((1, 2, 2, 2), value_dim=1, seed=1)
+    tensors = [*inputs, tokens.key, tokens.value]
+    tensors = [tensor.double().requires_grad_() for tensor in tensors]
+
+    def attention(query, key, value, rpb, additional_keys, additional_values):
+        return neighborhood_attention(
+            query,
+            key,
+            value,
+            kernel_size,
+            rpb=rpb,
+            additional_keys=additional_keys,
+            additional_values=additional_values,
+            return_lse=True,
+            **options,
+        )
+
+    assert torch.autograd.gradcheck(attention, tensors)
+
+
+def test_second_derivatives() -> None:
+    inputs = make_inputs((1, 3, 3, 1, 2), kernel_size=(2, 3))
+    tensors = [tensor.double().requires_grad_() for tensor in inputs]
+    assert torch.autograd.gradgradcheck(
+        lambda query, key, value, rpb: neighborhood_attention(query, key, value, (2, 3), rpb=rpb),
+        tensors,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_dtypes_of_results_and_their_accuracy(dtype) -> None:
+    inputs = make_inputs((2, 9, 8, 2, 32), kernel_size=(7, 3), dtype=dtype)
+    exact = inputs.to_float64()
+    out, lse = neighborhood_attention(*inputs[:3], (7, 3), rpb=inputs.rpb, return_lse=True)
+    out64, lse64 = neighborhood_attention(*exact[:3], (7, 3), rpb=exact.rpb, return_lse=True)
+    assert (out.dtype, lse.dtype) == (dtype, torch.float32)
+    assert (out64.dtype, lse64.dtype) == (torch.float64, torch.float64)
+    assert_close_to_float64(out, out64, dtype, "out")
+    # float32 inside, so only the rounding of inputs and output is 16-bit.
+    assert_close_to_float64(lse, lse64, torch.float32, "lse")
+
+
+def test_autocast_changes_nothing() -> None:
+    inputs = make_inputs((1, 6, 6, 2, 16))
+    expected = neighborhood_attention(*inputs[:3], 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(neighborhood_attention(*inputs[:3], 3), expected)
+
+
+def test_reads_values_and_not_their_layout() -> None:
+    inputs = make_inputs((2, 5, 6, 2, 4), kernel_size=3)
+    expected = neighborhood_attention(*inputs[:3], 3, rpb=inputs.rpb)
+    strided = [noncontiguous(tensor) for tensor in inputs]
+    assert torch.equal(neighborhood_attention(*strided[:3], 3, rpb=strided[3]), expected)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_nan_outside_the_window_stays_outside(is_causal) -> None:
+    query, key, value, _ = make_inputs((1, 12, 1, 4))
+    expected = neighborhood_attention(query, key, value, 3, is_causal=is_causal)
+    key, value = key.clone(), value.clone()
+    key[:, 6] = value[:, 6] = math.nan
+    out = neighborhood_attention(query, key, value, 3, is_causal=is_causal)
+    touched = [6, 7, 8] if is_causal else [5, 6, 7]
+    clean = [i for i in range(12) if i not in touched]
+    assert out[:, touched].isnan().all()
+    assert torch.equal(out[:, clean], expected[:, clean])
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 2, 4), (2, 0, 2, 4), (0, 3, 4, 2, 4)], ids=str)
+def test_empty_inputs_give_empty_results(shape) -> None:
+    inputs = make_inputs(shape)
+    out, lse = neighborhood_attention(*inputs[:3], 3, return_lse=True)
+    assert (out.shape, lse.shape) == (shape, shape[:-1])
+
+
+def test_logits_and_sum_compose_to_attention() -> None:
+    inputs = make_inputs((2, 6, 5, 4, 8), heads_kv=2, kernel_size=3).to_float64()
+    tokens = make_inputs((2, 3, 2, 8), seed=1).to_float64()
+    where = {"dilation": (2, 1), "stride": (1, 3), "is_causal": (False, True)}
+    logits = neighborhood_logits(
+        *inputs[:2], 3, rpb=inputs.rpb, additional_keys=tokens.key, **where
+    )
+    assert logits.shape == (2, 6, 5, 4, 9 + 3)
+    # A weight where there is no key is ignored, whatever it is.
+    weights = logits.softmax(-1).masked_fill(logits == -math.inf, 5.0)
+    out = neighborhood_sum(weights, inputs.value, 3, additional_values=tokens.value, **where)
+    expected = neighborhood_attention(
+        *inputs[:3],
+        3,
+        rpb=inputs.rpb,
+        additional_keys=tokens.key,
+        additional_values=tokens.value,
+        **where,
+    )
+    assert (logits == -math.inf).any()
+    assert_close_to_float64(out, expected, torch.float64, "out")
