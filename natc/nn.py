@@ -136,7 +136,7 @@ class NeighborhoodAttention2D(nn.Module):
 
     def _pad(self, x: Tensor) -> Tensor:
         """Zero-pad `[B, H, W, C]` at the right and bottom to at least one whole window."""
-        needed = [k * d for k, d in zip(self.kernel_size, self.dilation)]
+        needed = [k * d for k, d in zip(self.kernel_size, self.dilation, strict=True)]
         bottom = max(0, needed[0] - x.shape[1])
         right = max(0, needed[1] - x.shape[2])
         if bottom or right:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from natc import ops
+from natc import ops, runtime
 from natc.models import NAT
+from natc.nn import NeighborhoodAttention2D
+from natc.spec import KernelSpec
 
 
 @dataclass(frozen=True)
@@ -16,13 +18,17 @@ class NetworkComparison:
     """How far a network on kernels is from the same network on the reference.
 
     An error is the largest absolute difference, divided by the reference's largest absolute
-    value. `feature_maps` are those that the kernels computed, one a level.
+    value. `feature_maps` are those that the kernels computed, one a level. `covered` and
+    `uncovered` name the kernels that the network asks for; where any is uncovered, its layers ran
+    on the reference both times and the comparison says nothing about them.
     """
 
     logits_error: float
     feature_errors: tuple[float, ...]
     logits: Tensor
     feature_maps: tuple[Tensor, ...]
+    covered: tuple[str, ...]
+    uncovered: tuple[str, ...]
 
     @property
     def max_error(self) -> float:
@@ -40,6 +46,8 @@ def compare_network(model: NAT, image: Tensor) -> NetworkComparison:
         model: a NAT, on any device.
         image: normalized `[batch, channels, height, width]` on the same device.
     """
+    specs = attention_specs(model, image.dtype)
+    found = {spec: runtime.explain(spec, image.device).choice is not None for spec in specs}
     training = model.training
     model.eval()
     try:
@@ -59,7 +67,21 @@ def compare_network(model: NAT, image: Tensor) -> NetworkComparison:
         ),
         logits=logits,
         feature_maps=tuple(maps),
+        covered=tuple(spec.name for spec in specs if found[spec]),
+        uncovered=tuple(spec.name for spec in specs if not found[spec]),
     )
+
+
+def attention_specs(model: torch.nn.Module, dtype: torch.dtype) -> list[KernelSpec]:
+    """List the kernels that the attention layers of `model` ask for on inputs of `dtype`.
+
+    Raises:
+        SpecError: no kernel exists for a layer's kernel size or head dim, or for `dtype`.
+    """
+    layers = [m for m in model.modules() if isinstance(m, NeighborhoodAttention2D)]
+    name = str(dtype).removeprefix("torch.")
+    specs = [KernelSpec(2, m.kernel_size, m.head_dim, name, m.rpb is not None) for m in layers]
+    return list(dict.fromkeys(specs))
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -20,7 +20,7 @@ MAX_MASK_BYTES = 2 * 1024**3
 FLEX_BLOCK = 64
 
 
-def from_function(function: Callable[..., Tensor], note: str = "") -> Contestant:
+def from_function(function: Callable[..., Any], note: str = "") -> Contestant:
     """Return a contestant that calls `function` with the arguments of `natc.na2d`."""
 
     def prepare(inputs: Inputs) -> Prepared:

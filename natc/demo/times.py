@@ -19,6 +19,7 @@ from torch import Tensor
 from natc import reference
 from natc.demo.compare import relative_error
 from natc.errors import NatcError
+from natc.testing.inputs import make_inputs
 
 # NAT-Mini and NAT-Tiny at 224 x 224: [batch, height, width, heads, head_dim] of each level.
 NAT_LEVELS = ((1, 56, 56, 2, 32), (1, 28, 28, 4, 32), (1, 14, 14, 8, 32), (1, 7, 7, 16, 32))
@@ -83,33 +84,6 @@ class Row:
     note: str = ""
 
 
-def make_inputs(
-    shape: Sequence[int],
-    dtype: torch.dtype = torch.float32,
-    *,
-    kernel_size: tuple[int, int] = (7, 7),
-    dilation: tuple[int, int] = (1, 1),
-    rpb: bool = True,
-    device: str | torch.device = "cpu",
-    seed: int = 0,
-) -> Inputs:
-    """Return normally distributed inputs of `shape` `[batch, height, width, heads, head_dim]`."""
-    if len(shape) != 5 or min(shape) < 1:
-        raise NatcError(
-            "shape must be five positive ints (batch, height, width, heads, head_dim), "
-            f"not {tuple(shape)}."
-        )
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-
-    def normal(size: Sequence[int], of: torch.dtype) -> Tensor:
-        return torch.randn(tuple(size), generator=generator, device="cpu").to(device, of)
-
-    query, key, value = (normal(shape, dtype) for _ in range(3))
-    k0, k1 = kernel_size
-    bias = normal((shape[3], 2 * k0 - 1, 2 * k1 - 1), torch.float32) if rpb else None
-    return Inputs(query, key, value, bias, kernel_size, dilation)
-
-
 def time_attention(
     shapes: Sequence[Sequence[int]],
     dtype: torch.dtype,
@@ -146,15 +120,16 @@ def time_attention(
     say = progress or (lambda _: None)
     rows: list[Row] = []
     for shape in shapes:
-        inputs = make_inputs(
-            shape,
-            dtype,
-            kernel_size=_pair(kernel_size),
-            dilation=_pair(dilation),
-            rpb=rpb,
-            device=device,
-            seed=seed,
+        if len(shape) != 5 or min(shape) < 1:
+            raise NatcError(
+                "shapes must hold five positive ints each (batch, height, width, heads, "
+                f"head_dim), not {tuple(shape)}."
+            )
+        sizes = _pair(kernel_size)
+        tensors = make_inputs(
+            shape, kernel_size=sizes if rpb else None, dtype=dtype, device=device, seed=seed
         )
+        inputs = Inputs(*tensors, kernel_size=sizes, dilation=_pair(dilation))
         rows += _time_shape(inputs, contestants, seconds, say)
     return rows
 
@@ -256,7 +231,7 @@ def _synchronize() -> None:
 
 
 def _reference64(inputs: Inputs) -> Tensor:
-    return reference.neighborhood_attention(
+    output = reference.neighborhood_attention(
         inputs.query.double(),
         inputs.key.double(),
         inputs.value.double(),
@@ -264,6 +239,8 @@ def _reference64(inputs: Inputs) -> Tensor:
         dilation=inputs.dilation,
         rpb=None if inputs.rpb is None else inputs.rpb.double(),
     )
+    assert isinstance(output, Tensor)  # and not a pair, as with return_lse
+    return output
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

@@ -23,11 +23,11 @@ class NATLevel(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the level's feature map `[batch, height, width, dim]`, not downsampled."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the feature map `[batch, height, width, dim]` and what the next level takes."""
         for block in self.blocks:
             x = block(x)
-        return x
+        return x, x if self.downsample is None else self.downsample(x)
 
 
 class NAT(nn.Module):
@@ -132,10 +132,8 @@ class NAT(nn.Module):
         x = self.patch_embed(image)
         maps = []
         for level in self.levels:
-            x = level(x)
-            maps.append(x)
-            if level.downsample is not None:
-                x = level.downsample(x)
+            feature_map, x = level(x)
+            maps.append(feature_map)
         return maps
 
     def forward_head(self, feature_map: Tensor) -> Tensor:
