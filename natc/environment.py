@@ -12,6 +12,8 @@ import uuid
 from importlib import metadata
 from pathlib import Path
 
+from packaging.version import Version
+
 from natc import gpu, workspace
 from natc.errors import TargetError
 from natc.records import Environment, Git, GpuFacts
@@ -64,6 +66,22 @@ def version_of(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def compiler_problem() -> str | None:
+    """Return why the installed TVM and tvm-ffi do not work together, or None if they do.
+
+    TVM up to 0.27 crashes when it serialises IR with tvm-ffi 0.1.15 and newer.
+    """
+    tvm, ffi = version_of("apache-tvm"), version_of("apache-tvm-ffi")
+    if tvm is None or ffi is None:
+        return None
+    if Version(tvm) < Version("0.28.dev0") and Version(ffi) >= Version("0.1.15.dev0"):
+        return (
+            f"apache-tvm {tvm} crashes with apache-tvm-ffi {ffi}: "
+            "pip install 'apache-tvm-ffi>=0.1.14.post0,<0.1.15'."
+        )
+    return None
 
 
 def now() -> str:

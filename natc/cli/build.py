@@ -1,0 +1,89 @@
+"""`natc build`: compile a kernel into a library directory."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from natc import workspace
+from natc.cli import options, output
+from natc.cli.options import DtypeOption, HeadDimOption, JsonOption, KernelOption, RankOption
+from natc.targets import Target, parse_archs
+
+
+def build(
+    kernel: KernelOption,
+    target: options.TargetOption = "llvm",
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            "--arch", help="Architectures for cuda, such as sm_80,sm_90.  [default: own]"
+        ),
+    ] = None,
+    head_dim: HeadDimOption = options.DEFAULT_HEAD_DIM,
+    dtype: DtypeOption = None,
+    rank: RankOption = None,
+    rpb: Annotated[
+        bool | None,
+        typer.Option(
+            "--rpb/--no-rpb",
+            help="With a relative positional bias.",
+            show_default="one of each",
+        ),
+    ] = None,
+    directory: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Library directory.", show_default="natc's own"),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Compile a kernel, from its schedule or untuned, into a library that any map size can use."""
+    targets = _targets(target, arch)
+    variants = (True, False) if rpb is None else (rpb,)
+    specs = [
+        options.make_spec(
+            kernel, kind=targets[0].kind, rank=rank, head_dim=head_dim, dtype=dtype, rpb=variant
+        )
+        for variant in variants
+    ]
+    options.require_compiler("build")
+
+    from natc.build import build_library
+    from natc.manifest import load_manifest
+
+    where = directory or workspace.library_dir()
+    progress = output.stderr()
+    built = []
+    for spec in specs:
+        notes: list[str] = []
+
+        def on_note(message: str, notes: list[str] = notes) -> None:
+            notes.append(message)
+            progress.print(f"note: {message}")
+
+        path = build_library(
+            spec, targets if targets[0].kind == "cuda" else targets[0], where, on_note=on_note
+        )
+        manifest = load_manifest(path)
+        library = path.with_name(manifest.library)
+        built.append(
+            {"library": library, "manifest_path": path, "manifest": manifest, "notes": notes}
+        )
+        if not json:
+            archs = ", ".join(manifest.target.archs)
+            output.stdout().print(f"built {library} ({archs}, {library.stat().st_size} bytes)")
+    if json:
+        output.print_json({"directory": where, "built": built})
+    elif directory is not None:
+        path_text = shlex.quote(str(directory.absolute()))
+        output.stdout().print(f"To use it: export NATC_LIB_PATH={path_text}")
+
+
+def _targets(text: str, arch: str | None) -> list[Target]:
+    """Return the targets of one library: one for llvm, one or more for cuda."""
+    if text == "cuda" and arch is not None:
+        return [Target("cuda", name) for name in parse_archs(arch)]
+    return [Target.parse(text, arch)]

@@ -1,0 +1,146 @@
+"""`natc doctor`: what natc finds on this machine, and what is wrong with it."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.util import find_spec
+from typing import Any
+
+import typer
+
+from natc import env, environment, files, gpu, schedules, workspace
+from natc.cli import output
+from natc.cli.options import JsonOption
+from natc.errors import LibraryError, RecordError
+from natc.records import read_log
+
+_COMMANDS = ("cc", "gcc", "clang", "nvcc", "cuobjdump")
+
+
+def doctor(json: JsonOption = False) -> None:
+    """Show versions, hardware, paths and every problem; exits with 1 when there is one."""
+    problems: list[str] = []
+    document = {
+        "versions": _versions(problems),
+        "machine": _machine(problems),
+        "compilers": _compilers(problems),
+        "environment": {var.name: var.get() for var in env.ALL},
+        "paths": _paths(problems),
+        "libraries": _libraries(problems),
+        "problems": problems,
+    }
+    _schedules_and_logs(problems)
+    if json:
+        output.print_json(document)
+    else:
+        _print(document)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _versions(problems: list[str]) -> dict[str, str | None]:
+    found = environment.versions()
+    found["ziglang"] = environment.version_of("ziglang")
+    conflict = environment.compiler_problem()
+    if conflict:
+        problems.append(conflict)
+    return found
+
+
+def _machine(problems: list[str]) -> dict[str, Any]:
+    facts = environment.collect()
+    gpus = []
+    for device in gpu.driver().gpus:
+        facts_of_gpu = environment.gpu_facts(device)
+        gpus.append(f"{facts_of_gpu.name}, compute capability {facts_of_gpu.capability}")
+    if facts.target is None:
+        problems.append(f"natc compiles no code for this CPU ({facts.cpu}); the reference runs.")
+    return {
+        "os": facts.os,
+        "cpu": facts.cpu,
+        "cores": facts.cores,
+        "target": facts.target,
+        "cuda_driver": facts.driver,
+        "gpus": gpus,
+    }
+
+
+def _compilers(problems: list[str]) -> dict[str, str | None]:
+    found = {name: shutil.which(name) for name in _COMMANDS}
+    named = env.NATC_CC.get()
+    found[env.NATC_CC.name] = shutil.which(named.split()[0]) if named else None
+    found["ziglang"] = "python -m ziglang cc" if find_spec("ziglang") else None
+    if named and found[env.NATC_CC.name] is None:
+        problems.append(f"NATC_CC is {named!r}, which is not a command on this machine.")
+    usable = [found[name] for name in ("cc", "gcc", "clang", "ziglang", env.NATC_CC.name)]
+    if find_spec("tvm") and not any(usable):
+        problems.append(
+            "there is no C compiler, so natc build cannot link: pip install ziglang, or install "
+            "gcc or clang, or set NATC_CC."
+        )
+    return found
+
+
+def _paths(problems: list[str]) -> dict[str, dict[str, Any]]:
+    places = {"workspace": workspace.workspace(), "cache": workspace.cache_dir()}
+    for number, directory in enumerate(workspace.library_dirs(), 1):
+        places[f"libraries {number}"] = directory
+    for name in ("workspace", "cache"):
+        if not files.writable(places[name]):
+            problems.append(f"the {name} directory {places[name]} is not writable.")
+    return {
+        name: {"path": path, "exists": path.is_dir(), "writable": files.writable(path)}
+        for name, path in places.items()
+    }
+
+
+def _libraries(problems: list[str]) -> list[dict[str, Any]]:
+    from natc import runtime
+
+    rows = []
+    for library in runtime.kernels():
+        problem = None
+        try:
+            runtime.verify(library)
+        except LibraryError as error:
+            problem = str(error)
+            problems.append(problem)
+        rows.append({"path": library.path, "spec": library.manifest.spec, "ok": problem is None})
+    problems.extend(f"{item.path}: {item.reason}." for item in runtime.problems())
+    return rows
+
+
+def _schedules_and_logs(problems: list[str]) -> None:
+    problems.extend(item.problem for item in schedules.list_schedules() if item.problem)
+    for path in workspace.log_files():
+        try:
+            problems.extend(map(str, read_log(path)[1]))
+        except RecordError as error:
+            problems.append(str(error))
+
+
+def _print(document: dict[str, Any]) -> None:
+    console = output.stdout()
+    for section in ("versions", "machine", "compilers", "environment", "paths"):
+        console.print(section, style="bold")
+        for name, value in document[section].items():
+            console.print(f"  {name:<18} {_text(value)}")
+    console.print("libraries", style="bold")
+    for row in document["libraries"]:
+        console.print(f"  {row['path']}: {'intact' if row['ok'] else 'DAMAGED'}")
+    if not document["libraries"]:
+        console.print("  none; build one with: natc build --kernel 7 --target llvm")
+    for problem in document["problems"]:
+        console.print(f"problem: {problem}", style="red")
+    if not document["problems"]:
+        console.print("no problems found", style="green")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        notes = [word for word, on in (("missing", not value["exists"]),
+                                       ("not writable", not value["writable"])) if on]  # fmt: skip
+        return f"{value['path']}" + (f" ({', '.join(notes)})" if notes else "")
+    if isinstance(value, list):
+        return "; ".join(value) or "none"
+    return "-" if value is None else str(value)

@@ -1,0 +1,130 @@
+"""`natc list`: the schedules, libraries and tuning logs that this machine has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from natc import schedules, workspace
+from natc.cli import output
+from natc.cli.options import JsonOption
+from natc.cli.output import seconds_text
+from natc.errors import RecordError
+from natc.records import Environment, Trial, read_log
+
+
+def list_(json: JsonOption = False) -> None:
+    """List schedules, libraries and tuning logs."""
+    document = {
+        "schedules": _schedules(),
+        "libraries": _libraries(),
+        "logs": _logs(),
+    }
+    if json:
+        output.print_json(document)
+        return
+    console = output.stdout()
+    for title, rows in document.items():
+        if not rows:
+            console.print(f"no {title}")
+            continue
+        console.print(_table(title, rows))
+    problems = [
+        problem for rows in document.values() for row in rows for problem in row["problems"]
+    ]
+    for problem in problems:
+        output.stderr().print(f"problem: {problem}")
+
+
+def _schedules() -> list[dict[str, Any]]:
+    rows = []
+    for path, schedule, problem in schedules.list_schedules():
+        measured = schedule.measured if schedule else None
+        rows.append(
+            {
+                "spec": path.stem,
+                "target": path.parent.name,
+                "path": path,
+                "speedup": _speedup(measured) if measured else None,
+                "trials": measured.trials if measured else None,
+                "seconds": measured.seconds if measured else None,
+                "created": schedule.created if schedule else None,
+                "problems": [problem] if problem else [],
+            }
+        )
+    return rows
+
+
+def _speedup(measured: schedules.Measured) -> float | None:
+    """Return how many times faster the winner is, over the sum of the shapes' times."""
+    shapes = measured.seconds.keys() & measured.baseline_seconds.keys()
+    if not shapes:
+        return None
+    untuned = sum(measured.baseline_seconds[shape] for shape in shapes)
+    return untuned / sum(measured.seconds[shape] for shape in shapes)
+
+
+def _libraries() -> list[dict[str, Any]]:
+    from natc import runtime
+
+    rows: list[dict[str, Any]] = [
+        {
+            "spec": library.manifest.spec,
+            "target": ", ".join(target.name for target in library.targets),
+            "path": library.path,
+            "built": library.manifest.built_at,
+            "problems": [] if library.path.is_file() else [f"{library.path} is missing"],
+        }
+        for library in runtime.kernels()
+    ]
+    rows += [
+        {
+            "spec": None,
+            "target": None,
+            "path": rejection.path,
+            "built": None,
+            "problems": [f"{rejection.path}: {rejection.reason}"],
+        }
+        for rejection in runtime.problems()
+    ]
+    return rows
+
+
+def _logs() -> list[dict[str, Any]]:
+    rows = []
+    for path in workspace.log_files():
+        try:
+            records, found = read_log(path)
+            problems = [str(problem) for problem in found]
+        except RecordError as error:
+            records, problems = [], [str(error)]
+        trials = [record for record in records if isinstance(record, Trial)]
+        rows.append(
+            {
+                "spec": path.stem,
+                "target": path.parent.name,
+                "path": path,
+                "sessions": sum(isinstance(record, Environment) for record in records),
+                "trials": len(trials),
+                "failures": sum(trial.error is not None for trial in trials),
+                "problems": problems,
+            }
+        )
+    return rows
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> Any:
+    # Times by shape and problems have no room in a column.
+    columns = [name for name in rows[0] if name not in ("seconds", "problems")]
+    numbers = ("speedup", "sessions", "trials", "failures")
+    result = output.table(title, *columns, right=numbers)
+    for row in rows:
+        result.add_row(*(_cell(name, row[name]) for name in columns))
+    return result
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if name == "speedup":
+        return f"{value:.2f}x"
+    return seconds_text(value) if name == "score" else str(value)

@@ -1,0 +1,110 @@
+"""Options that several verbs share, and what they mean."""
+
+from __future__ import annotations
+
+import enum
+import importlib.util
+import re
+from typing import Annotated
+
+import typer
+
+from natc import environment
+from natc.errors import NatcError, SpecError
+from natc.spec import DTYPES, KernelSpec, parse_kernel_size
+
+# What is compiled when the options do not say; NAT's own head dim and precisions.
+DEFAULT_HEAD_DIM = 32
+DEFAULT_DTYPE = {"llvm": "float32", "cuda": "float16"}
+NAT_KERNEL = "7"
+
+
+class Dtype(str, enum.Enum):
+    """The element types as choices of an option."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+assert tuple(dtype.value for dtype in Dtype) == DTYPES
+
+KernelOption = Annotated[
+    str, typer.Option("--kernel", "-k", metavar="K", help="Window size: 7, or 7x5 by axis.")
+]
+TargetOption = Annotated[
+    str, typer.Option("--target", "-t", help="llvm (this CPU), cuda, or a full target name.")
+]
+HeadDimOption = Annotated[int, typer.Option("--head-dim", help="Channels of one head.")]
+DtypeOption = Annotated[
+    Dtype | None,
+    typer.Option("--dtype", help="Element type.", show_default="float32 on llvm, float16 on cuda"),
+]
+RankOption = Annotated[
+    int | None, typer.Option("--rank", help="Number of spatial axes.", show_default="2")
+]
+ShapeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        metavar="BxHxWxHEADS",
+        help="Input to measure on; may be repeated.",
+        show_default="NAT's four levels",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def make_spec(
+    kernel: str, *, kind: str, rank: int | None, head_dim: int, dtype: Dtype | None, rpb: bool
+) -> KernelSpec:
+    """Return the spec that the options describe for a target of a kind (llvm or cuda).
+
+    Raises SpecError for a value that is not allowed or that no kernel is compiled for.
+    """
+    sizes = parse_kernel_size(kernel)
+    if rank is None:
+        rank = len(sizes) if len(sizes) > 1 else 2
+    spec = KernelSpec.make(
+        sizes[0] if len(sizes) == 1 else sizes,
+        rank=rank,
+        head_dim=head_dim,
+        dtype=dtype.value if dtype else DEFAULT_DTYPE[kind],
+        rpb=rpb,
+    )
+    if spec.rank != 2:
+        raise SpecError(
+            f"rank is {spec.rank}; natc compiles kernels of rank 2. Neighborhood attention of "
+            "ranks 1 and 3 is in natc.reference."
+        )
+    return spec
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Return (batch, height, width, heads) from text such as 1x56x56x2.
+
+    Raises SpecError for any other text.
+    """
+    if not re.fullmatch(r"[1-9]\d{0,6}(x[1-9]\d{0,6}){3}", text, flags=re.ASCII):
+        raise SpecError(
+            f"shape {text!r} is not batch x height x width x heads, such as 1x56x56x2."
+        )
+    return tuple(int(part) for part in text.split("x"))
+
+
+def require_compiler(verb: str) -> None:
+    """Raise NatcError, with the command that helps, unless what compiles kernels is installed.
+
+    verb: what the user wanted, such as `tune`. Imports neither TVM nor xgboost.
+    """
+    needed = ["tvm"] if verb == "build" else ["tvm", "xgboost", "cloudpickle", "psutil", "tornado"]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise NatcError(
+            f"natc {verb} needs the compiler, which is not installed (no {', '.join(missing)}): "
+            "pip install 'natc[compiler]'."
+        )
+    # Refused here, because the pair does not raise: it kills the process.
+    problem = environment.compiler_problem()
+    if problem:
+        raise NatcError(problem)

@@ -1,0 +1,122 @@
+"""`natc quickstart`: tune, build, load, run a network on a photograph, check it, time it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from natc import environment, files, workspace
+from natc.cli import options, output, search
+from natc.cli.network import run_network
+from natc.errors import LibraryError, NatcError
+from natc.spec import KernelSpec
+from natc.targets import Target, detect_host_cpu
+
+if TYPE_CHECKING:
+    from natc.demo.times import Contestant
+
+SECONDS_A_SHAPE = 4.0
+
+
+def quickstart(
+    minutes: Annotated[
+        float, typer.Option("--minutes", min=0.05, help="Time to spend on tuning.")
+    ] = 1.5,
+    directory: Annotated[
+        Path, typer.Option("--output", "-o", help="Where the picture is written.")
+    ] = Path("natc-quickstart"),
+) -> None:
+    """Tune a kernel for this CPU, build it, and run NAT-Mini on a photograph with it."""
+    options.require_compiler("tune")
+    _require_demo()
+    target = detect_host_cpu()
+    spec = options.make_spec(
+        options.NAT_KERNEL,
+        kind=target.kind,
+        rank=2,
+        head_dim=options.DEFAULT_HEAD_DIM,
+        dtype=None,
+        rpb=True,
+    )
+    # Found out now, not after minutes of tuning.
+    files.make_directory(directory)
+    if not files.writable(directory):
+        raise NatcError(f"directory {directory} is not writable; name another with --output.")
+
+    _step(1, f"tune {spec.name} for {target.name} ({environment.cpu_model()}), {minutes:g} min")
+    finished = search.run(spec, target, minutes=minutes)
+    if finished.interrupted:
+        raise KeyboardInterrupt
+    output.stdout().print(search.summary(finished))
+    _step(2, "build the tuned kernel and, to compare, the untuned one")
+    tuned, untuned = _build(spec, target)
+    _step(3, "run NAT-Mini on a photograph, on the kernels and on the reference")
+    picture = run_network(spec, directory, seconds=SECONDS_A_SHAPE)
+    _step(4, "time attention at the four levels of NAT")
+    _time(tuned, untuned, environment.cpu_model())
+    output.stdout().print(f"picture: {picture.absolute()}")
+
+
+def _step(number: int, text: str) -> None:
+    output.stdout().print(f"[{number}/4] {text}", style="bold")
+
+
+def _require_demo() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("skimage", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise NatcError(
+            f"natc quickstart needs {' and '.join(missing)}: pip install 'natc[compiler,demo]'."
+        )
+
+
+def _build(spec: KernelSpec, target: Target) -> tuple[Contestant, Contestant]:
+    from natc import runtime
+    from natc.build import build_library
+
+    note = output.stderr().print
+    tuned = build_library(spec, target, workspace.library_dir(), on_note=note)
+    runtime.clear()
+    contestants = [_contestant(spec, tuned.parent, target.name)]
+    with tempfile.TemporaryDirectory(prefix="natc-untuned-") as scratch:
+        build_library(spec, target, Path(scratch), untuned=True)
+        contestants.append(_contestant(spec, Path(scratch), "the space's first schedule"))
+    return contestants[0], contestants[1]
+
+
+def _contestant(spec: KernelSpec, directory: Path, note: str) -> Contestant:
+    """Load the kernel that lies in a directory, whatever other directories hold."""
+    import torch
+
+    from natc import runtime
+    from natc.demo import peers
+    from natc.runtime.facts import detect
+    from natc.runtime.load import load
+    from natc.runtime.search import scan
+
+    facts = detect(torch.device("cpu"))
+    choice, rejections = runtime.select(scan([directory]).libraries, spec, facts)
+    if choice is None:
+        raise LibraryError(f"the library just built in {directory} is not usable: {rejections}.")
+    return peers.from_kernel(load(choice).function, note)
+
+
+def _time(tuned: Contestant, untuned: Contestant, cpu: str) -> None:
+    import torch
+
+    from natc.cli import times_table
+    from natc.demo import peers, times
+
+    rows = times.time_attention(
+        times.NAT_LEVELS,
+        torch.float32,
+        {"tuned kernel": tuned, "untuned kernel": untuned, **peers.torch_peers()},
+        kernel_size=int(options.NAT_KERNEL),
+        seconds=SECONDS_A_SHAPE,
+        progress=times_table.progress(),
+    )
+    times_table.show(f"7x7 neighborhood attention, float32, on {cpu}", rows)
