@@ -5,6 +5,9 @@ There is no backward kernel yet. Nothing but the inputs is kept from forward to 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -27,8 +30,11 @@ def backward(
         `[B, H, W, heads]`, where the forward returned it.
     """
     _allow(query.device)
-    inputs = [None if t is None else t.detach().requires_grad_() for t in (query, key, value, rpb)]
-    return _through_reference(grads, inputs, options, create_graph=False)
+    with _autograd_included():
+        inputs = [
+            None if t is None else t.detach().requires_grad_() for t in (query, key, value, rpb)
+        ]
+        return _through_reference(grads, inputs, options, create_graph=False)
 
 
 def differentiable_backward(
@@ -65,6 +71,18 @@ def _through_reference(
         wanted = [t for t in inputs if t is not None and t.requires_grad]
         found = iter(torch.autograd.grad(results, wanted, grads, create_graph=create_graph))
     return tuple(next(found) if t is not None and t.requires_grad else None for t in inputs)
+
+
+@contextlib.contextmanager
+def _autograd_included() -> Iterator[None]:
+    """Let operators record a graph even inside an operator.
+
+    The dispatcher leaves autograd out below a mode such as a FLOP counter or a tracer.
+    """
+    with torch._C._PreserveDispatchKeyGuard():
+        autograd = torch._C.DispatchKey.AutogradFunctionality
+        torch._C._dispatch_tls_set_dispatch_key_excluded(autograd, False)
+        yield
 
 
 def _allow(device: torch.device) -> None:

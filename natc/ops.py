@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from natc import gradients, launch
@@ -91,29 +92,64 @@ def _(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.options = inputs[4:]
-    ctx.forced = launch.reference_is_forced()
+class _Attention(torch.autograd.Function):
+    """One of the forward operators, with what its backward needs."""
+
+    @staticmethod
+    def forward(ctx: Any, operator: Callable[..., Any], *arguments: Any) -> Any:
+        ctx.save_for_backward(*arguments[:4])
+        ctx.options = arguments[4:]
+        ctx.forced = launch.reference_is_forced()
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        query, key, value, rpb = ctx.saved_tensors
+        # What ran on the reference by request goes back through it without a warning.
+        with force_reference() if ctx.forced else contextlib.nullcontext():
+            if torch.is_grad_enabled():
+                found = gradients.differentiable_backward(
+                    grads, query, key, value, rpb, _Options(*ctx.options)
+                )
+            else:
+                found = _na2d_backward(list(grads), query, key, value, rpb, *ctx.options)
+        of_rpb = None if rpb is None else found[3]
+        return (None, *found[:3], of_rpb, *(None for _ in ctx.options))
 
 
-def _autograd_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    query, key, value, rpb = ctx.saved_tensors
-    # What ran on the reference by request goes back through it without a warning.
-    with force_reference() if ctx.forced else contextlib.nullcontext():
-        if torch.is_grad_enabled():
-            found = gradients.differentiable_backward(
-                grads, query, key, value, rpb, _Options(*ctx.options)
-            )
-        else:
-            found = _na2d_backward(list(grads), query, key, value, rpb, *ctx.options)
-    return (*found[:3], None if rpb is None else found[3], *(None for _ in ctx.options))
+# The dispatcher's keys of a call that nothing but autograd has a part in: no tracing, no
+# transform, no tensor subclass, no lazy negation.
+_BELOW_AUTOGRAD = torch._C._after_autograd_keyset
+_PLAIN = frozenset(
+    torch._C.DispatchKeySet(key).raw_repr()
+    for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)
+)
 
 
-for _operator in (na2d_forward, na2d_forward_lse):
-    torch.library.register_autograd(
-        _operator, _autograd_backward, setup_context=_setup_context, lib=_library
-    )
+def _register_autograd(
+    name: str, operator: Callable[..., Any], implementation: Callable[..., Any]
+) -> None:
+    """Give an operator its gradient.
+
+    torch.library.register_autograd would do; it costs 8 microseconds in each call that needs no
+    gradient, more than the rest of the way to the kernel, because it always dispatches twice.
+    """
+
+    def autograd(keys: Any, *arguments: Any) -> Any:
+        needs_gradient = torch.is_grad_enabled() and any(
+            t is not None and t.requires_grad for t in arguments[:4]
+        )
+        plain = (keys & _BELOW_AUTOGRAD).raw_repr() in _PLAIN and forward_ad._current_level < 0
+        if plain and not needs_gradient:
+            return implementation(*arguments)
+        return _Attention.apply(operator, *arguments)
+
+    _library.impl(name, autograd, "Autograd", with_keyset=True)
+
+
+_register_autograd("na2d_forward", na2d_forward, launch.forward)
+_register_autograd("na2d_forward_lse", na2d_forward_lse, launch.forward_lse)
 
 
 def _vmap_rule(operator: Callable[..., Any]) -> Callable[..., Any]:
@@ -152,10 +188,19 @@ for _operator in (na2d_forward, na2d_forward_lse):
     torch.library.register_vmap(_operator, _vmap_rule(_operator), lib=_library)
 
 
+def _flops(products: int, query: Sequence[int], kernel_size: Sequence[int]) -> int:
+    """Count some products of head_dim multiply-adds for each query and tap of a full window."""
+    return 2 * products * math.prod(query) * math.prod(kernel_size)
+
+
 @register_flop_formula([torch.ops.natc.na2d_forward, torch.ops.natc.na2d_forward_lse])
-def _flops(
-    query: Sequence[int], key: Any, value: Any, rpb: Any, kernel_size: Sequence[int], *_: Any,
-    **__: Any,
-) -> int:  # fmt: skip
-    """Two products of head_dim multiply-adds for each query and each tap of a full window."""
-    return 4 * math.prod(query) * math.prod(kernel_size)
+def _(query: Any, key: Any, value: Any, rpb: Any, kernel_size: Any, *_: Any, **__: Any) -> int:
+    return _flops(2, query, kernel_size)
+
+
+@register_flop_formula(torch.ops.natc.na2d_backward)
+def _(
+    grads: Any, query: Any, key: Any, value: Any, rpb: Any, kernel_size: Any, *_: Any, **__: Any
+) -> int:
+    # The recomputed query key^T, and one product for each of grad_weights, query, key, value.
+    return _flops(5, query, kernel_size)

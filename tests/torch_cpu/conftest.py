@@ -1,0 +1,39 @@
+"""Fixtures: an empty place for libraries, and one that holds libraries compiled from C."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from c_library import SPECS, LibraryDirectory, compile_c
+
+from natc import runtime
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    folder = tmp_path_factory.mktemp("compiled")
+    return {rpb: compile_c(spec, folder / f"{spec.name}.so") for rpb, spec in SPECS.items()}
+
+
+@pytest.fixture
+def libraries(
+    compiled: dict[bool, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[LibraryDirectory]:
+    """An empty library directory, the only one that natc searches besides an empty cache."""
+    directory = LibraryDirectory(tmp_path / "lib", compiled)
+    monkeypatch.setenv("NATC_LIB_PATH", str(directory.path))
+    monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("NATC_STRICT", raising=False)
+    runtime.clear()
+    yield directory
+    runtime.clear()
+
+
+@pytest.fixture
+def kernels(libraries: LibraryDirectory) -> LibraryDirectory:
+    """The library directory with a kernel for every spec of `c_library.SPECS`."""
+    for spec in SPECS.values():
+        libraries.add(spec)
+    return libraries
