@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+from natc import env, workspace
+from natc.spec import KernelSpec
+from natc.targets import Target
+
+SPEC = KernelSpec.make(7, rpb=True)
+TARGET = Target("llvm", "x86-64-v3")
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in env.ALL:
+        monkeypatch.delenv(variable.name, raising=False)
+
+
+def test_the_workspace_is_the_checkout_when_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workspace, "_PACKAGE", tmp_path / "natc")
+    assert workspace.workspace() == platformdirs.user_data_path("natc", appauthor=False)
+    (tmp_path / "schedules").mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    assert workspace.workspace() == tmp_path
+    monkeypatch.setenv("NATC_WORKSPACE", str(tmp_path / "named"))
+    assert workspace.workspace() == tmp_path / "named"
+
+
+def test_files_have_the_documented_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NATC_WORKSPACE", str(tmp_path))
+    name = "na2d_k7_d32_float32_rpb"
+    assert workspace.schedule_path(SPEC, TARGET) == (
+        tmp_path / "schedules" / "llvm-x86-64-v3" / f"{name}.json"
+    )
+    assert workspace.log_path(SPEC, TARGET) == (
+        tmp_path / "tuning_logs" / "llvm-x86-64-v3" / f"{name}.jsonl"
+    )
+
+
+def test_the_workspace_hides_what_the_package_ships(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, shipped = tmp_path / "mine", tmp_path / "shipped"
+    monkeypatch.setenv("NATC_WORKSPACE", str(mine))
+    monkeypatch.setattr(workspace, "PACKAGED_DATA", shipped)
+    assert workspace.find_schedule(SPEC, TARGET) is None
+    assert list(workspace.schedule_files()) == []
+
+    relative = workspace.schedule_path(SPEC, TARGET).relative_to(mine)
+    for root in (shipped, mine):
+        path = root / relative
+        path.parent.mkdir(parents=True)
+        path.touch()
+        assert workspace.find_schedule(SPEC, TARGET) == path
+        assert list(workspace.schedule_files()) == [path]
+
+
+def test_libraries_are_looked_for_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, cache = tmp_path / "one", tmp_path / "two", tmp_path / "cache"
+    monkeypatch.setenv("NATC_LIB_PATH", os.pathsep.join([str(one), "", str(two)]))
+    monkeypatch.setenv("NATC_CACHE_DIR", str(cache))
+    assert workspace.library_dirs() == [one, two, cache / "lib", workspace.PACKAGED_DATA / "lib"]
+
+
+def test_the_cache_is_the_platforms(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert workspace.cache_dir() == platformdirs.user_cache_path("natc", appauthor=False)
+    monkeypatch.setenv("NATC_CACHE_DIR", "relative")
+    assert workspace.cache_dir() == Path.cwd() / "relative"
