@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 import msgspec
 
-from natc.errors import NatcError, RecordError
+from natc.errors import RecordError
 from natc.files import append_line, reason
 from natc.spec import KernelSpec
 
@@ -160,14 +160,12 @@ def _decode(line: bytes) -> Record:
     try:
         # The version comes first: a newer record may differ in everything else.
         version = msgspec.json.decode(line, type=_Header).schema_version
-        if version > SCHEMA_VERSION:
-            raise RecordError(
-                f"record has schema version {version}, written by a newer natc; this one reads "
-                f"up to {SCHEMA_VERSION}. It was skipped."
-            )
-        return _decoder.decode(line)
+        if version <= SCHEMA_VERSION:
+            return _decoder.decode(line)
     # ValueError covers msgspec's own errors and text that is not UTF-8.
-    except ValueError as error:
-        raise RecordError(f"damaged record was skipped: {error}.") from error
-    except NatcError as error:
-        raise RecordError(str(error)) from error
+    except (ValueError, RecordError) as error:
+        raise RecordError(f"damaged record was skipped: {str(error).rstrip('.')}.") from error
+    raise RecordError(
+        f"record has schema version {version}, written by a newer natc; this one reads up to "
+        f"{SCHEMA_VERSION}. It was skipped."
+    )

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from natc import environment
+from natc.errors import NatcError, RecordError
+from natc.records import Environment, Record, Space, Trial, append, read_log, shape_key, trials_of
+from natc.spec import KernelSpec
+
+SPEC = KernelSpec.make(7, rpb=True)
+SPACE = Space("cpu", 1)
+
+
+def make_trial(number: int, **changes: object) -> Trial:
+    fields: dict[str, object] = {
+        "spec": SPEC.name,
+        "target": "llvm-x86-64-v3",
+        "space": SPACE,
+        "decisions": {"tile_h": 4, "unroll": number},
+        "seconds": {"1x56x56x2x32": 1.5e-3},
+        "error": None,
+        "environment": "abc",
+        "timestamp": "2026-01-02T03:04:05+00:00",
+        "trial": number,
+    }
+    return Trial(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> tuple[Path, list[Record]]:
+    path = tmp_path / "logs" / "log.jsonl"
+    records: list[Record] = [
+        environment.collect(seed=3),
+        make_trial(0),
+        make_trial(1, seconds=None, error="did not compile: ü\nsecond line"),
+    ]
+    for record in records:
+        append(path, record)
+    return path, records
+
+
+def test_what_is_appended_is_read_back(log: tuple[Path, list[Record]]) -> None:
+    path, records = log
+    assert read_log(path) == (records, [])
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_lines_say_what_they_are(log: tuple[Path, list[Record]]) -> None:
+    lines = [msgspec.json.decode(line) for line in log[0].read_bytes().splitlines()]
+    assert [line["type"] for line in lines] == ["environment", "trial", "trial"]
+    assert {line["schema_version"] for line in lines} == {1}
+    assert lines[0]["seed"] == 3
+    assert lines[1]["decisions"] == {"tile_h": 4, "unroll": 0}
+
+
+def test_a_log_that_is_not_there_is_empty(tmp_path: Path) -> None:
+    assert read_log(tmp_path / "none.jsonl") == ([], [])
+
+
+def test_a_log_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="cannot be read"):
+        read_log(tmp_path)
+
+
+GOOD = msgspec.json.encode(make_trial(5))
+BAD_LINES = {
+    "cut short": GOOD[: len(GOOD) // 2],
+    "no JSON": b"Segmentation fault",
+    "not UTF-8": b'{"type": "trial\xff"}',
+    "binary zeros": b"\0" * 100,
+    "no version": b'{"type": "trial"}',
+    "no object": b"[1, 2]",
+    "unknown type": b'{"type": "wish", "schema_version": 1}',
+    "missing fields": b'{"type": "trial", "schema_version": 1}',
+    "wrong type": GOOD.replace(b'"unroll":5', b'"unroll":"five"'),
+    "no time": GOOD.replace(b'{"1x56x56x2x32":0.0015}', b"null"),
+    "impossible time": GOOD.replace(b"0.0015", b"-1.0"),
+    "newer": b'{"type": "trial", "schema_version": 2, "everything": "else"}',
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES.values(), ids=BAD_LINES.keys())
+def test_a_bad_line_is_reported_skipped_and_kept(
+    log: tuple[Path, list[Record]], line: bytes
+) -> None:
+    path, records = log
+    assert GOOD not in BAD_LINES.values()
+    with path.open("ab") as file:
+        file.write(line)
+    before = path.read_bytes()
+    append(path, make_trial(9))
+    read, problems = read_log(path)
+    assert read == [*records, make_trial(9)]
+    assert [(problem.path, problem.line) for problem in problems] == [(path, 4)]
+    assert str(problems[0]).startswith(f"{path}:4: ")
+    assert "skipped" in problems[0].message
+    assert path.read_bytes().startswith(before)
+
+
+def test_a_newer_record_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(BAD_LINES["newer"] + b"\n" + BAD_LINES["no JSON"])
+    _, problems = read_log(path)
+    assert "schema version 2, written by a newer natc" in problems[0].message
+    assert "damaged" in problems[1].message
+
+
+def test_fields_that_are_not_known_do_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(GOOD[:-1] + b', "added_later": 1}\n\n')
+    assert read_log(path) == ([make_trial(5)], [])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seconds": None},
+        {"error": "both"},
+        {"seconds": {}},
+        {"seconds": {"1x1x1x1x1": float("inf")}},
+        {"seconds": {"1x1x1x1x1": float("nan")}},
+        {"seconds": {"1x1x1x1x1": 0.0}},
+    ],
+)
+def test_a_trial_that_says_nothing_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(RecordError):
+        make_trial(0, **changes)
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NatcError, match="file"):
+        append(tmp_path / "file" / "log.jsonl", make_trial(0))
+
+
+def test_trials_of_one_kernel_in_one_space() -> None:
+    other = make_trial(2, space=Space("cpu", 2))
+    another = make_trial(3, spec="na2d_k5_d32_float32")
+    records: list[Record] = [environment.collect(), make_trial(0), other, another, make_trial(1)]
+    assert [trial.trial for trial in trials_of(records, SPEC, SPACE)] == [0, 1]
+
+
+def test_shapes_as_text() -> None:
+    assert shape_key((1, 56, 56, 2, 32)) == "1x56x56x2x32"
+
+
+def test_the_environment_says_where_it_was() -> None:
+    one, other = environment.collect(seed=1), environment.collect(seed=1)
+    assert isinstance(one, Environment)
+    assert one.id != other.id
+    assert one.cores >= 1
+    assert one.cpu
+    assert one.versions["natc"] and one.versions["python"]
+    assert one.timestamp.endswith("+00:00")
+
+
+def test_an_environment_with_nothing_in_it_is_still_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_run", lambda *command: None)
+    monkeypatch.setattr(environment, "version_of", lambda distribution: None)
+    monkeypatch.setattr("pathlib.Path.read_text", _unreadable)
+    monkeypatch.setattr("platform.machine", lambda: "pdp11")
+    monkeypatch.setattr("platform.processor", lambda: "")
+    environment.detect_host_cpu.cache_clear()
+    facts = environment.collect()
+    environment.detect_host_cpu.cache_clear()
+    assert (facts.cpu, facts.target, facts.git) == ("pdp11", None, None)
+    assert facts.versions["tvm"] is None
+
+
+def _unreadable(*_: object, **__: object) -> str:
+    raise OSError("no such file")
+
+
+@pytest.mark.parametrize(
+    ("tvm", "ffi", "crashes"),
+    [
+        ("0.27.0.post1", "0.1.14.post1", False),
+        ("0.27.0.post1", "0.1.15.post2", True),
+        ("0.26.0", "0.1.15", True),
+        ("0.28.0", "0.1.15", False),
+        ("0.27.0.post1", None, False),
+        (None, "0.1.15", False),
+    ],
+)
+def test_versions_that_crash_together_are_known(
+    monkeypatch: pytest.MonkeyPatch, tvm: str | None, ffi: str | None, crashes: bool
+) -> None:
+    versions = {"apache-tvm": tvm, "apache-tvm-ffi": ffi}
+    monkeypatch.setattr(environment, "version_of", versions.get)
+    problem = environment.compiler_problem()
+    assert (problem is not None) == crashes
+    if problem:
+        assert "<0.1.15" in problem

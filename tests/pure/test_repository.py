@@ -1,0 +1,63 @@
+"""Promises that no module keeps alone."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+MODULES = sorted((ROOT / "natc").rglob("*.py"))
+
+
+def readme_command(name: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / ".ci" / "readme-command"), name]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", ["install", "test"])
+def test_ci_runs_the_readmes_commands(name: str) -> None:
+    done = readme_command(name)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert f"readme_command {name}" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_a_command_that_the_readme_lacks_stops_ci() -> None:
+    done = readme_command("dance")
+    assert done.returncode != 0
+    assert "command: dance" in done.stderr
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_module_grows_too_long(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
+
+
+def test_the_compiler_extra_excludes_the_versions_that_crash() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    compiler = re.search(r"^compiler = \[\n(.*?)^\]", text, flags=re.MULTILINE | re.DOTALL)
+    assert compiler
+    assert '"apache-tvm==0.27.0.post1"' in compiler[1]
+    assert '"apache-tvm-ffi>=0.1.14.post0,<0.1.15"' in compiler[1]
+
+
+def test_the_wheel_ships_schedules_and_logs() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    for name in ("schedules", "tuning_logs"):
+        assert f'"{name}" = "natc/_data/{name}"' in text
+        assert (ROOT / name).is_dir()
+
+
+# The command line starts at once because it loads neither torch nor TVM nor rich's tables.
+LIGHT = "import natc.cli.main, sys; print(sorted({'torch', 'tvm', 'tvm_ffi'} & set(sys.modules)))"
+
+
+def test_the_command_line_loads_nothing_heavy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from natc import environment, schedules, workspace
+from natc.errors import NatcError, ScheduleError
+from natc.records import Space
+from natc.schedules import Measured, Schedule, list_schedules, load_schedule, save_schedule
+from natc.spec import KernelSpec
+from natc.targets import Target
+
+SPEC = KernelSpec.make(7, rpb=True)
+TARGET = Target("llvm", "x86-64-v3")
+
+
+def make_schedule(**changes: object) -> Schedule:
+    seconds = {"1x7x7x16x32": 2.0e-05, "1x56x56x2x32": 1.23456789e-3}
+    fields: dict[str, object] = {
+        "spec": SPEC.name,
+        "target": TARGET.name,
+        "space": Space("cpu", 1),
+        "decisions": {"unroll": 3, "tile_h": 4},
+        "measured": Measured(
+            seconds=seconds,
+            baseline_seconds={shape: 3 * value for shape, value in seconds.items()},
+            score=1.2545678e-3,
+            objective="sum of seconds",
+            trials=40,
+        ),
+        "environment": schedules.measured_on(environment.collect()),
+        "created": "2026-01-02T03:04:05+00:00",
+    }
+    return Schedule(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NATC_WORKSPACE", str(tmp_path))
+    monkeypatch.setattr(workspace, "PACKAGED_DATA", tmp_path / "shipped")
+    return tmp_path
+
+
+def test_what_is_saved_is_loaded(place: Path) -> None:
+    path = save_schedule(make_schedule())
+    assert path == place / "schedules" / TARGET.name / f"{SPEC.name}.json"
+    loaded = load_schedule(SPEC, TARGET)
+    assert loaded is not None
+    assert loaded.decisions == {"unroll": 3, "tile_h": 4}
+    assert loaded.measured.seconds["1x56x56x2x32"] == 1.235e-3
+    assert loaded.space == Space("cpu", 1)
+
+
+def test_no_schedule_is_none() -> None:
+    assert load_schedule(SPEC, TARGET) is None
+    assert list_schedules() == []
+
+
+def test_the_file_is_the_same_whatever_order_things_were_found_in() -> None:
+    schedule = make_schedule()
+    measured = schedule.measured
+    turned = msgspec.structs.replace(
+        schedule,
+        decisions=dict(reversed(schedule.decisions.items())),
+        measured=msgspec.structs.replace(
+            measured, seconds=dict(reversed(measured.seconds.items())), score=1.2546e-3
+        ),
+    )
+    assert schedules.dump(schedule) == schedules.dump(turned)
+    read = json.loads(schedules.dump(schedule))
+    assert list(read["measured"]["seconds"]) == ["1x56x56x2x32", "1x7x7x16x32"]
+    assert schedules.dump(schedule).endswith("}\n")
+
+
+def test_a_saved_file_saves_to_itself() -> None:
+    path = save_schedule(make_schedule())
+    first = path.read_bytes()
+    save_schedule(schedules.read_schedule(path))
+    assert path.read_bytes() == first
+
+
+def test_a_newer_schedule_says_upgrade_and_is_kept() -> None:
+    path = save_schedule(make_schedule())
+    newer = json.dumps({"schema_version": 2, "everything": "else"})
+    path.write_text(newer)
+    with pytest.raises(ScheduleError, match=r"version 2, written by a newer natc.*[Uu]pgrade"):
+        load_schedule(SPEC, TARGET)
+    assert path.read_text() == newer
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+        lambda data: b"\xff\xfe",
+        lambda data: b"[]",
+        lambda data: data.replace(b'"tile_h": 4', b'"tile_h": "four"'),
+        lambda data: data.replace(b'"decisions"', b'"choices"'),
+        lambda data: data.replace(b"llvm-x86-64-v3", b"llvm-x86-64-v9"),
+        lambda data: data.replace(b"na2d_k7_", b"na2d_k1_"),
+    ],
+)
+def test_a_damaged_schedule_is_named_and_kept(damage: object) -> None:
+    path = save_schedule(make_schedule())
+    damaged = damage(path.read_bytes())  # type: ignore[operator]
+    path.write_bytes(damaged)
+    with pytest.raises(ScheduleError) as caught:
+        load_schedule(SPEC, TARGET)
+    assert str(path) in str(caught.value)
+    assert "damaged" in str(caught.value)
+    assert path.read_bytes() == damaged
+
+
+def test_a_schedule_under_another_name_is_refused() -> None:
+    path = save_schedule(make_schedule())
+    other = path.with_name("na2d_k5_d32_float32.json")
+    path.rename(other)
+    with pytest.raises(ScheduleError, match="na2d_k7_d32_float32_rpb"):
+        load_schedule(KernelSpec.make(5), TARGET)
+
+
+def test_the_list_holds_the_good_and_the_bad() -> None:
+    good = save_schedule(make_schedule())
+    bad = good.with_name("na2d_k5_d32_float32.json")
+    bad.write_text("{")
+    (unusable, usable) = list_schedules()
+    assert (usable.path, usable.problem) == (good, None)
+    assert usable.schedule is not None
+    assert (unusable.path, unusable.schedule) == (bad, None)
+    assert unusable.problem is not None and str(bad) in unusable.problem
+
+
+def test_a_workspace_that_cannot_be_written_is_named(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "file").touch()
+    monkeypatch.setenv("NATC_WORKSPACE", str(place / "file"))
+    with pytest.raises(NatcError) as caught:
+        save_schedule(make_schedule())
+    assert str(place / "file" / "schedules" / TARGET.name) in str(caught.value)
+
+
+def test_every_schedule_that_ships_is_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parent.parent.parent
+    for path in sorted((root / "schedules").glob("*/*.json")):
+        assert schedules.dump(schedules.read_schedule(path)) == path.read_text(encoding="utf-8")
