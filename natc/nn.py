@@ -11,11 +11,19 @@ from natc.functional import na2d
 
 def _pair(name: str, value: int | tuple[int, int], minimum: int) -> tuple[int, int]:
     """Return `value` once per axis, after checking type, length and `minimum`."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, int) for v in pair):
         raise ArgumentTypeError(f"{name} must be an int or a pair of ints, not {value!r}.")
     if min(pair) < minimum:
         raise ArgumentError(f"{name} must be at least {minimum} on each axis, not {value!r}.")
+    return pair[0], pair[1]
+
+
+def _flags(name: str, value: bool | tuple[bool, bool]) -> tuple[bool, bool]:
+    """Return `value` once per axis, after checking type and length."""
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2 or any(not isinstance(v, bool) for v in pair):
+        raise ArgumentTypeError(f"{name} must be a bool or a pair of bools, not {value!r}.")
     return pair[0], pair[1]
 
 
@@ -79,9 +87,6 @@ class NeighborhoodAttention2D(nn.Module):
                 f"dim must be a positive multiple of num_heads, not dim={dim} with "
                 f"num_heads={num_heads}."
             )
-        causal = (is_causal, is_causal) if isinstance(is_causal, bool) else tuple(is_causal)
-        if len(causal) != 2 or any(not isinstance(c, bool) for c in causal):
-            raise ArgumentTypeError(f"is_causal must be a bool or two bools, not {is_causal!r}.")
         self.dim = dim
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
@@ -93,7 +98,7 @@ class NeighborhoodAttention2D(nn.Module):
                 f"stride must be at most kernel_size={self.kernel_size} on each axis, "
                 f"not {stride!r}."
             )
-        self.is_causal = (causal[0], causal[1])
+        self.is_causal = _flags("is_causal", is_causal)
         self.scale = self.head_dim**-0.5 if qk_scale is None else float(qk_scale)
         self.pad_small_maps = pad_small_maps
 

@@ -11,6 +11,7 @@ from natc import ops, runtime
 from natc.models import NAT
 from natc.nn import NeighborhoodAttention2D
 from natc.spec import KernelSpec
+from natc.testing.tolerance import relative_errors
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,9 @@ def compare_network(model: NAT, image: Tensor) -> NetworkComparison:
     finally:
         model.train(training)
     return NetworkComparison(
-        logits_error=relative_error(logits, expected_logits),
+        logits_error=_error(logits, expected_logits),
         feature_errors=tuple(
-            relative_error(actual, expected)
-            for actual, expected in zip(maps, expected_maps, strict=True)
+            _error(actual, expected) for actual, expected in zip(maps, expected_maps, strict=True)
         ),
         logits=logits,
         feature_maps=tuple(maps),
@@ -84,16 +84,5 @@ def attention_specs(model: torch.nn.Module, dtype: torch.dtype) -> list[KernelSp
     return list(dict.fromkeys(specs))
 
 
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Return max|actual - expected| / max|expected|, computed in float64; 0 for empty tensors.
-
-    Args:
-        actual: any floating tensor.
-        expected: a tensor of the same shape; if it is all zero, the error is absolute.
-    """
-    if expected.numel() == 0:
-        return 0.0
-    expected = expected.detach().double()
-    size = float(expected.abs().max())
-    difference = float((actual.detach().double() - expected).abs().max())
-    return difference / size if size > 0.0 else difference
+def _error(actual: Tensor, expected: Tensor) -> float:
+    return relative_errors(actual, expected.double()).largest

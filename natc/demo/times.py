@@ -17,20 +17,12 @@ import torch
 from torch import Tensor
 
 from natc import reference
-from natc.demo.compare import relative_error
 from natc.errors import NatcError
 from natc.testing.inputs import make_inputs
+from natc.testing.tolerance import ELEMENT_FACTOR, RELATIVE_TOLERANCE, relative_errors
 
 # NAT-Mini and NAT-Tiny at 224 x 224: [batch, height, width, heads, head_dim] of each level.
 NAT_LEVELS = ((1, 56, 56, 2, 32), (1, 28, 28, 4, 32), (1, 14, 14, 8, 32), (1, 7, 7, 16, 32))
-
-# Largest relative error of a right result: a few roundings of the dtype.
-TOLERANCES = {
-    torch.float64: 1e-10,
-    torch.float32: 1e-5,
-    torch.float16: 5e-3,
-    torch.bfloat16: 4e-2,
-}
 
 MIN_SAMPLES = 5
 MIN_SAMPLE_SECONDS = 2e-3
@@ -101,7 +93,7 @@ def time_attention(
 
     Args:
         shapes: problems `(batch, height, width, heads, head_dim)`, such as `NAT_LEVELS`.
-        dtype: of query, key and value; a key of `TOLERANCES`.
+        dtype: of query, key and value: float32, float16, bfloat16 or float64.
         contestants: by name; ratios are to the first one.
         kernel_size: window size of all problems; one int or a pair.
         dilation: dilation of all problems; one int or a pair.
@@ -115,8 +107,9 @@ def time_attention(
     Raises:
         NatcError: a shape or dtype that is not allowed.
     """
-    if dtype not in TOLERANCES:
-        raise NatcError(f"dtype must be one of {[str(d) for d in TOLERANCES]}, not {dtype}.")
+    if dtype not in RELATIVE_TOLERANCE:
+        allowed = ", ".join(str(known) for known in RELATIVE_TOLERANCE)
+        raise NatcError(f"dtype must be one of {allowed}, not {dtype}.")
     say = progress or (lambda _: None)
     rows: list[Row] = []
     for shape in shapes:
@@ -145,14 +138,14 @@ def _time_shape(
     calls: dict[str, Callable[[], Tensor]] = {}
     errors: dict[str, float] = {}
     notes: dict[str, str] = {}
-    tolerance = TOLERANCES[inputs.query.dtype]
+    tolerance = ELEMENT_FACTOR * RELATIVE_TOLERANCE[inputs.query.dtype]
     with torch.inference_mode():
         expected = _reference64(inputs)
         for name, contestant in contestants.items():
             say(f"{size}: preparing and checking {name}")
             try:
                 prepared = contestant(inputs)
-                errors[name] = relative_error(prepared.call(), expected)
+                errors[name] = relative_errors(prepared.call(), expected).largest
             except Unavailable as error:
                 notes[name] = str(error)
                 continue

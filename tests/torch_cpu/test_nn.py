@@ -1,0 +1,192 @@
+"""The module around `natc.na2d`: its options, its parameters, what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from natc.errors import ArgumentError, ArgumentTypeError
+from natc.nn import NeighborhoodAttention2D
+from natc.reference import neighborhood_attention
+
+pytestmark = pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning")
+
+
+def by_hand(module: NeighborhoodAttention2D, x: Tensor, **options: Any) -> Tensor:
+    """The module's formula with everything written out."""
+    rows = dict(zip("qkv", module.qkv.weight.chunk(3), strict=True))
+    bias = module.qkv.bias
+    biases = dict(zip("qkv", bias.chunk(3), strict=True)) if bias is not None else {}
+    heads = [
+        torch.nn.functional.linear(x, rows[n], biases.get(n)).unflatten(-1, (module.num_heads, -1))
+        for n in "qkv"
+    ]
+    output = neighborhood_attention(*heads, module.kernel_size, rpb=module.rpb, **options)
+    assert isinstance(output, Tensor)
+    return torch.nn.functional.linear(output.flatten(-2), module.proj.weight, module.proj.bias)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"dilation": (1, 2)},
+        {"stride": (2, 3)},
+        {"is_causal": (True, False)},
+    ],
+    ids=str,
+)
+def test_module_is_projections_around_attention(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    module = NeighborhoodAttention2D(24, 3, (5, 4), **options).double()
+    x = torch.randn(2, 9, 11, 24, dtype=torch.float64)
+    torch.testing.assert_close(module(x), by_hand(module, x, **options), rtol=0, atol=1e-13)
+
+
+def test_qk_scale_multiplies_the_scores() -> None:
+    torch.manual_seed(0)
+    module = NeighborhoodAttention2D(16, 2, 3, qk_scale=0.9).double()
+    x = torch.randn(1, 5, 6, 16, dtype=torch.float64)
+    torch.testing.assert_close(module(x), by_hand(module, x, scale=0.9), rtol=0, atol=1e-13)
+    assert not torch.allclose(module(x), by_hand(module, x))
+
+
+def test_small_map_shrinks_the_window_to_self_attention_unless_padded() -> None:
+    torch.manual_seed(0)
+    module = NeighborhoodAttention2D(16, 2, 7, rel_pos_bias=False).double()
+    x = torch.randn(1, 3, 4, 16, dtype=torch.float64)
+    query, key, value = (
+        t.unflatten(-1, (2, 8)).flatten(1, 2).transpose(1, 2) for t in module.qkv(x).chunk(3, -1)
+    )
+    attended = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    expected = module.proj(attended.transpose(1, 2).reshape(1, 3, 4, 16))
+    torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-13)
+
+    module.pad_small_maps = True
+    assert not torch.allclose(module(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "dilation"), [(2, 3, 1), (9, 4, 1), (8, 20, 3), (7, 7, 1)]
+)
+def test_padding_is_zeros_at_the_bottom_and_right_before_the_projection(
+    height: int, width: int, dilation: int
+) -> None:
+    torch.manual_seed(0)
+    padding = NeighborhoodAttention2D(16, 2, 5, dilation=dilation, pad_small_maps=True).double()
+    torch.nn.init.normal_(padding.qkv.bias)
+    x = torch.randn(2, height, width, 16, dtype=torch.float64)
+    padded = torch.zeros(2, max(height, 5 * dilation), max(width, 5 * dilation), 16).double()
+    padded[:, :height, :width] = x
+    expected = by_hand(padding, padded, dilation=dilation)[:, :height, :width]
+    torch.testing.assert_close(padding(x), expected, rtol=0, atol=1e-13)
+
+
+def test_padding_changes_nothing_where_a_window_fits() -> None:
+    torch.manual_seed(0)
+    module = NeighborhoodAttention2D(16, 2, 3, dilation=2)
+    x = torch.randn(1, 6, 8, 16)
+    plain = module(x)
+    module.pad_small_maps = True
+    assert torch.equal(module(x), plain)
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+@pytest.mark.parametrize("rel_pos_bias", [True, False])
+def test_parameters(rel_pos_bias: bool, qkv_bias: bool) -> None:
+    module = NeighborhoodAttention2D(32, 4, (7, 3), rel_pos_bias=rel_pos_bias, qkv_bias=qkv_bias)
+    expected = {
+        "qkv.weight": (96, 32),
+        "proj.weight": (32, 32),
+        "proj.bias": (32,),
+    }
+    expected |= {"rpb": (4, 13, 5)} if rel_pos_bias else {}
+    expected |= {"qkv.bias": (96,)} if qkv_bias else {}
+    assert {name: tuple(p.shape) for name, p in module.state_dict().items()} == expected
+
+
+def test_gradients_reach_every_parameter_and_the_input() -> None:
+    torch.manual_seed(0)
+    module = NeighborhoodAttention2D(8, 2, 3, pad_small_maps=True)
+    x = torch.randn(1, 2, 5, 8, requires_grad=True)
+    module(x).square().sum().backward()
+    for name, tensor in [*module.named_parameters(), ("x", x)]:
+        assert tensor.grad is not None and tensor.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_module(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    module = NeighborhoodAttention2D(32, 2, 3)
+    x = torch.randn(1, 6, 7, 32)
+    expected = module(x)
+    result = module.to(dtype)(x.to(dtype))
+    assert result.dtype == dtype
+    assert (result.float() - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_autocast_runs_in_bfloat16() -> None:
+    torch.manual_seed(0)
+    module = NeighborhoodAttention2D(32, 2, 3)
+    x = torch.randn(1, 6, 7, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = module(x)
+    assert result.dtype == torch.bfloat16
+    assert (result.float() - module(x)).abs().max() < 0.02 * module(x).abs().max()
+
+
+def test_empty_batch() -> None:
+    assert NeighborhoodAttention2D(8, 2, 3)(torch.empty(0, 4, 5, 8)).shape == (0, 4, 5, 8)
+
+
+def test_proj_drop_drops_only_while_training() -> None:
+    torch.manual_seed(0)
+    module = NeighborhoodAttention2D(8, 2, 3, proj_drop=0.5)
+    x = torch.randn(1, 6, 6, 8)
+    assert 0.3 < (module(x) == 0).float().mean() < 0.7
+    module.eval()
+    assert (module(x) != 0).all()
+
+
+def test_settings_show_in_print() -> None:
+    text = repr(NeighborhoodAttention2D(8, 2, 3, dilation=(1, 2), pad_small_maps=True))
+    assert "kernel_size=(3, 3), dilation=(1, 2)" in text
+    assert "pad_small_maps=True" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"dim": 30}, ArgumentError, "dim must be a positive multiple of num_heads, not dim=30"),
+        ({"num_heads": 0}, ArgumentError, "num_heads=0"),
+        ({"kernel_size": 1}, ArgumentError, "kernel_size must be at least 2 on each axis, not 1"),
+        ({"kernel_size": (3, 3, 3)}, ArgumentTypeError, "kernel_size must be an int or a pair"),
+        ({"kernel_size": 3.0}, ArgumentTypeError, "kernel_size must be an int or a pair"),
+        ({"dilation": (1, 0)}, ArgumentError, r"dilation must be at least 1 .* \(1, 0\)"),
+        ({"dilation": True}, ArgumentTypeError, "dilation must be an int"),
+        ({"stride": 4}, ArgumentError, r"stride must be at most kernel_size=\(3, 3\)"),
+        (
+            {"is_causal": 1},
+            ArgumentTypeError,
+            "is_causal must be a bool or a pair of bools, not 1",
+        ),
+        ({"is_causal": (True,)}, ArgumentTypeError, "is_causal must be a bool or a pair of bools"),
+        ({"proj_drop": 1.0}, ArgumentError, r"proj_drop must be in \[0, 1\), not 1.0"),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_named(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    good: dict[str, Any] = {"dim": 32, "num_heads": 4, "kernel_size": 3}
+    with pytest.raises(error, match=message):
+        NeighborhoodAttention2D(**(good | arguments))
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 8), (1, 5, 5, 7), (1, 2, 5, 5, 8)], ids=str)
+def test_bad_input_is_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ArgumentError, match=r"x must have shape \[batch, height, width, 8\]"):
+        NeighborhoodAttention2D(8, 2, 3)(torch.zeros(shape))

@@ -1,0 +1,81 @@
+"""`natc.nn` against the modules of released NATTEN versions, with gradients."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from natc.nn import NeighborhoodAttention2D
+from natc.testing.golden import GoldenCase, golden_cases
+from natc.testing.tolerance import assert_close_to_float64
+
+pytestmark = pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning")
+
+ROOT = Path(__file__).parents[2]
+COPIED = ROOT / "tests" / "data" / "golden_model"
+WHOLE = Path(os.environ.get("NATC_GOLDEN", ROOT.parent / "shared" / "golden"))
+
+# natc.nn has no module of these ranks.
+OTHER_RANKS = {
+    "m0146_1d_k7_d1_L20",
+    "m0146_1d_k7_d2_L9_padded",
+    "m0174_3d_k3_d1_4x5x6",
+    "m0217_1d_k4_s2_c1_L20",
+}
+
+
+def copied_case(path: Path) -> GoldenCase:
+    import numpy as np
+
+    with np.load(path) as file:
+        params = json.loads(str(file["params"]))
+    return GoldenCase(path.stem, params["kind"], params, path)
+
+
+CASES = [copied_case(path) for path in sorted(COPIED.glob("m0*_2d_*.npz"))]
+
+
+def test_every_case_is_tested_or_of_another_rank() -> None:
+    assert len(CASES) == 4
+    if not WHOLE.is_dir() and "NATC_GOLDEN" not in os.environ:
+        return  # the copies are all that this machine has, and the line above counts them
+    names = {case.name for case in golden_cases(WHOLE) if case.kind == "module"}
+    assert names == OTHER_RANKS | {case.name for case in CASES}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_module_matches_released_versions(case: GoldenCase, dtype: torch.dtype) -> None:
+    params = case.params
+    stored = case.arrays(torch.float64)
+    module = NeighborhoodAttention2D(
+        params["dim"],
+        params["heads"],
+        tuple(params["kernel_size"]),
+        dilation=tuple(params["dilation"]),
+        is_causal=tuple(params["is_causal"]),
+        rel_pos_bias=params["has_rpb"],
+        qkv_bias=params["qkv_bias"],
+        pad_small_maps=params["pads_small_maps"],
+    ).to(dtype)
+    prefix = "param."
+    module.load_state_dict(
+        {name[len(prefix) :]: t for name, t in stored.items() if name.startswith(prefix)}
+    )
+    x = stored["x"].to(dtype).requires_grad_()
+    output = module(x)
+    output.backward(stored["d_out"].to(dtype))
+
+    found = {"out": output, "d_x": x.grad}
+    found |= {f"d_param.{name}": p.grad for name, p in module.named_parameters()}
+    expected = {n for n in stored if n not in ("x", "d_out") and not n.startswith(prefix)}
+    assert set(found) == expected
+    for name, result in found.items():
+        assert result is not None, name
+        errors = assert_close_to_float64(result, stored[name], torch.float32, name)
+        if dtype == torch.float64:
+            assert errors.relative < 1e-7, name  # the files are rounded to float32
