@@ -34,7 +34,8 @@ class NetworkComparison:
     @property
     def max_error(self) -> float:
         """The largest of all errors; NaN if any is."""
-        errors = torch.tensor([self.logits_error, *self.feature_errors], device="cpu")
+        every = [self.logits_error, *self.feature_errors]
+        errors = torch.tensor(every, dtype=torch.float64, device="cpu")
         return float(errors.max())
 
 
