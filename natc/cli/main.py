@@ -48,7 +48,7 @@ def _options(
 def main() -> None:
     """Run the command line in `sys.argv`; exits with 0, 1 (failed) or 2 (bad input)."""
     try:
-        app()
+        app(prog_name="natc")
     except NatcError as error:
         print(f"natc: error: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, BAD_INPUT) else 1) from None

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import Natc, Result
+
+from natc import env, gpu, runtime, workspace
+from natc.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine of one's own: nothing tuned, nothing built, no GPU."""
+    for variable in env.ALL:
+        monkeypatch.delenv(variable.name, raising=False)
+    monkeypatch.setenv("NATC_WORKSPACE", str(tmp_path / "workspace"))
+    monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(workspace, "PACKAGED_DATA", tmp_path / "shipped")
+    monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver(None, ()))
+    runtime.clear()
+    return tmp_path
+
+
+@pytest.fixture
+def natc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Natc:
+    """Run the command line in this process, as `natc("tune", "--kernel", "7")`."""
+
+    def run(*words: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["natc", *words])
+        capsys.readouterr()
+        runtime.clear()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        out, err = capsys.readouterr()
+        return Result(code, out, err)
+
+    return run

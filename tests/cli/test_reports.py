@@ -1,0 +1,218 @@
+"""`natc list`, `natc doctor` and `natc bench` on machines with much, little and damage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Natc
+
+from natc import environment, manifest, records, schedules, workspace
+from natc.demo import peers
+from natc.records import Space, Trial
+from natc.spec import KernelSpec
+from natc.targets import Target, detect_host_cpu
+
+SPEC = KernelSpec.make(7, rpb=True)
+TARGET = Target("llvm", "x86-64-v3")
+SECONDS = {"1x56x56x2x32": 1e-3, "1x7x7x16x32": 1e-3}
+
+
+def tuned() -> tuple[Path, Path]:
+    """Write a schedule and a log of two trials, of which one failed; return both files."""
+    facts = environment.collect()
+    schedule = schedules.Schedule(
+        spec=SPEC.name,
+        target=TARGET.name,
+        space=Space("cpu", 1),
+        decisions={"tile": 1},
+        measured=schedules.Measured(
+            seconds=SECONDS,
+            baseline_seconds={"1x56x56x2x32": 4e-3, "1x7x7x16x32": 1e-3},
+            score=2e-3,
+            objective="sum of seconds",
+            trials=2,
+        ),
+        environment=schedules.measured_on(facts),
+        created=environment.now(),
+    )
+    log = workspace.log_path(SPEC, TARGET)
+    records.append(log, facts)
+    for number in range(2):
+        trial = Trial(
+            spec=SPEC.name,
+            target=TARGET.name,
+            space=Space("cpu", 1),
+            decisions={"tile": number},
+            seconds=None if number else SECONDS,
+            error="too slow" if number else None,
+            environment=facts.id,
+            timestamp=environment.now(),
+            trial=number,
+        )
+        records.append(log, trial)
+    return schedules.save_schedule(schedule), log
+
+
+def built() -> tuple[Path, Path]:
+    """Write a library that is no code, with a true manifest; return both files."""
+    directory = workspace.library_dir()
+    directory.mkdir(parents=True)
+    host = detect_host_cpu()
+    library = directory / f"{SPEC.name}.{host.name}.so"
+    library.write_bytes(b"no code")
+    found = manifest.Manifest(
+        spec=SPEC.name,
+        target=manifest.LibraryTarget("llvm", (host.arch,)),
+        library=library.name,
+        sha256=manifest.file_sha256(library),
+        entries={"forward": {"llvm": "forward"}},
+    )
+    path = library.with_suffix(".json")
+    path.write_text(manifest.dump(found))
+    return library, path
+
+
+def document(natc: Natc, *words: str, code: int = 0) -> Any:
+    result = natc(*words, "--json")
+    assert result.code == code
+    return json.loads(result.out)
+
+
+def test_a_new_machine_has_nothing(natc: Natc) -> None:
+    assert document(natc, "list") == {"schedules": [], "libraries": [], "logs": []}
+    assert natc("list").out.splitlines() == ["no schedules", "no libraries", "no logs"]
+    found = document(natc, "doctor")
+    assert found["problems"] == []
+    assert found["machine"]["gpus"] == []
+    assert "no problems found" in natc("doctor").out
+
+
+def test_what_was_tuned_and_built_is_listed(natc: Natc) -> None:
+    schedule, log = tuned()
+    library, _ = built()
+    found = document(natc, "list")
+    (row,) = found["schedules"]
+    assert (row["spec"], row["target"], row["path"]) == (SPEC.name, TARGET.name, str(schedule))
+    assert row["speedup"] == 2.5
+    (row,) = found["logs"]
+    assert (row["path"], row["sessions"], row["trials"], row["failures"]) == (str(log), 1, 2, 1)
+    (row,) = found["libraries"]
+    assert (row["spec"], row["path"]) == (SPEC.name, str(library))
+    text = natc("list").out
+    assert str(library) in text and "2.50x" in text
+
+
+def test_damage_is_shown_and_hides_nothing_else(natc: Natc) -> None:
+    schedule, log = tuned()
+    library, manifest_path = built()
+    other = manifest_path.with_name("na2d_k5_d32_float32.llvm-aarch64.json")
+    other.write_text('{"schema_version": 99}')
+    with log.open("a") as file:
+        file.write('{"type": "trial", "schema')
+    newer = schedule.with_name("na2d_k5_d32_float32.json")
+    newer.write_text('{"schema_version": 99}')
+    before = {path: path.read_bytes() for path in (log, schedule, newer, other, library)}
+
+    code, out, err = natc("list")
+    assert code == 0
+    assert SPEC.name in out and "2.50x" in out
+    assert f"problem: {log}:4: damaged record was skipped" in err
+    assert f"problem: schedule {newer} has schema version 99" in err
+    assert str(other) in err
+
+    found = document(natc, "doctor", code=1)
+    assert len(found["problems"]) == 3
+    assert found["libraries"] == [{"path": str(library), "spec": SPEC.name, "ok": True}]
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_library_that_was_changed_is_found_by_the_doctor(natc: Natc) -> None:
+    library, _ = built()
+    library.write_bytes(b"other code")
+    code, out, _ = natc("doctor")
+    assert code == 1
+    assert f"{library}: DAMAGED" in out
+    assert "is not the file that its manifest vouches for" in out and "natc build" in out
+
+
+def test_a_library_without_its_file_is_listed_as_missing(natc: Natc) -> None:
+    library, _ = built()
+    library.unlink()
+    assert f"problem: {library} is missing" in natc("list").err
+
+
+def test_directories_that_cannot_be_written_are_named(
+    natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "file").touch()
+    monkeypatch.setenv("NATC_WORKSPACE", str(place / "file"))
+    monkeypatch.setenv("NATC_CACHE_DIR", str(place / "file" / "cache"))
+    found = document(natc, "doctor", code=1)
+    assert any("workspace" in text and str(place / "file") in text for text in found["problems"])
+    assert any("cache" in text and "not writable" in text for text in found["problems"])
+
+
+def test_a_compiler_that_is_none_is_named(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NATC_CC", "no-such-compiler -O2")
+    found = document(natc, "doctor", code=1)
+    assert any("no-such-compiler" in text for text in found["problems"])
+    assert found["environment"]["NATC_CC"] == "no-such-compiler -O2"
+
+
+def test_versions_that_crash_together_are_a_problem(
+    natc: Natc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = environment.version_of
+    wrong = {"apache-tvm": "0.27.0", "apache-tvm-ffi": "0.1.15.post1"}
+    monkeypatch.setattr(environment, "version_of", lambda name: wrong.get(name) or real(name))
+    found = document(natc, "doctor", code=1)
+    assert any("apache-tvm-ffi 0.1.15.post1" in text for text in found["problems"])
+
+
+def test_bench_times_the_reference_and_says_what_kernel_is_missing(
+    natc: Natc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # FlexAttention is compiled for minutes on a slow machine; it is the demo's to test.
+    known = peers.torch_peers()
+    few = {name: known[name] for name in ("reference", "torch SDPA")}
+    monkeypatch.setattr(peers, "torch_peers", lambda: few)
+    words = ["bench", "--kernel", "3", "--head-dim", "8", "--shape", "1x6x5x2"]
+    words += ["--seconds", "0.01"]
+    found = document(natc, *words)
+    rows = {row["contestant"]: row for row in found["rows"]}
+    assert found["spec"] == "na2d_k3_d8_float32_rpb"
+    assert rows["natc kernel"]["median_seconds"] is None
+    assert "natc build --kernel 3 --head-dim 8 --target llvm" in rows["natc kernel"]["note"]
+    for name in few:
+        assert rows[name]["median_seconds"] > 0
+        assert rows[name]["max_error"] < 1e-5
+    text = natc(*words).out
+    assert "1x6x5x2x8" in text and "natc build --kernel 3" in text
+
+
+def test_quickstart_names_the_extra_that_is_missing(
+    natc: Natc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "skimage" else object()
+    )
+    code, _, err = natc("quickstart")
+    assert code == 1
+    assert "needs skimage: pip install 'natc[compiler,demo]'" in err
+
+
+def test_quickstart_finds_out_early_that_it_cannot_write(
+    natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    (place / "file").touch()
+    code, out, err = natc("quickstart", "--output", str(place / "file" / "x"))
+    assert (code, out) == (1, "")
+    assert str(place / "file" / "x") in err

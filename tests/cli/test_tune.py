@@ -1,0 +1,195 @@
+"""What `natc tune` shows and returns; the search itself is a script of events."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Natc
+from rich.console import Console
+
+import natc.tune
+from natc.cli import progress
+from natc.tune.events import Event, Finished, Note, Started, Trial
+
+START = Started(
+    spec="na2d_k7_d32_float32_rpb",
+    target="llvm-x86-64-v3",
+    shapes=("1x56x56x2x32",),
+    baseline=4e-3,
+    best=4e-3,
+    resumed_trials=0,
+    planned=None,
+    minutes=2.0,
+)
+TRIALS = [
+    Trial(1, 3e-3, 3e-3, 0),
+    Trial(2, None, 3e-3, 1, "did not compile"),
+    Trial(3, 3.5e-3, 3e-3, 1),
+    Trial(4, 1e-3, 1e-3, 1),
+]
+
+
+def finish(*, interrupted: bool = False) -> Finished:
+    return Finished(
+        schedule_path=Path("/w/schedules/x.json"),
+        log_path=Path("/w/tuning_logs/x.jsonl"),
+        best=1e-3,
+        baseline=4e-3,
+        trials=4,
+        failures=1,
+        seconds=12.0,
+        interrupted=interrupted,
+    )
+
+
+class Search:
+    """Stands for the search: remembers what it was asked for and tells a script of events."""
+
+    def __init__(self, script: list[Event | BaseException]) -> None:
+        self.script = script
+        self.asked: dict[str, Any] = {}
+
+    def __call__(
+        self, spec: Any, target: Any, *, on_event: Callable[[Event], None], **rest: Any
+    ) -> None:
+        self.asked = {"spec": spec.name, "target": target.name, **rest}
+        for event in self.script:
+            if isinstance(event, BaseException):
+                raise event
+            on_event(event)
+
+
+@pytest.fixture
+def search(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Search]:
+    def install(*script: Event | BaseException) -> Search:
+        found = Search(list(script))
+        monkeypatch.setattr(natc.tune, "tune", found, raising=False)
+        # The script needs no compiler.
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+        return found
+
+    return install
+
+
+def test_the_options_reach_the_search(natc: Natc, search: Callable[..., Search]) -> None:
+    ran = search(START, finish())
+    words = "tune -k 7x5 --head-dim 16 --dtype bfloat16 --no-rpb --minutes 2 --trials 9 --seed 3"
+    words += " --target llvm --arch x86-64-v2 --shape 1x56x56x2 --shape 2x7x7x16"
+    assert natc(*words.split()).code == 0
+    assert ran.asked == {
+        "spec": "na2d_k7x5_d16_bfloat16",
+        "target": "llvm-x86-64-v2",
+        "shapes": [(1, 56, 56, 2), (2, 7, 7, 16)],
+        "trials": 9,
+        "minutes": 2.0,
+        "seed": 3,
+    }
+
+
+def test_what_is_assumed(natc: Natc, search: Callable[..., Search]) -> None:
+    ran = search(START, finish())
+    natc("tune", "--kernel", "7")
+    assert ran.asked["spec"] == "na2d_k7_d32_float32_rpb"
+    assert ran.asked["target"].startswith("llvm-")
+    assert (ran.asked["shapes"], ran.asked["trials"]) == (None, None)
+    assert (ran.asked["minutes"], ran.asked["seed"]) == (4.0, 0)
+
+
+def test_a_gpu_gets_half_precision(
+    natc: Natc, search: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from natc import gpu
+
+    h100 = gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30)
+    monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver("13.0", (h100,)))
+    ran = search(START, finish())
+    assert natc("tune", "--kernel", "7", "--target", "cuda").code == 0
+    assert ran.asked["target"] == "cuda-sm_90"
+    assert ran.asked["spec"] == "na2d_k7_d32_float16_rpb"
+    refused = natc("tune", "--kernel", "7", "--target", "cuda", "--arch", "sm_100")
+    assert refused.code == 2 and "this machine, which is cuda-sm_90" in refused.err
+
+
+def test_lines_for_a_pipe(natc: Natc, search: Callable[..., Search]) -> None:
+    search(START, Note("line 3 was skipped"), *TRIALS, finish())
+    code, out, err = natc("tune", "--kernel", "7")
+    assert code == 0
+    assert err.splitlines() == [
+        "tuning na2d_k7_d32_float32_rpb for llvm-x86-64-v3 on 1x56x56x2x32: untuned 4 ms",
+        "note: line 3 was skipped",
+        "trial 1: best 3 ms",
+        "trial 4: best 1 ms",
+    ]
+    assert out.splitlines() == [
+        "done: 4 candidates in 12 s (1 failed); best 1 ms, untuned 4 ms, 4.00 times faster",
+        "schedule: /w/schedules/x.json",
+        "log: /w/tuning_logs/x.jsonl",
+    ]
+
+
+def test_quiet_keeps_notes_and_the_result(natc: Natc, search: Callable[..., Search]) -> None:
+    search(START, Note("line 3 was skipped"), *TRIALS, finish())
+    _, out, err = natc("tune", "--kernel", "7", "--quiet")
+    assert err == "note: line 3 was skipped\n"
+    assert out.startswith("done: 4 candidates")
+
+
+def test_json_is_one_document(natc: Natc, search: Callable[..., Search]) -> None:
+    search(START, *TRIALS, finish())
+    _, out, _ = natc("tune", "--kernel", "7", "--json")
+    document = json.loads(out)
+    assert document["spec"] == "na2d_k7_d32_float32_rpb"
+    assert document["speedup"] == 4.0
+    assert document["schedule_path"] == "/w/schedules/x.json"
+    assert document["interrupted"] is False
+
+
+def test_a_stopped_search_says_how_to_go_on(natc: Natc, search: Callable[..., Search]) -> None:
+    search(START, *TRIALS, finish(interrupted=True))
+    code, out, _ = natc("tune", "--kernel", "7", "--minutes", "2")
+    assert code == 130
+    assert out.startswith("stopped: 4 candidates")
+    assert "go on with: natc tune --kernel 7 --minutes 2" in out
+
+
+def test_stopping_before_the_search_began(natc: Natc, search: Callable[..., Search]) -> None:
+    search(KeyboardInterrupt())
+    code, out, err = natc("tune", "--kernel", "7")
+    assert (code, out) == (130, "")
+    assert "go on with: natc tune --kernel 7" in err and "Traceback" not in err
+
+
+def test_a_search_without_a_result_is_an_error(natc: Natc, search: Callable[..., Search]) -> None:
+    search(START)
+    code, out, err = natc("tune", "--kernel", "7")
+    assert (code, out) == (1, "")
+    assert "without a result" in err
+
+
+def test_the_live_line_shows_best_speedup_trials_failures_and_time_left() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=160, color_system=None)
+    with progress._bar(console) as live:
+        bar = progress.Bar(live)
+        for event in (START, *TRIALS):
+            bar(event)
+        live.refresh()
+        shown = screen.getvalue().splitlines()[-1]
+        for part in ("best 1 ms (4.00x)", "4 trials", "1 failed", "s left"):
+            assert part in shown
+        bar(finish())
+        assert live.finished
+    assert "untuned 4 ms" in screen.getvalue()
+
+
+def test_a_resumed_search_says_what_it_starts_from() -> None:
+    from dataclasses import replace
+
+    text = progress.start_text(replace(START, resumed_trials=40, best=2e-3))
+    assert "best of 40 earlier trials 2 ms" in text
