@@ -1,0 +1,73 @@
+"""Scheduled functions and compiler targets: what every build and every trial starts from."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import tvm
+from tvm.s_tir import Schedule
+from tvm.target import Target as CompilerTarget
+
+from natc.space import Decisions, space_for
+from natc.spec import KernelSpec
+from natc.targets import Target
+from natc.te import forward
+
+FORWARD, FORWARD_LSE = "forward", "forward_lse"
+ENTRIES = {FORWARD: False, FORWARD_LSE: True}  # entry -> whether it also returns lse
+
+# Sums may be reordered, or no reduction would use vector registers; infinities and NaN keep
+# their meaning.
+_FLOAT_OPTIONS = {"fast-math-reassoc": True, "fast-math-contract": True, "fast-math-nsz": True}
+# Shared memory that one block may ask for, by compute capability (CUDA C++ programming guide,
+# table "Technical specifications per compute capability").
+_SHARED_MEMORY = {
+    "sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227,
+    "sm_103": 227, "sm_120": 99,
+}  # fmt: skip
+
+
+@functools.cache
+def compiler_target(target: Target) -> CompilerTarget:
+    """Return the compiler's form of a target; needs neither that CPU nor a GPU."""
+    if target.kind == "llvm":
+        options: dict[str, Any] = {"kind": "llvm", **_FLOAT_OPTIONS}
+        if target.arch == "aarch64":
+            options |= {"mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]}
+        else:
+            options["mcpu"] = target.arch
+            if platform.machine() not in ("x86_64", "AMD64"):
+                options["mtriple"] = "x86_64-linux-gnu"
+        return CompilerTarget(options)
+    cuda = {
+        "kind": "cuda",
+        "arch": target.arch,
+        "max_shared_memory_per_block": _SHARED_MEMORY[target.arch] * 1024,
+        "max_threads_per_block": 1024,
+        "thread_warp_size": 32,
+    }
+    return CompilerTarget(cuda, host=CompilerTarget({"kind": "llvm"}))
+
+
+def scheduled(
+    spec: KernelSpec,
+    target: Target,
+    decisions: Mapping[str, int],
+    *,
+    with_lse: bool = False,
+    name: str = "main",
+) -> tvm.IRModule:
+    """Return a module with one scheduled function `name`, for any shape.
+
+    decisions: of the target's space; missing ones take the untuned default. Raises ScheduleError
+    for one that the space does not have.
+    """
+    space = space_for(target)
+    function = forward(spec, with_lse=with_lse, exponential=space.exponential)
+    sch = Schedule(tvm.IRModule({name: function.with_attr("global_symbol", name)}))
+    sch.work_on(name)
+    space.apply(sch, spec, target, Decisions(decisions, space.name))
+    return sch.mod

@@ -1,0 +1,96 @@
+"""Decisions of a design space: sampled in a search, fixed in a build, by the same code.
+
+A space has two kinds of freedom. A choice of structure changes which scheduling steps follow, so
+a search enumerates it: one design space for each combination. A sampled number only changes an
+argument of a step, so it is an instruction of the trace that MetaSchedule samples and mutates.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import ExprRV, SBlockRV
+from tvm.s_tir.schedule.trace import Trace
+
+from natc.errors import ScheduleError
+
+# Every answer is annotated on the block `output`, to be read back from any trace.
+_PREFIX = "natc."
+Candidates = Mapping[str, Sequence[int]]
+
+
+class Decisions:
+    """Answers a space's questions from `fixed`, and writes each answer into the schedule."""
+
+    def __init__(
+        self, fixed: Mapping[str, int], space: str, *, default_rest: bool = True
+    ) -> None:
+        """Answer from `fixed`; the rest by the first candidate, or at random in a search."""
+        self._fixed = dict(fixed)
+        self._space = space
+        self._default_rest = default_rest
+        self._answers: dict[str, int | ExprRV] = {}
+
+    def choose(self, name: str, candidates: Sequence[int]) -> int:
+        """Return a choice of structure: fixed, or the first of `candidates`.
+
+        Raises ScheduleError when the fixed value is not a candidate.
+        """
+        value = self._checked(name, candidates)
+        self._answers[name] = value
+        return value
+
+    def sample(self, sch: Schedule, name: str, candidates: Sequence[int]) -> ExprRV:
+        """Return a number as an instruction of sch's trace; raises ScheduleError as `choose`."""
+        decision = None
+        if name in self._fixed or self._default_rest:
+            decision = list(candidates).index(self._checked(name, candidates))
+        chances = [1.0 / len(candidates)] * len(candidates)
+        found = sch.sample_categorical(list(candidates), chances, decision=decision)
+        self._answers[name] = found
+        return found
+
+    def annotate(self, sch: Schedule, block: SBlockRV) -> None:
+        """Write the answers onto `block`; raise ScheduleError for a fixed one nobody asked for."""
+        unknown = sorted(set(self._fixed) - set(self._answers))
+        if unknown:
+            raise ScheduleError(
+                f"decision {', '.join(unknown)} is not of space {self._space}, which has "
+                f"{', '.join(self._answers)}."
+            )
+        for name, value in self._answers.items():
+            sch.annotate(block, _PREFIX + name, value)
+
+    def _checked(self, name: str, candidates: Sequence[int]) -> int:
+        value = self._fixed.get(name, candidates[0])
+        if value not in candidates:
+            raise ScheduleError(
+                f"decision {name} is {value}; space {self._space} allows "
+                f"{', '.join(map(str, candidates))}."
+            )
+        return value
+
+
+def combinations(structure: Candidates) -> Iterator[dict[str, int]]:
+    """Yield every combination of choices of structure, the default one first."""
+    for values in itertools.product(*structure.values()):
+        yield dict(zip(structure, values))
+
+
+def read_decisions(trace: Trace) -> dict[str, int]:
+    """Return the answers that `Decisions.annotate` wrote into a trace."""
+    sampled: dict[Any, int] = {}
+    found: dict[str, int] = {}
+    for instruction in trace.insts:
+        kind = instruction.kind.name
+        if kind == "SampleCategorical":
+            candidates = [int(c) for c in instruction.attrs[0]]
+            sampled[instruction.outputs[0]] = candidates[int(trace.decisions[instruction])]
+        elif kind == "Annotate" and str(instruction.attrs[0]).startswith(_PREFIX):
+            value = instruction.inputs[1]
+            name = str(instruction.attrs[0]).removeprefix(_PREFIX)
+            found[name] = sampled[value] if value in sampled else int(value)
+    return found
