@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from natc import gradients, launch
+from natc.errors import ArgumentError
 from natc.launch import NatcFallbackWarning, force_reference
 from natc.launch import Options as _Options
 
@@ -92,7 +93,8 @@ def _(
     )
 
 
-class _Attention(torch.autograd.Function):
+# The class below torch.autograd.Function, which may be used inside an operator under torch.func.
+class _Attention(torch.autograd.function._SingleLevelFunction):
     """One of the forward operators, with what its backward needs."""
 
     @staticmethod
@@ -116,6 +118,13 @@ class _Attention(torch.autograd.Function):
                 found = _na2d_backward(list(grads), query, key, value, rpb, *ctx.options)
         of_rpb = None if rpb is None else found[3]
         return (None, *found[:3], of_rpb, *(None for _ in ctx.options))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise ArgumentError(
+            "query, key, value or rpb carries a tangent; natc's operators have no forward-mode "
+            "derivative, natc.reference.neighborhood_attention has."
+        )
 
 
 # The dispatcher's keys of a call that nothing but autograd has a part in: no tracing, no
@@ -143,7 +152,10 @@ def _register_autograd(
         plain = (keys & _BELOW_AUTOGRAD).raw_repr() in _PLAIN and forward_ad._current_level < 0
         if plain and not needs_gradient:
             return implementation(*arguments)
-        return _Attention.apply(operator, *arguments)
+        if not torch._C._are_functorch_transforms_active():
+            return _Attention.apply(operator, *arguments)  # type: ignore[attr-defined]
+        with torch._functorch.utils.enable_single_level_autograd_function():
+            return _Attention.apply(operator, *arguments)  # type: ignore[attr-defined]
 
     _library.impl(name, autograd, "Autograd", with_keyset=True)
 

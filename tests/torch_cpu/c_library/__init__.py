@@ -25,14 +25,14 @@ SPECS = {
 OPERATIONS = {"forward": {"llvm": "attend"}, "forward_lse": {"llvm": "attend_lse"}}
 
 
-def compile_c(spec: KernelSpec, output: Path) -> Path:
-    """Compile `attention.c` for a spec with the system's C compiler."""
+def compile_c(spec: KernelSpec, output: Path, *, factor: int = 1) -> Path:
+    """Compile `attention.c` for a spec with the system's C compiler; factor scales the output."""
     undefined = ["-Wl,-undefined,dynamic_lookup"] if platform.system() == "Darwin" else []
     command = [
         "cc", "-O1", "-std=c11", "-fPIC", "-shared", *undefined,
         f"-I{tvm_ffi.libinfo.find_dlpack_include_path()}",
         f"-DKERNEL_SIZE={spec.kernel_size[0]}", f"-DHEAD_DIM={spec.head_dim}",
-        f"-DRPB={int(spec.rpb)}", str(SOURCE), "-o", str(output), "-lm",
+        f"-DRPB={int(spec.rpb)}", f"-DFACTOR={factor}", str(SOURCE), "-o", str(output), "-lm",
     ]  # fmt: skip
     subprocess.run(command, check=True)
     return output

@@ -1,6 +1,6 @@
 // A kernel in plain C with natc's calling convention, for tests of everything around a kernel.
 // Slow and strict: it refuses what a compiled kernel would crash on. Compiled with
-// -DKERNEL_SIZE=, -DHEAD_DIM= and -DRPB=.
+// -DKERNEL_SIZE=, -DHEAD_DIM= and -DRPB=. -DFACTOR= multiplies the output, to tell builds apart.
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -20,6 +20,10 @@ typedef struct {
 } Any;
 enum { INT = 1, FLOAT = 3, DLTENSOR = 7, TENSOR = 70, OBJECT_HEADER = 24 };
 extern void TVMFFIErrorSetRaisedFromCStr(const char* kind, const char* message);
+
+#ifndef FACTOR
+#define FACTOR 1
+#endif
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -112,7 +116,7 @@ static int run(const Any* args, int32_t num_args, int with_lse) {
       sum += weight;
       for (int d = 0; d < HEAD_DIM; ++d) out[d] += weight * value[source[tap] + d];
     }
-    for (int d = 0; d < HEAD_DIM; ++d) output[row * HEAD_DIM + d] = (float)(out[d] / sum);
+    for (int d = 0; d < HEAD_DIM; ++d) output[row * HEAD_DIM + d] = (float)(FACTOR * out[d] / sum);
     if (lse) lse[row] = (float)(most + log(sum));
   }
   ++calls;

@@ -1,0 +1,377 @@
+"""Finding, choosing, verifying and loading libraries, with every way that it can go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from c_library import HEAD_DIM, KERNEL_SIZE, OPERATIONS, SPECS, LibraryDirectory, compile_c
+
+import natc
+from natc import manifest, runtime
+from natc.errors import LibraryError
+from natc.runtime import Facts, Library, load, registry, select
+from natc.runtime.commands import build_command, rebuild_command
+from natc.spec import KernelSpec
+from natc.targets import CUDA_ARCHS, LLVM_ARCHS, Target, detect_host_cpu
+from natc.testing.inputs import make_inputs
+
+SPEC = SPECS[False]
+SHAPE = (1, 5, 6, 2, HEAD_DIM)
+
+
+def described(spec: KernelSpec, kind: str, archs: tuple[str, ...], **changes: Any) -> Any:
+    keys = ("llvm",) if kind == "llvm" else archs
+    fields: dict[str, Any] = {
+        "spec": spec.name,
+        "target": manifest.LibraryTarget(kind, archs),
+        "library": f"{spec.name}.so",
+        "sha256": "0" * 64,
+        "entries": {"forward": {key: f"attend_{key}" for key in keys}},
+        **changes,
+    }
+    return manifest.Manifest(**fields)
+
+
+def library(folder: Path, spec: KernelSpec, kind: str, *archs: str, **changes: Any) -> Library:
+    """A library that exists as far as a choice looks."""
+    folder.mkdir(exist_ok=True)
+    found = described(spec, kind, archs, library=f"{spec}.{archs[0]}.so", **changes)
+    (folder / found.library).touch()
+    return Library(found, folder / f"{spec}.{archs[0]}.json")
+
+
+def attend() -> torch.Tensor:
+    query, key, value, _ = make_inputs(SHAPE)
+    return natc.na2d(query, key, value, KERNEL_SIZE)
+
+
+# Manifests
+
+
+def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    written = described(
+        SPEC,
+        "cuda",
+        ("sm_80", "sm_90"),
+        schedule={"decisions": {"tile": 4}},
+        versions={"tvm": "1"},
+    )
+    path = tmp_path / "a.json"
+    path.write_text(manifest.dump(written))
+    assert manifest.load_manifest(path) == written
+    assert manifest.dump(manifest.load_manifest(path)) == path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("schema_version", manifest.SCHEMA_VERSION + 1, "newer natc.*pip install -U natc"),
+        ("schema_version", 0, "schema_version 0"),
+        ("schema_version", "1", "schema_version"),
+        ("spec", "na2d_k7", "'na2d_k7' is not the name of a kernel"),
+        ("spec", "na2d_k1_d32_float32", "kernel_size 1"),
+        ("target", {"kind": "llvm", "archs": ["x86-64-v9"]}, "'x86-64-v9' is unknown"),
+        ("target", {"kind": "tpu", "archs": ["v5"]}, "'tpu' is unknown"),
+        ("target", {"kind": "llvm", "archs": []}, "at least one architecture"),
+        ("library", "../evil.so", "without a directory"),
+        ("library", "", "without a directory"),
+        ("sha256", "abc", "64 lower-case hexadecimal"),
+        ("entries", {}, "at least one operation"),
+        ("entries", {"forward": {"sm_90": "f"}}, "entries.forward must name a function for llvm"),
+        ("entries", {"forward": {"llvm": ""}}, "entries.forward"),
+        ("alignment", 48, "alignment 48 must be a power of two"),
+        ("alignment", 0, "alignment 0"),
+    ],
+)
+def test_a_bad_field_is_named(tmp_path: Path, field: str, value: Any, said: str) -> None:
+    content = json.loads(manifest.dump(described(SPEC, "llvm", ("x86-64-v3",))))
+    content[field] = value
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(LibraryError, match=said) as error:
+        manifest.load_manifest(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b"{}"])
+def test_a_damaged_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.json"
+    path.write_bytes(content)
+    with pytest.raises(LibraryError, match=f"manifest {path} is not valid"):
+        manifest.load_manifest(path)
+
+
+def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LibraryError, match="no such file"):
+        manifest.load_manifest(tmp_path / "none.json")
+
+
+# Choosing: a pure function, so no hardware is needed
+
+
+@pytest.mark.parametrize("made_for", LLVM_ARCHS)
+@pytest.mark.parametrize("machine", LLVM_ARCHS)
+def test_cpu_code_runs_on_its_own_level_and_above(
+    tmp_path: Path, made_for: str, machine: str
+) -> None:
+    facts = Facts("cpu", Target("llvm", machine))
+    choice, rejections = select([library(tmp_path, SPEC, "llvm", made_for)], SPEC, facts)
+    x86 = LLVM_ARCHS[:3]
+    if made_for == machine or (
+        made_for in x86 and machine in x86 and x86.index(made_for) < x86.index(machine)
+    ):
+        assert choice is not None and choice.function == "attend_llvm" and not rejections
+    else:
+        assert choice is None
+        assert f"made for llvm-{made_for}, which does not run on" in rejections[0].reason
+
+
+@pytest.mark.parametrize(
+    ("archs", "machine", "chosen"),
+    [
+        (("sm_80", "sm_90"), "sm_90", "sm_90"),
+        (("sm_80", "sm_86", "sm_89"), "sm_86", "sm_86"),
+        (("sm_80", "sm_86"), "sm_89", "sm_86"),
+        (("sm_86", "sm_80"), "sm_89", "sm_86"),
+        (("sm_89",), "sm_86", None),
+        (("sm_80", "sm_90"), "sm_100", None),
+        (("sm_100",), "sm_103", "sm_100"),
+        (("sm_80",), "sm_87", None),
+    ],
+)
+def test_gpu_code_runs_within_its_major_version(
+    tmp_path: Path, archs: tuple[str, ...], machine: str, chosen: str | None
+) -> None:
+    facts = Facts("cuda:0", Target("cuda", machine))
+    choice, _ = select([library(tmp_path, SPEC, "cuda", *archs)], SPEC, facts)
+    assert (choice and choice.function) == (f"attend_{chosen}" if chosen else None)
+
+
+def test_the_newest_code_of_the_first_directory_wins(tmp_path: Path) -> None:
+    facts = Facts("cpu", Target("llvm", "x86-64-v4"))
+    first = [
+        library(tmp_path / "a", SPEC, "llvm", "x86-64-v2"),
+        library(tmp_path / "a", SPEC, "llvm", "x86-64-v3"),
+    ]
+    second = library(tmp_path / "b", SPEC, "llvm", "x86-64-v4")
+    choice, rejections = select([*first, second], SPEC, facts)
+    assert choice is not None and choice.library is first[1]
+    assert {item.path for item in rejections} == {first[0].manifest_path, second.manifest_path}
+
+
+def test_every_library_that_does_not_fit_says_why(tmp_path: Path) -> None:
+    facts = Facts("cpu", Target("llvm", "x86-64-v4"))
+    other = library(tmp_path, SPECS[True], "llvm", "x86-64-v3")
+    gpu = library(tmp_path, SPEC, "cuda", "sm_90")
+    gone = library(tmp_path, SPEC, "llvm", "x86-64-v2")
+    gone.path.unlink()
+    choice, rejections = select([other, gpu, gone], SPEC, facts)
+    assert choice is None
+    assert [item.reason for item in rejections] == [
+        f"implements {SPECS[True]}",
+        "made for cuda-sm_90, which does not run on llvm-x86-64-v4",
+        f"library file {gone.path} is missing",
+    ]
+    choice, rejections = select([other], SPECS[True], facts, operation="forward_lse")
+    assert choice is None and rejections[0].reason == "has no forward_lse, only forward"
+    nowhere = Facts("mps", None, "natc compiles nothing for it.")
+    choice, rejections = select([other], SPECS[True], nowhere)
+    assert choice is None and rejections[0].reason == "natc compiles nothing for it"
+
+
+# Commands in messages
+
+
+@pytest.mark.parametrize(
+    ("spec", "targets", "command"),
+    [
+        (KernelSpec.make(7), [detect_host_cpu()], "natc build --kernel 7 --target llvm"),
+        (
+            KernelSpec.make((7, 5), head_dim=64, dtype="bfloat16", rpb=True),
+            [Target("llvm", "aarch64")],
+            "natc build --kernel 7x5 --head-dim 64 --dtype bfloat16 --target llvm-aarch64",
+        ),
+        (
+            KernelSpec.make(13, rank=1, dtype="float16"),
+            [Target("cuda", arch) for arch in CUDA_ARCHS[:2]],
+            "natc build --kernel 13 --rank 1 --target cuda --arch sm_80,sm_86",
+        ),
+    ],
+)
+def test_the_command_that_builds_a_kernel(
+    spec: KernelSpec, targets: list[Target], command: str
+) -> None:
+    if targets == [Target("llvm", "aarch64")] and detect_host_cpu() == targets[0]:
+        command = command.replace("llvm-aarch64", "llvm")
+    assert build_command(spec, targets) == command
+
+
+# Loading
+
+
+def test_nothing_is_opened_before_a_call(
+    kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "_open", lambda library: pytest.fail(f"opened {library.path}"))
+    assert [found.spec for found in runtime.kernels()] == [SPECS[False], SPECS[True]]
+    explanation = runtime.explain(SPEC)
+    assert explanation.choice is not None
+    assert f"searched {kernels.path}" in str(explanation)
+    assert str(explanation.choice.library.path) in str(explanation)
+
+
+def test_a_library_that_changed_is_not_run(libraries: LibraryDirectory) -> None:
+    path = libraries.add(SPEC)
+    found = runtime.kernels()[0]
+    data = bytearray(found.path.read_bytes())
+    data[len(data) // 2] ^= 1
+    found.path.write_bytes(data)
+    for _ in range(2):  # The second call must not slip through either.
+        with pytest.raises(LibraryError) as error:
+            attend()
+    for part in (
+        str(found.path),
+        found.manifest.sha256,
+        manifest.file_sha256(found.path),
+        f"natc build --kernel {KERNEL_SIZE} --head-dim {HEAD_DIM} --target llvm -o {path.parent}",
+    ):
+        assert part in str(error.value)
+    with pytest.raises(LibraryError, match="expected"):
+        runtime.verify(found)
+
+
+def test_a_library_that_cannot_be_opened_is_named(libraries: LibraryDirectory) -> None:
+    path = libraries.add(SPEC)
+    found = runtime.kernels()[0]
+    found.path.write_text("not machine code")
+    content = json.loads(path.read_text())
+    content["sha256"] = manifest.file_sha256(found.path)
+    path.write_text(json.dumps(content))
+    runtime.clear()
+    with pytest.raises(LibraryError, match=f"library {found.path} cannot be opened"):
+        attend()
+
+
+def test_a_function_that_is_not_there_is_named(libraries: LibraryDirectory) -> None:
+    libraries.add(SPEC, entries={"forward": {"llvm": "absent"}})
+    with pytest.raises(LibraryError, match="no function 'absent'.*natc build"):
+        attend()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.write_text("{"), "is not valid"),
+        (
+            lambda path: path.write_text(path.read_text().replace(": 1,", ": 99,", 1)),
+            "written by a newer natc",
+        ),
+        (lambda path: path.with_suffix(".so").unlink(), "is missing"),
+    ],
+    ids=["corrupt manifest", "newer manifest", "missing library"],
+)
+def test_what_is_bad_is_passed_over_and_said(
+    libraries: LibraryDirectory, damage: Any, said: str
+) -> None:
+    path = libraries.add(SPEC)
+    libraries.add(SPECS[True])
+    damage(path)
+    with pytest.warns(natc.NatcFallbackWarning, match=f"passed over {path}.*{said}"):
+        attend()
+    assert said in str(runtime.explain(SPEC))
+    query, key, value, rpb = make_inputs(SHAPE, kernel_size=KERNEL_SIZE)
+    natc.na2d(query, key, value, KERNEL_SIZE, rpb=rpb)
+    assert libraries.calls(SPECS[True]) == 1, "a bad neighbour hides no good library"
+
+
+def test_a_library_for_another_machine_is_passed_over(libraries: LibraryDirectory) -> None:
+    host = detect_host_cpu().arch
+    other = "aarch64" if host != "aarch64" else "x86-64-v2"
+    libraries.add(SPEC, Target("llvm", other))
+    with pytest.warns(natc.NatcFallbackWarning, match=f"made for llvm-{other}"):
+        attend()
+
+
+def test_a_new_build_is_used_after_clear(libraries: LibraryDirectory, tmp_path: Path) -> None:
+    libraries.add(SPEC)
+    before = attend()
+    doubled = compile_c(SPEC, tmp_path / "doubled.so", factor=2)
+    LibraryDirectory(libraries.path, {False: doubled}).add(SPEC)
+    torch.testing.assert_close(attend(), before, rtol=0, atol=0)
+    runtime.clear()
+    torch.testing.assert_close(attend(), 2 * before)
+
+
+def test_kernels_from_a_directory_put_first_are_used(
+    libraries: LibraryDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    libraries.add(SPEC)
+    before = attend()
+    doubled = compile_c(SPEC, tmp_path / "doubled.so", factor=2)
+    first = LibraryDirectory(tmp_path / "first", {False: doubled})
+    first.add(SPEC)
+    monkeypatch.setenv("NATC_LIB_PATH", os.pathsep.join((str(first.path), str(libraries.path))))
+    runtime.clear()
+    torch.testing.assert_close(attend(), 2 * before)
+
+
+def test_threads_that_come_first_together_load_once(
+    kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = []
+
+    def counting(choice: Any) -> Any:
+        loads.append(choice)
+        return load.load(choice)
+
+    monkeypatch.setattr(registry, "load", counting)
+    threads = 8
+    barrier = threading.Barrier(threads)
+    results: list[torch.Tensor] = []
+
+    def work() -> None:
+        barrier.wait()
+        results.append(attend())
+
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(loads) == 1
+    assert len(results) == threads
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_problems_are_listed(libraries: LibraryDirectory) -> None:
+    libraries.add(SPEC)
+    bad = libraries.path / "bad.json"
+    bad.write_text("{")
+    (libraries.path / ".unfinished.json").write_text("{")
+    runtime.clear()
+    assert [item.path for item in runtime.problems()] == [bad]
+    assert [found.spec for found in runtime.kernels()] == [SPEC]
+
+
+def test_the_operations_of_a_library_are_independent(libraries: LibraryDirectory) -> None:
+    libraries.add(SPEC, entries={"forward": OPERATIONS["forward"]})
+    query, key, value, _ = make_inputs(SHAPE)
+    natc.na2d(query, key, value, KERNEL_SIZE)
+    with pytest.warns(natc.NatcFallbackWarning, match="has no forward_lse, only forward"):
+        natc.na2d(query, key, value, KERNEL_SIZE, return_lse=True)
+    assert libraries.calls(SPEC) == 1
+
+
+def test_rebuilding_into_the_default_directory_needs_no_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path))
+    found = library(tmp_path / "lib", SPEC, "cuda", "sm_80", "sm_90")
+    command = rebuild_command(found)
+    assert "-o" not in command and command.endswith("--target cuda --arch sm_80,sm_90")
