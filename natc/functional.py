@@ -88,6 +88,8 @@ def na2d(
             _refuse_tensor(name, tensor)
     device = query.device
     device_type = device.type
+    if device_type == "meta":
+        raise ArgumentError("query is on device meta, which holds no data; it must be on another.")
     if torch.is_autocast_enabled(device_type):
         query, key, value = _autocast(device_type, query, key, value)
     dtype = query.dtype
@@ -95,7 +97,7 @@ def na2d(
         _refuse_dtype("query", query)
     if key.dtype is not dtype or value.dtype is not dtype:
         _refuse_mixed("dtype", query, key, value)
-    if device_type == "meta" or key.device != device or value.device != device:
+    if key.device != device or value.device != device:
         _refuse_device(query, key, value)
     shape = query.shape
     if len(shape) != 5 or shape[4] == 0:
@@ -206,8 +208,6 @@ def _refuse_dtype(name: str, tensor: Tensor) -> NoReturn:
 
 
 def _refuse_device(query: Tensor, key: Tensor, value: Tensor) -> NoReturn:
-    if query.device.type == "meta":
-        raise ArgumentError("query is on device meta, which holds no data; it must be on another.")
     name, other = ("key", key) if key.device != query.device else ("value", value)
     raise ArgumentError(
         f"{name} is on device {other.device}; it must be on that of query, {query.device}."

@@ -1,0 +1,257 @@
+"""natc.na2d: results on a kernel and on the reference, and what is said of a bad argument."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from c_library import HEAD_DIM, KERNEL_SIZE, SPECS, LibraryDirectory
+
+import natc
+from natc.errors import ArgumentError, ArgumentTypeError
+from natc.reference import neighborhood_attention
+from natc.testing.inputs import make_inputs, misaligned, noncontiguous
+
+SHAPE = (2, 5, 7, 3, HEAD_DIM)
+
+# A fallback that a test does not expect is a failure: the kernel did not run.
+pytestmark = pytest.mark.filterwarnings("error::natc.launch.NatcFallbackWarning")
+
+
+@pytest.mark.parametrize("rpb", [False, True])
+@pytest.mark.parametrize("return_lse", [False, True])
+@pytest.mark.parametrize("dilation", [1, 2, (1, 3)])
+@pytest.mark.parametrize("shape", [SHAPE, (1, 1, 1, 1, 8), (1, 2, 9, 1, 8), (3, 4, 2, 2, 8)])
+def test_a_kernel_gives_what_the_reference_gives(
+    kernels: LibraryDirectory, shape: tuple[int, ...], dilation: Any, return_lse: bool, rpb: bool
+) -> None:
+    inputs = make_inputs(shape, kernel_size=KERNEL_SIZE if rpb else None)
+    options = {"dilation": dilation, "scale": 0.7, "return_lse": return_lse}
+    actual = natc.na2d(*inputs[:3], KERNEL_SIZE, rpb=inputs.rpb, **options)
+    if isinstance(dilation, tuple):
+        options["dilation"] = list(dilation)
+    expected = neighborhood_attention(*inputs[:3], KERNEL_SIZE, rpb=inputs.rpb, **options)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    assert kernels.calls(SPECS[rpb]) == 1
+
+
+def test_the_default_scale(kernels: LibraryDirectory) -> None:
+    query, key, value, _ = make_inputs(SHAPE)
+    default = natc.na2d(query, key, value, KERNEL_SIZE)
+    explicit = natc.na2d(query, key, value, KERNEL_SIZE, scale=HEAD_DIM**-0.5)
+    zero = natc.na2d(query, key, value, KERNEL_SIZE, scale=0)
+    assert torch.equal(default, explicit)
+    expected = neighborhood_attention(query, key, value, KERNEL_SIZE, scale=0.0)
+    torch.testing.assert_close(zero, expected)
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value", "rpb"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        noncontiguous,
+        misaligned,
+        lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
+        lambda t: torch.view_as_complex(torch.stack((t, -t), -1)).conj().imag,
+        lambda t: torch.nn.Parameter(t, requires_grad=False),
+    ],
+    ids=["strided", "misaligned", "transposed", "lazily negated", "parameter"],
+)
+def test_any_layout_is_taken(
+    kernels: LibraryDirectory, change: Callable[[torch.Tensor], torch.Tensor], name: str
+) -> None:
+    inputs = make_inputs(SHAPE, kernel_size=KERNEL_SIZE)._asdict()
+    expected = natc.na2d(**inputs, kernel_size=KERNEL_SIZE)
+    inputs[name] = change(inputs[name])
+    before = inputs[name].clone()
+    actual = natc.na2d(**inputs, kernel_size=KERNEL_SIZE)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    assert actual.is_contiguous()
+    assert torch.equal(inputs[name], before)
+    assert kernels.calls(SPECS[True]) == 2
+
+
+def test_slices_of_one_projection_are_taken(kernels: LibraryDirectory) -> None:
+    packed = torch.randn(2, 5, 7, 3, 3, HEAD_DIM)  # [B, H, W, (query, key, value), heads, d]
+    actual = natc.na2d(*packed.unbind(3), KERNEL_SIZE)
+    expected = neighborhood_attention(*packed.unbind(3), KERNEL_SIZE)
+    torch.testing.assert_close(actual, expected)
+    assert kernels.calls(SPECS[False]) == 1
+
+
+def test_inputs_that_a_kernel_can_read_are_not_copied(
+    kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query, key, value, rpb = make_inputs(SHAPE, kernel_size=KERNEL_SIZE)
+    natc.na2d(query, key, value, KERNEL_SIZE, rpb=rpb)
+    monkeypatch.setattr(torch.Tensor, "clone", lambda *_, **__: pytest.fail("copied"))
+    monkeypatch.setattr(torch.Tensor, "contiguous", lambda *_, **__: pytest.fail("copied"))
+    natc.na2d(query, key, value, KERNEL_SIZE, rpb=rpb)
+    assert kernels.calls(SPECS[True]) == 2
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_an_empty_axis_gives_an_empty_result(
+    kernels: LibraryDirectory, axis: int, dtype: torch.dtype
+) -> None:
+    shape = list(SHAPE)
+    shape[axis] = 0
+    inputs = make_inputs(shape, kernel_size=KERNEL_SIZE, dtype=dtype, requires_grad=True)
+    output, lse = natc.na2d(*inputs[:3], KERNEL_SIZE, rpb=inputs.rpb, return_lse=True)
+    assert output.shape == torch.Size(shape) and output.dtype == dtype
+    assert lse.shape == torch.Size(shape[:-1])
+    assert lse.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert natc.na2d(*inputs[:3], KERNEL_SIZE).shape == torch.Size(shape)
+    with pytest.warns(natc.NatcFallbackWarning, match="backward"):
+        (output.sum() + lse.sum()).backward()
+    for tensor in inputs:
+        assert tensor is not None and tensor.grad is not None
+        assert torch.equal(tensor.grad, torch.zeros_like(tensor))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"kernel_size": 4}, "kernel 4"),
+        ({"kernel_size": (2, 5)}, "kernel 2x5"),
+        ({"stride": 2}, "stride"),
+        ({"stride": (1, 3)}, "stride"),
+        ({"is_causal": True}, "is_causal"),
+        ({"is_causal": (False, True), "dilation": 2, "return_lse": True}, "is_causal"),
+        ({"kernel_size": 65}, "65"),
+    ],
+)
+def test_what_no_kernel_covers_is_the_reference(
+    kernels: LibraryDirectory, changes: dict[str, Any], reason: str
+) -> None:
+    query, key, value, _ = make_inputs(SHAPE)
+    options = {"kernel_size": KERNEL_SIZE, **changes}
+    with pytest.warns(natc.NatcFallbackWarning, match=reason):
+        actual = natc.na2d(query, key, value, **options)
+    expected = neighborhood_attention(query, key, value, **options)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rpb_dtype", [torch.float64, torch.float32, torch.float16])
+def test_other_dtypes_run_on_the_reference(
+    kernels: LibraryDirectory, dtype: torch.dtype, rpb_dtype: torch.dtype
+) -> None:
+    query, key, value, rpb = make_inputs(SHAPE, kernel_size=KERNEL_SIZE, dtype=dtype)
+    assert rpb is not None
+    name = str(dtype).removeprefix("torch.")
+    with pytest.warns(natc.NatcFallbackWarning, match=name):
+        output, lse = natc.na2d(
+            query, key, value, KERNEL_SIZE, rpb=rpb.to(rpb_dtype), return_lse=True
+        )
+    expected = neighborhood_attention(
+        query, key, value, KERNEL_SIZE, rpb=rpb.to(rpb_dtype), return_lse=True
+    )
+    torch.testing.assert_close((output, lse), expected, rtol=0, atol=0)
+    assert output.dtype == dtype
+
+
+def test_an_rpb_of_another_dtype_is_cast_for_a_kernel(kernels: LibraryDirectory) -> None:
+    query, key, value, rpb = make_inputs(SHAPE, kernel_size=KERNEL_SIZE)
+    assert rpb is not None
+    half = rpb.half().requires_grad_()
+    output = natc.na2d(query, key, value, KERNEL_SIZE, rpb=half)
+    expected = natc.na2d(query, key, value, KERNEL_SIZE, rpb=half.detach().float())
+    torch.testing.assert_close(output, expected, rtol=0, atol=0)
+    assert kernels.calls(SPECS[True]) == 2
+    with pytest.warns(natc.NatcFallbackWarning, match="backward"):
+        output.sum().backward()
+    assert half.grad is not None and half.grad.dtype == torch.float16
+
+
+def test_autocast_casts_query_key_and_value(kernels: LibraryDirectory) -> None:
+    query, key, value, rpb = make_inputs(SHAPE, kernel_size=KERNEL_SIZE)
+    under_autocast = torch.autocast("cpu", dtype=torch.bfloat16)
+    with pytest.warns(natc.NatcFallbackWarning, match="bfloat16"), under_autocast:
+        actual, lse = natc.na2d(
+            query, key.bfloat16(), value.half(), KERNEL_SIZE, rpb=rpb, return_lse=True
+        )
+    low = query.bfloat16(), key.bfloat16(), value.half().bfloat16()
+    expected = neighborhood_attention(*low, KERNEL_SIZE, rpb=rpb, return_lse=True)
+    assert actual.dtype == torch.bfloat16 and lse.dtype == torch.float32
+    # Bit for bit: autocast must not reach into the reference and lower its accumulation.
+    torch.testing.assert_close((actual, lse), expected, rtol=0, atol=0)
+    with pytest.warns(natc.NatcFallbackWarning, match="float64"), under_autocast:
+        wide = natc.na2d(query.double(), key.double(), value.double(), KERNEL_SIZE)
+    assert wide.dtype == torch.float64
+
+
+def bad(**changes: Any) -> dict[str, Any]:
+    query, key, value, _ = make_inputs(SHAPE)
+    return {"query": query, "key": key, "value": value, "kernel_size": KERNEL_SIZE, **changes}
+
+
+T = torch.zeros(SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"query": [1.0]}, ArgumentTypeError, "query is a list; it must be a torch.Tensor"),
+        ({"value": None}, ArgumentTypeError, "value is a NoneType"),
+        ({"key": T.to_sparse()}, ArgumentTypeError, "key has layout torch.sparse_coo"),
+        ({"query": T.int()}, ArgumentTypeError, "query has dtype torch.int32; it must be"),
+        ({"query": T.cfloat()}, ArgumentTypeError, "query has dtype torch.complex64"),
+        ({"key": T.half()}, ArgumentTypeError, "key has dtype torch.float16.*torch.float32"),
+        ({"value": T.half()}, ArgumentTypeError, "value has dtype torch.float16"),
+        ({"key": T.to("meta")}, ArgumentError, "key is on device meta.*query, cpu"),
+        ({"value": T.to("meta")}, ArgumentError, "value is on device meta"),
+        (
+            dict.fromkeys(("query", "key", "value"), T.to("meta")),
+            ArgumentError,
+            "query is on device meta, which holds no data",
+        ),
+        ({"query": T[0]}, ArgumentError, r"query has 4 axes.*must have 5: \[batch, height"),
+        ({"query": T[None]}, ArgumentError, "query has 6 axes"),
+        ({"query": T[..., :0]}, ArgumentError, "head_dim must be at least 1"),
+        ({"key": T[:, 1:]}, ArgumentError, r"key has shape \[2, 4, 7, 3, 8\].*\[2, 5, 7, 3, 8\]"),
+        ({"value": T[..., 1:]}, ArgumentError, r"value has shape \[2, 5, 7, 3, 7\]"),
+        ({"key": T[:, :, :, :1]}, ArgumentError, "key has shape"),
+        ({"key": T[0]}, ArgumentError, "key has shape"),
+        ({"kernel_size": 1}, ArgumentError, "kernel_size is 1; it must be at least 2"),
+        ({"kernel_size": (3, 0)}, ArgumentError, r"kernel_size is \(3, 0\)"),
+        ({"kernel_size": (3, 3, 3)}, ArgumentError, "must have 2 entries"),
+        ({"kernel_size": 3.0}, ArgumentTypeError, "kernel_size is 3.0; it must be an integer"),
+        ({"kernel_size": True}, ArgumentTypeError, "kernel_size is True"),
+        ({"kernel_size": "33"}, ArgumentTypeError, "kernel_size is '33'"),
+        ({"kernel_size": (3, "3")}, ArgumentTypeError, "kernel_size"),
+        ({"dilation": 0}, ArgumentError, "dilation is 0; it must be at least 1"),
+        ({"dilation": (1, -1)}, ArgumentError, "dilation"),
+        ({"dilation": None}, ArgumentTypeError, "dilation is None"),
+        ({"stride": 0}, ArgumentError, "stride is 0"),
+        ({"stride": 4}, ArgumentError, "stride is 4; it must not exceed kernel_size, which is 3"),
+        ({"stride": (1, 4)}, ArgumentError, r"stride is \(1, 4\)"),
+        ({"is_causal": 1}, ArgumentTypeError, "is_causal is 1; it must be True or False"),
+        ({"is_causal": (True,)}, ArgumentError, "is_causal.*2 entries"),
+        ({"scale": math.nan}, ArgumentError, "scale is nan; it must be finite"),
+        ({"scale": math.inf}, ArgumentError, "scale is inf"),
+        ({"scale": "1"}, ArgumentTypeError, "scale is '1'"),
+        ({"scale": True}, ArgumentTypeError, "scale is True"),
+        ({"scale": torch.tensor(1.0)}, ArgumentTypeError, "scale"),
+        ({"rpb": 1}, ArgumentTypeError, "rpb is a int"),
+        ({"rpb": torch.zeros(3, 5, 5).int()}, ArgumentTypeError, "rpb has dtype torch.int32"),
+        ({"rpb": torch.zeros(3, 5, 5, device="meta")}, ArgumentError, "rpb is on device meta"),
+        ({"rpb": torch.zeros(2, 5, 5)}, ArgumentError, r"rpb has shape \[2, 5, 5\].*\[3, 5, 5\]"),
+        ({"rpb": torch.zeros(3, 5)}, ArgumentError, r"rpb has shape \[3, 5\]"),
+        ({"rpb": torch.zeros(3, 5, 7)}, ArgumentError, "rpb has shape"),
+    ],
+)
+def test_a_bad_argument_is_named_before_anything_runs(
+    kernels: LibraryDirectory, changes: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said) as raised:
+        natc.na2d(**bad(**changes))
+    assert isinstance(raised.value, natc.errors.NatcError)
+    assert re.match(next(iter(changes)), str(raised.value)), "the message names the argument"
+    # Opening the library here is the first time that it is opened.
+    assert kernels.calls(SPECS[False]) == 0
