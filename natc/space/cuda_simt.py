@@ -8,10 +8,10 @@ and a dot product is added up by warp shuffles.
 from __future__ import annotations
 
 from tvm.s_tir import Schedule
-from tvm.s_tir.schedule import LoopRV
+from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from natc.space.decisions import Candidates, Decisions
-from natc.space.loops import depth, has_block, inner_loops
+from natc.space.loops import depth, inner_loops, query_loops
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -20,40 +20,115 @@ VERSION = 1
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _WIDEST_LOAD = 16  # bytes that one thread loads at once
-_WARP = 32
+_REGISTERS = "local"
 
 
 def structure(spec: KernelSpec, target: Target) -> Candidates:
     """Return the choices of structure; the first of each is the untuned schedule's."""
-    # A power of two that divides a warp, or the shuffles of a query would cross warps.
-    shares = [n for n in (1, 2, 4, 8, 16, 32) if spec.head_dim % n == 0]
-    widest = [n for n in shares if spec.head_dim // n * _BYTES[spec.dtype] >= _WIDEST_LOAD]
-    lanes = tuple(reversed(widest)) or (1,)
-    return {"lanes": lanes}
+    # Lanes of a query are a power of two, so that no query's shuffles cross a warp.
+    lanes = [n for n in (1, 2, 4, 8, 16, 32) if spec.head_dim % n == 0]
+    full = [n for n in lanes if spec.head_dim // n * _BYTES[spec.dtype] >= _WIDEST_LOAD]
+    # More lanes than full loads need would leave part of each memory transaction unused.
+    return {"lanes": tuple(reversed(full[-3:])) or (lanes[-1],)}
 
 
 def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions) -> None:
     """Schedule the function of `natc.te.forward`; ScheduleError for a decision out of bounds."""
     lanes = decisions.choose("lanes", structure(spec, target)["lanes"])
-    channels = spec.head_dim // lanes
     tile_h = decisions.sample(sch, "tile_h", (4, 1, 2, 8))
-    tile_w = decisions.sample(sch, "tile_w", (8, 4, 16))
+    tile_w = decisions.sample(sch, "tile_w", (4, 2, 8, 16))
     unroll = decisions.sample(sch, "unroll", (64, 0, 16, 512))
 
     output = sch.get_sblock("output")
-    batch, row, column, head, channel = sch.get_loops(output)
+    batch, row, column, head, _ = query_loops(sch, output)
     row, row_in = sch.split(row, [None, tile_h])
     column, column_in = sch.split(column, [None, tile_w])
-    lane, channel = sch.split(channel, [lanes, channels])
-    sch.reorder(batch, head, row, column, row_in, column_in, lane, channel)
-    # One grid axis a loop: no division to find the tile, but for heads in the widest axis.
+    # Nothing of the tile is needed to find the next: one grid axis each, but for the heads.
+    sch.reorder(batch, head, row, column, row_in, column_in)
     sch.bind(sch.fuse(batch, head), "blockIdx.x")
     sch.bind(row, "blockIdx.y")
     sch.bind(column, "blockIdx.z")
     query = sch.fuse(row_in, column_in)
     sch.bind(query, "threadIdx.y")
-    sch.bind(lane, "threadIdx.x")
     sch.annotate(query, "pragma_auto_unroll_max_step", unroll)
     sch.annotate(query, "pragma_unroll_explicit", 0)
-    if has_block(sch, "lse"):
-        sch.reverse_compute_at(sch.get_sblock("lse"), query)
+
+    lane, channel = _share(sch, output, spec, lanes)
+    _vectorize(sch, channel, spec)
+    _place(sch, "normalized", lane)
+    _weighted_sum(sch, lane, spec)
+    for name in ("sum_weights", "weights", "max_logit", "logits"):
+        _place(sch, name, query)
+    _dot_product(sch, query, spec, lanes)
+    for axis in ("row", "column"):
+        for name in ("key", "count", *(("bias",) if spec.rpb else ())):
+            _place(sch, f"{name}_{axis}", query)
+    # Last, since primitives refuse loops that hold a block with its initialization apart.
+    block = sch.get_sblock("summed")
+    loops = sch.get_loops(block)
+    sch.decompose_reduction(block, loops[depth(sch, loops, lane) + 1])
+    decisions.annotate(sch, output)
+
+
+def _dot_product(sch: Schedule, query: LoopRV, spec: KernelSpec, lanes: int) -> None:
+    """Compute one tap's dot product: a vector of channels in each lane, then across lanes."""
+    taps = inner_loops(sch, sch.get_sblock("logits"), outer=query)["v_t"]
+    _, tap = sch.split(taps, [None, spec.kernel_size[1]])
+    _place(sch, "scores", tap)
+    scaled = sch.get_sblock("query_scaled")
+    loaded = sch.cache_read(scaled, 0, _REGISTERS)
+    if spec.head_dim == 1:
+        # Loops of one iteration are not made, so there is none to share or to vectorize.
+        _place(sch, "key_tap", tap)
+        _place(sch, "query_scaled", query)
+        sch.compute_at(loaded, query)
+        return
+    lane, channel = _share(sch, sch.get_sblock("scores"), spec, lanes)
+    sch.unroll(channel)
+    _vectorize(sch, sch.get_loops(_place(sch, "key_tap", lane))[-1], spec)
+    # The query's own vector, once for all taps; its loop over lanes is a nest of its own.
+    lane, channel = _share(sch, _place(sch, "query_scaled", query), spec, lanes)
+    sch.unroll(channel)
+    sch.compute_at(loaded, lane)
+    _vectorize(sch, sch.get_loops(loaded)[-1], spec)
+
+
+def _share(
+    sch: Schedule, block: SBlockRV, spec: KernelSpec, lanes: int
+) -> tuple[LoopRV, LoopRV]:
+    """Split the innermost loop of `block`, over channels, into lanes and what each one does."""
+    channels = sch.get_loops(block)[-1]
+    lane, channel = sch.split(channels, [lanes, spec.head_dim // lanes])
+    sch.bind(lane, "threadIdx.x")
+    return lane, channel
+
+
+def _weighted_sum(sch: Schedule, lane: LoopRV, spec: KernelSpec) -> None:
+    """Add up weight times value over taps, each lane for its own channels."""
+    block = _place(sch, "summed", lane)
+    loops = inner_loops(sch, block, outer=lane)
+    channel = [loops["v_d"]] if "v_d" in loops else []
+    sch.reorder(loops["v_m"], loops["v_n"], *channel)
+    for loop in channel:
+        sch.unroll(loop)
+    block = _place(sch, "value_tap", loops["v_n"])
+    if channel:
+        _vectorize(sch, sch.get_loops(block)[-1], spec)
+
+
+def _place(sch: Schedule, name: str, loop: LoopRV) -> SBlockRV:
+    """Compute a stage inside a loop, its result in the thread's registers; return its block."""
+    block = sch.get_sblock(name)
+    sch.compute_at(block, loop)
+    sch.set_scope(block, 0, _REGISTERS)
+    return block
+
+
+def _vectorize(sch: Schedule, channel: LoopRV, spec: KernelSpec) -> None:
+    """Move the channels of a lane in the widest loads and stores that their number allows."""
+    extent = int(sch.get(channel).extent)
+    width = _WIDEST_LOAD // _BYTES[spec.dtype]
+    while extent % width:
+        width //= 2
+    if width > 1:
+        sch.vectorize(sch.split(channel, [None, width])[1])
