@@ -1,0 +1,343 @@
+"""The operators inside torch: tracing, gradients, transforms, and when the reference steps in."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from c_library import HEAD_DIM, KERNEL_SIZE, SPECS, LibraryDirectory
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import natc
+from natc import launch, ops, runtime
+from natc.errors import ArgumentError, NotCoveredError
+from natc.reference import neighborhood_attention
+from natc.testing.inputs import Inputs, make_inputs
+
+SHAPE = (2, 5, 6, 2, HEAD_DIM)
+OPTIONS = ((KERNEL_SIZE, KERNEL_SIZE), (2, 1), (1, 1), (False, False), 0.3)
+
+
+def attend(*tensors: Any, **options: Any) -> Any:
+    query, key, value, rpb = tensors
+    return natc.na2d(query, key, value, KERNEL_SIZE, rpb=rpb, return_lse=True, **options)
+
+
+def expected(*tensors: Any, **options: Any) -> Any:
+    query, key, value, rpb = tensors
+    return neighborhood_attention(
+        query, key, value, KERNEL_SIZE, rpb=rpb, return_lse=True, **options
+    )
+
+
+def loss_of(function: Callable[..., Any]) -> Callable[..., Tensor]:
+    def loss(*tensors: Any) -> Tensor:
+        output, lse = function(*tensors)
+        return output.square().sum() + lse.sin().sum()
+
+    return loss
+
+
+def with_rpb(**options: Any) -> Inputs:
+    return make_inputs(SHAPE, kernel_size=KERNEL_SIZE, **options)
+
+
+@pytest.fixture
+def quiet() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", natc.NatcFallbackWarning)
+        yield
+
+
+# What torch asks of an operator
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("rpb", [False, True])
+@pytest.mark.parametrize("operator", [ops.na2d_forward, ops.na2d_forward_lse])
+def test_opcheck(
+    kernels: LibraryDirectory, quiet: None, operator: Any, rpb: bool, requires_grad: bool
+) -> None:
+    inputs = make_inputs(
+        SHAPE, kernel_size=KERNEL_SIZE if rpb else None, requires_grad=requires_grad
+    )
+    result = torch.library.opcheck(operator, (*inputs, *OPTIONS))
+    assert list(result.values()) == ["SUCCESS"] * 4
+    assert kernels.calls(SPECS[rpb]) > 0
+
+
+def test_opcheck_of_the_backward(kernels: LibraryDirectory, quiet: None) -> None:
+    inputs = with_rpb()
+    for grads in ([inputs.query], [inputs.query, inputs.query[..., 0]]):
+        result = torch.library.opcheck(
+            torch.ops.natc.na2d_backward.default,
+            (grads, *inputs, *OPTIONS),
+            # It is no operator that one takes the gradient of: see the gradients of gradients.
+            test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+        )
+        assert list(result.values()) == ["SUCCESS"] * 3
+
+
+def test_a_compiled_graph_is_whole_and_takes_other_shapes(kernels: LibraryDirectory) -> None:
+    torch._dynamo.reset()
+
+    def dilated(*tensors: Any) -> Any:
+        return attend(*tensors, dilation=max(tensors[0].shape[1] // KERNEL_SIZE, 1))
+
+    compiled = torch.compile(dilated, fullgraph=True, backend="aot_eager", dynamic=True)
+    for height, width in ((5, 6), (7, 9), (12, 4)):
+        inputs = make_inputs((2, height, width, 2, HEAD_DIM), kernel_size=KERNEL_SIZE)
+        torch.testing.assert_close(compiled(*inputs), dilated(*inputs), rtol=0, atol=0)
+    assert kernels.calls(SPECS[True]) == 6
+
+
+def test_a_compiled_training_step_is_the_eager_one(kernels: LibraryDirectory, quiet: None) -> None:
+    torch._dynamo.reset()
+    grads = []
+    loss = loss_of(attend)
+    for step in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        inputs = with_rpb(requires_grad=True)
+        step(*inputs).backward()
+        grads.append([tensor.grad for tensor in inputs if tensor is not None])
+    torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=0)
+
+
+def test_export_keeps_the_operator(kernels: LibraryDirectory) -> None:
+    class Module(torch.nn.Module):
+        def forward(self, query: Tensor) -> Tensor:
+            return natc.na2d(query, query, query, KERNEL_SIZE)
+
+    query = make_inputs(SHAPE).query
+    program = torch.export.export(Module(), (query,))
+    assert any(node.target is ops.na2d_forward for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(query), Module()(query), rtol=0, atol=0)
+
+
+def test_flops_are_counted(kernels: LibraryDirectory, quiet: None) -> None:
+    inputs = with_rpb(requires_grad=True)
+    products = inputs.query.numel() * KERNEL_SIZE**2
+    with FlopCounterMode(display=False) as counter:
+        output, lse = attend(*inputs)
+    assert counter.get_total_flops() == 4 * products
+    with FlopCounterMode(display=False) as counter:
+        (output.sum() + lse.sum()).backward()
+    assert counter.get_total_flops() == 10 * products
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value", "rpb", None])
+def test_gradients_are_those_of_the_reference(
+    kernels: LibraryDirectory, quiet: None, name: str | None
+) -> None:
+    found = []
+    for function in (attend, expected):
+        inputs = with_rpb()
+        for field, tensor in inputs._asdict().items():
+            tensor.requires_grad_(name in (None, field))
+        loss_of(function)(*inputs).backward()
+        found.append([tensor.grad for tensor in inputs if tensor is not None])
+    for actual, wanted in zip(*found, strict=True):
+        assert (actual is None) == (wanted is None)
+        if wanted is not None:
+            torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
+    assert kernels.calls(SPECS[True]) == 1
+
+
+def test_only_one_result_needs_a_gradient(kernels: LibraryDirectory, quiet: None) -> None:
+    for index in (0, 1):
+        found = []
+        for function in (attend, expected):
+            inputs = with_rpb(requires_grad=True)
+            function(*inputs)[index].sum().backward()
+            found.append([tensor.grad for tensor in inputs if tensor is not None])
+        for actual, wanted in zip(*found, strict=True):
+            wanted = torch.zeros_like(actual) if wanted is None else wanted
+            torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_one_tensor_may_be_query_key_and_value(kernels: LibraryDirectory, quiet: None) -> None:
+    found = []
+    for function in (attend, expected):
+        tensor = make_inputs(SHAPE).query.requires_grad_()
+        loss = loss_of(function)(tensor, tensor, tensor, None)
+        (first,) = torch.autograd.grad(loss, tensor, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), tensor)
+        found.append((first.detach(), second))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3)
+    assert kernels.calls(SPECS[False]) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"dilation": 2, "is_causal": (True, False)}])
+def test_gradients_of_gradients_in_float64(
+    libraries: LibraryDirectory, quiet: None, options: dict[str, Any]
+) -> None:
+    inputs = make_inputs(
+        (1, 3, 4, 1, 2), kernel_size=KERNEL_SIZE, dtype=torch.float64, requires_grad=True
+    )
+    assert inputs.rpb is not None
+    rpb = inputs.rpb.detach().double().requires_grad_()
+    tensors = (*inputs[:3], rpb)
+    assert torch.autograd.gradcheck(lambda *t: attend(*t, **options), tensors)
+    assert torch.autograd.gradgradcheck(lambda *t: attend(*t, **options), tensors)
+
+
+def test_inputs_changed_after_the_forward_are_noticed(
+    kernels: LibraryDirectory, quiet: None
+) -> None:
+    inputs = with_rpb(requires_grad=True)
+    key = inputs.key * 1
+    output, _ = attend(inputs.query, key, inputs.value, inputs.rpb)
+    key.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_forward_mode_is_refused(kernels: LibraryDirectory) -> None:
+    inputs = with_rpb()
+    with pytest.raises(ArgumentError, match="natc.reference.neighborhood_attention has"):
+        torch.func.jvp(attend, tuple(inputs), tuple(inputs))
+    forward_ad = torch.autograd.forward_ad
+    with forward_ad.dual_level(), pytest.raises(ArgumentError, match="no forward-mode derivative"):
+        attend(forward_ad.make_dual(inputs.query, inputs.query), *inputs[1:])
+
+
+# Transforms
+
+
+@pytest.mark.parametrize(
+    ("in_dims", "calls"),
+    [
+        ((0, 0, 0, None), 1),
+        ((0, None, 2, None), 1),
+        ((1, 4, 0, 0), 3),
+        ((None, None, None, 1), 3),
+    ],
+)
+def test_vmap(kernels: LibraryDirectory, in_dims: tuple[Any, ...], calls: int) -> None:
+    tensors = []
+    for tensor, dim in zip(with_rpb(), in_dims, strict=True):
+        assert tensor is not None
+        stacked = torch.stack((tensor, tensor * 0.5, tensor + 0.1), dim=dim or 0)
+        tensors.append(tensor if dim is None else stacked)
+    actual = torch.vmap(attend, in_dims)(*tensors)
+    assert kernels.calls(SPECS[True]) == calls
+    wanted = torch.vmap(expected, in_dims)(*tensors)
+    torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_functional_gradients(kernels: LibraryDirectory, quiet: None) -> None:
+    inputs = with_rpb()
+    gradients = [
+        torch.func.grad(loss_of(function), argnums=(0, 1, 2, 3)) for function in (attend, expected)
+    ]
+    actual, wanted = (gradient(*inputs) for gradient in gradients)
+    torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
+    in_dims = (0, 0, 0, None)
+    stacked = [torch.stack((tensor, tensor * 0.5)) for tensor in inputs[:3]]
+    actual, wanted = (torch.vmap(g, in_dims)(*stacked, inputs.rpb) for g in gradients)
+    torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_inference_mode(kernels: LibraryDirectory) -> None:
+    with torch.inference_mode():
+        inputs = with_rpb()
+        torch.testing.assert_close(attend(*inputs), expected(*inputs), rtol=1e-5, atol=1e-5)
+    assert kernels.calls(SPECS[True]) == 1
+
+
+# When the reference steps in
+
+
+def test_a_missing_kernel_is_said_once_with_the_command(libraries: LibraryDirectory) -> None:
+    query, key, value, _ = make_inputs((1, 4, 4, 1, 32))
+    command = "natc build --kernel 5 --target llvm"
+    with pytest.warns(natc.NatcFallbackWarning, match=command) as caught:
+        for _ in range(3):
+            natc.na2d(query, key, value, 5)
+            natc.na2d(query[:, :2], key[:, :2], value[:, :2], 5, dilation=2)
+    assert len(caught) == 1
+    with pytest.warns(natc.NatcFallbackWarning, match="natc build --kernel 7 "):
+        natc.na2d(query, key, value, 7)
+    runtime.clear()
+    with pytest.warns(natc.NatcFallbackWarning, match=command):
+        natc.na2d(query, key, value, 5)
+
+
+def test_a_warning_that_is_an_error_is_one_each_time(libraries: LibraryDirectory) -> None:
+    query, key, value, _ = make_inputs(SHAPE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", natc.NatcFallbackWarning)
+        for _ in range(2):
+            with pytest.raises(natc.NatcFallbackWarning):
+                natc.na2d(query, key, value, KERNEL_SIZE)
+
+
+def test_the_backward_on_the_reference_is_said_once(kernels: LibraryDirectory) -> None:
+    with pytest.warns(natc.NatcFallbackWarning, match="no backward kernel on cpu yet") as caught:
+        for _ in range(2):
+            loss_of(attend)(*with_rpb(requires_grad=True)).backward()
+    assert len(caught) == 1
+
+
+def test_strict_refuses_what_would_run_on_the_reference(
+    kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATC_STRICT", "1")
+    inputs = with_rpb(requires_grad=True)
+    output, _ = attend(*inputs)
+    with pytest.raises(NotCoveredError, match="no backward kernel on cpu"):
+        output.sum().backward()
+    tensors = make_inputs((1, 4, 4, 1, 32))[:3]
+    for _ in range(2):
+        with pytest.raises(NotCoveredError) as error:
+            natc.na2d(*tensors, 7)
+    for part in (
+        "no kernel covers forward of na2d_k7_d32_float32 on cpu (llvm-",
+        f"searched {kernels.path}",
+        "cache/lib (does not exist)",
+        f"implements {SPECS[False]}",
+        "build it: natc build --kernel 7 --target llvm",
+        "NATC_STRICT",
+    ):
+        assert part in str(error.value)
+    with pytest.raises(NotCoveredError, match="stride"):
+        natc.na2d(*tensors, 7, stride=2)
+    with pytest.raises(NotCoveredError, match="float64 has no kernels"):
+        natc.na2d(*(tensor.double() for tensor in tensors), 7)
+
+
+def test_the_reference_can_be_asked_for(
+    kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATC_STRICT", "1")
+    inputs = with_rpb(requires_grad=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with natc.force_reference():
+            output, lse = attend(*inputs)
+            with natc.force_reference():
+                pass
+            attend(*inputs)
+        # What ran on the reference by request also goes back through it.
+        (output.sum() + lse.sum()).backward()
+    torch.testing.assert_close((output, lse), expected(*inputs), rtol=0, atol=0)
+    assert kernels.calls(SPECS[True]) == 0
+    attend(*inputs)
+    assert kernels.calls(SPECS[True]) == 1
+
+
+def test_asking_for_the_reference_binds_one_thread(kernels: LibraryDirectory) -> None:
+    inputs = with_rpb()
+    with natc.force_reference():
+        worker = threading.Thread(target=lambda: attend(*inputs))
+        worker.start()
+        worker.join()
+    assert not launch.reference_is_forced()
+    assert kernels.calls(SPECS[True]) == 1
