@@ -1,0 +1,116 @@
+"""Which way imports go: nothing that runs a kernel may need what makes one."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from c_library import HEAD_DIM, KERNEL_SIZE, SPECS, LibraryDirectory
+
+import natc
+
+PACKAGE = Path(natc.__file__).parent
+
+# Importing any of these while running a kernel would make the compiler a need.
+MAKERS = ("tvm", "xgboost", "natc.te", "natc.space", "natc.tune", "natc.build", "natc.cli")
+RUNNERS = (
+    "__init__.py",
+    "errors.py",
+    "env.py",
+    "files.py",
+    "functional.py",
+    "gradients.py",
+    "launch.py",
+    "manifest.py",
+    "models",
+    "nn.py",
+    "ops.py",
+    "reference.py",
+    "runtime",
+    "spec.py",
+    "targets.py",
+    "window.py",
+    "workspace.py",
+)
+
+
+def run(program: str) -> str:
+    """Run a program in a fresh Python where the compiler might as well not be installed."""
+    guard = "import sys\nsys.modules.update(dict.fromkeys(('tvm', 'xgboost')))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", guard + program],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_kernel_call_imports_no_compiler(kernels: LibraryDirectory) -> None:
+    program = f"""
+import natc
+assert "torch" not in sys.modules, "import natc alone must be light"
+import torch
+query = torch.randn(2, 5, 6, 2, {HEAD_DIM})
+out = natc.na2d(query, query, query, {KERNEL_SIZE})
+assert not any(name.startswith("tvm.") for name in sys.modules)
+import tvm_ffi
+library = natc.runtime.explain(natc.spec.KernelSpec.parse("{SPECS[False]}")).choice.library
+print(tvm_ffi.load_module(str(library.path))["calls"](), *out.shape)
+"""
+    assert run(program) == f"1 2 5 6 2 {HEAD_DIM}\n"
+
+
+def test_the_first_call_may_be_compiled(kernels: LibraryDirectory) -> None:
+    program = f"""
+import natc, torch
+def attend(query):
+    return natc.na2d(query, query, query, {KERNEL_SIZE})
+query = torch.randn(2, 5, 6, 2, {HEAD_DIM})
+compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")(query)
+torch.testing.assert_close(compiled, attend(query), rtol=0, atol=0)
+print("equal")
+"""
+    assert run(program) == "equal\n"
+
+
+def test_every_public_name_can_be_had() -> None:
+    program = """
+import natc
+for name in natc.__all__:
+    getattr(natc, name)
+    assert name in dir(natc)
+try:
+    natc.absent
+except AttributeError as error:
+    print(error)
+from natc import *
+print(na2d.__name__, models.__name__)
+"""
+    assert run(program) == "module 'natc' has no attribute 'absent'\nna2d natc.models\n"
+
+
+@pytest.mark.parametrize("name", RUNNERS)
+def test_what_runs_kernels_does_not_even_mention_what_makes_them(name: str) -> None:
+    place = PACKAGE / name
+    paths = sorted(place.rglob("*.py")) if place.is_dir() else [place]
+    assert paths
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: relative import"
+                module = node.module or ""
+                imported = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            for one in imported:
+                assert not any(f"{one}.".startswith(f"{maker}.") for maker in MAKERS), (
+                    f"{path.relative_to(PACKAGE)} imports {one}"
+                )
