@@ -13,7 +13,7 @@ from torch import Tensor
 
 from natc import env
 from natc.errors import NotCoveredError
-from natc.launch import Options, reference, reference_is_forced, warn_once
+from natc.fallback import Options, reference, reference_is_forced, warn_once
 
 
 def backward(

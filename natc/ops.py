@@ -18,8 +18,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from natc import gradients, launch
 from natc.errors import ArgumentError
-from natc.launch import NatcFallbackWarning, force_reference
-from natc.launch import Options as _Options
+from natc.fallback import NatcFallbackWarning, force_reference, reference_is_forced
+from natc.fallback import Options as _Options
 
 __all__ = ["NatcFallbackWarning", "force_reference", "na2d_forward", "na2d_forward_lse"]
 
@@ -101,7 +101,7 @@ class _Attention(torch.autograd.function._SingleLevelFunction):
     def forward(ctx: Any, operator: Callable[..., Any], *arguments: Any) -> Any:
         ctx.save_for_backward(*arguments[:4])
         ctx.options = arguments[4:]
-        ctx.forced = launch.reference_is_forced()
+        ctx.forced = reference_is_forced()
         with torch._C._AutoDispatchBelowAutograd():
             return operator(*arguments)
 

@@ -19,7 +19,7 @@ from natc.testing.inputs import make_inputs, misaligned, noncontiguous
 SHAPE = (2, 5, 7, 3, HEAD_DIM)
 
 # A fallback that a test does not expect is a failure: the kernel did not run.
-pytestmark = pytest.mark.filterwarnings("error::natc.launch.NatcFallbackWarning")
+pytestmark = pytest.mark.filterwarnings("error::natc.fallback.NatcFallbackWarning")
 
 
 @pytest.mark.parametrize("rpb", [False, True])

@@ -20,6 +20,7 @@ RUNNERS = (
     "__init__.py",
     "errors.py",
     "env.py",
+    "fallback.py",
     "files.py",
     "functional.py",
     "gradients.py",
