@@ -93,9 +93,7 @@ def _dot_product(sch: Schedule, query: LoopRV, spec: KernelSpec, lanes: int) -> 
     _vectorize(sch, sch.get_loops(loaded)[-1], spec)
 
 
-def _share(
-    sch: Schedule, block: SBlockRV, spec: KernelSpec, lanes: int
-) -> tuple[LoopRV, LoopRV]:
+def _share(sch: Schedule, block: SBlockRV, spec: KernelSpec, lanes: int) -> tuple[LoopRV, LoopRV]:
     """Split the innermost loop of `block`, over channels, into lanes and what each one does."""
     channels = sch.get_loops(block)[-1]
     lane, channel = sch.split(channels, [lanes, spec.head_dim // lanes])

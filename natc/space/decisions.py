@@ -25,9 +25,7 @@ Candidates = Mapping[str, Sequence[int]]
 class Decisions:
     """Answers a space's questions from `fixed`, and writes each answer into the schedule."""
 
-    def __init__(
-        self, fixed: Mapping[str, int], space: str, *, default_rest: bool = True
-    ) -> None:
+    def __init__(self, fixed: Mapping[str, int], space: str, *, default_rest: bool = True) -> None:
         """Answer from `fixed`; the rest by the first candidate, or at random in a search."""
         self._fixed = dict(fixed)
         self._space = space

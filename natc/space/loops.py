@@ -59,8 +59,7 @@ def is_reduction(sch: Schedule, block: SBlockRV, axis: str) -> bool:
 def has_block(sch: Schedule, name: str) -> bool:
     """Return whether the function has a block of that name, as optional results do not."""
     return any(
-        sch.get(block).name_hint == name
-        for block in sch.get_child_blocks(sch.get_sblock("root"))
+        sch.get(block).name_hint == name for block in sch.get_child_blocks(sch.get_sblock("root"))
     )
 
 

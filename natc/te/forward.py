@@ -48,7 +48,9 @@ def forward(
         # A stage of its own: a schedule may hold the gathered vector in registers.
         return te.compute(
             (*queries, taps_h, taps_w, dim),
-            lambda b, i, j, h, m, n, d: tensor[b, rows.position[i, m], columns.position[j, n], h, d],
+            lambda b, i, j, h, m, n, d: tensor[
+                b, rows.position[i, m], columns.position[j, n], h, d
+            ],
             name,
         )
 
@@ -73,9 +75,7 @@ def forward(
 
     logits = te.compute((*queries, taps), logit, "logits")
     t = te.reduce_axis((0, taps), "t")
-    largest = te.compute(
-        queries, lambda b, i, j, h: te.max(logits[b, i, j, h, t], t), "max_logit"
-    )
+    largest = te.compute(queries, lambda b, i, j, h: te.max(logits[b, i, j, h, t], t), "max_logit")
     weights = te.compute(
         (*queries, taps),
         lambda b, i, j, h, t: exponential(logits[b, i, j, h, t] - largest[b, i, j, h]),
@@ -90,8 +90,7 @@ def forward(
     summed = te.compute(
         query.shape,
         lambda b, i, j, h, d: te.sum(
-            weights[b, i, j, h, m * taps_w + n]
-            * value_tap[b, i, j, h, m, n, d].astype("float32"),
+            weights[b, i, j, h, m * taps_w + n] * value_tap[b, i, j, h, m, n, d].astype("float32"),
             [m, n],
         ),
         "summed",

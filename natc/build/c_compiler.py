@@ -1,0 +1,100 @@
+"""Finding a C compiler, and running it and its kin with messages a user can act on."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from natc import env
+from natc.errors import BuildError, CompilerNotFound
+
+_SYSTEM = ("cc", "gcc", "clang")
+_LAST_LINES = 12
+
+
+def find_c_compiler() -> list[str]:
+    """Return the command of a C compiler.
+
+    NATC_CC if it is set, else cc, gcc or clang, else the one in the ziglang package. Raises
+    CompilerNotFound that says what to install.
+    """
+    chosen = env.NATC_CC.get()
+    if chosen:
+        command = shlex.split(chosen)
+        if not shutil.which(command[0]):
+            raise CompilerNotFound(
+                f"NATC_CC is {chosen!r}, and there is no program {command[0]!r}; set it to a C "
+                "compiler, or unset it."
+            )
+        return command
+    for name in _SYSTEM:
+        if shutil.which(name):
+            return [name]
+    if importlib.util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "cc"]
+    raise CompilerNotFound(
+        f"no C compiler was found to link the library (looked for NATC_CC, {', '.join(_SYSTEM)} "
+        "and the ziglang package); install one, or: pip install ziglang."
+    )
+
+
+def find_nvcc() -> str:
+    """Return the path of the CUDA compiler.
+
+    From PATH, or from CUDA_HOME or CUDA_PATH. Raises CompilerNotFound that says what to install.
+    """
+    found = shutil.which("nvcc")
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if not found and os.environ.get(variable):
+            found = shutil.which("nvcc", path=str(Path(os.environ[variable]) / "bin"))
+    if not found and Path("/usr/local/cuda/bin/nvcc").exists():
+        found = "/usr/local/cuda/bin/nvcc"
+    if not found:
+        raise CompilerNotFound(
+            "nvcc was not found on PATH, in CUDA_HOME or in /usr/local/cuda; install the CUDA "
+            "toolkit to build for cuda (no GPU is needed)."
+        )
+    return found
+
+
+def link_library(
+    output: Path, sources: Sequence[Path], *, exported: Sequence[str], directory: Path
+) -> None:
+    """Link C sources and objects into the shared library `output`.
+
+    exported: the only functions that the library shows. directory: for intermediate files.
+    Raises CompilerNotFound or BuildError.
+    """
+    # Pointers that another library might overwrite by name stay invisible to it.
+    script = directory / "exported"
+    names = " ".join(f"{name};" for name in exported)
+    script.write_text(f"{{ global: {names} __tvm_ffi__library_ctx; local: *; }};\n")
+    run(
+        [
+            *find_c_compiler(),
+            *("-O2", "-fPIC", "-shared", "-o", str(output)),
+            *(str(source) for source in sources),
+            *(f"-Wl,--version-script={script}", "-lpthread", "-ldl"),
+        ],
+        "linking the library",
+    )
+
+
+def run(command: Sequence[str], doing: str) -> None:
+    """Run a program; raise BuildError with the end of what it said when it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    except OSError as error:
+        raise BuildError(f"{doing} failed: {command[0]} could not be run: {error}.") from error
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise BuildError(
+            f"{doing} failed: {Path(command[0]).name} ended with {done.returncode}.\n"
+            + "\n".join(said[-_LAST_LINES:])
+        )

@@ -1,0 +1,188 @@
+"""Kernels for GPUs: machine code of several architectures and a launcher in one shared library.
+
+Needs the CUDA toolkit and no GPU. Each architecture has its own schedule, host code and device image.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import tvm
+from tvm.ir import IRModule
+from tvm.tirx.build import codegen_build, split_host_device_mods
+
+from natc.build.c_compiler import find_nvcc, link_library, run
+from natc.build.lower import ENTRIES, compiler_target, scheduled
+from natc.errors import BuildError
+from natc.spec import KernelSpec
+from natc.targets import Target
+
+# What the launcher's table calls each type of a kernel parameter, and each launch parameter.
+_TYPES = {"int32": "i", "int64": "l", "float32": "f", "float64": "d"}
+_LAUNCH = {
+    name: index
+    for index, name in enumerate(
+        [f"{kind}Idx.{axis}" for kind in ("block", "thread") for axis in "xyz"]
+    )
+}
+
+
+@dataclass(frozen=True)
+class DeviceKernel:
+    """A kernel as the launcher sees it: its name, parameter types and launch parameters."""
+
+    name: str
+    params: str
+    launch: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One architecture's code: host code, a device image, and the kernels in it."""
+
+    target: Target
+    host_object: Path
+    image: Path
+    kernels: tuple[DeviceKernel, ...]
+
+
+def function_name(spec: KernelSpec, entry: str, target: Target) -> str:
+    """Return the exported name of an entry on one architecture."""
+    return f"{spec.name}_{entry}_{target.arch}"
+
+
+def build_cuda(
+    spec: KernelSpec,
+    decisions: Mapping[Target, Mapping[str, int]],
+    output: Path,
+    directory: Path,
+) -> dict[str, dict[str, str]]:
+    """Compile a kernel for each target into the shared library `output`; return its entries.
+
+    directory: for intermediate files. Raises BuildError or CompilerNotFound.
+    """
+    compiled = [
+        compile_arch(spec, target, chosen, directory) for target, chosen in decisions.items()
+    ]
+    (directory / "kernels.h").write_text(_header(compiled))
+    table = directory / "kernels.c"
+    table.write_text(_table(compiled))
+    launcher = directory / "cuda.c"
+    with resources.as_file(resources.files("natc.build") / "launcher" / "cuda.c") as source:
+        shutil.copyfile(source, launcher)
+    entries = {
+        entry: {target.arch: function_name(spec, entry, target) for target in decisions}
+        for entry in ENTRIES
+    }
+    link_library(
+        output,
+        [launcher, table, *(code.host_object for code in compiled)],
+        exported=[f"__tvm_ffi_{n}" for names in entries.values() for n in names.values()],
+        directory=directory,
+    )
+    return entries
+
+
+def compile_arch(
+    spec: KernelSpec, target: Target, decisions: Mapping[str, int], directory: Path
+) -> Compiled:
+    """Compile every entry for one architecture; raise BuildError or CompilerNotFound."""
+    module = IRModule({})
+    for entry, with_lse in ENTRIES.items():
+        name = function_name(spec, entry, target)
+        module.update(scheduled(spec, target, decisions, with_lse=with_lse, name=name))
+    host, device = lower(module, target)
+    kernels = tuple(
+        _device_kernel(var.name_hint, function) for var, function in device.functions.items()
+    )
+    whole = compiler_target(target)
+    source = directory / f"{target.arch}.cu"
+    source.write_text(codegen_build(device, whole).inspect_source("cuda"))
+    image = directory / f"{target.arch}.fatbin"
+    virtual = target.arch.replace("sm_", "compute_")
+    run(
+        [
+            find_nvcc(),
+            f"-gencode=arch={virtual},code={target.arch}",
+            *("-O3", "-fatbin", "-w", "-o", str(image), str(source)),
+        ],
+        f"compiling CUDA code for {target.arch}",
+    )
+    host_object = directory / f"{target.arch}.o"
+    codegen_build(host, whole.host).write_to_file(str(host_object), "o")
+    return Compiled(target, host_object, image, kernels)
+
+
+def lower(module: IRModule, target: Target) -> tuple[IRModule, IRModule]:
+    """Return host and device functions of a module, ready for code generation."""
+    whole = compiler_target(target)
+    pipeline, finish_host, finish_device = tvm.tirx.get_default_tir_pipeline(whole)
+    with whole:
+        module = pipeline(tvm.tirx.transform.BindTarget(whole)(module))
+        host, devices = split_host_device_mods(module)
+        (device,) = devices.values()
+        return finish_host()(host), finish_device()(device)
+
+
+def _device_kernel(name: str, function: tvm.tirx.PrimFunc) -> DeviceKernel:
+    params = "".join(_parameter_type(name, parameter) for parameter in function.params)
+    launch = []
+    for tag in function.attrs["tirx.kernel_launch_params"]:
+        if str(tag) not in _LAUNCH:
+            raise BuildError(f"kernel {name} needs {tag}, which the launcher does not offer.")
+        launch.append(_LAUNCH[str(tag)])
+    return DeviceKernel(name, params, tuple(launch))
+
+
+def _parameter_type(kernel: str, parameter: tvm.tirx.Var) -> str:
+    if tvm.tirx.is_buffer_var(parameter) or "handle" in str(parameter.ty):
+        return "p"
+    dtype = str(parameter.ty).removeprefix("T.")
+    if dtype not in _TYPES:
+        raise BuildError(f"kernel {kernel} takes a {dtype}, which the launcher cannot pass.")
+    return _TYPES[dtype]
+
+
+def _header(compiled: Sequence[Compiled]) -> str:
+    kernels = [kernel for code in compiled for kernel in code.kernels]
+    return f"""/* Generated: the kernels of this library. */
+#define NATC_NUM_IMAGES {len(compiled)}
+#define NATC_NUM_KERNELS {len(kernels)}
+#define NATC_NUM_LAUNCH {len(_LAUNCH)}
+#define NATC_MAX_PARAMS {max(len(kernel.params) for kernel in kernels)}
+typedef struct {{
+  const char *name;
+  int image;
+  int num_params;
+  const char *params;
+  int num_launch;
+  int launch[NATC_NUM_LAUNCH];
+}} natc_kernel;
+extern const natc_kernel natc_kernels[NATC_NUM_KERNELS];
+extern const unsigned char *const natc_images[NATC_NUM_IMAGES];
+"""
+
+
+def _table(compiled: Sequence[Compiled]) -> str:
+    lines = ['#include "kernels.h"']
+    for index, code in enumerate(compiled):
+        numbers = ",".join(map(str, code.image.read_bytes()))
+        # The section in which CUDA's own tools look for machine code.
+        lines.append(f"static const unsigned char image_{index}[]")
+        lines.append(f'    __attribute__((section(".nv_fatbin"), aligned(8))) = {{{numbers}}};')
+    names = ", ".join(f"image_{index}" for index in range(len(compiled)))
+    lines.append(f"const unsigned char *const natc_images[NATC_NUM_IMAGES] = {{{names}}};")
+    lines.append("const natc_kernel natc_kernels[NATC_NUM_KERNELS] = {")
+    for index, code in enumerate(compiled):
+        for kernel in code.kernels:
+            launch = ", ".join(map(str, kernel.launch))
+            lines.append(
+                f'    {{"{kernel.name}", {index}, {len(kernel.params)}, "{kernel.params}", '
+                f"{len(kernel.launch)}, {{{launch}}}}},"
+            )
+    lines.append("};")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,126 @@
+/* What compiled CPU code asks of its surroundings: threads and scratch memory.
+ *
+ * Compiled code calls through pointers that a compiler's runtime would fill in. Filling them in
+ * here makes a library independent of that runtime. Threads are those of the OpenMP library that
+ * is in the process already (PyTorch brings one), so that torch.set_num_threads holds for natc
+ * and no second pool competes for the cores; without one, threads are started for each call.
+ */
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+typedef struct {
+  void *sync_handle;
+  int32_t num_task;
+} group_env;
+typedef int (*task_fn)(int task_id, group_env *env, void *closure);
+
+typedef struct {
+  task_fn task;
+  void *closure;
+  group_env env;
+  int failed;
+} launch;
+
+/* GNU's entry points; LLVM's OpenMP library has them as well on Linux. */
+static void (*gomp_parallel)(void (*)(void *), void *, unsigned, unsigned);
+static int (*omp_max_threads)(void);
+static int (*omp_thread_num)(void);
+static int (*omp_num_threads)(void);
+static int (*omp_inside)(void);
+
+static void run(launch *work, int task_id) {
+  if (work->task(task_id, &work->env, work->closure) != 0)
+    __atomic_store_n(&work->failed, 1, __ATOMIC_RELAXED);
+}
+
+/* OpenMP may give fewer threads than asked for; every task runs all the same. */
+static void on_openmp_thread(void *data) {
+  launch *work = data;
+  int step = omp_num_threads();
+  for (int id = omp_thread_num(); id < work->env.num_task; id += step) run(work, id);
+}
+
+typedef struct {
+  launch *work;
+  int task_id;
+} started;
+
+static void *on_started_thread(void *data) {
+  started *mine = data;
+  run(mine->work, mine->task_id);
+  return NULL;
+}
+
+static void run_on_started_threads(launch *work) {
+  int count = work->env.num_task;
+  pthread_t *threads = malloc(sizeof(pthread_t) * count);
+  started *arguments = malloc(sizeof(started) * count);
+  char *is_started = calloc(count, 1);
+  for (int id = 1; id < count; ++id) {
+    if (!threads || !arguments || !is_started) break;
+    arguments[id] = (started){work, id};
+    is_started[id] = pthread_create(&threads[id], NULL, on_started_thread, &arguments[id]) == 0;
+  }
+  run(work, 0);
+  for (int id = 1; id < count; ++id) {
+    if (is_started && is_started[id])
+      pthread_join(threads[id], NULL);
+    else
+      run(work, id); /* no thread to be had: the work is done here */
+  }
+  free(threads);
+  free(arguments);
+  free(is_started);
+}
+
+static int parallel_launch(task_fn task, void *closure, int num_task) {
+  int available;
+  if (gomp_parallel)
+    available = omp_inside() ? 1 : omp_max_threads();
+  else
+    available = (int)sysconf(_SC_NPROCESSORS_ONLN);
+  if (num_task <= 0) num_task = available;
+  if (num_task < 1) num_task = 1;
+  launch work = {task, closure, {NULL, num_task}, 0};
+  if (num_task == 1)
+    run(&work, 0);
+  else if (gomp_parallel && available > 1)
+    gomp_parallel(on_openmp_thread, &work, (unsigned)available, 0);
+  else if (gomp_parallel)
+    for (int id = 0; id < num_task; ++id) run(&work, id);
+  else
+    run_on_started_threads(&work);
+  return work.failed ? -1 : 0;
+}
+
+static void *alloc_workspace(int device_type, int device_id, uint64_t bytes, int code, int bits) {
+  (void)device_type, (void)device_id, (void)code, (void)bits;
+  void *memory = NULL;
+  return posix_memalign(&memory, 64, bytes ? bytes : 64) == 0 ? memory : NULL;
+}
+
+static int free_workspace(int device_type, int device_id, void *memory) {
+  (void)device_type, (void)device_id;
+  free(memory);
+  return 0;
+}
+
+/* Weak: the compiler emits only those that its code uses. */
+extern void *__TVMBackendParallelLaunch __attribute__((weak));
+extern void *__TVMBackendAllocWorkspace __attribute__((weak));
+extern void *__TVMBackendFreeWorkspace __attribute__((weak));
+
+__attribute__((constructor)) static void fill_in(void) {
+  gomp_parallel = (void (*)(void (*)(void *), void *, unsigned, unsigned))dlsym(RTLD_DEFAULT, "GOMP_parallel");
+  omp_max_threads = (int (*)(void))dlsym(RTLD_DEFAULT, "omp_get_max_threads");
+  omp_thread_num = (int (*)(void))dlsym(RTLD_DEFAULT, "omp_get_thread_num");
+  omp_num_threads = (int (*)(void))dlsym(RTLD_DEFAULT, "omp_get_num_threads");
+  omp_inside = (int (*)(void))dlsym(RTLD_DEFAULT, "omp_in_parallel");
+  if (!omp_max_threads || !omp_thread_num || !omp_num_threads || !omp_inside) gomp_parallel = NULL;
+  if (&__TVMBackendParallelLaunch) __TVMBackendParallelLaunch = (void *)parallel_launch;
+  if (&__TVMBackendAllocWorkspace) __TVMBackendAllocWorkspace = (void *)alloc_workspace;
+  if (&__TVMBackendFreeWorkspace) __TVMBackendFreeWorkspace = (void *)free_workspace;
+}

@@ -1,0 +1,108 @@
+"""Writing a library: the shared object, then the manifest that vouches for it."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from natc import environment
+from natc.build.chosen import Chosen, choose
+from natc.build.cuda import build_cuda
+from natc.build.llvm import build_llvm
+from natc.errors import BuildError, SpecError
+from natc.files import make_directory, write_atomically
+from natc.manifest import SUFFIX, LibraryTarget, Manifest, dump
+from natc.spec import KernelSpec
+from natc.targets import Target
+
+# Data pointers are multiples of this: the compiler assumes so, and nothing checks it later.
+_ALIGNMENT = {"llvm": 64, "cuda": 16}
+_COMPILED_RANK = 2
+
+
+def build_library(
+    spec: KernelSpec,
+    target: Target | Sequence[Target],
+    output_dir: Path | str,
+    *,
+    on_note: Callable[[str], None] | None = None,
+    untuned: bool = False,
+) -> Path:
+    """Compile a kernel into a library directory and return the manifest's path.
+
+    target: one CPU, or one or more CUDA architectures that share a library. on_note: told, in a
+    sentence, which schedule each is built from. untuned: ignore schedules. A library of the same
+    name is replaced in one step. Raises SpecError for a rank other than 2, BuildError,
+    CompilerNotFound, ScheduleError, and NatcError for a directory that cannot be written.
+    """
+    targets = [target] if isinstance(target, Target) else sorted(set(target), key=_age)
+    _check(spec, targets)
+    directory = make_directory(output_dir)
+    chosen = {found: choose(spec, found, untuned=untuned) for found in targets}
+    for decided in chosen.values():
+        if on_note is not None:
+            on_note(decided.note)
+
+    kind = targets[0].kind
+    library_target = LibraryTarget(kind, tuple(found.arch for found in targets))
+    name = f"{spec.name}.{library_target.name}"
+    with tempfile.TemporaryDirectory(prefix="natc-build-") as scratch:
+        output = Path(scratch) / f"{name}.so"
+        decisions = {found: decided.decisions for found, decided in chosen.items()}
+        if kind == "llvm":
+            entries = build_llvm(spec, targets[0], decisions[targets[0]], output, Path(scratch))
+        else:
+            entries = build_cuda(spec, decisions, output, Path(scratch))
+        code = output.read_bytes()
+    manifest = _manifest(spec, library_target, f"{name}.so", code, entries, chosen)
+    # In this order, a kill in between leaves an old manifest whose hash refuses the new code.
+    write_atomically(directory / f"{name}.so", code)
+    path = directory / f"{name}{SUFFIX}"
+    write_atomically(path, dump(manifest))
+    return path
+
+
+def _check(spec: KernelSpec, targets: Sequence[Target]) -> None:
+    if spec.rank != _COMPILED_RANK:
+        raise SpecError(f"rank is {spec.rank}; kernels are compiled for rank 2 so far.")
+    kinds = {found.kind for found in targets}
+    if len(kinds) != 1 or (kinds == {"llvm"} and len(targets) != 1):
+        names = ", ".join(found.name for found in targets) or "none"
+        raise BuildError(
+            f"target is {names}; a library is for one CPU target, or for one or more CUDA "
+            "architectures."
+        )
+
+
+def _manifest(
+    spec: KernelSpec,
+    target: LibraryTarget,
+    library: str,
+    code: bytes,
+    entries: dict[str, dict[str, str]],
+    chosen: dict[Target, Chosen],
+) -> Manifest:
+    versions = environment.versions()
+    git = environment.git_state()
+    return Manifest(
+        natc=versions["natc"] or "",
+        spec=spec.name,
+        target=target,
+        library=library,
+        sha256=hashlib.sha256(code).hexdigest(),
+        entries=entries,
+        alignment=_ALIGNMENT[target.kind],
+        schedule={found.arch: decided.record() for found, decided in chosen.items()},
+        versions={name: versions.get(name) for name in ("natc", "tvm", "tvm_ffi")},
+        built_at=environment.now(),
+        provenance=msgspec.to_builtins(git) if git is not None else {},
+    )
+
+
+def _age(target: Target) -> tuple[str, int]:
+    digits = "".join(c for c in target.arch if c.isdigit())
+    return target.kind, int(digits or 0)
