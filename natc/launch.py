@@ -57,14 +57,17 @@ def run(
         *(_ready(tensor, alignment) for tensor in inputs),
         *results,
         scale,
-        dilation[0],
-        dilation[1],
+        # Kernels count in 32 bits; beyond the map, one dilation is as good as another.
+        min(dilation[0], query.shape[1]),
+        min(dilation[1], query.shape[2]),
     )
     if query.is_cuda and query.device.index != torch.cuda.current_device():
         # Launching makes the tensors' device current and would leave it so.
         with torch.cuda.device(query.device):
             kernel.function(*arguments)
     else:
+        # OpenMP counts its threads in each thread apart: this hands torch's number to this one.
+        torch.get_num_threads()
         kernel.function(*arguments)
     return results
 
