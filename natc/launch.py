@@ -11,9 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from natc.errors import ArgumentError
 from natc.fallback import Options, reference, reference_is_forced, report
 from natc.runtime import registry
 from natc.runtime.load import Kernel
+
+# Kernels compute positions in memory in 32 bits.
+_MOST_ELEMENTS = 2**31 - 1
 
 
 def forward(*call: Any) -> Tensor:
@@ -41,7 +45,8 @@ def run(
     """Return (output,), and for `forward_lse` (output, lse), new and compact.
 
     Arguments and results as for `natc.na2d`, one option per axis; rpb is float32, or float64
-    beside a float64 query. Raises LibraryError and NotCoveredError as `natc.na2d` does.
+    beside a float64 query. Raises LibraryError, NotCoveredError and ArgumentError as `natc.na2d`
+    does.
     """
     with_lse = operation == "forward_lse"
     if query.numel() == 0:
@@ -50,6 +55,9 @@ def run(
     if kernel is None:
         options = Options(kernel_size, dilation, stride, is_causal, scale)
         return reference(query, key, value, rpb, options, return_lse=with_lse)
+    if query.numel() > _MOST_ELEMENTS:
+        options = Options(kernel_size, dilation, stride, is_causal, scale)
+        return _in_parts(operation, query, key, value, rpb, options)
     alignment = kernel.alignment
     inputs = [query, key, value] if rpb is None else [query, key, value, rpb]
     results = _results(query, with_lse)
@@ -70,6 +78,26 @@ def run(
         torch.get_num_threads()
         kernel.function(*arguments)
     return results
+
+
+def _in_parts(
+    operation: str, query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, options: Options
+) -> tuple[Tensor, ...]:
+    """Run a call that is too large for a kernel on parts of its batch."""
+    fitting = _MOST_ELEMENTS // query[0].numel()
+    if fitting == 0:
+        raise ArgumentError(
+            f"query has shape {list(query.shape)}, {query[0].numel()} elements in each entry of "
+            f"the batch; a kernel takes at most {_MOST_ELEMENTS}."
+        )
+    parts = [
+        run(
+            operation, *part, rpb, options.kernel_size, options.dilation, options.stride,
+            options.is_causal, options.scale,
+        )
+        for part in zip(query.split(fitting), key.split(fitting), value.split(fitting))
+    ]  # fmt: skip
+    return tuple(torch.cat(results) for results in zip(*parts))
 
 
 def _results(query: Tensor, with_lse: bool) -> tuple[Tensor, ...]:
