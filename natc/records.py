@@ -62,7 +62,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, tag="environment"):
 class Trial(msgspec.Struct, frozen=True, kw_only=True, tag="trial"):
     """One candidate: its decisions, and what they measured or the error they ended in.
 
-    seconds: shape `BxHxWxheadsxhead_dim` -> median seconds of one call, positive; None with
+    seconds: shape `BxHxWxheadsxhead_dim` -> seconds of one call, positive; None with
     an error. environment: id of an Environment. trial: its number in the log, from 0.
     Raises RecordError unless exactly one of seconds and error is given.
     """

@@ -24,7 +24,7 @@ _SIGNIFICANT_DIGITS = 4
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """What the winner measured.
 
-    seconds, baseline_seconds: shape `BxHxWxheadsxhead_dim` -> median seconds of one call, of the
+    seconds, baseline_seconds: shape `BxHxWxheadsxhead_dim` -> seconds of one call, of the
     winner and of the untuned kernel in the same run.
     score: what the search made small; objective: what that number is, in words.
     trials: candidates measured in all.

@@ -1,6 +1,7 @@
 """Kernels for GPUs: machine code of several architectures and a launcher in one shared library.
 
-Needs the CUDA toolkit and no GPU. Each architecture has its own schedule, host code and device image.
+Needs the CUDA toolkit and no GPU. Each architecture has its own schedule, host code and device
+image.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tvm.ir import IRModule
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
 from natc.build.c_compiler import find_nvcc, link_library, run
-from natc.build.lower import ENTRIES, compiler_target, scheduled
+from natc.build.lower import ENTRIES, FORWARD_LSE, compiler_target, scheduled
 from natc.errors import BuildError
 from natc.spec import KernelSpec
 from natc.targets import Target
@@ -60,13 +61,16 @@ def build_cuda(
     decisions: Mapping[Target, Mapping[str, int]],
     output: Path,
     directory: Path,
+    *,
+    entries: Sequence[str] = ENTRIES,
 ) -> dict[str, dict[str, str]]:
     """Compile a kernel for each target into the shared library `output`; return its entries.
 
     directory: for intermediate files. Raises BuildError or CompilerNotFound.
     """
     compiled = [
-        compile_arch(spec, target, chosen, directory) for target, chosen in decisions.items()
+        compile_arch(spec, target, chosen, directory, entries)
+        for target, chosen in decisions.items()
     ]
     (directory / "kernels.h").write_text(_header(compiled))
     table = directory / "kernels.c"
@@ -74,26 +78,30 @@ def build_cuda(
     launcher = directory / "cuda.c"
     with resources.as_file(resources.files("natc.build") / "launcher" / "cuda.c") as source:
         shutil.copyfile(source, launcher)
-    entries = {
+    names = {
         entry: {target.arch: function_name(spec, entry, target) for target in decisions}
-        for entry in ENTRIES
+        for entry in entries
     }
     link_library(
         output,
         [launcher, table, *(code.host_object for code in compiled)],
-        exported=[f"__tvm_ffi_{n}" for names in entries.values() for n in names.values()],
+        exported=[f"__tvm_ffi_{n}" for archs in names.values() for n in archs.values()],
         directory=directory,
     )
-    return entries
+    return names
 
 
 def compile_arch(
-    spec: KernelSpec, target: Target, decisions: Mapping[str, int], directory: Path
+    spec: KernelSpec,
+    target: Target,
+    decisions: Mapping[str, int],
+    directory: Path,
+    entries: Sequence[str],
 ) -> Compiled:
-    """Compile every entry for one architecture; raise BuildError or CompilerNotFound."""
+    """Compile entries for one architecture; raise BuildError or CompilerNotFound."""
     module = IRModule({})
-    for entry, with_lse in ENTRIES.items():
-        name = function_name(spec, entry, target)
+    for entry in entries:
+        name, with_lse = function_name(spec, entry, target), entry == FORWARD_LSE
         module.update(scheduled(spec, target, decisions, with_lse=with_lse, name=name))
     host, device = lower(module, target)
     kernels = tuple(

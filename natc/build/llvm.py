@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -10,18 +10,9 @@ import tvm
 from tvm.ir import IRModule
 
 from natc.build.c_compiler import link_library
-from natc.build.lower import ENTRIES, compiler_target, scheduled
+from natc.build.lower import ENTRIES, FORWARD_LSE, compiler_target, scheduled
 from natc.spec import KernelSpec
 from natc.targets import Target
-
-
-def entry_module(spec: KernelSpec, target: Target, decisions: Mapping[str, int]) -> IRModule:
-    """Return one module with the scheduled function of every entry, named after the spec."""
-    module = IRModule({})
-    for entry, with_lse in ENTRIES.items():
-        name = function_name(spec, entry)
-        module.update(scheduled(spec, target, decisions, with_lse=with_lse, name=name))
-    return module
 
 
 def function_name(spec: KernelSpec, entry: str) -> str:
@@ -30,16 +21,26 @@ def function_name(spec: KernelSpec, entry: str) -> str:
 
 
 def build_llvm(
-    spec: KernelSpec, target: Target, decisions: Mapping[str, int], output: Path, directory: Path
+    spec: KernelSpec,
+    target: Target,
+    decisions: Mapping[str, int],
+    output: Path,
+    directory: Path,
+    *,
+    entries: Sequence[str] = ENTRIES,
 ) -> dict[str, dict[str, str]]:
     """Compile a kernel for a CPU into the shared library `output`; return its entries.
 
     directory: for intermediate files. Raises BuildError or CompilerNotFound.
     """
-    module = tvm.compile(entry_module(spec, target, decisions), target=compiler_target(target))
+    names = {entry: function_name(spec, entry) for entry in entries}
+    module = IRModule({})
+    for entry, name in names.items():
+        with_lse = entry == FORWARD_LSE
+        module.update(scheduled(spec, target, decisions, with_lse=with_lse, name=name))
+    compiled = tvm.compile(module, target=compiler_target(target))
     machine_code = directory / "kernels.o"
-    module.mod.write_to_file(str(machine_code), "o")
-    names = {entry: function_name(spec, entry) for entry in ENTRIES}
+    compiled.mod.write_to_file(str(machine_code), "o")
     with resources.as_file(resources.files("natc.build") / "launcher" / "threads.c") as threads:
         link_library(
             output,

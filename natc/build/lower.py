@@ -17,7 +17,7 @@ from natc.targets import Target
 from natc.te import forward
 
 FORWARD, FORWARD_LSE = "forward", "forward_lse"
-ENTRIES = {FORWARD: False, FORWARD_LSE: True}  # entry -> whether it also returns lse
+ENTRIES = (FORWARD, FORWARD_LSE)
 
 # Sums may be reordered, or no reduction would use vector registers; infinities and NaN keep
 # their meaning.

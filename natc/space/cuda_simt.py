@@ -21,6 +21,8 @@ VERSION = 1
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _WIDEST_LOAD = 16  # bytes that one thread loads at once
 _REGISTERS = "local"
+_TILE_HEIGHTS = (4, 1, 2, 8)
+_MOST_THREADS = 1024  # of one block
 
 
 def structure(spec: KernelSpec, target: Target) -> Candidates:
@@ -35,8 +37,9 @@ def structure(spec: KernelSpec, target: Target) -> Candidates:
 def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions) -> None:
     """Schedule the function of `natc.te.forward`; ScheduleError for a decision out of bounds."""
     lanes = decisions.choose("lanes", structure(spec, target)["lanes"])
-    tile_h = decisions.sample(sch, "tile_h", (4, 1, 2, 8))
-    tile_w = decisions.sample(sch, "tile_w", (4, 2, 8, 16))
+    tile_h = decisions.sample(sch, "tile_h", _TILE_HEIGHTS)
+    widths = [n for n in (4, 2, 8, 16) if max(_TILE_HEIGHTS) * n * lanes <= _MOST_THREADS]
+    tile_w = decisions.sample(sch, "tile_w", widths)
     unroll = decisions.sample(sch, "unroll", (64, 0, 16, 512))
 
     output = sch.get_sblock("output")

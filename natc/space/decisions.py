@@ -31,6 +31,7 @@ class Decisions:
         self._space = space
         self._default_rest = default_rest
         self._answers: dict[str, int | ExprRV] = {}
+        self.candidates: dict[str, list[int]] = {}  # every question asked, and what it allowed
 
     def choose(self, name: str, candidates: Sequence[int]) -> int:
         """Return a choice of structure: fixed, or the first of `candidates`.
@@ -43,9 +44,9 @@ class Decisions:
 
     def sample(self, sch: Schedule, name: str, candidates: Sequence[int]) -> ExprRV:
         """Return a number as an instruction of sch's trace; raises ScheduleError as `choose`."""
-        decision = None
-        if name in self._fixed or self._default_rest:
-            decision = list(candidates).index(self._checked(name, candidates))
+        value = self._checked(name, candidates)
+        is_given = name in self._fixed or self._default_rest
+        decision = list(candidates).index(value) if is_given else None
         chances = [1.0 / len(candidates)] * len(candidates)
         found = sch.sample_categorical(list(candidates), chances, decision=decision)
         self._answers[name] = found
@@ -63,6 +64,7 @@ class Decisions:
             sch.annotate(block, _PREFIX + name, value)
 
     def _checked(self, name: str, candidates: Sequence[int]) -> int:
+        self.candidates[name] = list(candidates)
         value = self._fixed.get(name, candidates[0])
         if value not in candidates:
             raise ScheduleError(

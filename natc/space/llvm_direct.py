@@ -10,6 +10,7 @@ from __future__ import annotations
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
+from natc.errors import ScheduleError
 from natc.space.decisions import Candidates, Decisions
 from natc.space.loops import QUERY_AXES, depth, inner_loops, is_reduction, query_loops
 from natc.space.vector_sum import vector_sum_intrinsic
@@ -23,6 +24,8 @@ VERSION = 1
 TREE, INSTRUCTION = 0, 1
 # maximum: the largest logit is found in a loop of its own, or as each logit is made.
 APART, ALONG = 0, 1
+# chains: the weighted sum is one chain of additions, or one for each column of the window.
+ONE_CHAIN, CHAIN_A_COLUMN = 0, 1
 # parallel: the loops that are spread over threads, beside the batch.
 ROWS, ROWS_AND_COLUMNS = 0, 1
 
@@ -37,6 +40,7 @@ def structure(spec: KernelSpec, target: Target) -> Candidates:
         "lanes": (1, *lanes),
         "lane_sum": (TREE, INSTRUCTION),
         "maximum": (APART, ALONG),
+        "chains": (ONE_CHAIN, CHAIN_A_COLUMN),
         "parallel": (ROWS, ROWS_AND_COLUMNS),
     }
 
@@ -46,10 +50,15 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
     choices = {
         name: decisions.choose(name, values) for name, values in structure(spec, target).items()
     }
+    if choices["lanes"] == 1 and choices["lane_sum"] == INSTRUCTION:
+        raise ScheduleError(
+            f"decision lane_sum is {INSTRUCTION}; one lane needs no sum over lanes."
+        )
     for name in ("key_tap", "value_tap", "normalized"):
         sch.compute_inline(sch.get_sblock(name))
     # Splitting a reduction must come before the block moves into another's loops.
     partial_sums = _partial_sums(sch, choices["lanes"], choices["lane_sum"])
+    chains = _chains(sch, choices["chains"])
 
     output = sch.get_sblock("output")
     batch, row, column, head, channel = query_loops(sch, output)
@@ -60,7 +69,10 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
         row = column = sch.fuse(row, column)
     sch.parallel(row)
 
-    for name in ("summed", "sum_weights", "weights", "max_logit", "logits"):
+    sch.compute_at(sch.get_sblock("summed"), head)
+    if chains:
+        sch.compute_at(chains, head)
+    for name in ("sum_weights", "weights", "max_logit", "logits"):
         sch.compute_at(sch.get_sblock(name), head)
 
     taps = inner_loops(sch, sch.get_sblock("logits"), outer=head)["v_t"]
@@ -80,7 +92,7 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
         for name in ("key", "count", *(("bias",) if spec.rpb else ())):
             sch.compute_at(sch.get_sblock(f"{name}_{axis}"), loop)
     # Last, since primitives refuse loops that hold a block with its initialization apart.
-    _weighted_sum(sch, head)
+    _weighted_sum(sch, head, chains)
     if choices["maximum"] == ALONG:
         block = sch.get_sblock("max_logit")
         loops = sch.get_loops(block)
@@ -133,12 +145,27 @@ def _place_dot_product(
         sch.unroll(last)
 
 
-def _weighted_sum(sch: Schedule, head: LoopRV) -> None:
+def _chains(sch: Schedule, chains: int) -> SBlockRV | None:
+    """Give each column of the window a sum of its own; return the block that makes them."""
+    if chains == ONE_CHAIN:
+        return None
+    column = sch.get_loops(sch.get_sblock("summed"))[-1]
+    return sch.rfactor(column, 4)
+
+
+def _weighted_sum(sch: Schedule, head: LoopRV, chains: SBlockRV | None) -> None:
     """Add up weight times value over taps, all channels of a value at once."""
-    block = sch.get_sblock("summed")
-    loops = inner_loops(sch, block, outer=head)
-    channel = loops.get("v_d")
-    sch.reorder(loops["v_m"], loops["v_n"], *([channel] if channel else []))
-    if channel:
-        sch.vectorize(channel)
-    sch.decompose_reduction(block, loops["v_m"])
+    summed = sch.get_sblock("summed")
+    for block in [summed] if chains is None else [chains, summed]:
+        loops = inner_loops(sch, block, outer=head)
+        channel = loops.pop("v_d", None)
+        taps = [loop for axis, loop in loops.items() if is_reduction(sch, block, axis)]
+        column = [loop for axis, loop in loops.items() if not is_reduction(sch, block, axis)]
+        sch.reorder(*taps, *column, *([channel] if channel else []))
+        for loop in column:
+            sch.unroll(loop)
+        if channel:
+            sch.vectorize(channel)
+        if chains is not None and block is summed:
+            sch.unroll(taps[0])
+        sch.decompose_reduction(block, taps[0])

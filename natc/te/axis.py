@@ -27,7 +27,7 @@ class Axis(NamedTuple):
     bias: te.Tensor
 
 
-def axis_stages(length: tirx.Var, kernel_size: int, dilation: tirx.Var, suffix: str) -> Axis:
+def axis_stages(length: Expr | int, kernel_size: int, dilation: Expr | int, suffix: str) -> Axis:
     """Return the stages of one axis; their blocks are named key_, count_ and bias_`suffix`."""
 
     def at(query: tirx.Var) -> window.Window:

@@ -12,7 +12,11 @@ from natc.te.exponential import Exponential, polynomial
 
 
 def forward(
-    spec: KernelSpec, *, with_lse: bool = False, exponential: Exponential = polynomial
+    spec: KernelSpec,
+    *,
+    with_lse: bool = False,
+    exponential: Exponential = polynomial,
+    example: tuple[int, int, int, int] | None = None,
 ) -> tirx.PrimFunc:
     """Return the unscheduled function of `spec` for any batch, map size, heads and dilation.
 
@@ -21,6 +25,9 @@ def forward(
     [batch, height, width, heads] float32 when with_lse, the natural logarithm of the sum of
     exponentials; scale float32; dilation_h, dilation_w int32. Sums are in float32.
 
+    example: (batch, height, width, heads) to be fixed instead, with dilation 1 and the default
+    scale; only tensors are parameters then. A search reasons about such a function.
+
     softmax(scale * query . key + rpb) . value over each query's window (`natc.window`). Raises
     SpecError for a rank other than 2.
     """
@@ -28,11 +35,13 @@ def forward(
         raise SpecError(f"rank is {spec.rank}; kernels are compiled for rank 2 so far.")
     taps_h, taps_w = spec.kernel_size
     taps, dim, dtype = taps_h * taps_w, spec.head_dim, spec.dtype
-    batch, height, width, heads = (te.var(n) for n in ("batch", "height", "width", "heads"))
-    scale = te.var("scale", "float32")
-    dilation_h, dilation_w = te.var("dilation_h"), te.var("dilation_w")
-
-    queries = (batch, height, width, heads)
+    scalars = [te.var("scale", "float32"), te.var("dilation_h"), te.var("dilation_w")]
+    scale, dilation_h, dilation_w = scalars
+    queries = tuple(te.var(n) for n in ("batch", "height", "width", "heads"))
+    if example is not None:
+        scalars, queries, dilation_h, dilation_w = [], example, 1, 1
+        scale = tirx.const(dim**-0.5, "float32")
+    _, height, width, heads = queries
     query, key, value = (te.placeholder((*queries, dim), dtype, n) for n in _INPUTS)
     rpb = te.placeholder((heads, 2 * taps_h - 1, 2 * taps_w - 1), "float32", "rpb")
     rows = axis_stages(height, taps_h, dilation_h, "row")
@@ -111,7 +120,7 @@ def forward(
                 queries, lambda b, i, j, h: largest[b, i, j, h] + te.log(total[b, i, j, h]), "lse"
             )
         )
-    return te.create_prim_func([*parameters, scale, dilation_h, dilation_w])
+    return te.create_prim_func([*parameters, *scalars])
 
 
 _INPUTS = ("query", "key", "value")

@@ -1,0 +1,134 @@
+"""The search for one kernel on one target, from the first candidate to the schedule file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from natc import environment, workspace
+from natc.build.c_compiler import find_c_compiler, find_nvcc
+from natc.errors import SpecError
+from natc.records import Space, append, shape_key
+from natc.space import space_for
+from natc.spec import KernelSpec
+from natc.targets import Target
+from natc.tune.events import Event, Finished, Note, Started
+from natc.tune.history import History
+from natc.tune.measurer import Measurer
+from natc.tune.proposer import Proposer, decisions_of
+from natc.tune.session import Session
+from natc.tune.workload import Shape, default_shapes, with_head_dim
+
+# Rounds in a row without a candidate that is not known yet: the space is used up.
+_IDLE_ROUNDS = 4
+_EXAMPLES = 128  # earlier trials that a new cost model learns from, the latest ones
+_LEAST_BATCH = 6
+
+
+def tune(
+    spec: KernelSpec,
+    target: Target,
+    *,
+    shapes: Sequence[Shape] | None = None,
+    trials: int | None = None,
+    minutes: float | None = None,
+    seed: int = 0,
+    on_event: Callable[[Event], None] | None = None,
+) -> Finished:
+    """Search for the fastest schedule of a kernel and write it to the workspace.
+
+    shapes: inputs (batch, height, width, heads), by default NAT's four levels; what counts is
+    the geometric mean of their times. trials, minutes: when to stop, whichever comes first; with
+    neither, when nothing new is left to try. seed: makes the proposals repeatable. on_event: told
+    what happens, from Started to Finished.
+
+    Every trial is in the log before the next begins, and what the log holds is not measured
+    again. Ctrl-C ends the search as time does. Raises SpecError for a rank other than 2,
+    CompilerNotFound, NatcError for a workspace that cannot be written, and TuneError when the
+    untuned kernel itself fails.
+    """
+    tell = on_event or (lambda event: None)
+    start = time.monotonic()
+    if spec.rank != 2:
+        raise SpecError(f"rank is {spec.rank}; kernels are compiled for rank 2 so far.")
+    find_c_compiler()
+    if target.kind == "cuda":
+        find_nvcc()
+    chosen = list(shapes or default_shapes(spec, target))
+    log = workspace.log_path(spec, target)
+    found = space_for(target)
+    space = Space(found.name, found.version)
+    machine = environment.collect(seed)
+    keys = [shape_key(with_head_dim(shape, spec)) for shape in chosen]
+    history = History(log, spec, space, keys, machine)
+    append(log, machine)
+    for note in history.notes:
+        tell(Note(note))
+
+    interrupted = False
+    with Measurer(spec, target, chosen) as measurer:
+        session = Session(spec, target, space, keys, log, machine, history, measurer, tell)
+        batch = max(_LEAST_BATCH, measurer.builders)
+        proposer = Proposer(spec, target, chosen[0], batch=batch, seed=seed)
+        session.measure_untuned(decisions_of(proposer.candidate({})))
+        tell(
+            Started(
+                spec=spec.name,
+                target=target.name,
+                shapes=tuple(keys),
+                baseline=session.untuned_score,
+                best=session.best_score,
+                resumed_trials=history.resumed,
+                planned=trials,
+                minutes=minutes,
+            )
+        )
+        limit = None if minutes is None else start + 60 * minutes - session.confirm_seconds
+
+        def is_over() -> bool:
+            used_up = trials is not None and session.measured >= trials
+            return used_up or (limit is not None and time.monotonic() >= limit)
+
+        try:
+            _learn(proposer, session)
+            _search(proposer, session, is_over)
+            path = session.save(confirm=True)
+        except KeyboardInterrupt:
+            interrupted = True
+            path = session.save(confirm=False)
+    finished = Finished(
+        schedule_path=path,
+        log_path=log,
+        best=session.best_score,
+        baseline=session.untuned_score,
+        trials=session.measured,
+        failures=session.failures,
+        seconds=time.monotonic() - start,
+        interrupted=interrupted,
+    )
+    tell(finished)
+    return finished
+
+
+def _learn(proposer: Proposer, session: Session) -> None:
+    """Teach a new cost model what the log holds."""
+    trials = session.history.all()[-_EXAMPLES:]
+    proposer.learn(
+        [proposer.candidate(trial.decisions) for trial in trials],
+        [session.score(trial) for trial in trials],
+    )
+
+
+def _search(proposer: Proposer, session: Session, is_over: Callable[[], bool]) -> None:
+    """Propose, measure and learn until time or trials are up, or nothing new comes."""
+    idle = 0
+    while idle < _IDLE_ROUNDS and not is_over():
+        candidates = proposer.propose()
+        decided = [decisions_of(candidate) for candidate in candidates]
+        before = session.measured
+        session.measure(decided, is_over)
+        idle = 0 if session.measured > before else idle + 1
+        known = [session.history.get(decisions) for decisions in decided]
+        # What time cut off was not measured: there is nothing to learn from it.
+        done = [(c, t) for c, t in zip(candidates, known, strict=True) if t is not None]
+        proposer.finish_round([c for c, _ in done], [session.score(t) for _, t in done])

@@ -1,0 +1,190 @@
+"""One run of a search: measuring candidates, recording each, and saving the winner."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from natc import environment
+from natc.errors import TuneError
+from natc.records import Environment, Space, Trial, append
+from natc.schedules import Measured, Schedule, measured_on, save_schedule
+from natc.spec import KernelSpec
+from natc.targets import Target
+from natc.tune import events
+from natc.tune.history import History, key_of
+from natc.tune.measurer import Measurer, Outcome
+
+OBJECTIVE = (
+    "geometric mean over the shapes of the seconds of one call, the lower quartile of many calls"
+)
+# The winner is chosen among so many of the best, each measured again next to the untuned kernel:
+# the best of many noisy numbers is partly luck.
+_FINALISTS, _REPEATS = 3, 3
+
+
+class Session:
+    """What one run has measured so far.
+
+    untuned: the trial of the space's default decisions. measured, failures: candidates of this
+    run, and those of them that failed.
+    """
+
+    def __init__(
+        self,
+        spec: KernelSpec,
+        target: Target,
+        space: Space,
+        shapes: Sequence[str],
+        log: Path,
+        machine: Environment,
+        history: History,
+        measurer: Measurer,
+        tell: Callable[[events.Event], None],
+    ) -> None:
+        self.spec, self.target, self.space = spec, target, space
+        self.shapes = list(shapes)
+        self.log, self.machine, self.history = log, machine, history
+        self.measurer, self.tell = measurer, tell
+        self.measured = self.failures = 0
+        self.untuned: Trial | None = None
+        self.confirm_seconds = 0.0  # how long `save` will take, from what one candidate took
+        self._untuned_decisions: dict[str, int] = {}
+        self._saved: Trial | None = None
+
+    def measure_untuned(self, decisions: Mapping[str, int]) -> None:
+        """Measure the default decisions; raises TuneError when even they fail."""
+        self._untuned_decisions = dict(decisions)
+        built = self.measurer.build(decisions)
+        self.measurer.measure(*built)  # the first one also starts the processes
+        start = time.monotonic()
+        trial = self._record(decisions, self.measurer.measure(*built))
+        self.confirm_seconds = (_FINALISTS + 1) * _REPEATS * (time.monotonic() - start)
+        if trial.error is not None:
+            raise TuneError(
+                f"the untuned kernel {self.spec.name} for {self.target.name} failed, so there is "
+                f"nothing to compare with: {trial.error}"
+            )
+        self.untuned = trial
+
+    def measure(self, batch: Sequence[Mapping[str, int]], stop: Callable[[], bool]) -> None:
+        """Measure candidates that the history does not hold, until `stop` says so."""
+        new = [decisions for decisions in batch if self.history.get(decisions) is None]
+        building = [(decisions, self.measurer.build(decisions)) for decisions in new]
+        for decisions, started in building:
+            if stop():
+                break
+            trial = self._record(decisions, self.measurer.measure(*started))
+            self.measured += 1
+            self.failures += trial.error is not None
+            self.tell(
+                events.Trial(
+                    index=self.measured,
+                    score=self.score(trial),
+                    best=self.best_score,
+                    failures=self.failures,
+                    error=trial.error,
+                )
+            )
+
+    def score(self, trial: Trial) -> float | None:
+        """Return the number that the search makes small, in seconds; None for a failure."""
+        if trial.seconds is None:
+            return None
+        return statistics.geometric_mean(trial.seconds[shape] for shape in self.shapes)
+
+    @property
+    def untuned_score(self) -> float:
+        """The untuned kernel's score, in seconds."""
+        assert self.untuned is not None
+        return self.score(self.untuned) or float("inf")
+
+    @property
+    def best_score(self) -> float:
+        """The saved winner's score, or before that the best one known, in seconds."""
+        if self._saved is not None:
+            return self.score(self._saved) or float("inf")
+        return self._ranked()[0][0]
+
+    def save(self, *, confirm: bool) -> Path:
+        """Write the winner's schedule and return its file.
+
+        confirm: measure the finalists and the untuned kernel again, in turn, and decide by that.
+        """
+        ranked = self._ranked()
+        finalists = [trial for _, trial in ranked[:_FINALISTS]]
+        if confirm:
+            finalists = self._confirmed(finalists)
+        winner = min(finalists, key=lambda trial: self.score(trial) or float("inf"))
+        assert self.untuned is not None and winner.seconds and self.untuned.seconds
+        self._saved = winner
+        return save_schedule(
+            Schedule(
+                spec=self.spec.name,
+                target=self.target.name,
+                space=self.space,
+                decisions=winner.decisions,
+                measured=Measured(
+                    seconds={shape: winner.seconds[shape] for shape in self.shapes},
+                    baseline_seconds={shape: self.untuned.seconds[shape] for shape in self.shapes},
+                    score=self.score(winner) or 0.0,
+                    objective=OBJECTIVE,
+                    trials=self.history.trials,
+                ),
+                environment=measured_on(self.machine),
+                created=environment.now(),
+            )
+        )
+
+    def _confirmed(self, finalists: list[Trial]) -> list[Trial]:
+        contestants = [self._untuned_decisions]
+        contestants += [t.decisions for t in finalists if t.decisions != contestants[0]]
+        started = [(decisions, self.measurer.build(decisions)) for decisions in contestants]
+        outcomes: list[list[Outcome]] = [[] for _ in contestants]
+        for _ in range(_REPEATS):
+            for index, (_, build) in enumerate(started):
+                outcomes[index].append(self.measurer.measure(*build))
+        trials = [
+            self._record(decisions, _best(found))
+            for decisions, found in zip(contestants, outcomes, strict=True)
+        ]
+        if trials[0].error is None:
+            self.untuned = trials[0]
+        return [trial for trial in trials if trial.error is None] or finalists
+
+    def _ranked(self) -> list[tuple[float, Trial]]:
+        scored = [(self.score(trial), trial) for trial in self.history.all()]
+        return sorted(
+            ((score, trial) for score, trial in scored if score is not None),
+            key=lambda pair: (pair[0], key_of(pair[1].decisions)),
+        )
+
+    def _record(self, decisions: Mapping[str, int], outcome: Outcome) -> Trial:
+        seconds = None
+        if outcome.seconds is not None:
+            seconds = dict(zip(self.shapes, outcome.seconds, strict=True))
+        trial = Trial(
+            spec=self.spec.name,
+            target=self.target.name,
+            space=self.space,
+            decisions=dict(decisions),
+            seconds=seconds,
+            error=outcome.error,
+            environment=self.machine.id,
+            timestamp=environment.now(),
+            trial=self.history.trials,
+        )
+        append(self.log, trial)
+        self.history.add(trial)
+        self.history.trials += 1
+        return trial
+
+
+def _best(found: list[Outcome]) -> Outcome:
+    """Return the least seconds of each shape, or the first error."""
+    samples = [outcome.seconds for outcome in found if outcome.seconds is not None]
+    if len(samples) < len(found):
+        return next(outcome for outcome in found if outcome.seconds is None)
+    return Outcome([min(column) for column in zip(*samples, strict=True)], None)
