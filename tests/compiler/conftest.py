@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from built_kernels import BuiltKernels
+
+from natc import runtime, workspace
+
+
+@pytest.fixture(scope="session")
+def library_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(scope="session")
+def built(library_directory: Path) -> BuiltKernels:
+    return BuiltKernels(library_directory)
+
+
+@pytest.fixture(autouse=True)
+def place(
+    tmp_path: Path, library_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """Nothing tuned, no libraries but the tests' own, and no call on the reference."""
+    monkeypatch.setenv("NATC_WORKSPACE", str(tmp_path / "workspace"))
+    monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("NATC_LIB_PATH", str(library_directory))
+    monkeypatch.setenv("NATC_STRICT", "1")
+    monkeypatch.setattr(workspace, "PACKAGED_DATA", tmp_path / "packaged")
+    runtime.clear()
+    yield tmp_path
+    runtime.clear()

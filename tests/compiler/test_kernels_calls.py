@@ -1,0 +1,307 @@
+"""Calling kernels for this CPU: bits, threads, processes, tracing, and wrong arguments."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from built_kernels import BuiltKernels
+
+import natc
+from natc import launch
+from natc.errors import ArgumentError
+from natc.spec import KernelSpec
+from natc.testing.direct import assert_right, call
+from natc.testing.inputs import Inputs, make_inputs, misaligned, noncontiguous
+
+ROOT = Path(natc.__file__).parents[1]
+SPEC = KernelSpec.parse("na2d_k7_d32_float32_rpb")
+SHAPE = (2, 15, 14, 3, 32)
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+def attend(inputs: Inputs, **options: Any) -> Any:
+    return natc.na2d(*inputs[:3], 7, rpb=inputs.rpb, return_lse=True, **options)
+
+
+def assert_same(one: Any, other: Any) -> None:
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.fixture
+def inputs(built: BuiltKernels) -> Inputs:
+    built.manifest(SPEC)
+    return make_inputs(SHAPE, kernel_size=7)
+
+
+@pytest.fixture
+def threads() -> Iterator[Any]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_same_call_gives_the_same_bits(built: BuiltKernels, threads: Any, dtype: str) -> None:
+    built.manifest(KernelSpec(2, (7, 7), 32, dtype, True))
+    inputs = make_inputs(SHAPE, kernel_size=7, dtype=getattr(torch, dtype))
+    threads(1)
+    once = attend(inputs, dilation=2)
+    assert_same(attend(inputs, dilation=2), once)
+    for number in (2, 3, 8):
+        threads(number)
+        assert_same(attend(inputs, dilation=2), once)
+
+
+def test_a_batch_is_its_entries(inputs: Inputs) -> None:
+    output, lse = attend(inputs)
+    for entry in range(SHAPE[0]):
+        one = Inputs(*(t[entry : entry + 1] for t in inputs[:3]), inputs.rpb)
+        assert_same(attend(one), (output[entry : entry + 1], lse[entry : entry + 1]))
+
+
+def test_threads_of_python_call_at_once(inputs: Inputs) -> None:
+    different = [make_inputs(SHAPE, kernel_size=7, seed=seed) for seed in range(4)]
+    expected = [attend(one) for one in different]
+    barrier = threading.Barrier(len(different))
+    problems: list[BaseException] = []
+
+    def work(index: int) -> None:
+        try:
+            barrier.wait()
+            for _ in range(20):
+                assert_same(attend(different[index]), expected[index])
+        except BaseException as error:
+            problems.append(error)
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(len(different))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not problems
+
+
+def test_any_layout_and_alignment(inputs: Inputs) -> None:
+    expected = attend(inputs)
+    for change in (misaligned, noncontiguous):
+        for index in range(4):
+            changed = list(inputs)
+            changed[index] = change(inputs[index])
+            assert_same(attend(Inputs(*changed)), expected)
+    heads_first = [t.transpose(1, 3).contiguous().transpose(1, 3) for t in inputs[:3]]
+    assert_same(attend(Inputs(*heads_first, inputs.rpb)), expected)
+    shared = Inputs(inputs.query, inputs.query, inputs.query, inputs.rpb)
+    copies = Inputs(*(inputs.query.clone() for _ in range(3)), inputs.rpb)
+    assert_same(attend(shared), attend(copies))
+
+
+@pytest.mark.parametrize("dilation", [2**31 - 1, 2**31, 2**32 + 1, 2**40, (1, 2**33)], ids=str)
+def test_a_dilation_beyond_32_bits_is_one_beyond_the_map(inputs: Inputs, dilation: Any) -> None:
+    wide = dilation if isinstance(dilation, tuple) else (dilation, dilation)
+    narrow = [min(one, 15) for one in wide]
+    assert_same(attend(inputs, dilation=dilation), attend(inputs, dilation=narrow))
+
+
+def test_a_call_beyond_32_bits_is_made_in_parts(
+    built: BuiltKernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built.manifest(SPEC)
+    inputs = make_inputs((5, *SHAPE[1:]), kernel_size=7)
+    expected = attend(inputs)
+    entry = inputs.query[0].numel()
+    sizes: list[int] = []
+    run = launch.run
+
+    def counting(operation: str, query: torch.Tensor, *arguments: Any) -> Any:
+        sizes.append(query.shape[0])
+        return run(operation, query, *arguments)
+
+    monkeypatch.setattr(launch, "run", counting)
+    monkeypatch.setattr(launch, "_MOST_ELEMENTS", 2 * entry)
+    assert_same(attend(inputs), expected)
+    assert sizes == [5, 2, 2, 1]
+    monkeypatch.setattr(launch, "_MOST_ELEMENTS", entry - 1)
+    with pytest.raises(ArgumentError, match=rf"query has shape \[5, .*{entry} elements"):
+        attend(inputs)
+
+
+def test_a_compiled_graph_calls_the_kernel(inputs: Inputs) -> None:
+    torch._dynamo.reset()
+
+    def block(*tensors: torch.Tensor) -> torch.Tensor:
+        output, lse = attend(Inputs(*tensors), dilation=2)
+        return torch.relu(output) + lse[..., None]
+
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=True)
+    with torch.no_grad():
+        for height in (9, 15):
+            here = Inputs(*(t[:, :height] for t in inputs[:3]), inputs.rpb)
+            torch.testing.assert_close(compiled(*here), block(*here), rtol=0, atol=0)
+
+
+# Wrong arguments of the function itself end in an error, not in a crash
+
+
+WRONG = {
+    "a float64 query": lambda a: [a[0].double(), *a[1:]],
+    "a key of another shape": lambda a: [a[0], a[1][:, :-1].contiguous(), *a[2:]],
+    "a value with other channels": lambda a: [*a[:2], a[2][..., :16].contiguous(), *a[3:]],
+    "a query with 4 axes": lambda a: [a[0][0], *a[1:]],
+    "an rpb of another window": lambda a: [*a[:3], a[3][:, 1:].contiguous(), *a[4:]],
+    "an rpb of too few heads": lambda a: [*a[:3], a[3][1:].contiguous(), *a[4:]],
+    "an output that is not compact": lambda a: [*a[:4], a[4].transpose(1, 2), *a[5:]],
+    "a smaller output": lambda a: [*a[:4], a[4][:1], *a[5:]],
+    "no rpb": lambda a: [*a[:3], *a[4:]],
+    "too few arguments": lambda a: a[:-1],
+    "too many arguments": lambda a: [*a, 1],
+    "a text for scale": lambda a: [*a[:5], "1", *a[6:]],
+    "a float dilation": lambda a: [*a[:6], 1.5, a[7]],
+    "None for key": lambda a: [a[0], None, *a[2:]],
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_the_function_itself_checks_its_arguments(
+    built: BuiltKernels, inputs: Inputs, wrong: str
+) -> None:
+    function = built.function(SPEC)
+    arguments = [*inputs, torch.empty_like(inputs.query), 0.2, 1, 1]
+    function(*arguments)
+    with pytest.raises((TypeError, ValueError, RuntimeError)) as error:
+        function(*WRONG[wrong](arguments))
+    assert len(str(error.value)) > 20
+
+
+# In processes of their own
+
+
+def run(program: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@LINUX
+def test_a_kernel_runs_without_the_compiler(built: BuiltKernels) -> None:
+    built.manifest(SPEC)
+    program = """
+import sys
+# As if it were not installed.
+sys.modules["tvm"] = None
+import torch, natc
+from natc.reference import neighborhood_attention
+query, key, value = torch.randn(3, 1, 9, 8, 2, 32)
+rpb = torch.randn(2, 13, 13)
+found = natc.na2d(query, key, value, 7, rpb=rpb)
+torch.testing.assert_close(found, neighborhood_attention(query, key, value, 7, rpb=rpb))
+print([name for name in sys.modules if name.split(".")[0] == "tvm"])
+maps = open("/proc/self/maps").read()
+print("na2d_k7_d32_float32_rpb" in maps, "libtvm_ffi" in maps)
+print("libtvm_runtime" in maps, "libtvm_compiler" in maps, "libtvm.so" in maps)
+"""
+    assert run(program).splitlines() == ["['tvm']", "True True", "False False False"]
+
+
+@LINUX
+def test_torchs_number_of_threads_holds_in_every_thread(built: BuiltKernels) -> None:
+    built.manifest(SPEC)
+    program = """
+import os, threading
+import torch, natc
+query, key, value = torch.randn(3, 2, 32, 32, 4, 32)
+rpb = torch.randn(4, 13, 13)
+tasks = lambda: set(os.listdir("/proc/self/task"))
+started = []
+def call():
+    before = tasks()
+    for _ in range(3):
+        natc.na2d(query, key, value, 7, rpb=rpb)
+    started.append(len(tasks() - before))
+torch.set_num_threads(1)
+call()
+other = threading.Thread(target=call)
+other.start()
+other.join()
+torch.set_num_threads(3)
+call()
+print(started)
+"""
+    # OpenMP would by itself start one more for a number of 2.
+    assert run(program, OMP_NUM_THREADS="2").strip() == "[0, 0, 2]"
+
+
+def test_a_process_without_torch_uses_threads_of_its_own(
+    built: BuiltKernels, tmp_path: Path
+) -> None:
+    function_name = f"{SPEC.name}_forward_lse"
+    library = built.manifest(SPEC).with_suffix(".so")
+    inputs = make_inputs(SHAPE, kernel_size=7)
+    expected = call(
+        built.function(SPEC, "forward_lse"), inputs, scale=0.2, dilation=(2, 1), with_lse=True
+    )
+    names = ("query", "key", "value", "rpb")
+    np.savez(tmp_path / "in.npz", **{n: t.numpy() for n, t in zip(names, inputs)})
+    program = f"""
+import sys
+# tvm_ffi would import torch where it is installed, for its tensors.
+sys.modules["torch"] = None
+import numpy as np, tvm_ffi
+def aligned(array):
+    buffer = np.zeros(array.nbytes + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    view = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    view[...] = array
+    return view
+given = np.load({str(tmp_path / "in.npz")!r})
+arrays = [aligned(given[name]) for name in {names!r}]
+output, lse = aligned(arrays[0] * np.nan), aligned(arrays[0][..., 0] * np.nan)
+function = tvm_ffi.load_module({str(library)!r})[{function_name!r}]
+function(*(tvm_ffi.from_dlpack(a) for a in (*arrays, output, lse)), 0.2, 2, 1)
+np.savez({str(tmp_path / "out.npz")!r}, output=output, lse=lse)
+maps = open("/proc/self/maps").read() if sys.platform == "linux" else ""
+print(any(name in maps for name in ("libgomp", "libomp", "libtorch")))
+"""
+    assert run(program).strip() == "False"
+    found = np.load(tmp_path / "out.npz")
+    assert torch.equal(torch.from_numpy(found["output"]), expected[0])
+    assert torch.equal(torch.from_numpy(found["lse"]), expected[1])
+
+
+def test_the_guards_see_what_a_kernel_must_not_do() -> None:
+    """The checks of these tests fail for functions that do what they forbid."""
+    inputs = make_inputs((1, 3, 3, 1, 4))
+
+    def beside(query: Any, key: Any, value: Any, output: Any, *_: Any) -> None:
+        output.copy_(query)
+        output._base[output.storage_offset() + output.numel()] = 0.0
+
+    def into_input(query: Any, key: Any, value: Any, output: Any, *_: Any) -> None:
+        output.copy_(query)
+        key[0, 0, 0, 0, 0] += 1
+
+    def nothing(*_: Any) -> None:
+        pass
+
+    with pytest.raises(AssertionError, match="after its last"):
+        call(beside, inputs, scale=1.0)
+    with pytest.raises(AssertionError, match="changed an input"):
+        call(into_input, inputs, scale=1.0)
+    with pytest.raises(AssertionError, match="NaN"):
+        assert_right(call(nothing, inputs, scale=1.0), inputs, (3, 3), scale=1.0)

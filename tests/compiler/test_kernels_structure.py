@@ -1,0 +1,135 @@
+"""Design spaces: whatever is decided, the kernel computes the same."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+import tvm
+from tvm.s_tir import Schedule
+
+from natc.build.lower import compiler_target, scheduled
+from natc.errors import ScheduleError
+from natc.space import Decisions, combinations, read_decisions, space_for
+from natc.spec import KernelSpec
+from natc.targets import Target, detect_host_cpu
+from natc.te import forward
+from natc.testing.direct import assert_right, call
+from natc.testing.inputs import make_inputs
+
+HOST = detect_host_cpu()
+SPEC = KernelSpec.parse("na2d_k3x4_d16_float32_rpb")
+# Head dimensions and types that take other ways through a schedule.
+OTHERS = [
+    KernelSpec.parse(name)
+    for name in ("na2d_k3_d1_float32", "na2d_k2_d12_float16_rpb", "na2d_k4x2_d8_bfloat16")
+]
+MOST = 72
+
+
+def sampled(spec: KernelSpec, target: Target, decisions: Mapping[str, int], seed: int) -> Schedule:
+    """Return a schedule as a search makes it: what is not decided is drawn at random."""
+    space = space_for(target)
+    module = tvm.IRModule({"main": forward(spec, exponential=space.exponential)})
+    sch = Schedule(module, seed=seed)
+    space.apply(sch, spec, target, Decisions(decisions, space.name, default_rest=False))
+    return sch
+
+
+@functools.cache
+def choices(spec: KernelSpec, target: Target, most: int = MOST) -> tuple[dict[str, int], ...]:
+    """Return combinations of structure, each with one draw of the sampled numbers.
+
+    All that a space has, or a mixture of `most`. A space refuses those that repeat another.
+    """
+    every = list(combinations(space_for(target).structure(spec, target)))
+    random.Random(0).shuffle(every)
+    found = []
+    for seed, structure in enumerate(every[:most], start=1):
+        with contextlib.suppress(ScheduleError):
+            found.append(read_decisions(sampled(spec, target, structure, seed).trace))
+    assert len(found) >= min(most, len(every)) / 2
+    return tuple(found)
+
+
+def check(spec: KernelSpec, decisions: Mapping[str, int]) -> None:
+    module = scheduled(spec, HOST, decisions, with_lse=True)
+    function = tvm.compile(module, target=compiler_target(HOST))["main"]
+    for shape, dilation in (((2, 7, 5, 3), (1, 2)), ((1, 2, 9, 1), (1, 1))):
+        inputs = make_inputs(
+            (*shape, spec.head_dim),
+            kernel_size=spec.kernel_size if spec.rpb else None,
+            dtype=getattr(torch, spec.dtype),
+        )
+        found = call(function, inputs, scale=0.4, dilation=dilation, with_lse=True)
+        assert_right(found, inputs, spec.kernel_size, scale=0.4, dilation=dilation)
+
+
+def test_every_structure_computes_the_same() -> None:
+    every = choices(SPEC, HOST)
+    assert len({tuple(sorted(found.items())) for found in every}) == len(every) > 1
+    for found in every:
+        try:
+            check(SPEC, found)
+        except Exception as error:
+            raise AssertionError(f"with {found}: {error}") from error
+
+
+@pytest.mark.parametrize("spec", OTHERS, ids=str)
+def test_other_kernels_under_some_structures(spec: KernelSpec) -> None:
+    for found in choices(spec, HOST, most=6):
+        try:
+            check(spec, found)
+        except Exception as error:
+            raise AssertionError(f"with {found}: {error}") from error
+
+
+@pytest.mark.parametrize("target", [HOST, Target("cuda", "sm_90")], ids=str)
+def test_what_a_search_drew_is_built_again_exactly(target: Target) -> None:
+    space = space_for(target)
+    every = [
+        {name: found[name] for name in space.structure(SPEC, target)}
+        for found in choices(SPEC, target, most=8)
+    ]
+    drawn = set()
+    for seed in range(1, 9):
+        sch = sampled(SPEC, target, every[seed % len(every)], seed)
+        decisions = read_decisions(sch.trace)
+        drawn.add(tuple(sorted(decisions.items())))
+        again = scheduled(SPEC, target, decisions)
+        assert functions(sch.mod) == functions(again), decisions
+    assert len(drawn) > 2
+
+
+@pytest.mark.parametrize("target", [HOST, Target("cuda", "sm_80")], ids=str)
+@pytest.mark.parametrize("with_lse", [False, True])
+def test_the_same_decisions_are_lowered_to_the_same_source(target: Target, with_lse: bool) -> None:
+    decisions = choices(SPEC, target, most=8)[-1]
+    one = scheduled(SPEC, target, decisions, with_lse=with_lse)
+    two = scheduled(SPEC, target, dict(reversed(decisions.items())), with_lse=with_lse)
+    assert one.script() == two.script()
+    tvm.ir.assert_structural_equal(one, two)
+    # And other decisions to another.
+    assert scheduled(SPEC, target, {}, with_lse=with_lse).script() != one.script()
+
+
+@pytest.mark.parametrize("target", [HOST, Target("cuda", "sm_80")], ids=str)
+def test_a_decision_out_of_bounds_is_refused(target: Target) -> None:
+    space = space_for(target)
+    for name in read_decisions(sampled(SPEC, target, {}, 1).trace):
+        with pytest.raises(ScheduleError, match=f"{name} is 12345; space {space.name} allows"):
+            scheduled(SPEC, target, {name: 12345})
+    with pytest.raises(ScheduleError, match=f"colour is not of space {space.name}, which has"):
+        scheduled(SPEC, target, {"colour": 1})
+
+
+def functions(module: Any) -> str:
+    """Return the body of a module's only function, without its name and annotations."""
+    (function,) = module.functions.values()
+    plain = tvm.tirx.PrimFunc(function.params, function.body, function.ret_type)
+    return str(plain.with_attr("global_symbol", "main").script())
