@@ -26,11 +26,16 @@ def find_c_compiler() -> list[str]:
     """
     chosen = env.NATC_CC.get()
     if chosen:
-        command = shlex.split(chosen)
-        if not shutil.which(command[0]):
+        try:
+            command = shlex.split(chosen)
+        except ValueError as error:
             raise CompilerNotFound(
-                f"NATC_CC is {chosen!r}, and there is no program {command[0]!r}; set it to a C "
-                "compiler, or unset it."
+                f"NATC_CC is {chosen!r}, which is not a command: {str(error).lower()}."
+            ) from error
+        if not command or not shutil.which(command[0]):
+            raise CompilerNotFound(
+                f"NATC_CC is {chosen!r}, and there is no program {' '.join(command[:1])!r}; set "
+                "it to a C compiler, or unset it."
             )
         return command
     for name in _SYSTEM:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from natc import environment
+from natc import environment, workspace
 from natc.build.chosen import Chosen, choose
 from natc.build.cuda import build_cuda
 from natc.build.llvm import build_llvm
-from natc.errors import BuildError, SpecError
+from natc.errors import BuildError, ScheduleError, SpecError
 from natc.files import make_directory, write_atomically
 from natc.manifest import SUFFIX, LibraryTarget, Manifest, dump
 from natc.spec import KernelSpec
@@ -53,10 +53,14 @@ def build_library(
     with tempfile.TemporaryDirectory(prefix="natc-build-") as scratch:
         output = Path(scratch) / f"{name}.so"
         decisions = {found: decided.decisions for found, decided in chosen.items()}
-        if kind == "llvm":
-            entries = build_llvm(spec, targets[0], decisions[targets[0]], output, Path(scratch))
-        else:
-            entries = build_cuda(spec, decisions, output, Path(scratch))
+        try:
+            if kind == "llvm":
+                own = decisions[targets[0]]
+                entries = build_llvm(spec, targets[0], own, output, Path(scratch))
+            else:
+                entries = build_cuda(spec, decisions, output, Path(scratch))
+        except ScheduleError as error:
+            raise ScheduleError(f"{_files(chosen)} cannot be built: {error}") from error
         code = output.read_bytes()
     manifest = _manifest(spec, library_target, f"{name}.so", code, entries, chosen)
     # In this order, a kill in between leaves an old manifest whose hash refuses the new code.
@@ -64,6 +68,16 @@ def build_library(
     path = directory / f"{name}{SUFFIX}"
     write_atomically(path, dump(manifest))
     return path
+
+
+def _files(chosen: Mapping[Target, Chosen]) -> str:
+    """Name the schedule files that decisions are from, for a message."""
+    paths = [
+        str(workspace.find_schedule(KernelSpec.parse(decided.schedule.spec), target))
+        for target, decided in chosen.items()
+        if decided.schedule is not None
+    ]
+    return f"schedule {', '.join(paths)}" if paths else "the untuned schedule"
 
 
 def _check(spec: KernelSpec, targets: Sequence[Target]) -> None:

@@ -74,15 +74,16 @@ def assert_right(
 
     The reference computes from the same rounded inputs, on the CPU.
     """
-    exact = Inputs(*(None if t is None else t.detach().cpu() for t in inputs)).to_float64()
+    exact = inputs.to_float64()
+    query, key, value = (tensor.cpu() for tensor in exact[:3])
     output, lse = neighborhood_attention(
-        exact.query,
-        exact.key,
-        exact.value,
+        query,
+        key,
+        value,
         tuple(kernel_size),
         dilation=tuple(dilation),
         scale=scale,
-        rpb=exact.rpb,
+        rpb=None if exact.rpb is None else exact.rpb.cpu(),
         return_lse=True,
     )
     assert_close_to_float64(results[0], output, inputs.query.dtype, "output")

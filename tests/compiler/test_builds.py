@@ -1,0 +1,370 @@
+"""What a build writes, which schedule it uses, and every way that it can fail."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from built_kernels import open_entry
+
+import natc
+from natc import build, environment, manifest, runtime, schedules, workspace
+from natc.build import c_compiler, library
+from natc.errors import (
+    BuildError,
+    CompilerNotFound,
+    LibraryError,
+    NatcError,
+    ScheduleError,
+    SpecError,
+)
+from natc.records import Space
+from natc.runtime import Facts
+from natc.space import space_for
+from natc.spec import KernelSpec
+from natc.targets import Target, detect_host_cpu
+from natc.testing.direct import assert_right, call
+from natc.testing.inputs import make_inputs
+
+HOST = detect_host_cpu()
+SPEC = KernelSpec.parse("na2d_k3_d8_float32")
+WITH_RPB = KernelSpec.parse("na2d_k3_d8_float32_rpb")
+DECISIONS = {"lanes": 4}
+
+
+def schedule(spec: KernelSpec = SPEC, **changes: Any) -> Any:
+    """Return a schedule as a search would write it."""
+    shape = f"1x8x8x1x{spec.head_dim}"
+    space = space_for(HOST)
+    fields: dict[str, Any] = {
+        "spec": spec.name,
+        "target": HOST.name,
+        "space": Space(space.name, space.version),
+        "decisions": DECISIONS,
+        "measured": schedules.Measured(
+            seconds={shape: 1e-5},
+            baseline_seconds={shape: 2e-5},
+            score=1e-5,
+            objective="seconds",
+            trials=1,
+        ),
+        "environment": schedules.measured_on(environment.collect()),
+        "created": "2026-01-02T03:04:05Z",
+        **changes,
+    }
+    return schedules.Schedule(**fields)
+
+
+@pytest.fixture
+def directory(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NATC_LIB_PATH", str(place / "lib"))
+    return place / "lib"
+
+
+@pytest.fixture
+def make(directory: Path) -> Callable[..., dict[str, Any]]:
+    """Build into the test's directory; return the manifest's content, with the notes given."""
+
+    def build_it(spec: KernelSpec = SPEC, **options: Any) -> dict[str, Any]:
+        notes: list[str] = []
+        path = build.build_library(spec, HOST, directory, on_note=notes.append, **options)
+        return json.loads(path.read_text()) | {"notes": notes}
+
+    return build_it
+
+
+def attend(spec: KernelSpec = SPEC) -> torch.Tensor:
+    inputs = make_inputs((1, 6, 5, 2, 8), kernel_size=3 if spec.rpb else None)
+    return natc.na2d(*inputs[:3], 3, rpb=inputs.rpb)
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+# What is written
+
+
+def test_the_manifest_says_what_was_built(make: Any, directory: Path) -> None:
+    content = make()
+    path = directory / f"{SPEC.name}.{HOST.name}.json"
+    found = manifest.load_manifest(path)
+    code = path.with_suffix(".so")
+    assert sorted(files(directory)) == sorted((path.name, code.name))
+    assert (found.spec, found.library) == (SPEC.name, code.name)
+    assert found.target == manifest.LibraryTarget("llvm", (HOST.arch,))
+    assert found.sha256 == manifest.file_sha256(code)
+    assert found.alignment == 64
+    assert found.entries == {
+        "forward": {"llvm": f"{SPEC.name}_forward"},
+        "forward_lse": {"llvm": f"{SPEC.name}_forward_lse"},
+    }
+    assert found.natc == natc.__version__
+    assert found.schedule[HOST.arch] == {"origin": "untuned", "decisions": {}}
+    assert {"natc", "tvm", "tvm_ffi"} <= set(found.versions)
+    assert all(found.versions.values())
+    assert found.built_at.startswith("20")
+    assert "untuned" in content["notes"][0]
+    assert f"natc tune --kernel 3 --target {HOST.name} --head-dim 8" in content["notes"][0]
+
+
+def test_building_again_gives_the_same_library(make: Any, directory: Path) -> None:
+    schedules.save_schedule(schedule())
+    first, code = make(), files(directory)
+    second = make()
+    for content in (first, second):
+        content.pop("built_at")
+    assert first == second
+    name = f"{SPEC.name}.{HOST.name}.so"
+    assert files(directory)[name] == code[name]
+
+
+# Which schedule
+
+
+def test_a_tuned_schedule_is_used(make: Any) -> None:
+    schedules.save_schedule(schedule())
+    content = make()
+    used = content["schedule"][HOST.arch]
+    assert (used["origin"], used["decisions"], used["of"]) == ("tuned", DECISIONS, SPEC.name)
+    assert used["space"] == msgspec.to_builtins(schedule().space)
+    assert content["notes"] == [
+        f"{SPEC.name} for {HOST.name}: its tuned schedule of 2026-01-02T03:04:05Z."
+    ]
+    untuned = make(untuned=True)
+    assert untuned["schedule"][HOST.arch]["origin"] == "untuned"
+    assert "as asked" in untuned["notes"][0]
+    assert untuned["sha256"] != content["sha256"]
+
+
+@pytest.mark.parametrize(("tuned", "built"), [(SPEC, WITH_RPB), (WITH_RPB, SPEC)], ids=str)
+def test_a_schedule_is_borrowed_from_the_kernel_with_or_without_bias(
+    make: Any, tuned: KernelSpec, built: KernelSpec
+) -> None:
+    schedules.save_schedule(schedule(tuned))
+    content = make(built)
+    used = content["schedule"][HOST.arch]
+    assert (used["origin"], used["decisions"], used["of"]) == ("borrowed", DECISIONS, tuned.name)
+    assert f"the schedule tuned for {tuned.name}" in content["notes"][0]
+    attend(built)
+    other = KernelSpec.parse("na2d_k3_d16_float32")
+    assert make(other)["schedule"][HOST.arch]["origin"] == "untuned"
+
+
+@pytest.mark.parametrize(
+    "change", [{"version": 0}, {"version": 99}, {"name": "cpu_other"}], ids=str
+)
+def test_a_schedule_of_another_space_is_not_used_and_said(make: Any, change: Any) -> None:
+    space = space_for(HOST)
+    other = Space(**({"name": space.name, "version": space.version} | change))
+    schedules.save_schedule(schedule(space=other, decisions={"gone": 1}))
+    content = make()
+    assert content["schedule"][HOST.arch]["origin"] == "untuned"
+    note = content["notes"][0]
+    assert f"design space {other.name} version {other.version}" in note
+    assert f"this natc has {space.name} version {space.version}" in note
+
+
+def test_a_schedule_of_a_newer_natc_stops_the_build(make: Any, directory: Path) -> None:
+    path = schedules.save_schedule(schedule())
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
+    with pytest.raises(ScheduleError, match="newer natc.*pip install -U natc"):
+        make()
+    assert files(directory) == {}
+
+
+@pytest.mark.parametrize(
+    ("decisions", "said"),
+    [
+        ({"colour": 1}, "decision colour is not of space"),
+        ({"lanes": 5}, "decision lanes is 5; space .* allows 1, 4"),
+    ],
+)
+@pytest.mark.parametrize("spec", [SPEC, WITH_RPB], ids=str)
+def test_a_decision_that_the_space_lacks_stops_the_build(
+    make: Any, directory: Path, spec: KernelSpec, decisions: dict[str, int], said: str
+) -> None:
+    path = schedules.save_schedule(schedule(decisions=decisions))
+    with pytest.raises(ScheduleError, match=said) as error:
+        make(spec)
+    assert str(path) in str(error.value)
+    assert files(directory) == {}
+    make(spec, untuned=True)
+
+
+def test_every_schedule_that_is_committed_is_of_todays_space(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("NATC_WORKSPACE")
+    assert workspace.workspace() == Path(natc.__file__).parents[1]
+    for listed in schedules.list_schedules():
+        assert listed.schedule is not None, listed.problem
+        space = space_for(Target.parse(listed.schedule.target))
+        assert listed.schedule.space == Space(space.name, space.version), listed.path
+
+
+def test_kernels_of_the_committed_schedules_are_right(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NATC_WORKSPACE")
+    for listed in schedules.list_schedules():
+        assert listed.schedule is not None, listed.problem
+        target = Target.parse(listed.schedule.target)
+        if not target.runs_on(HOST):
+            continue
+        spec = KernelSpec.parse(listed.schedule.spec)
+        path = build.build_library(spec, target, place / "lib")
+        assert json.loads(path.read_text())["schedule"][target.arch]["origin"] == "tuned"
+        inputs = make_inputs(
+            (2, 16, 11, 2, spec.head_dim),
+            kernel_size=spec.kernel_size if spec.rpb else None,
+            dtype=getattr(torch, spec.dtype),
+        )
+        function = open_entry(path, "forward_lse")
+        found = call(function, inputs, scale=0.2, dilation=(2, 1), with_lse=True)
+        assert_right(found, inputs, spec.kernel_size, scale=0.2, dilation=(2, 1))
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_a_rank_that_has_no_kernels_is_refused(place: Path, rank: int) -> None:
+    spec = KernelSpec.make(3, rank=rank)
+    with pytest.raises(SpecError, match=f"rank is {rank}; kernels are compiled for rank 2"):
+        build.build_library(spec, HOST, place / "lib")
+    assert not (place / "lib").exists()
+
+
+def test_targets_that_share_no_library_are_refused(place: Path) -> None:
+    other = Target("llvm", "aarch64" if HOST.arch != "aarch64" else "x86-64-v2")
+    for targets in ([], [HOST, Target("cuda", "sm_90")], [other, HOST]):
+        with pytest.raises(BuildError, match="one CPU target, or for one or more CUDA"):
+            build.build_library(SPEC, targets, place / "lib")
+    assert not (place / "lib").exists()
+
+
+def test_a_directory_that_cannot_be_is_named(place: Path) -> None:
+    (place / "file").write_text("")
+    with pytest.raises(NatcError, match=f"{place}/file/lib cannot be created: not a directory"):
+        build.build_library(SPEC, HOST, place / "file" / "lib")
+
+
+def test_no_c_compiler_says_what_to_install(
+    make: Any, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("NATC_CC", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CompilerNotFound, match="no C compiler.*NATC_CC.*pip install ziglang"):
+        make()
+    assert files(directory) == {}
+    # ziglang is enough, and a compiler of the system comes before it.
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert c_compiler.find_c_compiler()[1:] == ["-m", "ziglang", "cc"]
+    monkeypatch.undo()
+    assert c_compiler.find_c_compiler() in (["cc"], ["gcc"], ["clang"])
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("/nowhere/cc -O3", "NATC_CC is '/nowhere/cc -O3', and there is no program '/nowhere/cc'"),
+        ("cc 'unfinished", "is not a command: no closing quotation"),
+        ("  ", "there is no program"),
+    ],
+)
+def test_a_c_compiler_that_is_not_there_is_named(
+    make: Any, monkeypatch: pytest.MonkeyPatch, command: str, said: str
+) -> None:
+    monkeypatch.setenv("NATC_CC", command)
+    with pytest.raises(CompilerNotFound, match=said):
+        make()
+
+
+def test_a_c_compiler_with_options_is_used(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (compiler,) = c_compiler.find_c_compiler()
+    monkeypatch.setenv("NATC_CC", f"{compiler} -O1")
+    make()
+    attend()
+
+
+def test_a_c_compiler_that_fails_leaves_the_old_library(
+    make: Any, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make()
+    expected, before = attend(), files(directory)
+    schedules.save_schedule(schedule())
+    monkeypatch.setenv("NATC_CC", "/bin/false")
+    with pytest.raises(BuildError, match="linking the library failed: false ended with 1"):
+        make()
+    script = directory.parent / "cc.sh"
+    script.write_text("#!/bin/sh\necho out of luck >&2\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("NATC_CC", str(script))
+    with pytest.raises(BuildError, match="cc.sh ended with 3.\nout of luck"):
+        make()
+    assert files(directory) == before
+    runtime.clear()
+    assert torch.equal(attend(), expected)
+
+
+def test_a_build_that_is_killed_between_its_files_is_refused_then_healed(
+    make: Any, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make()
+    expected = attend()
+    schedules.save_schedule(schedule())  # so that the next build is of other code
+    written: list[Path] = []
+
+    def killed(path: Path, data: bytes | str) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        library_write(path, data)
+
+    library_write = library.write_atomically
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "write_atomically", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make()
+    assert [path.suffix for path in written] == [".so"]
+    runtime.clear()
+    with pytest.raises(LibraryError, match="not the file that its manifest vouches.*natc build"):
+        attend()
+    make()
+    runtime.clear()
+    torch.testing.assert_close(attend(), expected)
+
+
+def test_a_library_is_replaced_while_it_is_in_use(make: Any) -> None:
+    make()
+    expected = attend()
+    schedules.save_schedule(schedule())
+    make()
+    assert torch.equal(attend(), expected)  # the old code, until this process looks again
+    runtime.clear()
+    torch.testing.assert_close(attend(), expected)
+
+
+def test_a_library_for_a_better_cpu_is_refused_with_the_reason(make: Any, directory: Path) -> None:
+    make()
+    (found,) = runtime.kernels()
+    weaker = Target("llvm", "aarch64" if HOST.arch != "aarch64" else "x86-64-v2")
+    choice, (rejection,) = runtime.select([found], SPEC, Facts("cpu", weaker))
+    assert choice is None
+    assert rejection.reason == f"made for {HOST}, which does not run on {weaker}"
+    # The same through a call, with a manifest that names another CPU.
+    path = directory / f"{SPEC.name}.{HOST.name}.json"
+    content = json.loads(path.read_text())
+    content["target"]["archs"] = [weaker.arch]
+    path.write_text(json.dumps(content))
+    runtime.clear()
+    with pytest.raises(natc.errors.NotCoveredError, match=f"made for {weaker}, which does not"):
+        attend()
