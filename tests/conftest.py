@@ -21,8 +21,16 @@ def _missing(folder: str) -> str | None:
     """Say what the folder's tests need and this machine lacks; None if nothing."""
     if folder in ("torch_cpu", "gpu") and importlib.util.find_spec("torch") is None:
         return "torch is not installed"
-    if folder == "compiler" and importlib.util.find_spec("tvm") is None:
+    if folder in ("compiler", "cuda_toolkit") and importlib.util.find_spec("tvm") is None:
         return "apache-tvm is not installed"
+    if folder == "cuda_toolkit":
+        from natc.build.c_compiler import find_nvcc
+        from natc.errors import CompilerNotFound
+
+        try:
+            find_nvcc()
+        except CompilerNotFound as error:
+            return str(error)
     if folder == "gpu":
         import torch
 

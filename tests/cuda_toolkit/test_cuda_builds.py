@@ -1,0 +1,291 @@
+"""Libraries for GPUs, compiled where there is none."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import natc
+from natc import manifest
+from natc.build import build_library, c_compiler
+from natc.errors import BuildError, CompilerNotFound
+from natc.manifest import load_manifest
+from natc.spec import KernelSpec
+from natc.targets import Target
+
+ROOT = Path(natc.__file__).parents[1]
+ARCHS = ("sm_80", "sm_90")
+SPEC = KernelSpec.parse("na2d_k7_d32_float16_rpb")
+# Every dtype; vectors of 1, 2, 4 and 8 channels; one lane and many.
+OTHERS = [
+    KernelSpec.parse(name)
+    for name in (
+        "na2d_k7_d32_float16",
+        "na2d_k7_d32_bfloat16_rpb",
+        "na2d_k7_d32_float32",
+        "na2d_k13_d64_float16",
+        "na2d_k4x3_d12_float32_rpb",
+        "na2d_k5_d9_bfloat16",
+        "na2d_k3_d1_float16_rpb",
+        "na2d_k3_d128_float32",
+    )
+]
+
+
+def cuobjdump() -> str:
+    """Return the program's path: from the package of its name, or from PATH."""
+    try:
+        files = metadata.files("nvidia-cuda-cuobjdump") or []
+    except metadata.PackageNotFoundError:
+        files = []
+    found = [str(file.locate()) for file in files if file.name == "cuobjdump"]
+    path = found[0] if found else shutil.which("cuobjdump")
+    if path is None:
+        pytest.skip("cuobjdump is not installed: pip install nvidia-cuda-cuobjdump")
+    return path
+
+
+def dumped(library: Path, option: str) -> str:
+    done = subprocess.run(
+        [cuobjdump(), option, str(library)], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library for two architectures, made by the command line as a user would."""
+    directory = tmp_path_factory.mktemp("cuda")
+    done = subprocess.run(
+        [sys.executable, "-m", "natc", "build", "--kernel", "7", "--rpb", "--target", "cuda",
+         "--arch", "sm_90,sm_80", "-o", str(directory)],
+        cwd=ROOT,
+        env={**os.environ, "NATC_WORKSPACE": str(directory / "workspace")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    path = directory / f"{SPEC.name}.cuda.so"
+    assert f"built {path} (sm_80, sm_90, " in done.stdout
+    for arch in ARCHS:
+        assert f"{SPEC.name} for cuda-{arch}: the untuned default schedule" in done.stderr
+    return path
+
+
+def test_it_holds_machine_code_for_exactly_the_architectures_asked_for(library: Path) -> None:
+    images = re.findall(r"\.(sm_\w+)\.cubin", dumped(library, "-lelf"))
+    assert sorted(images) == list(ARCHS)
+    # Code that a driver would first have to compile is no part of it.
+    assert "ptx" not in dumped(library, "-lptx")
+
+
+def test_it_holds_the_kernel_of_each_entry(library: Path) -> None:
+    text = dumped(library, "--dump-resource-usage")
+    for functions in load_manifest(library.with_suffix(".json")).entries.values():
+        for name in functions.values():
+            usage = re.search(rf"Function {name}_kernel:\s+REG:(\d+)", text)
+            assert usage, name
+            assert 0 < int(usage[1]) <= 255
+    assert text.count("Function ") == 4
+
+
+def test_the_manifest_names_the_architectures(library: Path) -> None:
+    found = load_manifest(library.with_suffix(".json"))
+    assert found.target == manifest.LibraryTarget("cuda", ARCHS)
+    assert found.alignment == 16
+    assert found.sha256 == manifest.file_sha256(library)
+    assert found.entries == {
+        entry: {arch: f"{SPEC.name}_{entry}_{arch}" for arch in ARCHS}
+        for entry in ("forward", "forward_lse")
+    }
+    assert set(found.schedule) == set(ARCHS)
+
+
+@pytest.mark.parametrize("spec", OTHERS, ids=str)
+def test_every_kind_of_kernel_compiles(place: Path, spec: KernelSpec) -> None:
+    path = build_library(spec, Target("cuda", "sm_90"), place / "lib", untuned=True)
+    text = dumped(path.with_suffix(".so"), "--dump-resource-usage")
+    for entry in ("forward", "forward_lse"):
+        assert f"Function {spec.name}_{entry}_sm_90_kernel" in text
+
+
+@pytest.mark.parametrize("arch", ["sm_86", "sm_89", "sm_100", "sm_103", "sm_120"])
+def test_other_architectures_compile(place: Path, arch: str) -> None:
+    spec = KernelSpec.parse("na2d_k3_d8_float16")
+    path = build_library(spec, Target("cuda", arch), place / "lib", untuned=True)
+    assert re.findall(r"\.(sm_\w+)\.cubin", dumped(path.with_suffix(".so"), "-lelf")) == [arch]
+
+
+def test_the_same_library_is_built_again(place: Path) -> None:
+    spec = KernelSpec.parse("na2d_k3_d8_float16")
+    targets = [Target("cuda", "sm_90"), Target("cuda", "sm_80")]
+    first = build_library(spec, targets, place / "one", untuned=True)
+    second = build_library(spec, [*reversed(targets)], place / "two", untuned=True)
+    assert load_manifest(first).sha256 == load_manifest(second).sha256
+
+
+# What goes wrong
+
+
+def test_an_unknown_architecture_is_named_with_those_known() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "natc", "build", "--kernel", "7", "--target", "cuda", "--arch",
+         "sm_90,sm_95"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"natc: error: architecture 'sm_95' is unknown for target cuda; it must be one of "
+        r"sm_80, .*sm_120\.\n",
+        done.stderr,
+    )
+
+
+def test_no_nvcc_says_what_to_install(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(place))
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(c_compiler.Path, "exists", lambda self: False)
+    with pytest.raises(CompilerNotFound, match="nvcc was not found.*CUDA_HOME.*CUDA toolkit"):
+        c_compiler.find_nvcc()
+
+
+def test_an_nvcc_that_fails_is_quoted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvcc = place / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho nvcc fatal: no luck >&2\nexit 4\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{nvcc.parent}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(BuildError, match="for sm_90 failed: nvcc ended with 4.\nnvcc fatal: no"):
+        build_library(SPEC, Target("cuda", "sm_90"), place / "lib", untuned=True)
+    assert list((place / "lib").iterdir()) == []
+
+
+# On a machine without a GPU: in a process of its own, since a crash would end it
+
+
+# A DLPack tensor that says it is in a GPU's memory.
+FAKE = """
+import ctypes
+import torch
+class Device(ctypes.Structure):
+    _fields_ = [("type", ctypes.c_int32), ("id", ctypes.c_int32)]
+class DLTensor(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("device", Device), ("ndim", ctypes.c_int32),
+                ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
+                ("shape", ctypes.POINTER(ctypes.c_int64)),
+                ("strides", ctypes.POINTER(ctypes.c_int64)), ("offset", ctypes.c_uint64)]
+class Managed(ctypes.Structure):
+    _fields_ = [("tensor", DLTensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p)]
+class OnGpu:
+    def __init__(self, tensor, device=0):
+        self.tensor, self.device = tensor, device
+        shape = (ctypes.c_int64 * tensor.ndim)(*tensor.shape)
+        strides = (ctypes.c_int64 * tensor.ndim)(*tensor.stride())
+        self.managed = Managed(DLTensor(
+            tensor.data_ptr(), Device(2, device), tensor.ndim, 2, tensor.element_size() * 8, 1,
+            shape, strides, 0))
+        self.kept = shape, strides
+    def __dlpack_device__(self):
+        return 2, self.device
+    def __dlpack__(self, **options):
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = ctypes.py_object, [
+            ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+        return new(ctypes.addressof(self.managed), b"dltensor", None)
+"""
+CALL = """
+import tvm_ffi
+module = tvm_ffi.load_module(LIBRARY)
+query, key, value, output = (
+    torch.zeros(1, 8, 8, 2, 32, dtype=torch.float16) for _ in range(4))
+rpb, lse = torch.zeros(2, 13, 13), torch.zeros(1, 8, 8, 2)
+def attempt(function, *tensors):
+    try:
+        function(*tensors, 1.0, 1, 1)
+    except Exception as error:
+        print(type(error).__name__, str(error).splitlines()[0])
+    else:
+        print("no error")
+"""
+
+
+def messages(library: Path, program: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"LIBRARY = {str(library)!r}\n{FAKE}{CALL}{program}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def has_driver() -> bool:
+    program = "import ctypes; ctypes.CDLL('libcuda.so.1')"
+    return not subprocess.run([sys.executable, "-c", program], capture_output=True).returncode
+
+
+def test_it_loads_without_a_gpu_and_refuses_tensors_of_the_cpu(library: Path) -> None:
+    program = """
+for arch in ("sm_80", "sm_90"):
+    name = f"na2d_k7_d32_float16_rpb_forward{{}}_{arch}"
+    attempt(module[name.format("")], query, key, value, rpb, output)
+    attempt(module[name.format("_lse")], query, key, value, rpb, output, lse)
+"""
+    found = messages(library, program)
+    assert len(found) == 4
+    for line in found:
+        assert "device_type" in line or "cuda" in line, line
+        assert not line.startswith("no error")
+
+
+@pytest.mark.skipif(has_driver(), reason="there is a CUDA driver here, which would launch")
+def test_a_launch_without_a_driver_says_so(library: Path) -> None:
+    program = """
+given = [tvm_ffi.from_dlpack(OnGpu(t)) for t in (query, key, value, rpb, output)]
+for _ in range(2):
+    attempt(module["na2d_k7_d32_float16_rpb_forward_sm_90"], *given)
+far = [tvm_ffi.from_dlpack(OnGpu(t, 1000)) for t in (query, key, value, rpb, output)]
+attempt(module["na2d_k7_d32_float16_rpb_forward_sm_90"], *far)
+"""
+    opening = "RuntimeError natc: opening the CUDA driver (libcuda.so.1) failed"
+    choosing = "RuntimeError natc: choosing the device failed"
+    assert messages(library, program) == [opening, opening, choosing]
+
+
+def test_it_needs_no_cuda_library(library: Path) -> None:
+    """What it links to: nothing of CUDA, so that any version of it will do."""
+    program = """
+maps = open("/proc/self/maps").read()
+print([name for name in ("libcuda", "libcudart", "libtvm_runtime") if name in maps])
+"""
+    if sys.platform != "linux":
+        pytest.skip("looks into /proc")
+    process = f"import tvm_ffi; tvm_ffi.load_module({str(library)!r})\n{program}"
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.modules['torch'] = None\n" + process],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_natc_does_not_choose_it_for_a_cpu(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from natc import runtime
+
+    monkeypatch.setenv("NATC_LIB_PATH", str(library.parent))
+    runtime.clear()
+    explanation = runtime.explain(SPEC, "cpu")
+    runtime.clear()
+    assert explanation.choice is None
+    assert "made for cuda-sm_80, cuda-sm_90, which does not run on" in str(explanation)
+    assert json.loads(library.with_suffix(".json").read_text())["target"]["kind"] == "cuda"
