@@ -21,6 +21,11 @@ from natc.manifest import load_manifest
 from natc.spec import KernelSpec
 from natc.targets import Target
 
+try:
+    c_compiler.find_nvcc()
+except CompilerNotFound as error:
+    pytest.skip(str(error), allow_module_level=True)
+
 ROOT = Path(natc.__file__).parents[1]
 ARCHS = ("sm_80", "sm_90")
 SPEC = KernelSpec.parse("na2d_k7_d32_float16_rpb")
@@ -185,6 +190,7 @@ class DLTensor(ctypes.Structure):
 class Managed(ctypes.Structure):
     _fields_ = [("tensor", DLTensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p)]
 class OnGpu:
+    all = []
     def __init__(self, tensor, device=0):
         self.tensor, self.device = tensor, device
         shape = (ctypes.c_int64 * tensor.ndim)(*tensor.shape)
@@ -193,6 +199,7 @@ class OnGpu:
             tensor.data_ptr(), Device(2, device), tensor.ndim, 2, tensor.element_size() * 8, 1,
             shape, strides, 0))
         self.kept = shape, strides
+        OnGpu.all.append(self)  # a DLPack tensor without a deleter owns nothing
     def __dlpack_device__(self):
         return 2, self.device
     def __dlpack__(self, **options):

@@ -1,0 +1,384 @@
+"""CUDA kernels of the libraries in NATC_LIB_PATH, on this machine's GPUs.
+
+Needs no compiler. To make libraries, here or elsewhere: `natc build --kernel 7 --target cuda
+--arch sm_90 -o DIRECTORY`, for several kernels; then NATC_LIB_PATH=DIRECTORY.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import tvm_ffi
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import natc
+from natc import runtime
+from natc.reference import neighborhood_attention
+from natc.spec import KernelSpec
+from natc.targets import cuda_target_for
+from natc.testing.direct import assert_right, call
+from natc.testing.inputs import Inputs, make_inputs, misaligned, noncontiguous
+
+if not torch.cuda.is_available():
+    pytest.skip("torch finds no GPU", allow_module_level=True)
+
+ROOT = Path(natc.__file__).parents[1]
+MACHINE = cuda_target_for(torch.cuda.get_device_capability(0))
+SPECS = sorted(
+    {
+        library.spec
+        for library in runtime.kernels()
+        if any(target.runs_on(MACHINE) for target in library.targets)
+    },
+    key=str,
+)
+if not SPECS:
+    pytest.skip(
+        f"no library for {MACHINE} was found in NATC_LIB_PATH or natc's own directories; "
+        f"build some: natc build --kernel 7 --target cuda --arch {MACHINE.arch} -o DIRECTORY, and "
+        "set NATC_LIB_PATH=DIRECTORY",
+        allow_module_level=True,
+    )
+
+each_spec = pytest.mark.parametrize("spec", SPECS, ids=str)
+# Where one kernel is enough.
+SPEC = next((spec for spec in SPECS if spec.rpb), SPECS[0])
+several = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU here")
+
+
+@pytest.fixture(autouse=True)
+def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No call may run on the reference, and none may change the current device."""
+    monkeypatch.setenv("NATC_STRICT", "1")
+    before = torch.cuda.current_device()
+    yield
+    assert torch.cuda.current_device() == before
+
+
+def inputs_of(
+    spec: KernelSpec, leading: tuple[int, ...], *, seed: int = 0, device: str = "cuda"
+) -> Inputs:
+    """Return inputs for [batch, height, width, heads]."""
+    return make_inputs(
+        (*leading, spec.head_dim),
+        kernel_size=spec.kernel_size if spec.rpb else None,
+        dtype=getattr(torch, spec.dtype),
+        device=device,
+        seed=seed,
+    )
+
+
+def attend(spec: KernelSpec, inputs: Inputs, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return natc.na2d(*inputs[:3], spec.kernel_size, rpb=inputs.rpb, return_lse=True, **options)
+
+
+def function_of(spec: KernelSpec, operation: str) -> Any:
+    choice = runtime.explain(spec, "cuda", operation=operation).choice
+    assert choice is not None
+    return tvm_ffi.load_module(str(choice.library.path))[choice.function]
+
+
+def assert_same(one: Any, other: Any) -> None:
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(a, b)
+
+
+def check(
+    spec: KernelSpec,
+    leading: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    *,
+    scale: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Check both entries, called directly and through natc.na2d."""
+    inputs = inputs_of(spec, leading, seed=seed)
+    used = spec.head_dim**-0.5 if scale is None else scale
+    output = call(function_of(spec, "forward"), inputs, scale=used, dilation=dilation)
+    lse = function_of(spec, "forward_lse")
+    both = call(lse, inputs, scale=used, dilation=dilation, with_lse=True)
+    assert_right(both, inputs, spec.kernel_size, scale=used, dilation=dilation)
+    assert_right(output, inputs, spec.kernel_size, scale=used, dilation=dilation)
+    assert_same(attend(spec, inputs, dilation=dilation, scale=scale), both)
+    found = natc.na2d(
+        *inputs[:3], spec.kernel_size, dilation=dilation, scale=scale, rpb=inputs.rpb
+    )
+    assert_same([found], output)
+
+
+@each_spec
+def test_every_kind_of_map(spec: KernelSpec) -> None:
+    taps_h, taps_w = spec.kernel_size
+    check(spec, (1, 1, 1, 1), (1, 1))
+    check(spec, (3, taps_h, taps_w, 3), (1, 1))  # the window is the map
+    check(spec, (1, taps_h - 1, taps_w + 3, 2), (1, 1))  # smaller on one axis
+    check(spec, (2, 2 * taps_h + 1, taps_w + 1, 3), (2, 1))
+    check(spec, (1, 17, 5, 5), (3, 2))  # dilation divides neither axis
+    check(spec, (1, 1, 37, 1), (7, 4))
+    check(spec, (1, 6, 7, 2), (11, 100))  # every query alone in its group
+    check(spec, (1, 9, 8, 1), (1, 2), scale=-1.5)
+    check(spec, (2, 4, 9, 1), (1, 1), scale=0.0)
+    check(spec, (2, 28, 28, 4), (1, 1))
+
+
+@each_spec
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    batch_heads=st.sampled_from([(1, 1), (1, 3), (2, 2), (3, 1), (1, 5)]),
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
+    dilation=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    scale=st.sampled_from([None, 0.02, 1.0, 3.0]),
+    seed=st.integers(0, 1000),
+)
+def test_random_shapes(
+    spec: KernelSpec,
+    batch_heads: tuple[int, int],
+    height: int,
+    width: int,
+    dilation: tuple[int, int],
+    scale: float | None,
+    seed: int,
+) -> None:
+    batch, heads = batch_heads
+    check(spec, (batch, height, width, heads), dilation, scale=scale, seed=seed)
+
+
+@each_spec
+def test_a_window_of_the_whole_map_is_torchs_self_attention(spec: KernelSpec) -> None:
+    height, width = spec.kernel_size
+    inputs = inputs_of(spec, (2, height, width, 3))
+    query, key, value = (t.double().flatten(1, 2).transpose(1, 2) for t in inputs[:3])
+    bias = None
+    if inputs.rpb is not None:
+        row, column = (torch.arange(n, device="cuda") for n in (height, width))
+        down = (row[None, :] - row[:, None] + height - 1)[:, None, :, None]
+        across = (column[None, :] - column[:, None] + width - 1)[None, :, None, :]
+        bias = inputs.rpb.double()[:, down, across].reshape(3, height * width, -1)
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    expected = expected.transpose(1, 2).unflatten(1, (height, width))
+    tolerance = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}[spec.dtype]
+    output, _ = attend(spec, inputs)
+    torch.testing.assert_close(output.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@each_spec
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e4], ids=str)
+@pytest.mark.parametrize("index", range(4), ids=["query", "key", "value", "rpb"])
+def test_extreme_numbers_pass_through_as_in_torch(
+    spec: KernelSpec, index: int, value: float
+) -> None:
+    if index == 3 and not spec.rpb:
+        index = 0
+    inputs = inputs_of(spec, (1, 9, 8, 2))
+    spoilt = inputs[index]
+    assert spoilt is not None
+    spoilt.flatten()[spoilt.numel() // 2] = value
+    output, lse = attend(spec, inputs)
+    expected, expected_lse = neighborhood_attention(
+        *inputs[:3], spec.kernel_size, rpb=inputs.rpb, return_lse=True
+    )
+    # Logits of 1e4 and more are exact to 1e-3 in float32, and so are the weights.
+    torch.testing.assert_close(output, expected, rtol=2e-2, atol=2e-2, equal_nan=True)
+    assert torch.equal(lse.isfinite(), expected_lse.isfinite())
+
+
+@each_spec
+def test_the_same_call_gives_the_same_bits(spec: KernelSpec) -> None:
+    inputs = inputs_of(spec, (2, 30, 31, 4))
+    once = attend(spec, inputs, dilation=2)
+    for _ in range(3):
+        assert_same(attend(spec, inputs, dilation=2), once)
+
+
+def test_any_layout_and_alignment() -> None:
+    inputs = inputs_of(SPEC, (2, 9, 8, 3))
+    expected = attend(SPEC, inputs)
+    for change in (lambda tensor: misaligned(tensor, 16), noncontiguous):
+        for index, tensor in enumerate(inputs):
+            if tensor is not None:
+                changed = list(inputs)
+                changed[index] = change(tensor)
+                assert_same(attend(SPEC, Inputs(*changed)), expected)
+
+
+# Streams, graphs, threads
+
+
+def test_it_runs_on_the_current_stream() -> None:
+    shape = (2, 28, 28, 4)
+    late, other = inputs_of(SPEC, shape), inputs_of(SPEC, shape, seed=1)
+    expected = attend(SPEC, late)
+    query = other.query.clone()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(200_000_000)  # clock cycles, about 0.1 s
+        query.copy_(late.query)
+        found = attend(SPEC, Inputs(query, *late[1:]))
+        assert not stream.query(), "the call waited for the GPU"
+    # On any other stream it would have read the query before it was copied.
+    stream.synchronize()
+    assert_same(found, expected)
+
+
+def test_it_is_captured_in_a_graph() -> None:
+    shape = (2, 28, 28, 4)
+    static = inputs_of(SPEC, shape)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        attend(SPEC, static, dilation=2)  # the first call loads machine code
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = attend(SPEC, static, dilation=2)
+    for seed in (5, 6):
+        fresh = inputs_of(SPEC, shape, seed=seed)
+        for tensor, new in zip(static, fresh):
+            if tensor is not None:
+                tensor.copy_(new)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert_same(results, attend(SPEC, fresh, dilation=2))
+
+
+def test_a_compiled_graph_calls_the_kernel() -> None:
+    torch._dynamo.reset()
+
+    def block(*tensors: torch.Tensor) -> torch.Tensor:
+        output, lse = attend(SPEC, Inputs(*tensors))
+        return torch.relu(output) + lse[..., None].to(output.dtype)
+
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=True)
+    with torch.no_grad():
+        for height in (9, 15):
+            inputs = inputs_of(SPEC, (2, height, 14, 3))
+            torch.testing.assert_close(compiled(*inputs), block(*inputs), rtol=0, atol=0)
+
+
+def test_threads_of_python_call_at_once() -> None:
+    different = [inputs_of(SPEC, (2, 15, 14, 3), seed=seed) for seed in range(4)]
+    expected = [attend(SPEC, inputs) for inputs in different]
+    torch.cuda.synchronize()
+    barrier = threading.Barrier(len(different))
+    problems: list[BaseException] = []
+
+    def work(index: int) -> None:
+        try:
+            barrier.wait()
+            with torch.cuda.stream(torch.cuda.Stream()):
+                for _ in range(50):
+                    found = attend(SPEC, different[index])
+                torch.cuda.current_stream().synchronize()
+            assert_same(found, expected[index])
+        except BaseException as error:
+            problems.append(error)
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(len(different))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not problems
+
+
+def test_the_first_calls_of_a_process_may_come_together() -> None:
+    """In a process of its own, without the compiler, from threads that never used the GPU."""
+    program = f"""
+import sys, threading
+sys.modules["tvm"] = None
+import torch, natc
+from natc.reference import neighborhood_attention
+heads, kernel_size = 3, {SPEC.kernel_size}
+tensors = torch.randn(3, 2, 9, 8, heads, {SPEC.head_dim}, device="cuda")
+query, key, value = tensors.to(torch.{SPEC.dtype})
+rpb = None
+if {SPEC.rpb}:
+    rpb = torch.randn(heads, *(2 * size - 1 for size in kernel_size), device="cuda")
+torch.cuda.synchronize()
+barrier, results = threading.Barrier(6), []
+def work():
+    barrier.wait()
+    found = natc.na2d(query, key, value, kernel_size, rpb=rpb)
+    torch.cuda.synchronize()
+    results.append(found)
+workers = [threading.Thread(target=work) for _ in range(6)]
+for worker in workers: worker.start()
+for worker in workers: worker.join()
+expected = neighborhood_attention(query, key, value, kernel_size, rpb=rpb)
+for found in results:
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    assert torch.equal(found, results[0])
+maps = open("/proc/self/maps").read()
+print(len(results), {SPEC.name!r} in maps, "libtvm_runtime" in maps)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "6 True False"
+
+
+# Numbers beyond 32 bits
+
+
+@pytest.mark.parametrize("dilation", [2**31 - 1, 2**32 + 1, 2**40])
+def test_a_dilation_beyond_32_bits_is_one_beyond_the_map(dilation: int) -> None:
+    inputs = inputs_of(SPEC, (1, 9, 8, 2))
+    assert_same(attend(SPEC, inputs, dilation=dilation), attend(SPEC, inputs, dilation=9))
+
+
+def test_a_call_beyond_32_bits_is_right_at_its_end() -> None:
+    entry = 64 * 64 * 8 * SPEC.head_dim
+    batch = 2**31 // entry + 2
+    needed = 6 * batch * entry * getattr(torch, SPEC.dtype).itemsize
+    if torch.cuda.mem_get_info()[0] < needed:
+        pytest.skip(f"needs {needed / 2**30:.0f} GiB of free GPU memory")
+    rpb = inputs_of(SPEC, (1, 1, 1, 8)).rpb
+    tensor = torch.zeros(
+        batch, 64, 64, 8, SPEC.head_dim, dtype=getattr(torch, SPEC.dtype), device="cuda"
+    )
+    tensor[-1].normal_()
+    output, lse = attend(SPEC, Inputs(tensor, tensor, tensor, rpb))
+    last = tensor[-1:].clone()
+    assert_same((output[-1:], lse[-1:]), attend(SPEC, Inputs(last, last, last, rpb)))
+    assert not bool(output[:-1].any())
+
+
+# Devices
+
+
+def test_tensors_of_the_cpu_are_refused_by_the_function_itself() -> None:
+    inputs = inputs_of(SPEC, (1, 9, 8, 2), device="cpu")
+    with pytest.raises(Exception, match="device_type"):
+        call(function_of(SPEC, "forward"), inputs, scale=1.0)
+
+
+@several
+def test_it_runs_where_the_tensors_are() -> None:
+    inputs = inputs_of(SPEC, (2, 15, 14, 3))
+    expected = attend(SPEC, inputs)
+    for index in reversed(range(torch.cuda.device_count())):
+        there = Inputs(*(None if t is None else t.to(f"cuda:{index}") for t in inputs))
+        found = attend(SPEC, there)
+        assert {t.device.index for t in found} == {index}
+        if torch.cuda.get_device_capability(index) == torch.cuda.get_device_capability(0):
+            assert_same([t.cuda(0) for t in found], expected)
+        assert torch.cuda.current_device() == 0
