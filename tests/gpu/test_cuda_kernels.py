@@ -139,7 +139,7 @@ def test_every_kind_of_map(spec: KernelSpec) -> None:
     height=st.integers(1, 20),
     width=st.integers(1, 20),
     dilation=st.tuples(st.integers(1, 7), st.integers(1, 7)),
-    scale=st.sampled_from([None, 0.02, 1.0, 3.0]),
+    scale=st.sampled_from([None, 0.02, 1.0]),
     seed=st.integers(0, 1000),
 )
 def test_random_shapes(
@@ -224,6 +224,7 @@ def test_it_runs_on_the_current_stream() -> None:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
+        attend(SPEC, other)  # to have memory for the results, which may take long to get
         torch.cuda._sleep(200_000_000)  # clock cycles, about 0.1 s
         query.copy_(late.query)
         found = attend(SPEC, Inputs(query, *late[1:]))
