@@ -79,13 +79,14 @@ def link_library(
     # Pointers that another library might overwrite by name stay invisible to it.
     script = directory / "exported"
     names = " ".join(f"{name};" for name in exported)
-    script.write_text(f"{{ global: {names} __tvm_ffi__library_ctx; local: *; }};\n")
+    # As a pattern, because lld refuses a name that not every library defines.
+    script.write_text(f"{{ global: {names} __tvm_ffi__library_ctx*; local: *; }};\n")
     run(
         [
             *find_c_compiler(),
             *("-O2", "-fPIC", "-shared", "-o", str(output)),
             *(str(source) for source in sources),
-            *(f"-Wl,--version-script={script}", "-lpthread", "-ldl"),
+            *(f"-Wl,--version-script={script}", "-lpthread", "-ldl", "-lm"),
         ],
         "linking the library",
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from natc.errors import (
     SpecError,
 )
 from natc.records import Space
+from natc.reference import neighborhood_attention
 from natc.runtime import Facts
 from natc.space import space_for
 from natc.spec import KernelSpec
@@ -293,6 +296,28 @@ def test_a_c_compiler_with_options_is_used(make: Any, monkeypatch: pytest.Monkey
     monkeypatch.setenv("NATC_CC", f"{compiler} -O1")
     make()
     attend()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="ziglang is not installed")
+def test_the_compiler_of_the_ziglang_package_is_enough(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATC_CC", f"{sys.executable} -m ziglang cc")
+    make()
+    found = attend()
+    query, key, value, _ = make_inputs((1, 6, 5, 2, 8))
+    torch.testing.assert_close(found, neighborhood_attention(query, key, value, 3))
+
+
+def test_a_library_shows_its_functions_and_nothing_else(make: Any, directory: Path) -> None:
+    make()
+    shown = ctypes.CDLL(str(directory / f"{SPEC.name}.{HOST.name}.so"))
+    for name in ("forward", "forward_lse"):
+        assert getattr(shown, f"__tvm_ffi_{SPEC.name}_{name}")
+    # What another library could overwrite, since all have one of the same name.
+    for name in ("__TVMBackendParallelLaunch", "gomp_parallel", "parallel_launch"):
+        with pytest.raises(AttributeError, match="undefined symbol"):
+            getattr(shown, name)
 
 
 def test_a_c_compiler_that_fails_leaves_the_old_library(

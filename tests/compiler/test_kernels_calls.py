@@ -193,6 +193,7 @@ def run(program: str, **environment: str) -> str:
         capture_output=True,
         text=True,
         check=False,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -245,6 +246,25 @@ print(started)
 """
     # OpenMP would by itself start one more for a number of 2.
     assert run(program, OMP_NUM_THREADS="2").strip() == "[0, 0, 2]"
+
+
+@LINUX
+def test_a_forked_process_calls_on_one_thread(built: BuiltKernels) -> None:
+    """As the workers of torch's data loader do; more threads no OpenMP survives."""
+    built.manifest(SPEC)
+    program = """
+import os, torch, natc
+query, key, value = torch.randn(3, 2, 32, 32, 4, 32)
+rpb = torch.randn(4, 13, 13)
+torch.set_num_threads(2)
+expected = natc.na2d(query, key, value, 7, rpb=rpb)
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(1)
+    os._exit(not torch.equal(natc.na2d(query, key, value, 7, rpb=rpb), expected))
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert run(program).strip() == "0"
 
 
 def test_a_process_without_torch_uses_threads_of_its_own(
