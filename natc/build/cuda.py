@@ -158,20 +158,20 @@ def _parameter_type(kernel: str, parameter: tvm.tirx.Var) -> str:
 def _header(compiled: Sequence[Compiled]) -> str:
     kernels = [kernel for code in compiled for kernel in code.kernels]
     return f"""/* Generated: the kernels of this library. */
-#define NATC_NUM_IMAGES {len(compiled)}
-#define NATC_NUM_KERNELS {len(kernels)}
-#define NATC_NUM_LAUNCH {len(_LAUNCH)}
-#define NATC_MAX_PARAMS {max(len(kernel.params) for kernel in kernels)}
+#define NUM_IMAGES {len(compiled)}
+#define NUM_KERNELS {len(kernels)}
+#define NUM_LAUNCH {len(_LAUNCH)}
+#define MAX_PARAMS {max(len(kernel.params) for kernel in kernels)}
 typedef struct {{
   const char *name;
   int image;
   int num_params;
   const char *params;
   int num_launch;
-  int launch[NATC_NUM_LAUNCH];
+  int launch[NUM_LAUNCH];
 }} natc_kernel;
-extern const natc_kernel natc_kernels[NATC_NUM_KERNELS];
-extern const unsigned char *const natc_images[NATC_NUM_IMAGES];
+extern const natc_kernel natc_kernels[NUM_KERNELS];
+extern const unsigned char *const natc_images[NUM_IMAGES];
 """
 
 
@@ -183,8 +183,8 @@ def _table(compiled: Sequence[Compiled]) -> str:
         lines.append(f"static const unsigned char image_{index}[]")
         lines.append(f'    __attribute__((section(".nv_fatbin"), aligned(8))) = {{{numbers}}};')
     names = ", ".join(f"image_{index}" for index in range(len(compiled)))
-    lines.append(f"const unsigned char *const natc_images[NATC_NUM_IMAGES] = {{{names}}};")
-    lines.append("const natc_kernel natc_kernels[NATC_NUM_KERNELS] = {")
+    lines.append(f"const unsigned char *const natc_images[NUM_IMAGES] = {{{names}}};")
+    lines.append("const natc_kernel natc_kernels[NUM_KERNELS] = {")
     for index, code in enumerate(compiled):
         for kernel in code.kernels:
             launch = ", ".join(map(str, kernel.launch))

@@ -52,8 +52,8 @@ enum { MAX_DEVICES = 64 };
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int driver_ready;
 static void *contexts[MAX_DEVICES];
-static void *modules[NATC_NUM_IMAGES][MAX_DEVICES];
-static void *functions[NATC_NUM_KERNELS][MAX_DEVICES];
+static void *modules[NUM_IMAGES][MAX_DEVICES];
+static void *functions[NUM_KERNELS][MAX_DEVICES];
 
 /* The device that the host code chose, for the launch that follows on the same thread. */
 static __thread int current_device;
@@ -139,8 +139,8 @@ static int launch_in_context(const natc_kernel *kernel, const ffi_any *args, int
     int32_t i;
     float f;
     double d;
-  } values[NATC_MAX_PARAMS];
-  void *pointers[NATC_MAX_PARAMS];
+  } values[MAX_PARAMS];
+  void *pointers[MAX_PARAMS];
   for (int i = 0; i < kernel->num_params; ++i) {
     switch (kernel->params[i]) {
       case 'p': values[i].p = args[i].value.v_ptr; break;
@@ -151,7 +151,7 @@ static int launch_in_context(const natc_kernel *kernel, const ffi_any *args, int
     }
     pointers[i] = &values[i];
   }
-  unsigned shape[NATC_NUM_LAUNCH] = {1, 1, 1, 1, 1, 1};
+  unsigned shape[NUM_LAUNCH] = {1, 1, 1, 1, 1, 1};
   for (int i = 0; i < kernel->num_launch; ++i)
     shape[kernel->launch[i]] = (unsigned)args[kernel->num_params + i].value.v_int64;
   void *stream = TVMFFIEnvGetStream(DEVICE_CUDA, device);
@@ -195,7 +195,7 @@ static int look_up(void *library, const char *name, void **out) {
   (void)library;
   if (strcmp(name, "__tvm_set_device") == 0)
     return TVMFFIFunctionCreate(NULL, set_device, NULL, out);
-  for (int i = 0; i < NATC_NUM_KERNELS; ++i)
+  for (int i = 0; i < NUM_KERNELS; ++i)
     if (strcmp(name, natc_kernels[i].name) == 0)
       return TVMFFIFunctionCreate((void *)&natc_kernels[i], launch, NULL, out);
   return fail(name, 0);
