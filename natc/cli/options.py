@@ -80,7 +80,7 @@ def make_spec(
     return spec
 
 
-def parse_shape(text: str) -> tuple[int, ...]:
+def parse_shape(text: str) -> tuple[int, int, int, int]:
     """Return (batch, height, width, heads) from text such as 1x56x56x2.
 
     Raises SpecError for any other text.
@@ -89,7 +89,8 @@ def parse_shape(text: str) -> tuple[int, ...]:
         raise SpecError(
             f"shape {text!r} is not batch x height x width x heads, such as 1x56x56x2."
         )
-    return tuple(int(part) for part in text.split("x"))
+    batch, height, width, heads = (int(part) for part in text.split("x"))
+    return batch, height, width, heads
 
 
 def require_compiler(verb: str) -> None:

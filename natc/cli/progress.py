@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from natc.cli import output
@@ -76,6 +77,8 @@ class Bar:
         elif isinstance(event, Trial):
             self._show(event.best, event.index, event.failures)
         elif isinstance(event, Finished):
+            # The winner and the untuned kernel were measured once more, side by side.
+            self.started = replace(self.started, baseline=event.baseline) if self.started else None
             self._show(event.best, event.trials, event.failures)
             self.progress.update(self.task, total=1.0, completed=1.0, left="")
 

@@ -22,7 +22,7 @@ def run(
     spec: KernelSpec,
     target: Target,
     *,
-    shapes: Sequence[tuple[int, ...]] | None = None,
+    shapes: Sequence[tuple[int, int, int, int]] | None = None,
     trials: int | None = None,
     minutes: float,
     seed: int = 0,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 
 from natc import environment, workspace
 from natc.build.c_compiler import find_c_compiler, find_nvcc
-from natc.errors import SpecError
+from natc.errors import ArgumentError, NatcError, ScheduleError, SpecError, TargetError
+from natc.files import make_directory, writable
 from natc.records import Space, append, shape_key
+from natc.schedules import Schedule, load_schedule
 from natc.space import space_for
 from natc.spec import KernelSpec
-from natc.targets import Target
+from natc.targets import Target, detect_gpu, detect_host_cpu
 from natc.tune.events import Event, Finished, Note, Started
 from natc.tune.history import History
 from natc.tune.measurer import Measurer
@@ -44,20 +47,19 @@ def tune(
 
     Every trial is in the log before the next begins, and what the log holds is not measured
     again. Ctrl-C ends the search as time does. Raises SpecError for a rank other than 2,
-    CompilerNotFound, NatcError for a workspace that cannot be written, and TuneError when the
+    ArgumentError for an impossible shape or limit, TargetError where this machine does not run
+    the target's code, CompilerNotFound, NatcError for a workspace that cannot be written,
+    ScheduleError for a schedule there that is damaged or of a newer natc, and TuneError when the
     untuned kernel itself fails.
     """
     tell = on_event or (lambda event: None)
     start = time.monotonic()
-    if spec.rank != 2:
-        raise SpecError(f"rank is {spec.rank}; kernels are compiled for rank 2 so far.")
-    find_c_compiler()
-    if target.kind == "cuda":
-        find_nvcc()
     chosen = list(shapes or default_shapes(spec, target))
+    _check(spec, target, chosen, trials, minutes)
     log = workspace.log_path(spec, target)
     found = space_for(target)
     space = Space(found.name, found.version)
+    present = _present(spec, target, space)
     machine = environment.collect(seed)
     keys = [shape_key(with_head_dim(shape, spec)) for shape in chosen]
     history = History(log, spec, space, keys, machine)
@@ -71,6 +73,8 @@ def tune(
         batch = max(_LEAST_BATCH, measurer.builders)
         proposer = Proposer(spec, target, chosen[0], batch=batch, seed=seed)
         session.measure_untuned(decisions_of(proposer.candidate({})))
+        if present is not None:
+            session.measure_known(present)
         tell(
             Started(
                 spec=spec.name,
@@ -91,7 +95,7 @@ def tune(
 
         try:
             _learn(proposer, session)
-            _search(proposer, session, is_over)
+            _search(proposer, session, is_over, trials)
             path = session.save(confirm=True)
         except KeyboardInterrupt:
             interrupted = True
@@ -110,23 +114,75 @@ def tune(
     return finished
 
 
+def _check(
+    spec: KernelSpec,
+    target: Target,
+    shapes: Sequence[Shape],
+    trials: int | None,
+    minutes: float | None,
+) -> None:
+    """Raise for what would only fail later, when much is measured already."""
+    if spec.rank != 2:
+        raise SpecError(f"rank is {spec.rank}; kernels are compiled for rank 2 so far.")
+    for shape in shapes:
+        if len(shape) != 4 or min(shape) < 1:
+            raise ArgumentError(
+                f"shapes has {shape}; each is (batch, height, width, heads), all at least 1."
+            )
+    for name, value in (("trials", trials), ("minutes", minutes)):
+        if value is not None and not value > 0:
+            raise ArgumentError(f"{name} is {value}; it must be above 0, or None for no limit.")
+    machine = detect_gpu() if target.kind == "cuda" else detect_host_cpu()
+    if not target.runs_on(machine):
+        raise TargetError(
+            f"code for {target.name} does not run on this machine, which is {machine.name}."
+        )
+    find_c_compiler()
+    if target.kind == "cuda":
+        find_nvcc()
+
+
+def _present(spec: KernelSpec, target: Target, space: Space) -> Schedule | None:
+    """Return the schedule that is to be beaten, if there is one of this space.
+
+    Raises ScheduleError for one that a search must not replace, and NatcError where it could not.
+    """
+    place = workspace.schedule_path(spec, target)
+    if not writable(make_directory(place.parent)):
+        raise NatcError(f"directory {place.parent} is not writable; set NATC_WORKSPACE.")
+    schedule = load_schedule(spec, target)
+    if schedule is None or schedule.space == space:
+        return schedule
+    if schedule.space.name == space.name and schedule.space.version > space.version:
+        raise ScheduleError(
+            f"schedule {workspace.find_schedule(spec, target)} is of design space {space.name} "
+            f"version {schedule.space.version}, of a newer natc; this one has version "
+            f"{space.version}. Upgrade natc: pip install -U natc."
+        )
+    return None
+
+
 def _learn(proposer: Proposer, session: Session) -> None:
     """Teach a new cost model what the log holds."""
-    trials = session.history.all()[-_EXAMPLES:]
-    proposer.learn(
-        [proposer.candidate(trial.decisions) for trial in trials],
-        [session.score(trial) for trial in trials],
-    )
+    candidates, scores = [], []
+    for trial in session.history.all()[-_EXAMPLES:]:
+        # A log may hold decisions that are none, and that they failed.
+        with contextlib.suppress(ScheduleError):
+            candidates.append(proposer.candidate(trial.decisions))
+            scores.append(session.score(trial))
+    proposer.learn(candidates, scores)
 
 
-def _search(proposer: Proposer, session: Session, is_over: Callable[[], bool]) -> None:
+def _search(
+    proposer: Proposer, session: Session, is_over: Callable[[], bool], trials: int | None
+) -> None:
     """Propose, measure and learn until time or trials are up, or nothing new comes."""
     idle = 0
     while idle < _IDLE_ROUNDS and not is_over():
         candidates = proposer.propose()
         decided = [decisions_of(candidate) for candidate in candidates]
         before = session.measured
-        session.measure(decided, is_over)
+        session.measure(decided, is_over, None if trials is None else trials - before)
         idle = 0 if session.measured > before else idle + 1
         known = [session.history.get(decisions) for decisions in decided]
         # What time cut off was not measured: there is nothing to learn from it.

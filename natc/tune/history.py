@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from natc.records import Environment, Space, Trial, read_log, trials_of
+from natc.records import Environment, Space, Trial, read_log
 from natc.spec import KernelSpec
 
 Key = tuple[tuple[str, int], ...]
@@ -19,8 +20,8 @@ def key_of(decisions: Mapping[str, int]) -> Key:
 class History:
     """Trials by their decisions: those of earlier runs, then those of this one.
 
-    notes: lines of the log that could not be used, as sentences for the user.
-    trials: how many trials the log holds, of any machine.
+    notes: what of the log could not be used, as sentences for the user.
+    next_trial: the number that the log's next trial gets.
     """
 
     def __init__(
@@ -34,23 +35,34 @@ class History:
         """Read a log; raises RecordError when the file cannot be read at all."""
         records, problems = read_log(path)
         self.notes = [str(problem) for problem in problems]
-        earlier = trials_of(records, spec, space)
-        self.trials = sum(isinstance(record, Trial) for record in records)
+        trials = [record for record in records if isinstance(record, Trial)]
+        # Not their count: of a damaged log, a number would be given twice.
+        self.next_trial = max((trial.trial + 1 for trial in trials), default=0)
         same = {
             record.id
             for record in records
             if isinstance(record, Environment) and _same_machine(record, machine)
         }
         self._found: dict[Key, Trial] = {}
-        foreign = 0
-        for trial in earlier:
-            if trial.environment not in same:
-                foreign += 1
-            elif trial.error is not None or set(shapes) <= set(trial.seconds or ()):
+        ignored: Counter[str] = Counter()
+        for trial in trials:
+            if trial.spec != spec.name:
+                ignored[f"are of {trial.spec}"] += 1
+            elif trial.space != space:
+                old = f"{trial.space.name} version {trial.space.version}"
+                ignored[
+                    f"are of design space {old}, now {space.name} version {space.version}"
+                ] += 1
+            elif trial.environment not in same:
+                ignored["were measured on another machine"] += 1
+            elif trial.seconds is not None and not set(shapes) <= set(trial.seconds):
+                ignored["measured other inputs"] += 1
+            else:
                 self.add(trial)
         self.resumed = len(self._found)
-        if foreign:
-            self.notes.append(f"{foreign} trials of {path} were measured on another machine.")
+        self.notes += [
+            f"{path}: {count} trials {why}; they are not used." for why, count in ignored.items()
+        ]
 
     def add(self, trial: Trial) -> None:
         """Take in a trial; of two with the same decisions, the later one counts."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future, wait
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from tvm.support.popen_pool import PopenPoolExecutor
+from typing import NamedTuple
 
 from natc import environment
 from natc.spec import KernelSpec
 from natc.targets import Target
 from natc.tune import worker
+from natc.tune.history import Key, key_of
+from natc.tune.processes import JobError, Processes
 from natc.tune.workload import Shape
 
 # Seconds for one candidate, the first import of PyTorch and the compiler included.
@@ -31,6 +30,13 @@ class Outcome(NamedTuple):
     error: str | None
 
 
+class Built(NamedTuple):
+    """A candidate's library: its file, and the promise that it is there."""
+
+    path: Path
+    done: Future[None]
+
+
 class Measurer:
     """Measures candidates of one kernel: builds several at once, then times them one by one.
 
@@ -41,43 +47,61 @@ class Measurer:
         self._spec, self._target, self._shapes = spec, target, list(shapes)
         self.builders = max(1, min(_MOST_BUILDERS, environment.cores()))
         self._directory = Path(tempfile.mkdtemp(prefix="natc-tune-"))
-        self._made = 0
-        # What a failing candidate prints is in its error; the rest would tear the progress bar.
-        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self._build_pool = PopenPoolExecutor(self.builders, _BUILD_LIMIT, **quiet)
-        self._measure_pool = PopenPoolExecutor(1, _MEASURE_LIMIT, **quiet)
+        self._made: dict[Key, Built] = {}
+        self._files = 0
+        self._build = Processes(self.builders, _BUILD_LIMIT, self._directory)
+        self._measure = Processes(1, _MEASURE_LIMIT, self._directory)
 
     def __enter__(self) -> Measurer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pool in (self._build_pool, self._measure_pool):
-            pool.shutdown(wait=False)
-        shutil.rmtree(self._directory, ignore_errors=True)
-
-    def build(self, decisions: Mapping[str, int]) -> tuple[Path, Future[None]]:
-        """Start building a candidate; return where its library will be, and the promise of it."""
-        self._made += 1
-        path = self._directory / f"candidate{self._made}.so"
-        arguments = (self._spec.name, self._target.name, dict(decisions), str(path))
-        return path, self._build_pool.submit(worker.build, *arguments)
-
-    def measure(self, path: Path, building: Future[None]) -> Outcome:
-        """Wait for a candidate's library and measure it."""
         try:
-            building.result()
-            names = (self._spec.name, self._target.name)
-            job = self._measure_pool.submit(worker.measure, *names, str(path), self._shapes)
-            return Outcome(job.result(), None)
-        except TimeoutError:
-            return Outcome(None, "took too long to build or to run")
-        except ChildProcessError as error:
-            return Outcome(None, f"crashed: {_short(error)}")
-        # Whatever a candidate raises is a property of the candidate.
+            self._build.close()
+            self._measure.close()
+        finally:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def build(self, decisions: Mapping[str, int]) -> Built:
+        """Start building a candidate, unless it was built before."""
+        made = self._made.get(key_of(decisions))
+        if made is None or made.done.cancelled():
+            self._files += 1
+            path = self._directory / f"candidate{self._files}.so"
+            arguments = (self._spec.name, self._target.name, dict(decisions), str(path))
+            made = Built(path, self._build.submit(worker.build, *arguments))
+            self._made[key_of(decisions)] = made
+        return made
+
+    def measure(self, built: Built) -> Outcome:
+        """Wait for a candidate's library and measure it."""
+        if self._target.kind == "llvm":
+            # A CPU that also compiles gives no true times.
+            wait([made.done for made in self._made.values()])
+        try:
+            built.done.result()
+        except CancelledError:
+            return Outcome(None, "was not built")
         except Exception as error:
-            return Outcome(None, _short(error))
+            return Outcome(None, _why(error, "to build"))
+        names = (self._spec.name, self._target.name)
+        job = self._measure.submit(worker.measure, *names, str(built.path), self._shapes)
+        try:
+            return Outcome(job.result(), None)
+        except Exception as error:
+            if self._target.kind == "cuda":
+                # After one bad access, a process can do nothing more on the GPU.
+                self._measure.restart()
+            return Outcome(None, _why(error, "to run"))
 
 
-def _short(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+def _why(error: Exception, doing: str) -> str:
+    """Return in one line why a candidate failed; only the candidate can be the reason."""
+    if isinstance(error, TimeoutError):
+        return f"took too long {doing}: {error}"
+    if isinstance(error, ChildProcessError):
+        return f"crashed: {error}"
+    if not isinstance(error, JobError):
+        raise error
+    text = " ".join(str(error).split())
     return text if len(text) <= _LONGEST_ERROR else text[:_LONGEST_ERROR] + " …"

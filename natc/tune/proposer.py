@@ -8,6 +8,7 @@ import random
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import tvm
 from tvm.s_tir import Schedule
@@ -23,7 +24,7 @@ from natc.te import forward
 from natc.tune.mutator import MutateDecision
 from natc.tune.workload import Shape
 
-Candidate = ms.MeasureCandidate
+Candidate: TypeAlias = ms.MeasureCandidate
 
 # The search stops by time or trials of its own; MetaSchedule needs a number all the same.
 _UNLIMITED = 1_000_000

@@ -58,9 +58,9 @@ class Session:
         """Measure the default decisions; raises TuneError when even they fail."""
         self._untuned_decisions = dict(decisions)
         built = self.measurer.build(decisions)
-        self.measurer.measure(*built)  # the first one also starts the processes
+        self.measurer.measure(built)  # the first one also starts the processes
         start = time.monotonic()
-        trial = self._record(decisions, self.measurer.measure(*built))
+        trial = self._record(decisions, self.measurer.measure(built))
         self.confirm_seconds = (_FINALISTS + 1) * _REPEATS * (time.monotonic() - start)
         if trial.error is not None:
             raise TuneError(
@@ -69,14 +69,26 @@ class Session:
             )
         self.untuned = trial
 
-    def measure(self, batch: Sequence[Mapping[str, int]], stop: Callable[[], bool]) -> None:
-        """Measure candidates that the history does not hold, until `stop` says so."""
-        new = [decisions for decisions in batch if self.history.get(decisions) is None]
-        building = [(decisions, self.measurer.build(decisions)) for decisions in new]
-        for decisions, started in building:
+    def measure_known(self, schedule: Schedule) -> None:
+        """Measure the schedule that is there already, so that a worse one cannot replace it."""
+        if self.history.get(schedule.decisions) is None:
+            built = self.measurer.build(schedule.decisions)
+            trial = self._record(schedule.decisions, self.measurer.measure(built))
+            if trial.error is not None:
+                self.tell(events.Note(f"the schedule of {schedule.created} failed: {trial.error}"))
+
+    def measure(
+        self, batch: Sequence[Mapping[str, int]], stop: Callable[[], bool], most: int | None
+    ) -> None:
+        """Measure candidates that the history does not hold, `most` in all, until `stop`."""
+        new = {key_of(decisions): decisions for decisions in batch}
+        unknown = [found for found in new.values() if self.history.get(found) is None]
+        building = [(found, self.measurer.build(found)) for found in unknown[:most]]
+        for decisions, built in building:
             if stop():
-                break
-            trial = self._record(decisions, self.measurer.measure(*started))
+                built.done.cancel()
+                continue
+            trial = self._record(decisions, self.measurer.measure(built))
             self.measured += 1
             self.failures += trial.error is not None
             self.tell(
@@ -131,7 +143,7 @@ class Session:
                     baseline_seconds={shape: self.untuned.seconds[shape] for shape in self.shapes},
                     score=self.score(winner) or 0.0,
                     objective=OBJECTIVE,
-                    trials=self.history.trials,
+                    trials=self.history.next_trial,
                 ),
                 environment=measured_on(self.machine),
                 created=environment.now(),
@@ -141,11 +153,11 @@ class Session:
     def _confirmed(self, finalists: list[Trial]) -> list[Trial]:
         contestants = [self._untuned_decisions]
         contestants += [t.decisions for t in finalists if t.decisions != contestants[0]]
-        started = [(decisions, self.measurer.build(decisions)) for decisions in contestants]
+        started = [self.measurer.build(decisions) for decisions in contestants]
         outcomes: list[list[Outcome]] = [[] for _ in contestants]
         for _ in range(_REPEATS):
-            for index, (_, build) in enumerate(started):
-                outcomes[index].append(self.measurer.measure(*build))
+            for index, built in enumerate(started):
+                outcomes[index].append(self.measurer.measure(built))
         trials = [
             self._record(decisions, _best(found))
             for decisions, found in zip(contestants, outcomes, strict=True)
@@ -174,11 +186,11 @@ class Session:
             error=outcome.error,
             environment=self.machine.id,
             timestamp=environment.now(),
-            trial=self.history.trials,
+            trial=self.history.next_trial,
         )
         append(self.log, trial)
         self.history.add(trial)
-        self.history.trials += 1
+        self.history.next_trial += 1
         return trial
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-import shutil
 import statistics
 import tempfile
 import time
@@ -15,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from natc.errors import TuneError
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -33,14 +33,11 @@ def build(spec_name: str, target_name: str, decisions: Mapping[str, int], output
     from natc.build.lower import FORWARD
 
     spec, target = KernelSpec.parse(spec_name), Target.parse(target_name)
-    scratch = Path(tempfile.mkdtemp(prefix="natc-candidate-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="natc-candidate-") as scratch:
         if target.kind == "llvm":
-            build_llvm(spec, target, decisions, Path(output), scratch, entries=[FORWARD])
+            build_llvm(spec, target, decisions, Path(output), Path(scratch), entries=[FORWARD])
         else:
-            build_cuda(spec, {target: decisions}, Path(output), scratch, entries=[FORWARD])
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            build_cuda(spec, {target: decisions}, Path(output), Path(scratch), entries=[FORWARD])
 
 
 def measure(
@@ -50,8 +47,10 @@ def measure(
 
     Whatever else runs on the machine only ever adds to a time, so the low ones are the true ones.
 
-    Raises ValueError when the candidate computes something else than the reference.
+    Raises TuneError when the candidate computes something else than the reference.
     """
+    # First, so that the library finds PyTorch's threads when it is loaded.
+    import torch  # noqa: F401
     import tvm_ffi
 
     spec, target = KernelSpec.parse(spec_name), Target.parse(target_name)
@@ -68,17 +67,22 @@ def measure(
 
 
 def _check(spec: KernelSpec, target: Target, kernel: Callable[..., None]) -> None:
+    import torch
+
     from natc.reference import neighborhood_attention
     from natc.testing.tolerance import relative_errors
 
     arguments, inputs = _inputs(spec, target.kind, _CHECKED_SHAPE)
-    kernel(*arguments)
     output = arguments[4 if spec.rpb else 3]
-    wide = [None if t is None else t.double() for t in inputs]
-    expected = neighborhood_attention(*wide[:3], spec.kernel_size, rpb=wide[3])
+    output.fill_(math.nan)  # or what an earlier candidate wrote would vouch for this one
+    kernel(*arguments)
+    query, key, value = (tensor.double() for tensor in inputs[:3])
+    rpb = None if inputs[3] is None else inputs[3].double()
+    expected = neighborhood_attention(query, key, value, spec.kernel_size, rpb=rpb)
+    assert isinstance(expected, torch.Tensor)
     error = relative_errors(output, expected).relative
     if not error <= _TOLERANCE[spec.dtype]:
-        raise ValueError(f"wrong result: relative error {error:.2g} against the reference")
+        raise TuneError(f"wrong result: relative error {error:.2g} against the reference")
 
 
 @functools.lru_cache(maxsize=8)
