@@ -60,12 +60,14 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
     _vectorize(sch, channel, spec)
     _place(sch, "normalized", lane)
     _weighted_sum(sch, lane, spec)
-    for name in ("sum_weights", "weights", "max_logit", "logits"):
+    for name in ("inverse_sum", "sum_weights", "weights", "max_logit", "logits"):
         _place(sch, name, query)
     _dot_product(sch, query, spec, lanes)
     for axis in ("row", "column"):
         for name in ("key", "count", *(("bias",) if spec.rpb else ())):
             _place(sch, f"{name}_{axis}", query)
+    for name in ("batch_index", "head_index"):
+        _place(sch, name, query)
     # Last, since primitives refuse loops that hold a block with its initialization apart.
     block = sch.get_sblock("summed")
     loops = sch.get_loops(block)

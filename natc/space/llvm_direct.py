@@ -30,6 +30,7 @@ ONE_CHAIN, CHAIN_A_COLUMN = 0, 1
 ROWS, ROWS_AND_COLUMNS = 0, 1
 
 _TAP_AXES = ("v_m", "v_n")
+_INLINED = ("batch_index", "head_index", "key_tap", "value_tap", "inverse_sum", "normalized")
 
 
 def structure(spec: KernelSpec, target: Target) -> Candidates:
@@ -54,7 +55,7 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
         raise ScheduleError(
             f"decision lane_sum is {INSTRUCTION}; one lane needs no sum over lanes."
         )
-    for name in ("key_tap", "value_tap", "normalized"):
+    for name in _INLINED:
         sch.compute_inline(sch.get_sblock(name))
     # Splitting a reduction must come before the block moves into another's loops.
     partial_sums = _partial_sums(sch, choices["lanes"], choices["lane_sum"])

@@ -41,11 +41,16 @@ def forward(
     if example is not None:
         scalars, queries, dilation_h, dilation_w = [], example, 1, 1
         scale = tirx.const(dim**-0.5, "float32")
-    _, height, width, heads = queries
+    batch, height, width, heads = queries
     query, key, value = (te.placeholder((*queries, dim), dtype, n) for n in _INPUTS)
     rpb = te.placeholder((heads, 2 * taps_h - 1, 2 * taps_w - 1), "float32", "rpb")
     rows = axis_stages(height, taps_h, dilation_h, "row")
     columns = axis_stages(width, taps_w, dilation_w, "column")
+
+    # An index held in a register: on a GPU it is a quotient of the block's number, which would
+    # otherwise be divided again for every tap.
+    batch_at = te.compute((batch,), lambda b: b, "batch_index")
+    head_at = te.compute((heads,), lambda h: h, "head_index")
 
     scaled = te.compute(
         query.shape,
@@ -58,7 +63,7 @@ def forward(
         return te.compute(
             (*queries, taps_h, taps_w, dim),
             lambda b, i, j, h, m, n, d: tensor[
-                b, rows.position[i, m], columns.position[j, n], h, d
+                batch_at[b], rows.position[i, m], columns.position[j, n], head_at[h], d
             ],
             name,
         )
@@ -78,7 +83,7 @@ def forward(
         m, n = t // taps_w, t % taps_w
         found = scores[b, i, j, h, m, n]
         if spec.rpb:
-            found = found + rpb[h, rows.bias[i] + m, columns.bias[j] + n]
+            found = found + rpb[head_at[h], rows.bias[i] + m, columns.bias[j] + n]
         attended = tirx.And(m < rows.count[i], n < columns.count[j])
         return tirx.Select(attended, found, tirx.const(float("-inf"), "float32"))
 
@@ -104,9 +109,11 @@ def forward(
         ),
         "summed",
     )
+    # One division a query; multiplying is cheap enough to be done for each channel.
+    inverse = te.compute(queries, lambda b, i, j, h: 1.0 / total[b, i, j, h], "inverse_sum")
     normalized = te.compute(
         query.shape,
-        lambda b, i, j, h, d: summed[b, i, j, h, d] / total[b, i, j, h],
+        lambda b, i, j, h, d: summed[b, i, j, h, d] * inverse[b, i, j, h],
         "normalized",
     )
     output = te.compute(
