@@ -60,7 +60,7 @@ class Process:
             self.stop()
             if late.is_set():
                 raise TimeoutError(f"it took longer than {limit:g} s") from None
-            raise ChildProcessError(_how_it_ended(process.returncode)) from None
+            raise ChildProcessError(_how_it_ended(process.wait())) from None
         finally:
             timer.cancel()
         if error is not None:

@@ -1,0 +1,109 @@
+"""Decisions: what a space asks is what a schedule carries, and what can be read back from it."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from natc.build.lower import scheduled
+from natc.errors import ScheduleError
+from natc.space import combinations, read_decisions, space_for
+from natc.spec import KernelSpec
+from natc.targets import Target
+from natc.tune.proposer import Proposer, decisions_of
+
+SPEC = KernelSpec.parse("na2d_k3_d8_float32")
+TARGETS = ["llvm-x86-64-v3", "cuda-sm_90"]
+
+
+def proposer(target: str, spec: KernelSpec = SPEC) -> Proposer:
+    return Proposer(spec, Target.parse(target), (1, 8, 8, 1), batch=6, seed=0)
+
+
+def every_combination(made: Proposer) -> list[dict[str, int]]:
+    names = list(made.candidates)
+    return [
+        dict(zip(names, values, strict=True))
+        for values in itertools.product(*made.candidates.values())
+    ]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_combination_is_read_back_from_its_schedule(target: str) -> None:
+    made = proposer(target)
+    refused = 0
+    for decisions in every_combination(made):
+        try:
+            candidate = made.candidate(decisions)
+        except ScheduleError:
+            refused += 1
+            continue
+        assert decisions_of(candidate) == decisions
+        # As the database keeps it, without the schedule that it came from.
+        assert read_decisions(candidate.sch.trace.simplified(True)) == decisions
+    # One lane has no sum over lanes: the only two decisions that exclude each other.
+    excluded = [
+        d for d in every_combination(made) if d.get("lanes") == 1 and d.get("lane_sum") == 1
+    ]
+    assert refused == len(excluded)
+    assert bool(excluded) == target.startswith("llvm")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_trace_replayed_makes_the_same_kernel(target: str) -> None:
+    import tvm
+    from tvm.s_tir import Schedule
+
+    made = proposer(target)
+    for decisions in every_combination(made)[:: 7 if target.startswith("llvm") else 11]:
+        try:
+            candidate = made.candidate(decisions)
+        except ScheduleError:
+            continue
+        again = Schedule(made._module, debug_mask="none")
+        candidate.sch.trace.apply_to_schedule(again, remove_postproc=False)
+        tvm.ir.assert_structural_equal(again.mod, candidate.sch.mod)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_missing_decisions_are_the_untuned_schedules(target: str) -> None:
+    made = proposer(target)
+    defaults = {name: values[0] for name, values in made.candidates.items()}
+    assert decisions_of(made.candidate({})) == defaults
+    structure = space_for(Target.parse(target)).structure(SPEC, Target.parse(target))
+    first = next(combinations(structure))
+    assert first == {name: defaults[name] for name in structure}
+
+
+def test_a_build_and_a_trial_make_the_same_decisions() -> None:
+    import tvm
+
+    decisions = {"lanes": 4, "lane_sum": 1, "unroll_taps": 3}
+    target = Target.parse("llvm-x86-64-v3")
+    one = scheduled(SPEC, target, decisions)
+    two = scheduled(SPEC, target, decisions_of(proposer(target.name).candidate(decisions)))
+    tvm.ir.assert_structural_equal(one, two)
+    other = scheduled(SPEC, target, {**decisions, "lanes": 8})
+    with pytest.raises(ValueError, match="[Ss]tructural"):
+        tvm.ir.assert_structural_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "decisions, said",
+    [
+        ({"lanes": 3}, "decision lanes is 3; space llvm_direct allows 1, 4, 8"),
+        ({"unroll_taps": 7}, "decision unroll_taps is 7; space llvm_direct allows 0, 3"),
+        ({"warps": 2}, "decision warps is not of space llvm_direct, which has lanes"),
+    ],
+)
+def test_foreign_decisions_are_refused_with_what_is_allowed(decisions: Any, said: str) -> None:
+    with pytest.raises(ScheduleError, match=said):
+        scheduled(SPEC, Target.parse("llvm-x86-64-v3"), decisions)
+
+
+def test_combinations_are_all_of_them_each_once() -> None:
+    found = list(combinations({"a": (1, 2), "b": (0, 1, 2), "c": (5,)}))
+    assert found[0] == {"a": 1, "b": 0, "c": 5}
+    assert len(found) == len({tuple(choice.items()) for choice in found}) == 6
