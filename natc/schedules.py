@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,16 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     score: float
     objective: str
     trials: int
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times faster the winner is than untuned: geometric mean over the shapes."""
+        ratios = [
+            untuned / self.seconds[shape]
+            for shape, untuned in self.baseline_seconds.items()
+            if shape in self.seconds
+        ]
+        return statistics.geometric_mean(ratios) if ratios else None
 
 
 class MeasuredOn(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -16,14 +17,24 @@ from natc.errors import BuildError, CompilerNotFound
 
 _SYSTEM = ("cc", "gcc", "clang")
 _LAST_LINES = 12
+# What ziglang links for: every Linux since 2018 (and manylinux_2_28) has it.
+_GLIBC = "2.28"
 
 
-def find_c_compiler() -> list[str]:
-    """Return the command of a C compiler.
+def host_machine() -> str:
+    """Return this machine's kind of processor, `x86_64` or `aarch64` as far as natc knows it."""
+    machine = platform.machine().lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
 
-    NATC_CC if it is set, else cc, gcc or clang, else the one in the ziglang package. Raises
-    CompilerNotFound that says what to install.
+
+def find_c_compiler(machine: str | None = None) -> list[str]:
+    """Return the command of a C compiler that links for a machine, by default this one.
+
+    NATC_CC if it is set; else cc, gcc or clang here, and `MACHINE-linux-gnu-gcc` for another
+    machine; else the one in the ziglang package. Raises CompilerNotFound that says what to
+    install.
     """
+    machine = machine or host_machine()
     chosen = env.NATC_CC.get()
     if chosen:
         try:
@@ -38,14 +49,15 @@ def find_c_compiler() -> list[str]:
                 "it to a C compiler, or unset it."
             )
         return command
-    for name in _SYSTEM:
+    names = _SYSTEM if machine == host_machine() else (f"{machine}-linux-gnu-gcc",)
+    for name in names:
         if shutil.which(name):
             return [name]
     if importlib.util.find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "cc"]
+        return [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-gnu.{_GLIBC}"]
     raise CompilerNotFound(
-        f"no C compiler was found to link the library (looked for NATC_CC, {', '.join(_SYSTEM)} "
-        "and the ziglang package); install one, or: pip install ziglang."
+        f"no C compiler for {machine} was found to link the library (looked for NATC_CC, "
+        f"{', '.join(names)} and the ziglang package); install one, or: pip install ziglang."
     )
 
 
@@ -69,12 +81,17 @@ def find_nvcc() -> str:
 
 
 def link_library(
-    output: Path, sources: Sequence[Path], *, exported: Sequence[str], directory: Path
+    output: Path,
+    sources: Sequence[Path],
+    *,
+    exported: Sequence[str],
+    directory: Path,
+    machine: str | None = None,
 ) -> None:
     """Link C sources and objects into the shared library `output`.
 
     exported: the only functions that the library shows. directory: for intermediate files.
-    Raises CompilerNotFound or BuildError.
+    machine: the processor it is for, by default this one. Raises CompilerNotFound or BuildError.
     """
     # Pointers that another library might overwrite by name stay invisible to it.
     script = directory / "exported"
@@ -83,7 +100,7 @@ def link_library(
     script.write_text(f"{{ global: {names} __tvm_ffi__library_ctx*; local: *; }};\n")
     run(
         [
-            *find_c_compiler(),
+            *find_c_compiler(machine),
             *("-O2", "-fPIC", "-shared", "-o", str(output)),
             *(str(source) for source in sources),
             *(f"-Wl,--version-script={script}", "-lpthread", "-ldl", "-lm"),

@@ -47,5 +47,6 @@ def build_llvm(
             [threads, machine_code],
             exported=[f"__tvm_ffi_{name}" for name in names.values()],
             directory=directory,
+            machine="aarch64" if target.arch == "aarch64" else "x86_64",
         )
     return {entry: {"llvm": name} for entry, name in names.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import platform
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import tvm
 from tvm.s_tir import Schedule
 from tvm.target import Target as CompilerTarget
 
+from natc.build.c_compiler import host_machine
 from natc.space import Decisions, space_for
 from natc.spec import KernelSpec
 from natc.targets import Target
@@ -39,7 +39,7 @@ def compiler_target(target: Target) -> CompilerTarget:
             options |= {"mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]}
         else:
             options["mcpu"] = target.arch
-            if platform.machine() not in ("x86_64", "AMD64"):
+            if host_machine() != "x86_64":
                 options["mtriple"] = "x86_64-linux-gnu"
         return CompilerTarget(options)
     cuda = {

@@ -44,7 +44,7 @@ def _schedules() -> list[dict[str, Any]]:
                 "spec": path.stem,
                 "target": path.parent.name,
                 "path": path,
-                "speedup": _speedup(measured) if measured else None,
+                "speedup": measured.speedup if measured else None,
                 "trials": measured.trials if measured else None,
                 "seconds": measured.seconds if measured else None,
                 "created": schedule.created if schedule else None,
@@ -52,15 +52,6 @@ def _schedules() -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _speedup(measured: schedules.Measured) -> float | None:
-    """Return how many times faster the winner is, over the sum of the shapes' times."""
-    shapes = measured.seconds.keys() & measured.baseline_seconds.keys()
-    if not shapes:
-        return None
-    untuned = sum(measured.baseline_seconds[shape] for shape in shapes)
-    return untuned / sum(measured.seconds[shape] for shape in shapes)
 
 
 def _libraries() -> list[dict[str, Any]]:

@@ -270,9 +270,24 @@ def test_no_c_compiler_says_what_to_install(
     assert files(directory) == {}
     # ziglang is enough, and a compiler of the system comes before it.
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert c_compiler.find_c_compiler()[1:] == ["-m", "ziglang", "cc"]
+    here = c_compiler.host_machine()
+    zig = ["-m", "ziglang", "cc", "-target", f"{here}-linux-gnu.2.28"]
+    assert c_compiler.find_c_compiler()[1:] == zig
     monkeypatch.undo()
     assert c_compiler.find_c_compiler() in (["cc"], ["gcc"], ["clang"])
+
+
+def test_another_machine_needs_a_compiler_that_links_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = "aarch64" if c_compiler.host_machine() == "x86_64" else "x86_64"
+    monkeypatch.delenv("NATC_CC", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(c_compiler.shutil, "which", lambda name: name if name == "cc" else None)
+    with pytest.raises(CompilerNotFound, match=f"no C compiler for {other}.*{other}-linux-gnu-gcc"):
+        c_compiler.find_c_compiler(other)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert c_compiler.find_c_compiler(other)[-1] == f"{other}-linux-gnu.2.28"
 
 
 @pytest.mark.parametrize(
