@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from natc import environment
 from natc.errors import TuneError
 from natc.records import Environment, Space, Trial, append
@@ -153,14 +155,15 @@ class Session:
     def _confirmed(self, finalists: list[Trial]) -> list[Trial]:
         contestants = [self._untuned_decisions]
         contestants += [t.decisions for t in finalists if t.decisions != contestants[0]]
+        earlier = [self.history.get(decisions) for decisions in contestants]
         started = [self.measurer.build(decisions) for decisions in contestants]
         outcomes: list[list[Outcome]] = [[] for _ in contestants]
         for _ in range(_REPEATS):
             for index, built in enumerate(started):
                 outcomes[index].append(self.measurer.measure(built))
         trials = [
-            self._record(decisions, _best(found))
-            for decisions, found in zip(contestants, outcomes, strict=True)
+            _least(before, self._record(decisions, _best(found)))
+            for before, decisions, found in zip(earlier, contestants, outcomes, strict=True)
         ]
         if trials[0].error is None:
             self.untuned = trials[0]
@@ -192,6 +195,16 @@ class Session:
         self.history.add(trial)
         self.history.next_trial += 1
         return trial
+
+
+def _least(before: Trial | None, now: Trial) -> Trial:
+    """Return `now` with the least seconds of both: what disturbs a machine comes and goes."""
+    if before is None or before.seconds is None or now.seconds is None:
+        return now
+    seconds = {
+        shape: min(time, before.seconds.get(shape, time)) for shape, time in now.seconds.items()
+    }
+    return msgspec.structs.replace(now, seconds=seconds)
 
 
 def _best(found: list[Outcome]) -> Outcome:
