@@ -80,7 +80,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = directory / f"{SPEC.name}.cuda.so"
     assert f"built {path} (sm_80, sm_90, " in done.stdout
     for arch in ARCHS:
-        assert f"{SPEC.name} for cuda-{arch}: the untuned default schedule" in done.stderr
+        # Which schedule it is depends on what has been tuned; that it is said does not.
+        assert f"note: {SPEC.name} for cuda-{arch}: " in done.stderr
     return path
 
 
