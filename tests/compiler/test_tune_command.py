@@ -1,0 +1,144 @@
+"""`natc tune` as a user runs it, and as it ends when it is stopped or killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from natc import schedules, workspace
+from natc.records import Trial, read_log
+from natc.spec import KernelSpec
+from natc.targets import detect_host_cpu
+
+SPEC = KernelSpec.parse("na2d_k3_d8_float32")
+ROOT = Path(__file__).parents[2]
+COMMAND = (
+    *("tune", "--kernel", "3", "--head-dim", "8", "--no-rpb", "--shape", "1x8x8x1"),
+    *("--minutes", "5"),
+)
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    found = tmp_path / "scratch"
+    found.mkdir()
+    return found
+
+
+@pytest.fixture
+def start(scratch: Path) -> Iterator[Start]:
+    """Start `natc` in a session of its own, as a terminal does; none outlives the test."""
+    started = []
+
+    def run(*words: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "natc", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": str(scratch)},
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def trials() -> list[Trial]:
+    records, problems = read_log(workspace.log_path(SPEC, detect_host_cpu()))
+    assert problems == []
+    return [record for record in records if isinstance(record, Trial)]
+
+
+def wait_for(happened: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> None:
+    end = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < end, "it took too long"
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def using(scratch: Path) -> list[str]:
+    """Return the processes that have the test's temporary directory in their environment."""
+    found = []
+    for directory in Path("/proc").iterdir():
+        if not directory.name.isdigit():
+            continue
+        try:
+            environment = (directory / "environ").read_bytes()
+        except OSError:
+            continue
+        if str(scratch).encode() in environment:
+            found.append((directory / "cmdline").read_bytes().decode(errors="replace"))
+    return found
+
+
+def test_one_json_document_and_nothing_left(start: Start, scratch: Path) -> None:
+    process = start(*COMMAND, "--trials", "2", "--json", "--quiet")
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (0, "")
+    document = json.loads(out)
+    assert document["spec"] == SPEC.name and document["trials"] == 2
+    assert document["speedup"] == pytest.approx(document["baseline"] / document["best"])
+    saved = schedules.read_schedule(Path(document["schedule_path"]))
+    assert saved.measured.score == pytest.approx(document["best"], rel=1e-3)
+    assert list(saved.measured.seconds) == ["1x8x8x1x8"]
+    assert list(scratch.iterdir()) == [] and using(scratch) == []
+
+
+def test_a_killed_search_keeps_what_it_measured_and_the_same_command_goes_on(
+    start: Start, scratch: Path
+) -> None:
+    killed = start(*COMMAND)
+    wait_for(lambda: len(trials()) >= 3, killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    kept = trials()
+    assert len(kept) >= 3 and not workspace.schedule_path(SPEC, detect_host_cpu()).exists()
+    wait_for(lambda: not list(scratch.iterdir()) and not using(scratch))
+
+    stopped = start(*COMMAND)
+    wait_for(lambda: len(trials()) >= len(kept) + 3, stopped)
+    os.killpg(stopped.pid, signal.SIGINT)
+    out, err = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130 and "Traceback" not in err
+    assert f"best of {len(kept)} earlier trials" in err
+    assert out.startswith("stopped: ")
+    assert f"go on with: natc {' '.join(COMMAND)}" in out
+    # The untuned kernel alone is measured anew, to compare with.
+    found = trials()
+    assert [trial.trial for trial in found] == list(range(len(found)))
+    decided = [tuple(trial.decisions.items()) for trial in found]
+    assert len(set(decided)) == len(decided) - 1
+    assert all(trial.error is None for trial in found)
+    best = min(t.seconds["1x8x8x1x8"] for t in found[: len(kept)] if t.seconds is not None)
+    saved = schedules.read_schedule(workspace.schedule_path(SPEC, detect_host_cpu()))
+    assert saved.measured.score <= best * 1.001 or saved.decisions == found[0].decisions
+    assert list(scratch.iterdir()) == [] and using(scratch) == []
+
+
+def test_ctrl_c_while_it_prepares(start: Start, scratch: Path) -> None:
+    process = start(*COMMAND)
+    wait_for(lambda: workspace.log_path(SPEC, detect_host_cpu()).exists(), process)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in err
+    assert f"go on with: natc {' '.join(COMMAND)}" in err
+    assert list(scratch.iterdir()) == [] and using(scratch) == []

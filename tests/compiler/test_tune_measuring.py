@@ -1,0 +1,177 @@
+"""Searches that build and measure: what becomes of candidates that fail, and of processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from natc import schedules, workspace
+from natc.build import build_library
+from natc.build.c_compiler import link_library
+from natc.build.lower import FORWARD
+from natc.records import Trial, read_log
+from natc.spec import KernelSpec
+from natc.targets import detect_host_cpu
+from natc.tune import engine, measurer, worker
+from natc.tune.events import Event
+from natc.tune.measurer import Measurer
+from natc.tune.proposer import Proposer
+
+HOST = detect_host_cpu()
+SPEC = KernelSpec.parse("na2d_k3_d8_float32")
+SHAPE = (1, 8, 8, 1)
+GOOD, SLOW = {"lanes": 8}, {"lanes": 1}
+_build, _measure = worker.build, worker.measure
+
+
+def build_nothing(
+    spec_name: str, target_name: str, decisions: Mapping[str, int], output: str
+) -> None:
+    """Make a library whose kernel writes nothing, or a right one for the untuned decisions."""
+    if not decisions.get("maximum"):
+        return _build(spec_name, target_name, decisions, output)
+    directory = Path(output).parent
+    source = directory / f"{Path(output).stem}.c"
+    name = f"__tvm_ffi_{spec_name}_{FORWARD}"
+    source.write_text(
+        f"int {name}(void *a, const void *b, int n, void *r) {{ return 0; }}\n"
+        "void *__tvm_ffi__library_ctx;\n"
+    )
+    return link_library(Path(output), [source], exported=[name], directory=directory)
+
+
+def measure_or_die(spec_name: str, target_name: str, library: str, shapes: Any) -> list[float]:
+    if (Path(tempfile.gettempdir()) / "die").exists():
+        os.abort()
+    return _measure(spec_name, target_name, library, shapes)
+
+
+def measure_or_hang(spec_name: str, target_name: str, library: str, shapes: Any) -> list[float]:
+    if (Path(tempfile.gettempdir()) / "hang").exists():
+        time.sleep(600)
+    return _measure(spec_name, target_name, library, shapes)
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where temporary directories are made; none is left when the test ends."""
+    found = tmp_path / "scratch"
+    found.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(found))
+    yield found
+    assert list(found.iterdir()) == []
+
+
+@pytest.fixture
+def measuring(scratch: Path) -> Iterator[Measurer]:
+    with Measurer(SPEC, HOST, [SHAPE]) as found:
+        yield found
+
+
+def test_a_search_from_end_to_end(scratch: Path, place: Path) -> None:
+    events: list[Event] = []
+    finished = engine.tune(SPEC, HOST, shapes=[SHAPE], trials=3, on_event=events.append)
+    assert (finished.trials, finished.failures) == (3, 0)
+    assert events[-1] == finished
+    assert 0 < finished.best <= finished.baseline
+
+    saved = schedules.read_schedule(workspace.schedule_path(SPEC, HOST))
+    records, problems = read_log(finished.log_path)
+    trials = [record for record in records if isinstance(record, Trial)]
+    assert problems == [] and saved.measured.trials == len(trials)
+    logged = [
+        t.seconds["1x8x8x1x8"] for t in trials if t.decisions == saved.decisions and t.seconds
+    ]
+    assert any(saved.measured.score == pytest.approx(seconds, rel=1e-3) for seconds in logged)
+    candidates = Proposer(SPEC, HOST, SHAPE, batch=6, seed=0).candidates
+    for trial in trials:
+        assert all(value in candidates[name] for name, value in trial.decisions.items())
+
+    notes: list[str] = []
+    build_library(SPEC, HOST, place / "lib", on_note=notes.append)
+    assert len(notes) == 1 and "its tuned schedule" in notes[0]
+
+
+def test_a_candidate_is_built_once_and_measured_when_nothing_is_built(
+    measuring: Measurer,
+) -> None:
+    one, two = measuring.build(GOOD), measuring.build(SLOW)
+    assert measuring.build(dict(GOOD)) == one
+    first = measuring.measure(one)
+    assert two.done.done()
+    assert first.error is None and first.seconds is not None and 0 < first.seconds[0] < 1
+    assert measuring.measure(two).error is None
+
+
+def test_what_fails_is_told_and_the_next_candidate_is_measured(
+    measuring: Measurer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text(
+        "#!/bin/sh\n"
+        f"if [ -e {tmp_path}/full ]; then echo 'ld: the disk is full' >&2; exit 1; fi\n"
+        f'exec {shutil.which("cc")} "$@"\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("NATC_CC", str(compiler))
+    (tmp_path / "full").touch()
+    error = measuring.measure(measuring.build(GOOD)).error
+    assert error == "linking the library failed: cc ended with 1. ld: the disk is full"
+    (tmp_path / "full").unlink()
+    assert measuring.measure(measuring.build(SLOW)).error is None
+    error = measuring.measure(measuring.build({"lanes": 5})).error
+    assert error is not None and error.startswith("decision lanes is 5; space")
+
+
+def test_a_kernel_that_computes_something_else_is_refused(
+    measuring: Measurer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "build", build_nothing)
+    assert measuring.measure(measuring.build(GOOD)).error is None
+    # The right results of the one before lie where this one writes nothing.
+    outcome = measuring.measure(measuring.build({**GOOD, "maximum": 1}))
+    assert outcome.seconds is None and outcome.error is not None
+    assert outcome.error.startswith("wrong result: relative error nan")
+
+
+@pytest.mark.parametrize(
+    "marker, function, said",
+    [
+        ("die", measure_or_die, "crashed: the process was ended by SIGABRT"),
+        ("hang", measure_or_hang, "took too long to run: it took longer than 8 s"),
+    ],
+)
+def test_a_kernel_that_crashes_or_hangs_costs_only_itself(
+    scratch: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    marker: str,
+    function: Callable[..., Any],
+    said: str,
+) -> None:
+    monkeypatch.setattr(worker, "measure", function)
+    monkeypatch.setattr(measurer, "_MEASURE_LIMIT", 8)
+    with Measurer(SPEC, HOST, [SHAPE]) as measuring:
+        built = measuring.build(GOOD)
+        flag = built.path.parent / marker
+        flag.touch()
+        assert measuring.measure(built).error == said
+        flag.unlink()
+        monkeypatch.setattr(measuring._measure, "_limit", 60)
+        assert measuring.measure(built).error is None
+
+
+def test_leaving_ends_builds_that_run(scratch: Path) -> None:
+    start = time.monotonic()
+    with Measurer(SPEC, HOST, [SHAPE]) as measuring:
+        for lanes in (1, 4, 8):
+            for maximum in (0, 1):
+                measuring.build({"lanes": lanes, "maximum": maximum})
+        time.sleep(0.5)
+    assert time.monotonic() - start < 10
