@@ -17,6 +17,7 @@ from natc.spec import KernelSpec
 from natc.targets import Target, detect_gpu, detect_host_cpu
 from natc.tune.events import Event, Finished, Note, Started
 from natc.tune.history import History
+from natc.tune.interrupts import deferred
 from natc.tune.measurer import Measurer
 from natc.tune.proposer import Proposer, decisions_of
 from natc.tune.session import Session
@@ -71,8 +72,10 @@ def tune(
     with Measurer(spec, target, chosen) as measurer:
         session = Session(spec, target, space, keys, log, machine, history, measurer, tell)
         batch = max(_LEAST_BATCH, measurer.builders)
-        proposer = Proposer(spec, target, chosen[0], batch=batch, seed=seed)
-        session.measure_untuned(decisions_of(proposer.candidate({})))
+        with deferred():
+            proposer = Proposer(spec, target, chosen[0], batch=batch, seed=seed)
+            untuned = decisions_of(proposer.candidate({}))
+        session.measure_untuned(untuned)
         if present is not None:
             session.measure_known(present)
         tell(
@@ -165,12 +168,13 @@ def _present(spec: KernelSpec, target: Target, space: Space) -> Schedule | None:
 def _learn(proposer: Proposer, session: Session) -> None:
     """Teach a new cost model what the log holds."""
     candidates, scores = [], []
-    for trial in session.history.all()[-_EXAMPLES:]:
-        # A log may hold decisions that are none, and that they failed.
-        with contextlib.suppress(ScheduleError):
-            candidates.append(proposer.candidate(trial.decisions))
-            scores.append(session.score(trial))
-    proposer.learn(candidates, scores)
+    with deferred():
+        for trial in session.history.all()[-_EXAMPLES:]:
+            # A log may hold decisions that are none, and that they failed.
+            with contextlib.suppress(ScheduleError):
+                candidates.append(proposer.candidate(trial.decisions))
+                scores.append(session.score(trial))
+        proposer.learn(candidates, scores)
 
 
 def _search(
@@ -179,12 +183,14 @@ def _search(
     """Propose, measure and learn until time or trials are up, or nothing new comes."""
     idle = 0
     while idle < _IDLE_ROUNDS and not is_over():
-        candidates = proposer.propose()
-        decided = [decisions_of(candidate) for candidate in candidates]
+        with deferred():
+            candidates = proposer.propose()
+            decided = [decisions_of(candidate) for candidate in candidates]
         before = session.measured
         session.measure(decided, is_over, None if trials is None else trials - before)
         idle = 0 if session.measured > before else idle + 1
         known = [session.history.get(decisions) for decisions in decided]
         # What time cut off was not measured: there is nothing to learn from it.
         done = [(c, t) for c, t in zip(candidates, known, strict=True) if t is not None]
-        proposer.finish_round([c for c, _ in done], [session.score(t) for _, t in done])
+        with deferred():
+            proposer.finish_round([c for c, _ in done], [session.score(t) for _, t in done])
