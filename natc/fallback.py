@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
@@ -20,6 +21,8 @@ from natc.reference import neighborhood_attention
 from natc.runtime import registry
 from natc.runtime.search import Rejection
 from natc.spec import DTYPES, KernelSpec
+
+_OURS = ("natc.", "torch.")
 
 
 class NatcFallbackWarning(RuntimeWarning):
@@ -129,6 +132,17 @@ def _fall_back(what: str, device: torch.device, remedy: str, trace: str | None =
 def warn_once(message: str, *, key: str) -> None:
     """Give a NatcFallbackWarning unless one was given for the same key."""
     if key not in registry.warned:
-        warnings.warn(message, NatcFallbackWarning, stacklevel=2)
+        warnings.warn(message, NatcFallbackWarning, stacklevel=_users_level())
         # After the warning, so that one that was turned into an error is given again.
         registry.warned.add(key)
+
+
+def _users_level() -> int:
+    """Return the stack level, for `warnings.warn` in the caller, of the first code of the user.
+
+    natc and torch call each other on the way to a kernel, so that depth is no constant.
+    """
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_OURS):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import uuid
 from pathlib import Path
@@ -63,10 +64,13 @@ def append_line(path: str | os.PathLike[str], line: str) -> None:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
+            # Held until the file is closed: between another writer's bytes and its newline, the
+            # last line would look cut short.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
             size = os.fstat(descriptor).st_size
             broken = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
             data = (("\n" if broken else "") + line + "\n").encode()
-            # One write: with O_APPEND, lines of two processes do not mix.
+            # One write: a kill leaves the whole line or its beginning, which the next one mends.
             if os.write(descriptor, data) != len(data):
                 raise OSError("the disk took only a part of the line")
             os.fsync(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,6 +81,8 @@ def _build(spec: KernelSpec, target: Target) -> tuple[Contestant, Contestant]:
 
     note = output.stderr().print
     tuned = build_library(spec, target, workspace.library_dir(), on_note=note)
+    # What a user tries next in Python may well have no bias.
+    build_library(replace(spec, rpb=False), target, workspace.library_dir(), on_note=note)
     runtime.clear()
     contestants = [_contestant(spec, tuned.parent, target.name)]
     with tempfile.TemporaryDirectory(prefix="natc-untuned-") as scratch:

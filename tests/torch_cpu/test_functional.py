@@ -131,8 +131,9 @@ def test_what_no_kernel_covers_is_the_reference(
 ) -> None:
     query, key, value, _ = make_inputs(SHAPE)
     options = {"kernel_size": KERNEL_SIZE, **changes}
-    with pytest.warns(natc.NatcFallbackWarning, match=reason):
+    with pytest.warns(natc.NatcFallbackWarning, match=reason) as caught:
         actual = natc.na2d(query, key, value, **options)
+    assert caught[0].filename == __file__, "it points at the call, not into natc or torch"
     expected = neighborhood_attention(query, key, value, **options)
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
