@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from natc.errors import SpecError
 
 RANKS = (1, 2, 3)
+_COMPILED_RANK = 2
 MIN_KERNEL_SIZE = 2
 MAX_KERNEL_SIZE = 63
 MAX_HEAD_DIM = 256
@@ -67,10 +68,21 @@ class KernelSpec:
     @property
     def name(self) -> str:
         """The name used for files, such as `na2d_k7_d32_float32_rpb`."""
-        sizes = self.kernel_size
-        kernel = str(sizes[0]) if len(set(sizes)) == 1 else "x".join(map(str, sizes))
         suffix = "_rpb" if self.rpb else ""
-        return f"na{self.rank}d_k{kernel}_d{self.head_dim}_{self.dtype}{suffix}"
+        return f"na{self.rank}d_k{self.kernel_text}_d{self.head_dim}_{self.dtype}{suffix}"
+
+    @property
+    def kernel_text(self) -> str:
+        """The kernel size as the command line takes it: `7`, or `7x5` where axes differ."""
+        sizes = self.kernel_size
+        return str(sizes[0]) if len(set(sizes)) == 1 else "x".join(map(str, sizes))
+
+    def require_compiled_rank(self) -> None:
+        """Raise SpecError unless kernels of this rank can be compiled."""
+        if self.rank != _COMPILED_RANK:
+            raise SpecError(
+                f"rank is {self.rank}; kernels are compiled for rank {_COMPILED_RANK} so far."
+            )
 
     def __str__(self) -> str:
         return self.name

@@ -73,11 +73,8 @@ def choose(spec: KernelSpec, target: Target, *, untuned: bool = False) -> Chosen
 
 def tune_command(spec: KernelSpec, target: Target) -> str:
     """Return the command that searches a schedule for a kernel on a target."""
-    kernel = "x".join(map(str, spec.kernel_size))
-    if len(set(spec.kernel_size)) == 1:
-        kernel = str(spec.kernel_size[0])
     rpb = "--rpb" if spec.rpb else "--no-rpb"
     return (
-        f"natc tune --kernel {kernel} --target {target.name} --head-dim {spec.head_dim} "
+        f"natc tune --kernel {spec.kernel_text} --target {target.name} --head-dim {spec.head_dim} "
         f"--dtype {spec.dtype} {rpb}"
     )

@@ -17,7 +17,7 @@ from tvm.ir import IRModule
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
 from natc.build.c_compiler import find_nvcc, link_library, run
-from natc.build.lower import ENTRIES, FORWARD_LSE, compiler_target, scheduled
+from natc.build.lower import ENTRIES, compiler_target, entry_module
 from natc.errors import BuildError
 from natc.spec import KernelSpec
 from natc.targets import Target
@@ -99,11 +99,8 @@ def compile_arch(
     entries: Sequence[str],
 ) -> Compiled:
     """Compile entries for one architecture; raise BuildError or CompilerNotFound."""
-    module = IRModule({})
-    for entry in entries:
-        name, with_lse = function_name(spec, entry, target), entry == FORWARD_LSE
-        module.update(scheduled(spec, target, decisions, with_lse=with_lse, name=name))
-    host, device = lower(module, target)
+    names = {entry: function_name(spec, entry, target) for entry in entries}
+    host, device = lower(entry_module(spec, target, decisions, names), target)
     kernels = tuple(
         _device_kernel(var.name_hint, function) for var, function in device.functions.items()
     )

@@ -13,7 +13,7 @@ from natc import environment, workspace
 from natc.build.chosen import Chosen, choose
 from natc.build.cuda import build_cuda
 from natc.build.llvm import build_llvm
-from natc.errors import BuildError, ScheduleError, SpecError
+from natc.errors import BuildError, ScheduleError
 from natc.files import make_directory, write_atomically
 from natc.manifest import SUFFIX, LibraryTarget, Manifest, dump
 from natc.spec import KernelSpec
@@ -21,7 +21,6 @@ from natc.targets import Target
 
 # Data pointers are multiples of this: the compiler assumes so, and nothing checks it later.
 _ALIGNMENT = {"llvm": 64, "cuda": 16}
-_COMPILED_RANK = 2
 
 
 def build_library(
@@ -81,8 +80,7 @@ def _files(chosen: Mapping[Target, Chosen]) -> str:
 
 
 def _check(spec: KernelSpec, targets: Sequence[Target]) -> None:
-    if spec.rank != _COMPILED_RANK:
-        raise SpecError(f"rank is {spec.rank}; kernels are compiled for rank 2 so far.")
+    spec.require_compiled_rank()
     kinds = {found.kind for found in targets}
     if len(kinds) != 1 or (kinds == {"llvm"} and len(targets) != 1):
         names = ", ".join(found.name for found in targets) or "none"

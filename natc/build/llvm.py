@@ -7,10 +7,9 @@ from importlib import resources
 from pathlib import Path
 
 import tvm
-from tvm.ir import IRModule
 
 from natc.build.c_compiler import link_library
-from natc.build.lower import ENTRIES, FORWARD_LSE, compiler_target, scheduled
+from natc.build.lower import ENTRIES, compiler_target, entry_module
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -34,10 +33,7 @@ def build_llvm(
     directory: for intermediate files. Raises BuildError or CompilerNotFound.
     """
     names = {entry: function_name(spec, entry) for entry in entries}
-    module = IRModule({})
-    for entry, name in names.items():
-        with_lse = entry == FORWARD_LSE
-        module.update(scheduled(spec, target, decisions, with_lse=with_lse, name=name))
+    module = entry_module(spec, target, decisions, names)
     compiled = tvm.compile(module, target=compiler_target(target))
     machine_code = directory / "kernels.o"
     compiled.mod.write_to_file(str(machine_code), "o")

@@ -52,6 +52,17 @@ def compiler_target(target: Target) -> CompilerTarget:
     return CompilerTarget(cuda, host=CompilerTarget({"kind": "llvm"}))
 
 
+def entry_module(
+    spec: KernelSpec, target: Target, decisions: Mapping[str, int], names: Mapping[str, str]
+) -> tvm.IRModule:
+    """Return a module with the scheduled function of each entry; names: entry -> its name."""
+    module = tvm.IRModule({})
+    for entry, name in names.items():
+        with_lse = entry == FORWARD_LSE
+        module.update(scheduled(spec, target, decisions, with_lse=with_lse, name=name))
+    return module
+
+
 def scheduled(
     spec: KernelSpec,
     target: Target,

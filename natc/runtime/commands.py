@@ -18,8 +18,7 @@ _DTYPE = {"llvm": "float32", "cuda": "float16"}
 def build_command(spec: KernelSpec, targets: list[Target]) -> str:
     """Return the shortest command that builds a kernel for targets of one kind."""
     kind = targets[0].kind
-    sizes = spec.kernel_size if len(set(spec.kernel_size)) > 1 else spec.kernel_size[:1]
-    words = ["natc", "build", "--kernel", "x".join(map(str, sizes))]
+    words = ["natc", "build", "--kernel", spec.kernel_text]
     if spec.rank != 2:
         words += ["--rank", str(spec.rank)]
     if spec.head_dim != _HEAD_DIM:

@@ -111,8 +111,6 @@ def _partial_sums(sch: Schedule, lanes: int, lane_sum: int) -> list[SBlockRV]:
         if lane_sum == INSTRUCTION:
             break
         lanes = lanes // 2
-        if lanes == 1:
-            break
     return blocks
 
 

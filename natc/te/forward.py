@@ -5,7 +5,6 @@ from __future__ import annotations
 from tvm import te, tirx
 from tvm.ir import Expr
 
-from natc.errors import SpecError
 from natc.spec import KernelSpec
 from natc.te.axis import axis_stages
 from natc.te.exponential import Exponential, polynomial
@@ -31,8 +30,7 @@ def forward(
     softmax(scale * query . key + rpb) . value over each query's window (`natc.window`). Raises
     SpecError for a rank other than 2.
     """
-    if spec.rank != 2:
-        raise SpecError(f"rank is {spec.rank}; kernels are compiled for rank 2 so far.")
+    spec.require_compiled_rank()
     taps_h, taps_w = spec.kernel_size
     taps, dim, dtype = taps_h * taps_w, spec.head_dim, spec.dtype
     scalars = [te.var("scale", "float32"), te.var("dilation_h"), te.var("dilation_w")]
