@@ -174,4 +174,4 @@ def test_leaving_ends_builds_that_run(scratch: Path) -> None:
             for maximum in (0, 1):
                 measuring.build({"lanes": lanes, "maximum": maximum})
         time.sleep(0.5)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30

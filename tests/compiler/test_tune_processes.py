@@ -142,7 +142,7 @@ def test_closing_does_not_wait_for_jobs(make: Callable[..., Processes], tmp_path
     pids = noted(tmp_path / "note0") + noted(tmp_path / "note1")
     start = time.monotonic()
     pool.close()
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30
     assert all(isinstance(job.exception(), ChildProcessError) for job in running)
     assert all(job.cancelled() for job in waiting)
     for pid in pids:
