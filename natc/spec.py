@@ -9,27 +9,30 @@ from dataclasses import dataclass
 from natc.errors import SpecError
 
 RANKS = (1, 2, 3)
-_COMPILED_RANK = 2
 MIN_KERNEL_SIZE = 2
 MAX_KERNEL_SIZE = 63
 MAX_HEAD_DIM = 256
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+# There, natc.reference serves float64.
+CUDA_DTYPES = ("float32", "float16", "bfloat16")
 
 _NAME = re.compile(
-    r"na(?P<rank>\d)d_k(?P<kernel>[\dx]+)_d(?P<head_dim>\d{1,4})_(?P<dtype>[a-z]+\d+)(?P<rpb>_rpb)?",
+    r"na(?P<rank>\d)d_k(?P<kernel>[\dx]+)_d(?P<head_dim>\d{1,4})(v(?P<value_dim>\d{1,4}))?"
+    r"_(?P<dtype>[a-z]+\d+)(?P<rpb>_rpb)?",
     flags=re.ASCII,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class KernelSpec:
-    """One kernel: it serves any batch, number of heads, map size and dilation.
+    """One kernel: it serves any batch, heads, map size, dilation, stride and causal axes.
 
     rank: number of spatial axes, 1 to 3.
     kernel_size: window length of each axis, `rank` integers of 2 to 63.
-    head_dim: channels of one head, 1 to 256.
-    dtype: element type of query, key, value and output: float32, float16 or bfloat16.
+    head_dim: channels of one head of query and key, 1 to 256.
+    dtype: element type of query, key, value and output: float32, float16, bfloat16 or float64.
     rpb: whether the kernel takes a relative positional bias.
+    value_dim: channels of one head of value and output, 1 to 256; None becomes head_dim.
     Raises SpecError for a field with any other value.
     """
 
@@ -38,6 +41,7 @@ class KernelSpec:
     head_dim: int
     dtype: str
     rpb: bool = False
+    value_dim: int = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         # bool is an int in Python; a spec of rank True is a mistake, not rank 1.
@@ -60,6 +64,10 @@ class KernelSpec:
                 )
         if type(self.head_dim) is not int or not 1 <= self.head_dim <= MAX_HEAD_DIM:
             raise SpecError(f"head_dim is {self.head_dim!r}; it must be 1 to {MAX_HEAD_DIM}.")
+        if self.value_dim is None:
+            object.__setattr__(self, "value_dim", self.head_dim)
+        if type(self.value_dim) is not int or not 1 <= self.value_dim <= MAX_HEAD_DIM:
+            raise SpecError(f"value_dim is {self.value_dim!r}; it must be 1 to {MAX_HEAD_DIM}.")
         if self.dtype not in DTYPES:
             raise SpecError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}.")
         if type(self.rpb) is not bool:
@@ -69,7 +77,10 @@ class KernelSpec:
     def name(self) -> str:
         """The name used for files, such as `na2d_k7_d32_float32_rpb`."""
         suffix = "_rpb" if self.rpb else ""
-        return f"na{self.rank}d_k{self.kernel_text}_d{self.head_dim}_{self.dtype}{suffix}"
+        channels = f"d{self.head_dim}"
+        if self.value_dim != self.head_dim:
+            channels += f"v{self.value_dim}"
+        return f"na{self.rank}d_k{self.kernel_text}_{channels}_{self.dtype}{suffix}"
 
     @property
     def kernel_text(self) -> str:
@@ -77,12 +88,10 @@ class KernelSpec:
         sizes = self.kernel_size
         return str(sizes[0]) if len(set(sizes)) == 1 else "x".join(map(str, sizes))
 
-    def require_compiled_rank(self) -> None:
-        """Raise SpecError unless kernels of this rank can be compiled."""
-        if self.rank != _COMPILED_RANK:
-            raise SpecError(
-                f"rank is {self.rank}; kernels are compiled for rank {_COMPILED_RANK} so far."
-            )
+    @property
+    def accumulator(self) -> str:
+        """The dtype of sums, scale, rpb and logsumexp: float32, or float64 in a float64 kernel."""
+        return "float64" if self.dtype == "float64" else "float32"
 
     def __str__(self) -> str:
         return self.name
@@ -96,6 +105,7 @@ class KernelSpec:
         head_dim: int = 32,
         dtype: str = "float32",
         rpb: bool = False,
+        value_dim: int | None = None,
     ) -> KernelSpec:
         """Build a spec from one kernel size for every axis, or from one for each axis.
 
@@ -108,7 +118,8 @@ class KernelSpec:
             if rank not in RANKS:
                 raise SpecError(f"rank is {rank!r}; it must be 1, 2 or 3.")
             kernel_size = (kernel_size,) * rank
-        return cls(rank, tuple(kernel_size), head_dim, dtype, rpb)
+        value_dim = head_dim if value_dim is None else value_dim
+        return cls(rank, tuple(kernel_size), head_dim, dtype, rpb, value_dim)
 
     @classmethod
     def parse(cls, name: str) -> KernelSpec:
@@ -128,6 +139,7 @@ class KernelSpec:
             head_dim=int(match["head_dim"]),
             dtype=match["dtype"],
             rpb=match["rpb"] is not None,
+            value_dim=int(match["value_dim"] or match["head_dim"]),
         )
         # Two names for one kernel (k7x7, d032) would become two files for one kernel.
         if spec.name != name:

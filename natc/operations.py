@@ -1,0 +1,94 @@
+"""The operations a library may hold: what each computes, from what, and which kernels have it.
+
+Sizes: B batch, S one to three spatial axes, H heads, G heads of key and value, D head_dim, V
+value_dim, T taps of a window in row-major order, R the axes 2*K-1 of a bias. In a function's
+parameters these tensors come first, in the order given here, compact and aligned; then the scalars
+of `SCALARS`. "acc" is float32, or float64 in a float64 kernel; every other tensor has the kernel's
+dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from natc.spec import KernelSpec
+
+HEADS_LAST, HEADS_FIRST = "heads_last", "heads_first"
+
+# scale is acc; the rest int32: one dilation, stride and flag (0 or 1) for each axis, and how many
+# heads of query share one of key and value.
+SCALARS = ("scale", "dilation", "stride", "is_causal", "group")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation.
+
+    tensors: parameters in order; `rpb` is there only in kernels with a bias.
+    result: the last tensors that it writes.
+    layout: heads-last `[B, *S, H, channels]` or heads-first `[B, H, *S, channels]`.
+    family: `forward`, `backward` (of the fused operation) or `unfused`.
+    needs_rpb: only kernels with a bias have it.
+    """
+
+    name: str
+    tensors: tuple[str, ...]
+    results: tuple[str, ...]
+    layout: str
+    family: str
+    needs_rpb: bool = False
+
+
+FORWARD, FORWARD_LSE = "forward", "forward_lse"
+
+_QKV = ("query", "key", "value", "rpb")
+_OPERATIONS = (
+    # output [B, *S, H, V]; lse acc [B, *S, H], the natural logarithm of the sum of exponentials.
+    Operation(FORWARD, (*_QKV, "output"), ("output",), HEADS_LAST, "forward"),
+    Operation(FORWARD_LSE, (*_QKV, "output", "lse"), ("output", "lse"), HEADS_LAST, "forward"),
+    # delta acc [B, *S, H], the sum of d_output * output over channels. What the gradients below
+    # take as delta is that, less the gradient of lse.
+    Operation("delta", ("d_output", "output", "delta"), ("delta",), HEADS_LAST, "backward"),
+    Operation(
+        "d_query", (*_QKV, "d_output", "lse", "delta", "d_query"), ("d_query",), HEADS_LAST,
+        "backward",
+    ),
+    # d_key [B, *S, H, D] and d_value [B, *S, H, V]: one for each head of the query.
+    Operation(
+        "d_key", (*_QKV, "d_output", "lse", "delta", "d_key"), ("d_key",), HEADS_LAST, "backward"
+    ),
+    Operation(
+        "d_value", ("query", "key", "rpb", "d_output", "lse", "d_value"), ("d_value",),
+        HEADS_LAST, "backward",
+    ),
+    # partial acc [chunks, H, *R]: the sum over chunks is the gradient of rpb.
+    Operation(
+        "d_rpb", (*_QKV, "d_output", "lse", "delta", "partial"), ("partial",), HEADS_LAST,
+        "backward", needs_rpb=True,
+    ),
+    # attn [B, H, *S, T]. Another scalar, fill (acc), follows: what a tap without a key gets.
+    Operation("qk", ("query", "key", "rpb", "attn"), ("attn",), HEADS_FIRST, "unfused"),
+    Operation("av", ("attn", "value", "output"), ("output",), HEADS_FIRST, "unfused"),
+    # At key j the sum, over queries i that attend to j, of attn[i, tap of j] * vector[i].
+    Operation("inverse_av", ("attn", "vector", "result"), ("result",), HEADS_FIRST, "unfused"),
+    Operation(
+        "sum_rpb", ("d_attn", "partial"), ("partial",), HEADS_FIRST, "unfused", needs_rpb=True
+    ),
+)  # fmt: skip
+OPERATIONS = {operation.name: operation for operation in _OPERATIONS}
+FAMILIES = ("forward", "backward", "unfused")
+
+
+def operations_of(spec: KernelSpec, families: tuple[str, ...] = FAMILIES) -> tuple[str, ...]:
+    """Return the names of the operations that a kernel's library holds, of some families.
+
+    The unfused ones know one number of channels, so a kernel whose value_dim is not its head_dim
+    has none.
+    """
+    return tuple(
+        operation.name
+        for operation in _OPERATIONS
+        if operation.family in families
+        and (spec.rpb or not operation.needs_rpb)
+        and (operation.family != "unfused" or spec.value_dim == spec.head_dim)
+    )
