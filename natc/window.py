@@ -10,6 +10,9 @@ than kernel_size only where the group itself is shorter, or on a causal axis.
 The same code serves Python integers, arrays and compiler expressions: it uses +, -, * and takes
 every other operation from an `Arithmetic`. Division and remainder are only ever applied to
 non-negative values, so an `Arithmetic` may truncate instead of rounding down.
+
+Seen from a key, the queries that attend to it are consecutive members of its group as well:
+`queries_of` gives their range, which is what gradients of keys and values gather over.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ class Arithmetic:
     floormod: Callable[[Integer, Integer], Integer]
     minimum: Callable[[Integer, Integer], Integer]
     maximum: Callable[[Integer, Integer], Integer]
+    # where(flag, a, b) is a where flag is true: needed where flags or strides are not constants.
+    where: Callable[[Any, Integer, Integer], Integer] = lambda flag, a, b: a if flag else b
 
 
 PYTHON = Arithmetic(operator.floordiv, operator.mod, min, max)
@@ -45,17 +50,13 @@ class Window(NamedTuple):
     in_group: Integer  # which member of its group the query itself is
 
 
-def group_of(position: Integer, dilation: Integer, *, ops: Arithmetic = PYTHON) -> Integer:
-    """Return the dilation group of a position, 0 .. dilation-1.
+class QueryRange(NamedTuple):
+    """The queries that attend to one key on one axis: members first .. first+count-1."""
 
-    Args:
-        position: index on the axis, >= 0.
-        dilation: distance between neighbors, >= 1.
-        ops: the operations of the operands' world.
-    """
-    if _is_one(dilation):
-        return 0
-    return ops.floormod(position, dilation)
+    first: Integer
+    count: Integer  # >= 1: a key is always attended by the query at its own position
+    group: Integer  # dilation group of the key and of its queries
+    in_group: Integer  # which member of its group the key is
 
 
 def window(
@@ -64,8 +65,8 @@ def window(
     kernel_size: int,
     dilation: Integer = 1,
     *,
-    stride: int = 1,
-    is_causal: bool = False,
+    stride: Integer = 1,
+    is_causal: Any = False,
     ops: Arithmetic = PYTHON,
 ) -> Window:
     """Return the window of the query at `position` on an axis of `length` positions.
@@ -80,31 +81,99 @@ def window(
         kernel_size: largest number of keys, >= 1.
         dilation: distance between neighbors, >= 1.
         stride: queries in groups of this size share a window, 1 <= stride <= kernel_size.
-        is_causal: a query attends to no key after itself.
-        ops: the operations of position's, length's and dilation's world.
+        is_causal: a query attends to no key after itself; a bool, or a condition for ops.where.
+        ops: the operations of position's, length's, dilation's and stride's world.
     """
-    if _is_one(dilation):
-        group: Integer = 0
-        in_group, group_length = position, length
-    else:
-        group = group_of(position, dilation, ops=ops)
-        in_group = ops.floordiv(position, dilation)
-        group_length = ops.floordiv(length - 1 - group, dilation) + 1
+    in_group, group, group_length = _member(position, length, dilation, ops)
 
-    leader = in_group  # the member that places the window
-    if stride > 1:
-        ahead = stride - 1 if is_causal else stride // 2
-        leader = ops.floordiv(in_group, stride) * stride + ahead
-        leader = ops.minimum(leader, group_length - 1)
-
-    if is_causal:
+    def causal() -> tuple[Integer, Integer]:
+        leader = _leader(in_group, group_length, stride, stride - 1, ops)
         first = ops.maximum(leader - (kernel_size - 1), 0)
-        count = in_group - first + 1
-    else:
+        return first, in_group - first + 1
+
+    def centered() -> tuple[Integer, Integer]:
+        leader = _leader(in_group, group_length, stride, _half(stride, ops), ops)
         first = ops.minimum(leader - kernel_size // 2, group_length - kernel_size)
-        first = ops.maximum(first, 0)  # after the minimum: a short group starts at its member 0
-        count = ops.minimum(group_length, kernel_size)
+        # After the minimum: a short group starts at its member 0.
+        return ops.maximum(first, 0), ops.minimum(group_length, kernel_size)
+
+    first, count = _either(is_causal, causal, centered, ops)
     return Window(first, count, group, in_group)
+
+
+def queries_of(
+    position: Integer,
+    length: Integer,
+    kernel_size: int,
+    dilation: Integer = 1,
+    *,
+    stride: Integer = 1,
+    is_causal: Any = False,
+    ops: Arithmetic = PYTHON,
+) -> QueryRange:
+    """Return which queries attend to the key at `position`; arguments as for `window`.
+
+    `window` places windows in the order of their queries, so these are consecutive members of
+    the group, at most 2 * kernel_size - 1: from the first whose window ends at the key or later,
+    up to the last whose window begins at the key or earlier.
+    """
+    in_group, group, group_length = _member(position, length, dilation, ops)
+
+    def up_to(leader_ahead: Integer, latest: Integer, always: Any) -> Integer:
+        # Members below this have their leader at `latest` or before.
+        end = (ops.floordiv(latest - leader_ahead, stride) + 1) * stride
+        return ops.where(always, group_length, ops.minimum(end, group_length))
+
+    def causal() -> tuple[Integer, Integer]:
+        latest = in_group + (kernel_size - 1)
+        return in_group, up_to(stride - 1, latest, latest >= group_length - 1)
+
+    def centered() -> tuple[Integer, Integer]:
+        radius, ahead = kernel_size // 2, _half(stride, ops)
+        # Windows that begin at `earliest` or later reach the key; 0 and below: all do.
+        earliest = ops.maximum(in_group - (kernel_size - 1), 0)
+        tiles = ops.floordiv(earliest + radius - ahead + stride - 1, stride)
+        first = ops.where(earliest > 0, tiles * stride, 0)
+        # No window begins after group_length - kernel_size.
+        return first, up_to(ahead, in_group + radius, in_group >= group_length - kernel_size)
+
+    first, end = _either(is_causal, causal, centered, ops)
+    return QueryRange(first, end - first, group, in_group)
+
+
+def _member(
+    position: Integer, length: Integer, dilation: Integer, ops: Arithmetic
+) -> tuple[Integer, Integer, Integer]:
+    """Return which member of its dilation group a position is, the group, and its length."""
+    if _is_one(dilation):
+        return position, 0, length
+    group = ops.floormod(position, dilation)
+    return ops.floordiv(position, dilation), group, ops.floordiv(length - 1 - group, dilation) + 1
+
+
+def _leader(
+    in_group: Integer, group_length: Integer, stride: Integer, ahead: Integer, ops: Arithmetic
+) -> Integer:
+    """Return the member that places the window which `stride` members share."""
+    if _is_one(stride):
+        return in_group
+    return ops.minimum(ops.floordiv(in_group, stride) * stride + ahead, group_length - 1)
+
+
+def _half(stride: Integer, ops: Arithmetic) -> Integer:
+    return 0 if _is_one(stride) else ops.floordiv(stride, 2)
+
+
+def _either(
+    flag: Any,
+    causal: Callable[[], tuple[Integer, Integer]],
+    centered: Callable[[], tuple[Integer, Integer]],
+    ops: Arithmetic,
+) -> tuple[Integer, Integer]:
+    if isinstance(flag, bool):
+        return causal() if flag else centered()
+    (first, second), (other_first, other_second) = causal(), centered()
+    return ops.where(flag, first, other_first), ops.where(flag, second, other_second)
 
 
 def key_position(window: Window, tap: Integer, dilation: Integer) -> Integer:
@@ -137,6 +206,6 @@ def taps(
     return [key_position(found, tap, dilation) for tap in range(found.count)]
 
 
-def _is_one(dilation: Integer) -> bool:
+def _is_one(number: Integer) -> bool:
     # Comparing a compiler's expression with == builds another expression, hence the type check.
-    return isinstance(dilation, int) and dilation == 1
+    return isinstance(number, int) and number == 1

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from natc.window import PYTHON, Arithmetic, group_of, key_position, rpb_index, taps, window
+from natc.window import PYTHON, Arithmetic, key_position, queries_of, rpb_index, taps, window
 
 
 def attended(
@@ -64,7 +65,7 @@ def test_window_fields_and_bias_index(axis: tuple[int, int, int, int, bool]) -> 
         found = window(position, length, kernel_size, dilation, stride=stride, is_causal=is_causal)
         assert found.first >= 0
         assert 1 <= found.count <= kernel_size
-        assert found.group == group_of(position, dilation) == position % dilation
+        assert found.group == position % dilation
         assert found.in_group * dilation + found.group == position
         for tap in range(found.count):
             key = key_position(found, tap, dilation)
@@ -125,3 +126,39 @@ def test_needs_neither_torch_nor_tvm() -> None:
     code = "import sys, natc.window; print({'torch', 'tvm', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("dilation", [1, 2, 3])
+def test_queries_of_a_key_are_those_whose_window_holds_it(dilation: int, is_causal: bool) -> None:
+    for kernel_size in (1, 2, 3, 4, 5, 7, 8):
+        for stride in range(1, kernel_size + 1):
+            for length in (1, 2, 3, 5, 8, 11, 14, 17, 24, 31):
+                options: dict[str, Any] = {"stride": stride, "is_causal": is_causal}
+                attending: dict[int, list[int]] = {key: [] for key in range(length)}
+                for query in range(length):
+                    for key in taps(query, length, kernel_size, dilation, **options):
+                        attending[key].append(query)
+                for key, queries in attending.items():
+                    found = queries_of(key, length, kernel_size, dilation, **options)
+                    members = range(found.first, found.first + found.count)
+                    assert [m * dilation + found.group for m in members] == queries
+                    assert found.in_group == key // dilation
+                    assert found.count < max(2 * kernel_size, 2)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_conditions_may_be_data(is_causal: bool) -> None:
+    # A compiler's flags and strides are not constants: `where` chooses, both ways are computed.
+    chosen = Arithmetic(
+        PYTHON.floordiv, PYTHON.floormod, min, max, lambda flag, a, b: a if flag.value else b
+    )
+
+    class Flag:
+        value = is_causal
+
+    for length in range(1, 12):
+        for position in range(length):
+            given = (position, length, 4, 2)
+            found = window(*given, stride=2, is_causal=Flag(), ops=chosen)
+            assert found == window(*given, stride=2, is_causal=is_causal)
