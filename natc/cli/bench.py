@@ -44,6 +44,7 @@ def bench(
     """Time natc's kernel, the reference, and torch's attention on the same inputs."""
     kind = "cuda" if device is Device.cuda else "llvm"
     spec = options.make_spec(kernel, kind=kind, rank=None, head_dim=head_dim, dtype=dtype, rpb=rpb)
+    options.require_measured(spec, "bench")
     given = [options.parse_shape(text) for text in shape or ()]
 
     import torch

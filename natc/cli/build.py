@@ -10,7 +10,10 @@ import typer
 
 from natc import workspace
 from natc.cli import options, output
+from natc.cli.contents import contents
 from natc.cli.options import DtypeOption, HeadDimOption, JsonOption, KernelOption, RankOption
+from natc.errors import SpecError
+from natc.operations import FAMILIES, operations_of
 from natc.targets import Target, parse_archs
 
 
@@ -26,6 +29,16 @@ def build(
     head_dim: HeadDimOption = options.DEFAULT_HEAD_DIM,
     dtype: DtypeOption = None,
     rank: RankOption = None,
+    value_dim: Annotated[
+        int | None,
+        typer.Option(
+            "--value-dim", help="Channels of one head of value.", show_default="--head-dim"
+        ),
+    ] = None,
+    operations: Annotated[
+        str,
+        typer.Option("--operations", help="What the library is to hold, separated by commas."),
+    ] = ",".join(FAMILIES),
     rpb: Annotated[
         bool | None,
         typer.Option(
@@ -42,13 +55,25 @@ def build(
 ) -> None:
     """Compile a kernel, from its schedule or untuned, into a library that any map size can use."""
     targets = _targets(target, arch)
+    families = options.parse_operations(operations)
     variants = (True, False) if rpb is None else (rpb,)
     specs = [
         options.make_spec(
-            kernel, kind=targets[0].kind, rank=rank, head_dim=head_dim, dtype=dtype, rpb=variant
+            kernel,
+            kind=targets[0].kind,
+            rank=rank,
+            head_dim=head_dim,
+            dtype=dtype,
+            rpb=variant,
+            value_dim=value_dim,
         )
         for variant in variants
     ]
+    if not operations_of(specs[0], families):
+        raise SpecError(
+            f"value_dim is {specs[0].value_dim} and head_dim {specs[0].head_dim}; the operations "
+            f"{', '.join(families)} have kernels only where they are equal."
+        )
     options.require_compiler("build")
 
     from natc.build import build_library
@@ -65,16 +90,23 @@ def build(
             progress.print(f"note: {message}")
 
         path = build_library(
-            spec, targets if targets[0].kind == "cuda" else targets[0], where, on_note=on_note
+            spec,
+            targets if targets[0].kind == "cuda" else targets[0],
+            where,
+            families=families,
+            on_note=on_note,
         )
         manifest = load_manifest(path)
         library = path.with_name(manifest.library)
+        held = contents(spec, manifest.entries)
         built.append(
             {"library": library, "manifest_path": path, "manifest": manifest, "notes": notes}
         )
         if not json:
             archs = ", ".join(manifest.target.archs)
-            output.stdout().print(f"built {library} ({archs}, {library.stat().st_size} bytes)")
+            output.stdout().print(
+                f"built {library} ({', '.join(held)}; {archs}; {library.stat().st_size} bytes)"
+            )
     if json:
         output.print_json({"directory": where, "built": built})
     elif directory is not None:

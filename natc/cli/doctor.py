@@ -10,6 +10,7 @@ import typer
 
 from natc import env, environment, files, gpu, schedules, workspace
 from natc.cli import output
+from natc.cli.contents import contents
 from natc.cli.options import JsonOption
 from natc.errors import LibraryError, RecordError
 from natc.records import read_log
@@ -105,7 +106,14 @@ def _libraries(problems: list[str]) -> list[dict[str, Any]]:
         except LibraryError as error:
             problem = str(error)
             problems.append(problem)
-        rows.append({"path": library.path, "spec": library.manifest.spec, "ok": problem is None})
+        rows.append(
+            {
+                "path": library.path,
+                "spec": library.manifest.spec,
+                "operations": contents(library.spec, library.manifest.entries),
+                "ok": problem is None,
+            }
+        )
     problems.extend(f"{item.path}: {item.reason}." for item in runtime.problems())
     return rows
 
@@ -127,7 +135,8 @@ def _print(document: dict[str, Any]) -> None:
             console.print(f"  {name:<18} {_text(value)}")
     console.print("libraries", style="bold")
     for row in document["libraries"]:
-        console.print(f"  {row['path']}: {'intact' if row['ok'] else 'DAMAGED'}")
+        state = "intact" if row["ok"] else "DAMAGED"
+        console.print(f"  {row['path']}: {state}; {', '.join(row['operations'])}")
     if not document["libraries"]:
         console.print("  none; build one with: natc build --kernel 7 --target llvm")
     for problem in document["problems"]:

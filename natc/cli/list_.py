@@ -6,8 +6,8 @@ from typing import Any
 
 from natc import schedules, workspace
 from natc.cli import output
+from natc.cli.contents import contents
 from natc.cli.options import JsonOption
-from natc.cli.output import seconds_text
 from natc.errors import RecordError
 from natc.records import Environment, Trial, read_log
 
@@ -61,6 +61,7 @@ def _libraries() -> list[dict[str, Any]]:
         {
             "spec": library.manifest.spec,
             "target": ", ".join(target.name for target in library.targets),
+            "operations": contents(library.spec, library.manifest.entries),
             "path": library.path,
             "built": library.manifest.built_at,
             "problems": [] if library.path.is_file() else [f"{library.path} is missing"],
@@ -71,6 +72,7 @@ def _libraries() -> list[dict[str, Any]]:
         {
             "spec": None,
             "target": None,
+            "operations": None,
             "path": rejection.path,
             "built": None,
             "problems": [f"{rejection.path}: {rejection.reason}"],
@@ -118,4 +120,6 @@ def _cell(name: str, value: Any) -> str:
         return "-"
     if name == "speedup":
         return f"{value:.2f}x"
-    return seconds_text(value) if name == "score" else str(value)
+    if isinstance(value, list):
+        return ", ".join(value)
+    return str(value)

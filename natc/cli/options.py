@@ -11,7 +11,8 @@ import typer
 
 from natc import environment
 from natc.errors import NatcError, SpecError
-from natc.spec import DTYPES, KernelSpec, parse_kernel_size
+from natc.operations import FAMILIES
+from natc.spec import CUDA_DTYPES, DTYPES, KernelSpec, parse_kernel_size
 
 # What is compiled when the options do not say; NAT's own head dim and precisions.
 DEFAULT_HEAD_DIM = 32
@@ -25,23 +26,30 @@ class Dtype(str, enum.Enum):
     float32 = "float32"
     float16 = "float16"
     bfloat16 = "bfloat16"
+    float64 = "float64"
 
 
 assert tuple(dtype.value for dtype in Dtype) == DTYPES
 
 KernelOption = Annotated[
-    str, typer.Option("--kernel", "-k", metavar="K", help="Window size: 7, or 7x5 by axis.")
+    str,
+    typer.Option("--kernel", "-k", metavar="K", help="Window size: 7, or 7x5 or 7x5x3 by axis."),
 ]
 TargetOption = Annotated[
     str, typer.Option("--target", "-t", help="llvm (this CPU), cuda, or a full target name.")
 ]
-HeadDimOption = Annotated[int, typer.Option("--head-dim", help="Channels of one head.")]
+HeadDimOption = Annotated[
+    int, typer.Option("--head-dim", help="Channels of one head of query and key.")
+]
 DtypeOption = Annotated[
     Dtype | None,
     typer.Option("--dtype", help="Element type.", show_default="float32 on llvm, float16 on cuda"),
 ]
 RankOption = Annotated[
-    int | None, typer.Option("--rank", help="Number of spatial axes.", show_default="2")
+    int | None,
+    typer.Option(
+        "--rank", help="Number of spatial axes, 1 to 3.", show_default="2, or as --kernel has"
+    ),
 ]
 ShapeOption = Annotated[
     list[str] | None,
@@ -56,7 +64,14 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 
 def make_spec(
-    kernel: str, *, kind: str, rank: int | None, head_dim: int, dtype: Dtype | None, rpb: bool
+    kernel: str,
+    *,
+    kind: str,
+    rank: int | None,
+    head_dim: int,
+    dtype: Dtype | None,
+    rpb: bool,
+    value_dim: int | None = None,
 ) -> KernelSpec:
     """Return the spec that the options describe for a target of a kind (llvm or cuda).
 
@@ -71,13 +86,43 @@ def make_spec(
         head_dim=head_dim,
         dtype=dtype.value if dtype else DEFAULT_DTYPE[kind],
         rpb=rpb,
+        value_dim=value_dim,
     )
-    if spec.rank != 2:
+    if kind == "cuda" and spec.dtype not in CUDA_DTYPES:
         raise SpecError(
-            f"rank is {spec.rank}; natc compiles kernels of rank 2. Neighborhood attention of "
-            "ranks 1 and 3 is in natc.reference."
+            f"dtype is {spec.dtype}; kernels for cuda are {', '.join(CUDA_DTYPES)}. On a GPU, "
+            f"{spec.dtype} runs on natc.reference."
         )
     return spec
+
+
+def require_measured(spec: KernelSpec, verb: str, dtypes: tuple[str, ...] = DTYPES) -> None:
+    """Raise SpecError unless a verb that measures kernels measures those of a spec."""
+    if spec.rank != 2:
+        raise SpecError(
+            f"rank is {spec.rank}; natc {verb} measures kernels of rank 2. "
+            "natc build compiles every rank."
+        )
+    if spec.dtype not in dtypes:
+        raise SpecError(
+            f"dtype is {spec.dtype}; natc {verb} measures kernels in {', '.join(dtypes)}. "
+            "natc build compiles them all."
+        )
+
+
+def parse_operations(text: str) -> tuple[str, ...]:
+    """Return the families of operations in text such as forward,backward, in natc's order.
+
+    Raises SpecError for any other text.
+    """
+    named = [part.strip() for part in text.split(",")]
+    wrong = [name for name in named if name not in FAMILIES]
+    if wrong:
+        raise SpecError(
+            f"operations has {wrong[0]!r}; it must be one or more of {', '.join(FAMILIES)}, "
+            "separated by commas."
+        )
+    return tuple(family for family in FAMILIES if family in named)
 
 
 def parse_shape(text: str) -> tuple[int, int, int, int]:

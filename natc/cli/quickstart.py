@@ -13,6 +13,7 @@ from natc import environment, files, workspace
 from natc.cli import options, output, search
 from natc.cli.network import run_network
 from natc.errors import LibraryError, NatcError
+from natc.operations import FAMILIES
 from natc.spec import KernelSpec
 from natc.targets import Target, detect_host_cpu
 
@@ -80,15 +81,43 @@ def _build(spec: KernelSpec, target: Target) -> tuple[Contestant, Contestant]:
     from natc.build import build_library
 
     note = output.stderr().print
-    tuned = build_library(spec, target, workspace.library_dir(), on_note=note)
+    where = workspace.library_dir()
     # What a user tries next in Python may well have no bias.
-    build_library(replace(spec, rpb=False), target, workspace.library_dir(), on_note=note)
+    tuned, _ = (
+        build_library(
+            variant,
+            target,
+            where,
+            families=families_to_build(variant, target, where),
+            on_note=note,
+        )
+        for variant in (spec, replace(spec, rpb=False))
+    )
     runtime.clear()
     contestants = [_contestant(spec, tuned.parent, target.name)]
     with tempfile.TemporaryDirectory(prefix="natc-untuned-") as scratch:
-        build_library(spec, target, Path(scratch), untuned=True)
+        build_library(spec, target, Path(scratch), families=("forward",), untuned=True)
         contestants.append(_contestant(spec, Path(scratch), "the space's first schedule"))
     return contestants[0], contestants[1]
+
+
+def families_to_build(spec: KernelSpec, target: Target, directory: Path) -> tuple[str, ...]:
+    """Return the families of operations that a library is to hold which replaces another.
+
+    That is the forward, which is all that the quickstart runs, and what is there already: a
+    library that was built for training must not lose what it is for.
+    """
+    from natc import runtime
+    from natc.runtime.commands import families_of
+
+    held = {
+        family
+        for library in runtime.kernels()
+        if (library.spec, library.targets) == (spec, [target])
+        and library.manifest_path.parent == directory
+        for family in families_of(library)
+    }
+    return tuple(family for family in FAMILIES if family in held | {"forward"})
 
 
 def _contestant(spec: KernelSpec, directory: Path, note: str) -> Contestant:

@@ -15,6 +15,9 @@ from natc.cli.options import DtypeOption, HeadDimOption, JsonOption, KernelOptio
 from natc.errors import TargetError
 from natc.targets import Target, detect_gpu, detect_host_cpu
 
+# What candidates are checked and timed in; float64 is for checks, where speed does not matter.
+_DTYPES = ("float32", "float16", "bfloat16")
+
 
 def tune(
     kernel: KernelOption,
@@ -42,11 +45,12 @@ def tune(
     json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
-    """Search for the fastest schedule of a kernel; the same command again goes on from there."""
+    """Search for the fastest forward schedule; the same command again goes on from there."""
     place = _measurable(target, arch, kernel)
     spec = options.make_spec(
         kernel, kind=place.kind, rank=rank, head_dim=head_dim, dtype=dtype, rpb=rpb
     )
+    options.require_measured(spec, "tune", _DTYPES)
     shapes = [options.parse_shape(text) for text in shape] if shape else None
     options.require_compiler("tune")
 

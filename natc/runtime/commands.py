@@ -6,6 +6,7 @@ import shlex
 
 from natc import workspace
 from natc.errors import TargetError
+from natc.operations import FAMILIES, OPERATIONS, operations_of
 from natc.runtime.search import Library
 from natc.spec import KernelSpec
 from natc.targets import Target, detect_host_cpu
@@ -15,16 +16,26 @@ _HEAD_DIM = 32
 _DTYPE = {"llvm": "float32", "cuda": "float16"}
 
 
-def build_command(spec: KernelSpec, targets: list[Target]) -> str:
-    """Return the shortest command that builds a kernel for targets of one kind."""
+def build_command(
+    spec: KernelSpec, targets: list[Target], families: tuple[str, ...] = FAMILIES
+) -> str:
+    """Return the shortest command that builds a kernel for targets of one kind.
+
+    families: of operations, as `natc.operations` names them.
+    """
     kind = targets[0].kind
     words = ["natc", "build", "--kernel", spec.kernel_text]
-    if spec.rank != 2:
+    # A kernel size with one number for each axis says the rank.
+    if spec.rank != 2 and "x" not in spec.kernel_text:
         words += ["--rank", str(spec.rank)]
     if spec.head_dim != _HEAD_DIM:
         words += ["--head-dim", str(spec.head_dim)]
+    if spec.value_dim != spec.head_dim:
+        words += ["--value-dim", str(spec.value_dim)]
     if spec.dtype != _DTYPE[kind]:
         words += ["--dtype", spec.dtype]
+    if operations_of(spec, families) != operations_of(spec):
+        words += ["--operations", ",".join(families)]
     if kind == "cuda":
         words += ["--target", "cuda", "--arch", ",".join(target.arch for target in targets)]
     else:
@@ -34,11 +45,17 @@ def build_command(spec: KernelSpec, targets: list[Target]) -> str:
 
 def rebuild_command(library: Library) -> str:
     """Return the command that builds a library again, into the directory where it lies."""
-    command = build_command(library.spec, library.targets)
+    command = build_command(library.spec, library.targets, families_of(library))
     directory = library.manifest_path.parent
     if directory == workspace.library_dir():
         return command
     return f"{command} -o {shlex.quote(str(directory))}"
+
+
+def families_of(library: Library) -> tuple[str, ...]:
+    """Return the families of operations of which a library holds at least one."""
+    held = {OPERATIONS[name].family for name in library.manifest.entries if name in OPERATIONS}
+    return tuple(family for family in FAMILIES if family in held)
 
 
 def _is_host(target: Target) -> bool:

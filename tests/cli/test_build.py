@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,11 @@ import pytest
 from command_line import Natc
 
 from natc import manifest as manifests
+from natc import runtime
+from natc.cli import quickstart
 from natc.errors import CompilerNotFound
+from natc.operations import FAMILIES, operations_of
+from natc.runtime.commands import build_command
 from natc.spec import KernelSpec
 from natc.targets import Target, detect_host_cpu
 
@@ -25,6 +30,7 @@ class Builder:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, list[str], Path]] = []
+        self.families: list[tuple[str, ...]] = []
 
     def __call__(
         self,
@@ -32,8 +38,10 @@ class Builder:
         target: Target | list[Target],
         output_dir: Path,
         *,
+        families: tuple[str, ...],
         on_note: Callable[[str], None] | None = None,
     ) -> Path:
+        self.families.append(families)
         targets = [target] if isinstance(target, Target) else list(target)
         self.asked.append((spec.name, [each.name for each in targets], output_dir))
         if on_note:
@@ -50,7 +58,10 @@ class Builder:
             target=place,
             library=f"{stem}.so",
             sha256=hashlib.sha256(b"no code").hexdigest(),
-            entries={"forward": {key: f"forward_{key}" for key in keys}},
+            entries={
+                name: {key: f"{name}_{key}" for key in keys}
+                for name in operations_of(spec, families)
+            },
         )
         path.write_text(manifests.dump(found))
         return path
@@ -76,7 +87,10 @@ def test_both_variants_are_built_into_natcs_own_directory(
         ("na2d_k7_d32_float32_rpb", [host], where),
         ("na2d_k7_d32_float32", [host], where),
     ]
-    assert f"built {where / 'na2d_k7_d32_float32_rpb'}.{host}.so" in out
+    assert builder.families == [FAMILIES, FAMILIES]
+    library = where / f"na2d_k7_d32_float32_rpb.{host}.so"
+    level = host.removeprefix("llvm-")
+    assert f"built {library} (forward, backward, unfused; {level}; 7 bytes)" in out
     assert "note: na2d_k7_d32_float32 was never tuned: built untuned" in err
     assert "NATC_LIB_PATH" not in out
 
@@ -100,7 +114,62 @@ def test_one_cuda_library_holds_every_architecture(natc: Natc, builder: Builder)
     assert [asked[:2] for asked in builder.asked] == [
         ("na2d_k7_d32_float16_rpb", ["cuda-sm_80", "cuda-sm_90"])
     ]
-    assert "(sm_80, sm_90, 7 bytes)" in out
+    assert "sm_80, sm_90; 7 bytes)" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["7x5x3"], "na3d_k7x5x3_d32_float32"),
+        (["7", "--rank", "3"], "na3d_k7_d32_float32"),
+        (["7", "--rank", "1", "--head-dim", "12"], "na1d_k7_d12_float32"),
+        (["7", "--value-dim", "64"], "na2d_k7_d32v64_float32"),
+        (["7", "--value-dim", "32"], "na2d_k7_d32_float32"),
+        (["7", "--dtype", "float64"], "na2d_k7_d32_float64"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_the_options_name_the_kernel(
+    natc: Natc, builder: Builder, words: list[str], name: str
+) -> None:
+    assert natc("build", "--no-rpb", "--kernel", *words).code == 0
+    assert [asked[0] for asked in builder.asked] == [name]
+
+
+def test_a_library_holds_the_operations_that_were_asked_for(
+    natc: Natc, builder: Builder, place: Path
+) -> None:
+    words = ["build", "--kernel", "7", "--no-rpb", "--operations", "unfused, forward"]
+    assert "(forward, unfused; " in natc(*words).out
+    assert builder.families == [("forward", "unfused")]
+    assert "forward, unfused" in natc("list").out
+    (row,) = json.loads(natc("doctor", "--json").out)["libraries"]
+    assert row["operations"] == ["forward", "unfused"]
+
+
+NAMES = [
+    "na1d_k7_d32_float32",
+    "na1d_k13_d12_bfloat16",
+    "na2d_k7_d32_float16",
+    "na2d_k7x5_d32v8_float32",
+    "na3d_k3_d32_float32",
+    "na3d_k7x5x3_d20v24_float16",
+]
+TARGETS = [Target.parse("llvm"), Target("llvm", "x86-64-v2"), Target("cuda", "sm_90")]
+COMMANDS = [(name, target) for name in NAMES for target in TARGETS]
+COMMANDS.append(("na2d_k7_d32_float64", TARGETS[0]))  # which cuda has no kernels of
+
+
+@pytest.mark.parametrize(("name", "target"), COMMANDS, ids=str)
+@pytest.mark.parametrize("families", [FAMILIES, ("forward",), ("forward", "backward")])
+def test_the_command_that_messages_name_builds_that_very_kernel(
+    natc: Natc, builder: Builder, name: str, target: Target, families: tuple[str, ...]
+) -> None:
+    spec = KernelSpec.parse(name)
+    command = shlex.split(build_command(spec, [target], families))
+    assert natc(*command[1:], "--no-rpb").code == 0
+    assert [asked[:2] for asked in builder.asked] == [(name, [target.name])]
+    assert operations_of(spec, builder.families[0]) == operations_of(spec, families)
 
 
 def test_json_is_one_document(natc: Natc, builder: Builder, place: Path) -> None:
@@ -124,3 +193,14 @@ def test_a_machine_without_a_c_compiler_says_so(
     code, out, err = natc("build", "--kernel", "7")
     assert (code, out) == (1, "")
     assert err == "natc: error: there is no C compiler: pip install ziglang.\n"
+
+
+def test_quickstart_keeps_what_a_library_is_there_for(
+    natc: Natc, builder: Builder, place: Path
+) -> None:
+    natc("build", "--kernel", "7", "--rpb", "--operations", "backward")
+    where, host = place / "cache" / "lib", detect_host_cpu()
+    runtime.clear()
+    kept = quickstart.families_to_build(KernelSpec.make(7, rpb=True), host, where)
+    assert kept == ("forward", "backward")
+    assert quickstart.families_to_build(KernelSpec.make(7), host, where) == ("forward",)

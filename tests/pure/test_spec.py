@@ -15,6 +15,7 @@ specs = st.integers(1, 3).flatmap(
         st.integers(1, 256),
         st.sampled_from(DTYPES),
         st.booleans(),
+        st.integers(1, 256),
     )
 )
 
@@ -33,6 +34,23 @@ def test_names_read_as_documented() -> None:
     assert KernelSpec.make(7, rpb=True).name == "na2d_k7_d32_float32_rpb"
     assert KernelSpec.make((7, 5), dtype="float16").name == "na2d_k7x5_d32_float16"
     assert str(KernelSpec.make(13, rank=1, head_dim=64)) == "na1d_k13_d64_float32"
+    values = KernelSpec.make((7, 5, 3), rank=3, value_dim=64, dtype="float64", rpb=True)
+    assert values.name == "na3d_k7x5x3_d32v64_float64_rpb"
+
+
+def test_a_value_has_as_many_channels_as_a_key_unless_it_says_otherwise() -> None:
+    assert KernelSpec(2, (7, 7), 24, "float32").value_dim == 24
+    assert KernelSpec.make(7, head_dim=24) == KernelSpec.make(7, head_dim=24, value_dim=24)
+    assert KernelSpec.make(7, value_dim=64).value_dim == 64
+
+
+def test_sums_are_wider_than_sixteen_bits() -> None:
+    assert {dtype: KernelSpec.make(7, dtype=dtype).accumulator for dtype in DTYPES} == {
+        "float16": "float32",
+        "bfloat16": "float32",
+        "float32": "float32",
+        "float64": "float64",
+    }
 
 
 @pytest.mark.parametrize(
@@ -51,7 +69,10 @@ def test_names_read_as_documented() -> None:
         "na2d_k64_d32_float32",
         "na2d_k7_d0_float32",
         "na2d_k7_d9999_float32",
-        "na2d_k7_d32_float64",
+        "na2d_k7_d32v32_float32",  # the same kernel is na2d_k7_d32_…
+        "na2d_k7_d32v0_float32",
+        "na2d_k7_d32v_float32",
+        "na2d_k7_d32_float8",
         "na2d_k7_d32_float32_rpb_rpb",
         "na2d_k7_d32_float32\n",
         "na2d_k\u0667_d32_float32",  # a digit, but not one of ours
@@ -73,7 +94,9 @@ def test_other_names_are_refused(name: str) -> None:
         ({"kernel_size": 7, "rank": 0}, ["rank is 0"]),
         ({"kernel_size": 7, "head_dim": 0}, ["head_dim is 0", "1 to 256"]),
         ({"kernel_size": 7, "head_dim": 257}, ["head_dim is 257"]),
-        ({"kernel_size": 7, "dtype": "float64"}, ["'float64'", "float32, float16, bfloat16"]),
+        ({"kernel_size": 7, "value_dim": 0}, ["value_dim is 0", "1 to 256"]),
+        ({"kernel_size": 7, "value_dim": 8.0}, ["value_dim is 8.0"]),
+        ({"kernel_size": 7, "dtype": "int8"}, ["'int8'", "float32, float16, bfloat16, float64"]),
         ({"kernel_size": 7, "rpb": 1}, ["rpb is 1"]),
         ({"kernel_size": (7.0, 7)}, ["kernel_size", "7.0"]),
     ],
