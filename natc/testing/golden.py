@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,49 @@ class GoldenCase:
                 for name in file.files
                 if name != "params"
             }
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The kernel_size, dilation, stride and is_causal of the case, a tuple each."""
+        rank = self.params["ndim"]
+        options = {
+            "kernel_size": self.params["kernel_size"],
+            "dilation": self.params["dilation"],
+            "stride": self.params.get("stride", [1] * rank),
+            "is_causal": self.params["is_causal"],
+        }
+        return {name: tuple(entries) for name, entries in options.items()}
+
+    @property
+    def heads_last(self) -> bool:
+        """Whether arrays are `[batch, *spatial, heads, channels]`; else heads follow batch."""
+        return self.kind == "fused"
+
+
+OPERATORS = ("fused", "unfused", "unfused_qk", "unfused_av")  # kinds that are no module or model
+
+
+def golden_directories(root: Path) -> list[Path]:
+    """Return where cases are: tests/data/golden of the checkout `root`, and the whole set.
+
+    The whole set is in the directory that NATC_GOLDEN names, else in shared/golden beside the
+    checkout, else nowhere.
+    """
+    directories = [root / "tests" / "data" / "golden"]
+    whole = Path(os.environ.get("NATC_GOLDEN", root.parent / "shared" / "golden"))
+    if "NATC_GOLDEN" in os.environ or whole.is_dir():
+        directories.append(whole)
+    return directories
+
+
+def every_golden_case(root: Path) -> list[GoldenCase]:
+    """List each case of an operator once, whichever directories hold it; modules are left out."""
+    found: dict[str, GoldenCase] = {}
+    for directory in golden_directories(root):
+        for case in golden_cases(directory):
+            if case.kind in OPERATORS:
+                found.setdefault(case.name, case)
+    return list(found.values())
 
 
 def golden_cases(directory: Path) -> list[GoldenCase]:
