@@ -77,7 +77,7 @@ def qk(
         if additional_keys is not None:
             d_query += scale * of_tokens @ additional_keys[b, g]
             gradients["additional_keys"][b, g] += scale * of_tokens.T @ queries
-    results = {"attn": attn.reshape(*query.shape[:-1], -1)}
+    results = {"attn": attn.reshape(*query.shape[:-1], attn.shape[-1])}
     return results if upstream is None else results | _prefixed(gradients)
 
 
@@ -103,7 +103,7 @@ def av(
         Others as for `qk`.
     """
     found = _pairs(value.shape[2:-1], kernel_size, dilation, stride, is_causal)
-    weights = attn.reshape(*attn.shape[:2], found.positions, -1)
+    weights = attn.reshape(*attn.shape[:2], found.positions, attn.shape[-1])
     output = np.zeros((*attn.shape[:-1], value.shape[-1]))
     given: dict[str, Any] = {"attn": attn, "value": value, "additional_values": additional_values}
     gradients = {name: np.zeros(a.shape) for name, a in given.items() if a is not None}
@@ -154,19 +154,16 @@ def attention(
         Others as for `qk`.
     """
     where: dict[str, Any] = {"dilation": dilation, "stride": stride, "is_causal": is_causal}
-    queries, keys = _heads_first(query), _heads_first(key)
+    queries, keys = heads_first(query), heads_first(key)
     biases: dict[str, Any] = {
-        "scale": scale, "rpb": rpb, "additional_keys": _optional(_heads_first, additional_keys)
+        "scale": scale, "rpb": rpb, "additional_keys": _optional(heads_first, additional_keys)
     }  # fmt: skip
-    extra: dict[str, Any] = {"additional_values": _optional(_heads_first, additional_values)}
+    extra: dict[str, Any] = {"additional_values": _optional(heads_first, additional_values)}
     logits = qk(queries, keys, kernel_size, **where, **biases)["attn"]
-    peak = logits.max(-1, keepdims=True)
-    total = np.exp(logits - peak).sum(-1, keepdims=True)
-    lse = (peak + np.log(total))[..., 0]
-    weights = np.exp(logits - lse[..., None])
-    upstream = _optional(_heads_first, d_output)
-    of_av = av(weights, _heads_first(value), kernel_size, **where, **extra, d_output=upstream)
-    results = {"output": _heads_last(of_av["output"]), "lse": np.moveaxis(lse, 1, -1)}
+    weights, lse = softmax(logits)
+    upstream = _optional(heads_first, d_output)
+    of_av = av(weights, heads_first(value), kernel_size, **where, **extra, d_output=upstream)
+    results = {"output": heads_last(of_av["output"]), "lse": np.moveaxis(lse, 1, -1)}
     if upstream is None:
         return results
     # The gradient of a softmax, and that of a logsumexp, which is the softmax itself.
@@ -177,7 +174,14 @@ def attention(
         d_logits = d_logits + weights * np.moveaxis(d_lse, -1, 1)[..., None]
     of_qk = qk(queries, keys, kernel_size, **where, **biases, d_attn=d_logits)
     gradients = {k: v for k, v in (of_qk | of_av).items() if k.startswith("d_")}
-    return results | {k: v if k == "d_rpb" else _heads_last(v) for k, v in gradients.items()}
+    return results | {k: v if k == "d_rpb" else heads_last(v) for k, v in gradients.items()}
+
+
+def softmax(logits: Array) -> tuple[Array, Array]:
+    """Return the softmax over the last axis, and the logarithm of its denominator."""
+    peak = logits.max(-1, keepdims=True)
+    lse = peak + np.log(np.exp(logits - peak).sum(-1, keepdims=True))
+    return np.exp(logits - lse), lse[..., 0]
 
 
 @functools.lru_cache(maxsize=8)
@@ -202,11 +206,13 @@ def _rows(one_head: Array) -> Array:
     return one_head.reshape(-1, one_head.shape[-1])
 
 
-def _heads_first(array: Array) -> Array:
+def heads_first(array: Array) -> Array:
+    """[batch, ..., heads, channels] -> [batch, heads, ..., channels], compact."""
     return np.ascontiguousarray(np.moveaxis(array, -2, 1))
 
 
-def _heads_last(array: Array) -> Array:
+def heads_last(array: Array) -> Array:
+    """[batch, heads, ..., channels] -> [batch, ..., heads, channels]."""
     return np.moveaxis(array, 1, -2)
 
 

@@ -71,3 +71,43 @@ def assert_close_to_float64(
         f"{errors.largest:.3g} (limit {ELEMENT_FACTOR * limit:.3g}), {dtype}"
     )
     return errors
+
+
+# Where terms cancel, a result may be off by this share of the tolerance times the terms' size.
+TERMS_SHARE = 0.25
+
+
+def assert_close_to_magnitude(
+    actual: Tensor, expected64: Tensor, magnitude64: Tensor, dtype: torch.dtype, name: str
+) -> Errors:
+    """Raise AssertionError unless a result is near to float64 values, for the size of its terms.
+
+    As `assert_close_to_float64`, for results that may be zero or nearly so because terms cancel:
+    the gradient of a window with one key, say. No rounding is relative to such a result.
+
+    Args:
+        magnitude64: what the result would be if all terms of its sums were positive.
+        Others, and returns, as for `assert_close_to_float64`.
+    """
+    assert actual.shape == expected64.shape == magnitude64.shape, (
+        f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected64.shape)}"
+    )
+    nan = int(actual.isnan().sum())
+    assert nan == 0, f"{name}: {nan} of {actual.numel()} elements are NaN"
+    if actual.numel() == 0:
+        return Errors(0.0, 0.0)
+    result, expected = actual.detach().cpu().double(), expected64.double()
+    difference = torch.where(result == expected, 0.0, result - expected)
+    finite = torch.where(expected.isfinite(), expected, 0.0)
+    norm = max(finite.norm().item(), TERMS_SHARE * magnitude64.norm().item()) or 1.0
+    peak = max(finite.abs().max().item(), TERMS_SHARE * magnitude64.max().item()) or 1.0
+    errors = Errors(difference.norm().item() / norm, difference.abs().max().item() / peak)
+    limit = RELATIVE_TOLERANCE[dtype]
+    within = errors.relative <= limit and errors.largest <= ELEMENT_FACTOR * limit
+    worst = int(difference.abs().argmax())
+    at = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), difference.shape))
+    assert within, (
+        f"{name}: relative error {errors.relative:.3g} (limit {limit:.3g}), largest element error "
+        f"{errors.largest:.3g} (limit {ELEMENT_FACTOR * limit:.3g}) at {at}, {dtype}"
+    )
+    return errors
