@@ -43,9 +43,9 @@ def from_kernel(kernel: Callable[..., Any], note: str = "") -> Contestant:
     """Return a contestant that calls a compiled forward kernel directly.
 
     Args:
-        kernel: `kernel(query, key, value, [rpb,] output, scale, dilation_h, dilation_w)`, which
-            fills `output`; it must be compiled for the problems' kernel size, head dim, dtype
-            and presence of rpb. Allocating `output` is part of what is timed.
+        kernel: fills output when called as `kernel(query, key, value, [rpb,] output, *scalars)`
+            (`natc.operations.SCALARS`); it must be compiled for the problems' kernel size, head
+            dim, dtype and presence of rpb. Allocating output is part of what is timed.
         note: what the rows say about it.
     """
 
@@ -54,10 +54,11 @@ def from_kernel(kernel: Callable[..., Any], note: str = "") -> Contestant:
         if inputs.rpb is not None:
             tensors.append(inputs.rpb)
         scale = inputs.query.shape[-1] ** -0.5
+        stride, is_causal, group = (1, 1), (0, 0), 1
 
         def call() -> Tensor:
             output = torch.empty_like(inputs.query)
-            kernel(*tensors, output, scale, *inputs.dilation)
+            kernel(*tensors, output, scale, *inputs.dilation, *stride, *is_causal, group)
             return output
 
         return Prepared(call, note)

@@ -158,7 +158,8 @@ def test_kernel_is_called_by_its_convention() -> None:
 
     def kernel(*arguments: Any) -> None:
         calls.append(arguments)
-        query, key, value, rpb, output, scale, dilation_h, dilation_w = arguments
+        query, key, value, rpb, output, scale, dilation_h, dilation_w, *rest = arguments
+        assert rest == [1, 1, 0, 0, 1]  # stride, is_causal and group
         assert output.is_contiguous() and output.shape == query.shape
         options = {"dilation": (dilation_h, dilation_w), "scale": scale, "rpb": rpb}
         output.copy_(neighborhood_attention(query, key, value, 3, **options))
@@ -177,7 +178,7 @@ def test_kernel_is_called_by_its_convention() -> None:
             seconds=0,
         )
         assert all(row.median_seconds is not None and row.note == "tuned" for row in rows)
-    assert all(call[5:] == (pytest.approx(call[0].shape[-1] ** -0.5), 1, 2) for call in calls)
+    assert all(call[5:8] == (pytest.approx(call[0].shape[-1] ** -0.5), 1, 2) for call in calls)
 
 
 def test_samples_are_interleaved_and_measure_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
