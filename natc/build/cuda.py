@@ -17,8 +17,9 @@ from tvm.ir import IRModule
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
 from natc.build.c_compiler import find_nvcc, link_library, run
-from natc.build.lower import ENTRIES, compiler_target, entry_module
+from natc.build.lower import compiler_target, entry_module
 from natc.errors import BuildError
+from natc.operations import operations_of
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -62,12 +63,14 @@ def build_cuda(
     output: Path,
     directory: Path,
     *,
-    entries: Sequence[str] = ENTRIES,
+    entries: Sequence[str] | None = None,
 ) -> dict[str, dict[str, str]]:
     """Compile a kernel for each target into the shared library `output`; return its entries.
 
-    directory: for intermediate files. Raises BuildError or CompilerNotFound.
+    entries: names of operations, by default all that the kernel has. directory: for intermediate
+    files. Raises BuildError or CompilerNotFound.
     """
+    entries = operations_of(spec) if entries is None else entries
     compiled = [
         compile_arch(spec, target, chosen, directory, entries)
         for target, chosen in decisions.items()

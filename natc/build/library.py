@@ -16,7 +16,8 @@ from natc.build.llvm import build_llvm
 from natc.errors import BuildError, ScheduleError
 from natc.files import make_directory, write_atomically
 from natc.manifest import SUFFIX, LibraryTarget, Manifest, dump
-from natc.spec import KernelSpec
+from natc.operations import FAMILIES, operations_of
+from natc.spec import CUDA_DTYPES, KernelSpec
 from natc.targets import Target
 
 # Data pointers are multiples of this: the compiler assumes so, and nothing checks it later.
@@ -30,16 +31,18 @@ def build_library(
     *,
     on_note: Callable[[str], None] | None = None,
     untuned: bool = False,
+    families: Sequence[str] = FAMILIES,
 ) -> Path:
     """Compile a kernel into a library directory and return the manifest's path.
 
     target: one CPU, or one or more CUDA architectures that share a library. on_note: told, in a
-    sentence, which schedule each is built from. untuned: ignore schedules. A library of the same
-    name is replaced in one step. Raises SpecError for a rank other than 2, BuildError,
-    CompilerNotFound, ScheduleError, and NatcError for a directory that cannot be written.
+    sentence, which schedule each is built from. untuned: ignore schedules. families: which
+    operations (`natc.operations.FAMILIES`). A library of the same name is replaced in one step.
+    Raises BuildError, also for what has no kernels, CompilerNotFound, ScheduleError, and NatcError
+    for a directory that cannot be written.
     """
     targets = [target] if isinstance(target, Target) else sorted(set(target), key=_age)
-    _check(spec, targets)
+    operations = _check(spec, targets, families)
     directory = make_directory(output_dir)
     chosen = {found: choose(spec, found, untuned=untuned) for found in targets}
     for decided in chosen.values():
@@ -55,9 +58,11 @@ def build_library(
         try:
             if kind == "llvm":
                 own = decisions[targets[0]]
-                entries = build_llvm(spec, targets[0], own, output, Path(scratch))
+                entries = build_llvm(
+                    spec, targets[0], own, output, Path(scratch), entries=operations
+                )
             else:
-                entries = build_cuda(spec, decisions, output, Path(scratch))
+                entries = build_cuda(spec, decisions, output, Path(scratch), entries=operations)
         except ScheduleError as error:
             raise ScheduleError(f"{_files(chosen)} cannot be built: {error}") from error
         code = output.read_bytes()
@@ -79,8 +84,10 @@ def _files(chosen: Mapping[Target, Chosen]) -> str:
     return f"schedule {', '.join(paths)}" if paths else "the untuned schedule"
 
 
-def _check(spec: KernelSpec, targets: Sequence[Target]) -> None:
-    spec.require_compiled_rank()
+def _check(
+    spec: KernelSpec, targets: Sequence[Target], families: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the operations to build."""
     kinds = {found.kind for found in targets}
     if len(kinds) != 1 or (kinds == {"llvm"} and len(targets) != 1):
         names = ", ".join(found.name for found in targets) or "none"
@@ -88,6 +95,20 @@ def _check(spec: KernelSpec, targets: Sequence[Target]) -> None:
             f"target is {names}; a library is for one CPU target, or for one or more CUDA "
             "architectures."
         )
+    if kinds == {"cuda"} and spec.dtype not in CUDA_DTYPES:
+        raise BuildError(
+            f"dtype is {spec.dtype}; kernels for cuda are {', '.join(CUDA_DTYPES)}. There, "
+            "natc.reference serves it."
+        )
+    unknown = [family for family in families if family not in FAMILIES]
+    operations = operations_of(spec, tuple(families))
+    if unknown or not operations:
+        raise BuildError(
+            f"operations is {', '.join(families) or 'empty'}; it must be some of "
+            f"{', '.join(FAMILIES)}, of which {spec.name} has "
+            f"{', '.join(f for f in FAMILIES if operations_of(spec, (f,)))}."
+        )
+    return operations
 
 
 def _manifest(

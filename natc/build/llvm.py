@@ -9,7 +9,8 @@ from pathlib import Path
 import tvm
 
 from natc.build.c_compiler import link_library
-from natc.build.lower import ENTRIES, compiler_target, entry_module
+from natc.build.lower import compiler_target, entry_module
+from natc.operations import operations_of
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -26,12 +27,14 @@ def build_llvm(
     output: Path,
     directory: Path,
     *,
-    entries: Sequence[str] = ENTRIES,
+    entries: Sequence[str] | None = None,
 ) -> dict[str, dict[str, str]]:
     """Compile a kernel for a CPU into the shared library `output`; return its entries.
 
-    directory: for intermediate files. Raises BuildError or CompilerNotFound.
+    entries: names of operations, by default all that the kernel has. directory: for intermediate
+    files. Raises BuildError or CompilerNotFound.
     """
+    entries = operations_of(spec) if entries is None else entries
     names = {entry: function_name(spec, entry) for entry in entries}
     module = entry_module(spec, target, decisions, names)
     compiled = tvm.compile(module, target=compiler_target(target))

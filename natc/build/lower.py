@@ -11,13 +11,12 @@ from tvm.s_tir import Schedule
 from tvm.target import Target as CompilerTarget
 
 from natc.build.c_compiler import host_machine
+from natc.operations import FORWARD, OPERATIONS
 from natc.space import Decisions, space_for
+from natc.space.skip import apply_skips
 from natc.spec import KernelSpec
 from natc.targets import Target
-from natc.te import forward
-
-FORWARD, FORWARD_LSE = "forward", "forward_lse"
-ENTRIES = (FORWARD, FORWARD_LSE)
+from natc.te.definitions import definition
 
 # Sums may be reordered, or no reduction would use vector registers; infinities and NaN keep
 # their meaning.
@@ -55,11 +54,14 @@ def compiler_target(target: Target) -> CompilerTarget:
 def entry_module(
     spec: KernelSpec, target: Target, decisions: Mapping[str, int], names: Mapping[str, str]
 ) -> tvm.IRModule:
-    """Return a module with the scheduled function of each entry; names: entry -> its name."""
+    """Return a module with the scheduled function of each operation; names: operation -> its name.
+
+    decisions: of the forward operations; the others have their untuned schedules.
+    """
     module = tvm.IRModule({})
-    for entry, name in names.items():
-        with_lse = entry == FORWARD_LSE
-        module.update(scheduled(spec, target, decisions, with_lse=with_lse, name=name))
+    for operation, name in names.items():
+        own = decisions if OPERATIONS[operation].family == "forward" else {}
+        module.update(scheduled(spec, target, own, operation=operation, name=name))
     return module
 
 
@@ -68,17 +70,17 @@ def scheduled(
     target: Target,
     decisions: Mapping[str, int],
     *,
-    with_lse: bool = False,
+    operation: str = FORWARD,
     name: str = "main",
 ) -> tvm.IRModule:
-    """Return a module with one scheduled function `name`, for any shape.
+    """Return a module with the scheduled function of an operation, `name`, for any shape.
 
-    decisions: of the target's space; missing ones take the untuned default. Raises ScheduleError
-    for one that the space does not have.
+    decisions: of the operation's space; missing ones take the untuned default. Raises
+    ScheduleError for one that the space does not have.
     """
-    space = space_for(target)
-    function = forward(spec, with_lse=with_lse, exponential=space.exponential)
+    space = space_for(target, operation)
+    function = definition(operation, spec, space.exponential)
     sch = Schedule(tvm.IRModule({name: function.with_attr("global_symbol", name)}))
     sch.work_on(name)
     space.apply(sch, spec, target, Decisions(decisions, space.name))
-    return sch.mod
+    return tvm.IRModule({var: apply_skips(found) for var, found in sch.mod.functions.items()})

@@ -11,7 +11,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from natc.space.decisions import Candidates, Decisions
-from natc.space.loops import depth, inner_loops, query_loops
+from natc.space.loops import TAP_AXES, depth, has_block, inner_loops, query_loops
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -28,7 +28,8 @@ _MOST_THREADS = 1024  # of one block
 def structure(spec: KernelSpec, target: Target) -> Candidates:
     """Return the choices of structure; the first of each is the untuned schedule's."""
     # Lanes of a query are a power of two, so that no query's shuffles cross a warp.
-    lanes = [n for n in (1, 2, 4, 8, 16, 32) if spec.head_dim % n == 0]
+    dims = (spec.head_dim, spec.value_dim)
+    lanes = [n for n in (1, 2, 4, 8, 16, 32) if all(dim % n == 0 for dim in dims)]
     full = [n for n in lanes if spec.head_dim // n * _BYTES[spec.dtype] >= _WIDEST_LOAD]
     # More lanes than full loads need would leave part of each memory transaction unused.
     return {"lanes": tuple(reversed(full[-3:])) or (lanes[-1],)}
@@ -37,37 +38,48 @@ def structure(spec: KernelSpec, target: Target) -> Candidates:
 def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions) -> None:
     """Schedule the function of `natc.te.forward`; ScheduleError for a decision out of bounds."""
     lanes = decisions.choose("lanes", structure(spec, target)["lanes"])
-    tile_h = decisions.sample(sch, "tile_h", _TILE_HEIGHTS)
-    widths = [n for n in (4, 2, 8, 16) if max(_TILE_HEIGHTS) * n * lanes <= _MOST_THREADS]
+    if spec.rank == 1:
+        heights: tuple[int, ...] = (1,)
+        widths = [n for n in (16, 8, 32, 64) if n * lanes <= _MOST_THREADS]
+    else:
+        heights = _TILE_HEIGHTS
+        widths = [n for n in (4, 2, 8, 16) if max(heights) * n * lanes <= _MOST_THREADS]
+    tile_h = decisions.sample(sch, "tile_h", heights)
     tile_w = decisions.sample(sch, "tile_w", widths)
     unroll = decisions.sample(sch, "unroll", (64, 0, 16, 512))
 
     output = sch.get_sblock("output")
-    batch, row, column, head, _ = query_loops(sch, output)
-    row, row_in = sch.split(row, [None, tile_h])
-    column, column_in = sch.split(column, [None, tile_w])
+    batch, positions, head, _ = query_loops(sch, output)
+    *planes, row, column = [None, *positions] if spec.rank == 1 else positions
+    column, query = sch.split(column, [None, tile_w])
     # Nothing of the tile is needed to find the next: one grid axis each, but for the heads.
-    sch.reorder(batch, head, row, column, row_in, column_in)
-    sch.bind(sch.fuse(batch, head), "blockIdx.x")
-    sch.bind(row, "blockIdx.y")
-    sch.bind(column, "blockIdx.z")
-    query = sch.fuse(row_in, column_in)
+    if row is None:
+        sch.reorder(batch, head, column, query)
+        sch.bind(column, "blockIdx.y")
+    else:
+        row, row_in = sch.split(row, [None, tile_h])
+        sch.reorder(batch, *planes, head, row, column, row_in, query)
+        sch.bind(row, "blockIdx.y")
+        sch.bind(column, "blockIdx.z")
+        query = sch.fuse(row_in, query)
+    sch.bind(sch.fuse(batch, *planes, head), "blockIdx.x")
     sch.bind(query, "threadIdx.y")
     sch.annotate(query, "pragma_auto_unroll_max_step", unroll)
     sch.annotate(query, "pragma_unroll_explicit", 0)
 
-    lane, channel = _share(sch, output, spec, lanes)
+    lane, channel = _share(sch, output, lanes)
     _vectorize(sch, channel, spec)
     _place(sch, "normalized", lane)
     _weighted_sum(sch, lane, spec)
     for name in ("inverse_sum", "sum_weights", "weights", "max_logit", "logits"):
         _place(sch, name, query)
     _dot_product(sch, query, spec, lanes)
-    for axis in ("row", "column"):
+    for axis in range(spec.rank):
         for name in ("key", "count", *(("bias",) if spec.rpb else ())):
             _place(sch, f"{name}_{axis}", query)
-    for name in ("batch_index", "head_index"):
-        _place(sch, name, query)
+    for name in ("batch_index", "head_index", "kv_head_index"):
+        if has_block(sch, name):
+            _place(sch, name, query)
     # Last, since primitives refuse loops that hold a block with its initialization apart.
     block = sch.get_sblock("summed")
     loops = sch.get_loops(block)
@@ -78,7 +90,7 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
 def _dot_product(sch: Schedule, query: LoopRV, spec: KernelSpec, lanes: int) -> None:
     """Compute one tap's dot product: a vector of channels in each lane, then across lanes."""
     taps = inner_loops(sch, sch.get_sblock("logits"), outer=query)["v_t"]
-    _, tap = sch.split(taps, [None, spec.kernel_size[1]])
+    _, tap = sch.split(taps, [None, spec.kernel_size[-1]])
     _place(sch, "scores", tap)
     scaled = sch.get_sblock("query_scaled")
     loaded = sch.cache_read(scaled, 0, _REGISTERS)
@@ -88,20 +100,20 @@ def _dot_product(sch: Schedule, query: LoopRV, spec: KernelSpec, lanes: int) -> 
         _place(sch, "query_scaled", query)
         sch.compute_at(loaded, query)
         return
-    lane, channel = _share(sch, sch.get_sblock("scores"), spec, lanes)
+    lane, channel = _share(sch, sch.get_sblock("scores"), lanes)
     sch.unroll(channel)
     _vectorize(sch, sch.get_loops(_place(sch, "key_tap", lane))[-1], spec)
     # The query's own vector, once for all taps; its loop over lanes is a nest of its own.
-    lane, channel = _share(sch, _place(sch, "query_scaled", query), spec, lanes)
+    lane, channel = _share(sch, _place(sch, "query_scaled", query), lanes)
     sch.unroll(channel)
     sch.compute_at(loaded, lane)
     _vectorize(sch, sch.get_loops(loaded)[-1], spec)
 
 
-def _share(sch: Schedule, block: SBlockRV, spec: KernelSpec, lanes: int) -> tuple[LoopRV, LoopRV]:
+def _share(sch: Schedule, block: SBlockRV, lanes: int) -> tuple[LoopRV, LoopRV]:
     """Split the innermost loop of `block`, over channels, into lanes and what each one does."""
     channels = sch.get_loops(block)[-1]
-    lane, channel = sch.split(channels, [lanes, spec.head_dim // lanes])
+    lane, channel = sch.split(channels, [lanes, int(sch.get(channels).extent) // lanes])
     sch.bind(lane, "threadIdx.x")
     return lane, channel
 
@@ -111,10 +123,11 @@ def _weighted_sum(sch: Schedule, lane: LoopRV, spec: KernelSpec) -> None:
     block = _place(sch, "summed", lane)
     loops = inner_loops(sch, block, outer=lane)
     channel = [loops["v_d"]] if "v_d" in loops else []
-    sch.reorder(loops["v_m"], loops["v_n"], *channel)
+    taps = [loops[name] for name in TAP_AXES if name in loops]
+    sch.reorder(*taps, *channel)
     for loop in channel:
         sch.unroll(loop)
-    block = _place(sch, "value_tap", loops["v_n"])
+    block = _place(sch, "value_tap", taps[-1])
     if channel:
         _vectorize(sch, sch.get_loops(block)[-1], spec)
 

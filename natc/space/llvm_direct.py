@@ -11,17 +11,22 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from natc.errors import ScheduleError
+from natc.space import dot_product
 from natc.space.decisions import Candidates, Decisions
-from natc.space.loops import QUERY_AXES, depth, inner_loops, is_reduction, query_loops
-from natc.space.vector_sum import vector_sum_intrinsic
+from natc.space.dot_product import INSTRUCTION, TREE
+from natc.space.loops import (
+    depth,
+    has_block,
+    inner_loops,
+    is_reduction,
+    query_loops,
+)
 from natc.spec import KernelSpec
 from natc.targets import Target
 
 NAME = "llvm_direct"
 VERSION = 1
 
-# lane_sum: how the partial sums of a dot product become one number.
-TREE, INSTRUCTION = 0, 1
 # maximum: the largest logit is found in a loop of its own, or as each logit is made.
 APART, ALONG = 0, 1
 # chains: the weighted sum is one chain of additions, or one for each column of the window.
@@ -29,8 +34,10 @@ ONE_CHAIN, CHAIN_A_COLUMN = 0, 1
 # parallel: the loops that are spread over threads, beside the batch.
 ROWS, ROWS_AND_COLUMNS = 0, 1
 
-_TAP_AXES = ("v_m", "v_n")
-_INLINED = ("batch_index", "head_index", "key_tap", "value_tap", "inverse_sum", "normalized")
+_INLINED = (
+    *("batch_index", "head_index", "kv_head_index"),
+    *("key_tap", "value_tap", "inverse_sum", "normalized"),
+)
 
 
 def structure(spec: KernelSpec, target: Target) -> Candidates:
@@ -42,7 +49,7 @@ def structure(spec: KernelSpec, target: Target) -> Candidates:
         "lane_sum": (TREE, INSTRUCTION),
         "maximum": (APART, ALONG),
         "chains": (ONE_CHAIN, CHAIN_A_COLUMN),
-        "parallel": (ROWS, ROWS_AND_COLUMNS),
+        "parallel": (ROWS_AND_COLUMNS,) if spec.rank == 1 else (ROWS, ROWS_AND_COLUMNS),
     }
 
 
@@ -56,16 +63,19 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
             f"decision lane_sum is {INSTRUCTION}; one lane needs no sum over lanes."
         )
     for name in _INLINED:
-        sch.compute_inline(sch.get_sblock(name))
+        if has_block(sch, name):
+            sch.compute_inline(sch.get_sblock(name))
+    if spec.accumulator == "float64" and choices["lane_sum"] == INSTRUCTION:
+        raise ScheduleError("decision lane_sum is 1; that instruction adds up float32 only.")
     # Splitting a reduction must come before the block moves into another's loops.
-    partial_sums = _partial_sums(sch, choices["lanes"], choices["lane_sum"])
-    chains = _chains(sch, choices["chains"])
+    dot = dot_product.split(sch, "scores", choices["lanes"], choices["lane_sum"])
+    chains = _chains(sch, spec, choices["chains"])
 
     output = sch.get_sblock("output")
-    batch, row, column, head, channel = query_loops(sch, output)
-    if spec.head_dim > 1:
+    batch, (*rows, column), head, channel = query_loops(sch, output)
+    if spec.value_dim > 1:
         sch.vectorize(channel)
-    row = sch.fuse(batch, row)
+    row = sch.fuse(batch, *rows) if rows else batch
     if choices["parallel"] == ROWS_AND_COLUMNS:
         row = column = sch.fuse(row, column)
     sch.parallel(row)
@@ -77,20 +87,21 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
         sch.compute_at(sch.get_sblock(name), head)
 
     taps = inner_loops(sch, sch.get_sblock("logits"), outer=head)["v_t"]
-    tap_row, tap = sch.split(taps, [None, spec.kernel_size[1]])
-    unrolled = decisions.sample(sch, "unroll_taps", (0, spec.kernel_size[1]))
+    tap_row, tap = sch.split(taps, [None, spec.kernel_size[-1]])
+    unrolled = decisions.sample(sch, "unroll_taps", (0, spec.kernel_size[-1]))
     sch.annotate(tap_row, "pragma_auto_unroll_max_step", unrolled)
     sch.annotate(tap_row, "pragma_unroll_explicit", 1)
     if choices["maximum"] == ALONG:
         sch.reverse_compute_at(sch.get_sblock("max_logit"), tap)
-    _place_dot_product(sch, tap, choices["lanes"], choices["lane_sum"], partial_sums)
+    dot_product.place(sch, dot, tap)
     scaled = sch.get_sblock("query_scaled")
     sch.compute_at(scaled, head)
     if spec.head_dim > 1:
         sch.vectorize(sch.get_loops(scaled)[-1])
 
-    for axis, loop in (("row", row), ("column", column)):
+    for axis in range(spec.rank):
         for name in ("key", "count", *(("bias",) if spec.rpb else ())):
+            loop = column if axis == spec.rank - 1 else row
             sch.compute_at(sch.get_sblock(f"{name}_{axis}"), loop)
     # Last, since primitives refuse loops that hold a block with its initialization apart.
     _weighted_sum(sch, head, chains)
@@ -101,55 +112,12 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
     decisions.annotate(sch, output)
 
 
-def _partial_sums(sch: Schedule, lanes: int, lane_sum: int) -> list[SBlockRV]:
-    """Split the dot product into `lanes` sums, and with TREE those into halves; return blocks."""
-    blocks = []
-    while lanes > 1:
-        inner = sch.get_loops(sch.get_sblock("scores"))[-1]
-        _, lane = sch.split(inner, [None, lanes])
-        blocks.append(sch.rfactor(lane, 6))
-        if lane_sum == INSTRUCTION:
-            break
-        lanes = lanes // 2
-    return blocks
-
-
-def _place_dot_product(
-    sch: Schedule, tap: LoopRV, lanes: int, lane_sum: int, partial_sums: list[SBlockRV]
-) -> None:
-    """Compute one tap's dot product inside its loop, lanes in vector registers."""
-    scores = sch.get_sblock("scores")
-    sch.compute_at(scores, tap)
-    fixed = (*QUERY_AXES, *_TAP_AXES)
-    for block in reversed(partial_sums):
-        sch.compute_at(block, tap)
-        loops = inner_loops(sch, block, outer=tap, fixed=fixed)
-        summed = [loop for axis, loop in loops.items() if is_reduction(sch, block, axis)]
-        lane = [loop for axis, loop in loops.items() if not is_reduction(sch, block, axis)]
-        sch.reorder(*summed, *lane)
-        for loop in summed:
-            sch.unroll(loop)
-        for loop in lane:
-            sch.vectorize(loop)
-        if summed:
-            sch.decompose_reduction(block, summed[0])
-    if not partial_sums:
-        return
-    (last,) = inner_loops(sch, scores, outer=tap, fixed=fixed).values()
-    if lane_sum == INSTRUCTION:
-        sch.decompose_reduction(scores, last)
-        update = sch.get_loops(sch.get_sblock("scores_update"))[-1]
-        sch.tensorize(update, vector_sum_intrinsic(lanes))
-    else:
-        sch.unroll(last)
-
-
-def _chains(sch: Schedule, chains: int) -> SBlockRV | None:
+def _chains(sch: Schedule, spec: KernelSpec, chains: int) -> SBlockRV | None:
     """Give each column of the window a sum of its own; return the block that makes them."""
     if chains == ONE_CHAIN:
         return None
     column = sch.get_loops(sch.get_sblock("summed"))[-1]
-    return sch.rfactor(column, 4)
+    return sch.rfactor(column, 2 + spec.rank)  # behind the site
 
 
 def _weighted_sum(sch: Schedule, head: LoopRV, chains: SBlockRV | None) -> None:

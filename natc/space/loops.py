@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx import IntImm
 
-QUERY_AXES = ("v_b", "v_i", "v_j", "v_h")
+SITE_AXES = ("v_b", "v_i0", "v_i1", "v_i2", "v_h")
+TAP_AXES = ("v_t0", "v_t1", "v_t2")
 
 _DATA_PARALLEL = 0  # tvm.tirx.IterVar.DataPar
 
 
 def inner_loops(
-    sch: Schedule, block: SBlockRV, *, outer: LoopRV, fixed: Collection[str] = QUERY_AXES
+    sch: Schedule, block: SBlockRV, *, outer: LoopRV, fixed: Collection[str] = SITE_AXES
 ) -> dict[str, LoopRV]:
     """Return the loops of `block` inside the loop `outer`, by the name of their axis.
 
@@ -33,15 +34,23 @@ def inner_loops(
     return dict(zip(names, inside, strict=True))
 
 
-def query_loops(sch: Schedule, output: SBlockRV) -> list[LoopRV]:
-    """Return the loops batch, row, column, head, channel of `output`.
+def loops_by_axis(sch: Schedule, block: SBlockRV) -> dict[str, LoopRV]:
+    """Return the loops of a block that nothing has moved yet, by the name of their axis."""
+    names = [axis.var.name for axis in sch.get(block).iter_vars]
+    return dict(zip(names, sch.get_loops(block), strict=True))
+
+
+def query_loops(sch: Schedule, output: SBlockRV) -> tuple[LoopRV, list[LoopRV], LoopRV, LoopRV]:
+    """Return the loops batch, positions (one for each axis), head and channel of `output`.
 
     Where the function has a second result, lse, it moves into the loop over heads: both results
     need what one pass over the window finds.
     """
     if has_block(sch, "lse"):
-        sch.merge(sch.get_loops(output)[3], sch.get_loops(sch.get_sblock("lse"))[3])
-    return list(sch.get_loops(output))
+        head = sch.get_loops(sch.get_sblock("lse"))[-1]
+        sch.merge(sch.get_loops(output)[-2], head)
+    batch, *positions, head, channel = sch.get_loops(output)
+    return batch, positions, head, channel
 
 
 def depth(sch: Schedule, loops: list[LoopRV], loop: LoopRV) -> int:
@@ -58,9 +67,14 @@ def is_reduction(sch: Schedule, block: SBlockRV, axis: str) -> bool:
 
 def has_block(sch: Schedule, name: str) -> bool:
     """Return whether the function has a block of that name, as optional results do not."""
-    return any(
-        sch.get(block).name_hint == name for block in sch.get_child_blocks(sch.get_sblock("root"))
-    )
+    return name in blocks_named(sch, lambda _: True)
+
+
+def blocks_named(sch: Schedule, wanted: Callable[[str], bool]) -> list[str]:
+    """Return the names of the function's blocks that `wanted` returns True for."""
+    blocks = sch.get_child_blocks(sch.get_sblock("root"))
+    names = [str(sch.get(block).name_hint) for block in blocks]
+    return [name for name in names if wanted(name)]
 
 
 def _is_one(extent: object) -> bool:

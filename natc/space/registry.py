@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from tvm.s_tir import Schedule
 
-from natc.space import cuda_simt, llvm_direct
+from natc.operations import FORWARD, OPERATIONS
+from natc.space import cuda_simt, llvm_direct, llvm_gather
 from natc.space.decisions import Candidates, Decisions
 from natc.spec import KernelSpec
 from natc.targets import Target
@@ -30,15 +31,18 @@ class Space:
 
 
 _SPACES = {
-    "llvm": Space(
+    ("llvm", True): Space(
         llvm_direct.NAME, llvm_direct.VERSION, llvm_direct.structure, llvm_direct.apply, polynomial
     ),
-    "cuda": Space(
+    ("llvm", False): Space(
+        llvm_gather.NAME, llvm_gather.VERSION, llvm_gather.structure, llvm_gather.apply, polynomial
+    ),
+    ("cuda", True): Space(
         cuda_simt.NAME, cuda_simt.VERSION, cuda_simt.structure, cuda_simt.apply, base_two
     ),
 }
 
 
-def space_for(target: Target) -> Space:
-    """Return the design space that is searched for a target."""
-    return _SPACES[target.kind]
+def space_for(target: Target, operation: str = FORWARD) -> Space:
+    """Return the design space of an operation on a target; that of the forward is searched."""
+    return _SPACES[target.kind, OPERATIONS[operation].family == "forward"]

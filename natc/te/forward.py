@@ -1,13 +1,18 @@
-"""Fused 2-D neighborhood attention, forward: scores, softmax and weighted sum as stages."""
+"""Fused neighborhood attention, forward: scores, softmax and weighted sum as stages."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 from tvm import te, tirx
 from tvm.ir import Expr
 
+from natc.operations import HEADS_LAST
 from natc.spec import KernelSpec
-from natc.te.axis import axis_stages
+from natc.te.axis import query_axes
 from natc.te.exponential import Exponential, polynomial
+from natc.te.problem import Problem, stage
 
 
 def forward(
@@ -15,117 +20,128 @@ def forward(
     *,
     with_lse: bool = False,
     exponential: Exponential = polynomial,
-    example: tuple[int, int, int, int] | None = None,
+    example: Sequence[int] | None = None,
 ) -> tirx.PrimFunc:
-    """Return the unscheduled function of `spec` for any batch, map size, heads and dilation.
+    """Return the unscheduled function of `forward`, or of `forward_lse` (`natc.operations`).
 
-    Its parameters, in order: query, key, value [batch, height, width, heads, head_dim] of
-    spec.dtype; rpb [heads, 2*K0-1, 2*K1-1] float32 when spec.rpb; output like query; lse
-    [batch, height, width, heads] float32 when with_lse, the natural logarithm of the sum of
-    exponentials; scale float32; dilation_h, dilation_w int32. Sums are in float32.
+    softmax(scale * query . key + rpb) . value over each query's window (`natc.window`); lse is
+    the natural logarithm of the sum of exponentials.
 
-    example: (batch, height, width, heads) to be fixed instead, with dilation 1 and the default
-    scale; only tensors are parameters then. A search reasons about such a function.
-
-    softmax(scale * query . key + rpb) . value over each query's window (`natc.window`). Raises
-    SpecError for a rank other than 2.
+    example: (batch, *sizes, heads) to be fixed instead (`natc.te.problem`). A search reasons about
+    such a function.
     """
-    spec.require_compiled_rank()
-    taps_h, taps_w = spec.kernel_size
-    taps, dim, dtype = taps_h * taps_w, spec.head_dim, spec.dtype
-    scalars = [te.var("scale", "float32"), te.var("dilation_h"), te.var("dilation_w")]
-    scale, dilation_h, dilation_w = scalars
-    queries = tuple(te.var(n) for n in ("batch", "height", "width", "heads"))
-    if example is not None:
-        scalars, queries, dilation_h, dilation_w = [], example, 1, 1
-        scale = tirx.const(dim**-0.5, "float32")
-    batch, height, width, heads = queries
-    query, key, value = (te.placeholder((*queries, dim), dtype, n) for n in _INPUTS)
-    rpb = te.placeholder((heads, 2 * taps_h - 1, 2 * taps_w - 1), "float32", "rpb")
-    rows = axis_stages(height, taps_h, dilation_h, "row")
-    columns = axis_stages(width, taps_w, dilation_w, "column")
+    p = Problem(spec, HEADS_LAST, exponential, example)
+    axes = query_axes(p)
+    taps, channels = math.prod(spec.kernel_size), spec.value_dim
+    query = p.tensor("query", spec.head_dim)
+    key, value = p.kv_tensor("key", spec.head_dim), p.kv_tensor("value", channels)
+    rpb = p.bias() if spec.rpb else None
+    sites, site, n = p.site_shape, p.site_names, len(p.site_names)
+    window = [axis.taps for axis in axes]
 
-    # An index held in a register: on a GPU it is a quotient of the block's number, which would
-    # otherwise be divided again for every tap.
-    batch_at = te.compute((batch,), lambda b: b, "batch_index")
-    head_at = te.compute((heads,), lambda h: h, "head_index")
-
-    scaled = te.compute(
+    scaled = stage(
         query.shape,
-        lambda b, i, j, h, d: query[b, i, j, h, d].astype("float32") * scale,
+        [*site, "d"],
+        lambda *at: p.accumulate(query[at]) * p.scale,
         "query_scaled",
     )
 
-    def at_tap(tensor: te.Tensor, name: str) -> te.Tensor:
+    def gathered(tensor: te.Tensor, name: str) -> te.Tensor:
         # A stage of its own: a schedule may hold the gathered vector in registers.
-        return te.compute(
-            (*queries, taps_h, taps_w, dim),
-            lambda b, i, j, h, m, n, d: tensor[
-                batch_at[b], rows.position[i, m], columns.position[j, n], head_at[h], d
-            ],
-            name,
+        def element(*at: tirx.Var) -> Expr:
+            where, tap, d = at[:n], at[n:-1], at[-1]
+            _, positions, _ = p.parts(where)
+            found = [a.position[i, t] for a, i, t in zip(axes, positions, tap)]
+            return p.read(tensor, where, found, d)
+
+        return stage(
+            (*sites, *window, tensor.shape[-1]), [*site, *p.tap_names, "d"], element, name
         )
 
-    key_tap, value_tap = at_tap(key, "key_tap"), at_tap(value, "value_tap")
-    d = te.reduce_axis((0, dim), "d")
-    scores = te.compute(
-        (*queries, taps_h, taps_w),
-        lambda b, i, j, h, m, n: te.sum(
-            scaled[b, i, j, h, d] * key_tap[b, i, j, h, m, n, d].astype("float32"), d
-        ),
+    key_tap, value_tap = gathered(key, "key_tap"), gathered(value, "value_tap")
+    d = te.reduce_axis((0, spec.head_dim), "d")
+    scores = stage(
+        (*sites, *window),
+        [*site, *p.tap_names],
+        lambda *at: te.sum(scaled[(*at[:n], d)] * p.accumulate(key_tap[(*at, d)]), d),
         "scores",
     )
 
     # One index for all taps from here on: the softmax vectorizes over them.
-    def logit(b: tirx.Var, i: tirx.Var, j: tirx.Var, h: tirx.Var, t: tirx.Var) -> Expr:
-        m, n = t // taps_w, t % taps_w
-        found = scores[b, i, j, h, m, n]
-        if spec.rpb:
-            found = found + rpb[head_at[h], rows.bias[i] + m, columns.bias[j] + n]
-        attended = tirx.And(m < rows.count[i], n < columns.count[j])
-        return tirx.Select(attended, found, tirx.const(float("-inf"), "float32"))
+    def logit(*at: tirx.Var) -> Expr:
+        where, tap = at[:n], split_tap(at[n], window)
+        _, positions, _ = p.parts(where)
+        found = scores[(*where, *tap)]
+        if rpb is not None:
+            offsets = [a.offset(i, t) for a, i, t in zip(axes, positions, tap)]
+            found = found + p.bias_at(rpb, where, offsets)
+        attended = all_of([a.attended(i, t) for a, i, t in zip(axes, positions, tap)])
+        return tirx.Select(attended, found, p.const(-math.inf))
 
-    logits = te.compute((*queries, taps), logit, "logits")
+    logits = stage((*sites, taps), [*site, "t"], logit, "logits")
     t = te.reduce_axis((0, taps), "t")
-    largest = te.compute(queries, lambda b, i, j, h: te.max(logits[b, i, j, h, t], t), "max_logit")
-    weights = te.compute(
-        (*queries, taps),
-        lambda b, i, j, h, t: exponential(logits[b, i, j, h, t] - largest[b, i, j, h]),
+    largest = stage(sites, site, lambda *at: te.max(logits[(*at, t)], t), "max_logit")
+    weights = stage(
+        (*sites, taps),
+        [*site, "t"],
+        lambda *at: p.exp(logits[at] - largest[at[:n]]),
         "weights",
     )
     t = te.reduce_axis((0, taps), "t")
-    total = te.compute(
-        queries, lambda b, i, j, h: te.sum(weights[b, i, j, h, t], t), "sum_weights"
-    )
+    total = stage(sites, site, lambda *at: te.sum(weights[(*at, t)], t), "sum_weights")
 
-    m, n = te.reduce_axis((0, taps_h), "m"), te.reduce_axis((0, taps_w), "n")
-    summed = te.compute(
-        query.shape,
-        lambda b, i, j, h, d: te.sum(
-            weights[b, i, j, h, m * taps_w + n] * value_tap[b, i, j, h, m, n, d].astype("float32"),
-            [m, n],
+    tap = [te.reduce_axis((0, extent), name) for extent, name in zip(window, p.tap_names)]
+    summed = stage(
+        (*sites, channels),
+        [*site, "d"],
+        lambda *at: te.sum(
+            weights[(*at[:n], joined_tap(tap, window))]
+            * p.accumulate(value_tap[(*at[:n], *tap, at[n])]),
+            tap,
         ),
         "summed",
     )
     # One division a query; multiplying is cheap enough to be done for each channel.
-    inverse = te.compute(queries, lambda b, i, j, h: 1.0 / total[b, i, j, h], "inverse_sum")
-    normalized = te.compute(
-        query.shape,
-        lambda b, i, j, h, d: summed[b, i, j, h, d] * inverse[b, i, j, h],
-        "normalized",
+    inverse = stage(sites, site, lambda *at: p.const(1.0) / total[at], "inverse_sum")
+    normalized = stage(
+        summed.shape, [*site, "d"], lambda *at: summed[at] * inverse[at[:n]], "normalized"
     )
-    output = te.compute(
-        query.shape, lambda b, i, j, h, d: normalized[b, i, j, h, d].astype(dtype), "output"
-    )
-
-    parameters = [query, key, value] + ([rpb] if spec.rpb else []) + [output]
+    output = stage(summed.shape, [*site, "d"], lambda *at: p.rounded(normalized[at]), "output")
+    lse = None
     if with_lse:
-        parameters.append(
-            te.compute(
-                queries, lambda b, i, j, h: largest[b, i, j, h] + te.log(total[b, i, j, h]), "lse"
-            )
-        )
-    return te.create_prim_func([*parameters, *scalars])
+        lse = stage(sites, site, lambda *at: log_sum(p, largest[at], total[at]), "lse")
+    return p.function([query, key, value, rpb, output, lse])
 
 
-_INPUTS = ("query", "key", "value")
+def log_sum(p: Problem, largest: Expr, total: Expr) -> Expr:
+    """Return the logsumexp from the largest logit and the sum of exp(logit - largest).
+
+    An infinite largest logit, of either sign, is the result: `total` is NaN then.
+    """
+    infinite = te.abs(largest) == p.const(math.inf)
+    return tirx.Select(infinite, largest, largest + te.log(total))
+
+
+def all_of(conditions: Sequence[Expr]) -> Expr:
+    """Return the conjunction of one or more conditions."""
+    result, *rest = conditions
+    for condition in rest:
+        result = tirx.And(result, condition)
+    return result
+
+
+def split_tap(tap: Expr, window: Sequence[int]) -> list[Expr]:
+    """Return the tap of each axis of a flattened tap."""
+    found = []
+    for extent in reversed(window[1:]):
+        found.append(tap % extent)
+        tap = tap // extent
+    return [tap, *reversed(found)]
+
+
+def joined_tap(taps: Sequence[Expr], window: Sequence[int]) -> Expr:
+    """Return the flattened tap, row-major."""
+    found = taps[0]
+    for tap, extent in zip(taps[1:], window[1:]):
+        found = found * extent + tap
+    return found

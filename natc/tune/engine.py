@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from natc import environment, workspace
 from natc.build.c_compiler import find_c_compiler, find_nvcc
-from natc.errors import ArgumentError, NatcError, ScheduleError, TargetError
+from natc.errors import ArgumentError, NatcError, ScheduleError, SpecError, TargetError
 from natc.files import make_directory, writable
 from natc.records import Space, append, shape_key
 from natc.schedules import Schedule, load_schedule
@@ -125,7 +125,11 @@ def _check(
     minutes: float | None,
 ) -> None:
     """Raise for what would only fail later, when much is measured already."""
-    spec.require_compiled_rank()
+    if spec.rank != 2:
+        raise SpecError(
+            f"rank is {spec.rank}; natc tunes kernels of rank 2 so far. Others are built with the "
+            "untuned default schedule: natc build."
+        )
     for shape in shapes:
         if len(shape) != 4 or min(shape) < 1:
             raise ArgumentError(

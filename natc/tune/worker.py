@@ -30,7 +30,7 @@ def build(spec_name: str, target_name: str, decisions: Mapping[str, int], output
     """Compile a candidate's `forward` into the library `output`; raises what the build raises."""
     from natc.build.cuda import build_cuda
     from natc.build.llvm import build_llvm
-    from natc.build.lower import FORWARD
+    from natc.operations import FORWARD
 
     spec, target = KernelSpec.parse(spec_name), Target.parse(target_name)
     with tempfile.TemporaryDirectory(prefix="natc-candidate-") as scratch:
@@ -104,7 +104,7 @@ def _inputs(
     )
     output = poisoned(made.query.shape, dtype, device)
     tensors = [made.query, made.key, made.value, *([made.rpb] if spec.rpb else []), output]
-    scalars = (spec.head_dim**-0.5, 1, 1)
+    scalars = (spec.head_dim**-0.5, *(1, 1), *(1, 1), *(0, 0), 1)  # natc.operations.SCALARS
     return (*tensors, *scalars), (made.query, made.key, made.value, made.rpb)
 
 
