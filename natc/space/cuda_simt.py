@@ -11,7 +11,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from natc.space.decisions import Candidates, Decisions
-from natc.space.loops import TAP_AXES, depth, has_block, inner_loops, query_loops
+from natc.space.loops import TAP_AXES, depth, has_block, inner_loops, query_loops, tables_of
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -75,8 +75,8 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
         _place(sch, name, query)
     _dot_product(sch, query, spec, lanes)
     for axis in range(spec.rank):
-        for name in ("key", "count", *(("bias",) if spec.rpb else ())):
-            _place(sch, f"{name}_{axis}", query)
+        for name in tables_of(sch, axis):
+            _place(sch, name, query)
     for name in ("batch_index", "head_index", "kv_head_index"):
         if has_block(sch, name):
             _place(sch, name, query)

@@ -20,6 +20,7 @@ from natc.space.loops import (
     inner_loops,
     is_reduction,
     query_loops,
+    tables_of,
 )
 from natc.spec import KernelSpec
 from natc.targets import Target
@@ -100,9 +101,8 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
         sch.vectorize(sch.get_loops(scaled)[-1])
 
     for axis in range(spec.rank):
-        for name in ("key", "count", *(("bias",) if spec.rpb else ())):
-            loop = column if axis == spec.rank - 1 else row
-            sch.compute_at(sch.get_sblock(f"{name}_{axis}"), loop)
+        for name in tables_of(sch, axis):
+            sch.compute_at(sch.get_sblock(name), column if axis == spec.rank - 1 else row)
     # Last, since primitives refuse loops that hold a block with its initialization apart.
     _weighted_sum(sch, head, chains)
     if choices["maximum"] == ALONG:

@@ -12,7 +12,14 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from natc.space import dot_product
 from natc.space.decisions import Candidates, Decisions
 from natc.space.dot_product import INSTRUCTION, TREE, DotProduct
-from natc.space.loops import TAP_AXES, blocks_named, has_block, inner_loops, loops_by_axis
+from natc.space.loops import (
+    TAP_AXES,
+    blocks_named,
+    has_block,
+    inner_loops,
+    loops_by_axis,
+    tables_of,
+)
 from natc.space.skip import skip_unless
 from natc.spec import KernelSpec
 from natc.targets import Target
@@ -21,9 +28,6 @@ NAME = "llvm_gather"
 VERSION = 1
 
 _INLINED = ("_index", "_site", "_tap")
-# In this order: each reads only those behind it.
-_TABLES = ("attended", "bias", "tap", "key", "query", "count")
-_TABLES_OF_CHUNKS = ("attended", "key", "low", "position")
 _OFFSETS = ("v_r0", "v_r1", "v_r2")
 
 
@@ -72,11 +76,9 @@ def _sites(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:
         tap = sch.split(last, [None, *spec.kernel_size[1:]])[-1] if spec.rank > 1 else last
     for dot in dots:
         dot_product.place(sch, dot, tap)
-    for name in _TABLES:
-        for axis in range(spec.rank):
-            if has_block(sch, f"{name}_{axis}"):
-                table = sch.get_sblock(f"{name}_{axis}")
-                sch.compute_at(table, column if axis == spec.rank - 1 else row)
+    for axis in range(spec.rank):
+        for name in tables_of(sch, axis):
+            sch.compute_at(sch.get_sblock(name), column if axis == spec.rank - 1 else row)
     # Last, since primitives refuse loops that hold a block with its initialization apart.
     if summed is not None:
         sch.decompose_reduction(summed, next(iter(taps.values())))
@@ -95,10 +97,9 @@ def _chunks(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:
     sch.compute_at(sch.get_sblock("weight"), offset)
     for dot in dots:
         dot_product.place(sch, dot, offset)
-    for name in _TABLES_OF_CHUNKS:
-        for axis in range(spec.rank):
-            if has_block(sch, f"{name}_{axis}"):
-                sch.compute_at(sch.get_sblock(f"{name}_{axis}"), loops["v_m"])
+    for axis in range(spec.rank):
+        for name in tables_of(sch, axis):
+            sch.compute_at(sch.get_sblock(name), loops["v_m"])
     sch.compute_at(sch.get_sblock("batch_of_query"), loops["v_m"])
     sch.decompose_reduction(output, loops["v_m"])
     for axis, loop in offsets.items():

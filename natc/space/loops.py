@@ -10,6 +10,8 @@ from tvm.tirx import IntImm
 
 SITE_AXES = ("v_b", "v_i0", "v_i1", "v_i2", "v_h")
 TAP_AXES = ("v_t0", "v_t1", "v_t2")
+# The integer tables of an axis, with its number behind each; each reads only those behind it.
+_TABLES = ("attended", "bias", "tap", "key", "query", "count", "first", "low", "position")
 
 _DATA_PARALLEL = 0  # tvm.tirx.IterVar.DataPar
 
@@ -75,6 +77,11 @@ def blocks_named(sch: Schedule, wanted: Callable[[str], bool]) -> list[str]:
     blocks = sch.get_child_blocks(sch.get_sblock("root"))
     names = [str(sch.get(block).name_hint) for block in blocks]
     return [name for name in names if wanted(name)]
+
+
+def tables_of(sch: Schedule, axis: int) -> list[str]:
+    """Return the names of the integer tables of an axis, in the order in which to place them."""
+    return [f"{name}_{axis}" for name in _TABLES if has_block(sch, f"{name}_{axis}")]
 
 
 def _is_one(extent: object) -> bool:

@@ -44,12 +44,12 @@ def window_at(problem: Problem, axis: int, query: Expr) -> window.Window:
 
 
 def query_axes(problem: Problem) -> list[Axis]:
-    """Return what queries attend to: stages key_, count_ and bias_ with the axis's number."""
+    """Return what queries attend to: stages key_, first_, count_ and bias_ of each axis."""
     return [_query_axis(problem, axis) for axis in range(problem.rank)]
 
 
 def key_axes(problem: Problem) -> list[Axis]:
-    """Return who attends to keys: stages query_, attended_ and bias_ with the axis's number."""
+    """Return who attends to keys: stages query_, first_, count_ and bias_ of each axis."""
     return [_key_axis(problem, axis) for axis in range(problem.rank)]
 
 
@@ -70,51 +70,60 @@ def skippable(problem: Problem, axes: list[Axis]) -> list[Axis]:
 
 
 def _query_axis(problem: Problem, axis: int) -> Axis:
-    length, taps = problem.sizes[axis], problem.spec.kernel_size[axis]
+    kernel_size = problem.spec.kernel_size[axis]
 
-    def position(query: tirx.Var, tap: tirx.Var) -> Expr:
-        found = window_at(problem, axis, query)
-        # A tap without a key is masked later; it must still read memory we own.
-        return window.key_position(found, te.min(tap, found.count - 1), problem.dilation[axis])
+    def at(query: Expr) -> window.Window:
+        return window_at(problem, axis, query)
 
-    def offset(query: tirx.Var) -> Expr:
-        return window.rpb_index(window_at(problem, axis, query), 0, taps)
+    def bias(first: Expr, in_group: Expr) -> Expr:
+        return first - in_group + (kernel_size - 1)
 
-    count = stage((length,), ["i"], lambda i: window_at(problem, axis, i).count, f"count_{axis}")
-    bias = stage((length,), ["i"], offset, f"bias_{axis}")
     # Offsets of taps without a key are in bounds too: such a group begins within the window.
-    return Axis(
-        taps,
-        stage((length, taps), ["i", "t"], position, f"key_{axis}"),
-        lambda i, t: t < count[i],
-        lambda i, t: bias[i] + t,
-    )
+    return _axis(problem, axis, at, kernel_size, "key", bias, lambda low, t: low + t)
 
 
 def _key_axis(problem: Problem, axis: int) -> Axis:
-    length, kernel_size = problem.sizes[axis], problem.spec.kernel_size[axis]
-    taps = 2 * kernel_size - 1
+    kernel_size = problem.spec.kernel_size[axis]
 
     def at(key: Expr) -> window.QueryRange:
         return window.queries_of(key, *_arguments(problem, axis), **_options(problem, axis))
 
-    def position(key: tirx.Var, tap: tirx.Var) -> Expr:
-        found = at(key)
-        member = found.first + te.min(tap, found.count - 1)
-        return member * problem.dilation[axis] + found.group
+    def bias(first: Expr, in_group: Expr) -> Expr:
+        return in_group - first + (kernel_size - 1)
 
-    def offset(key: tirx.Var) -> Expr:
-        found = at(key)
-        return found.in_group - found.first + (kernel_size - 1)
+    # A tap that nothing attends through must still read memory we own.
+    return _axis(
+        problem, axis, at, 2 * kernel_size - 1, "query", bias, lambda high, t: te.max(high - t, 0)
+    )
 
-    count = stage((length,), ["i"], lambda i: at(i).count, f"count_{axis}")
-    bias = stage((length,), ["i"], offset, f"bias_{axis}")
+
+def _axis(
+    problem: Problem,
+    axis: int,
+    at: Callable[[Expr], window.Window | window.QueryRange],
+    taps: int,
+    name: str,
+    bias_of: Callable[[Expr, Expr], Expr],
+    offset: Callable[[Expr, Expr], Expr],
+) -> Axis:
+    """Return the stages of a range of taps: first_, count_, bias_ [length], name_ [length, taps].
+
+    What needs divisions is computed once for each position, not for each tap.
+    """
+    shape, dilation = (problem.sizes[axis],), problem.dilation[axis]
+    first = stage(shape, ["i"], lambda i: at(i).first, f"first_{axis}")
+    count = stage(shape, ["i"], lambda i: at(i).count, f"count_{axis}")
+    bias = stage(shape, ["i"], lambda i: bias_of(first[i], at(i).in_group), f"bias_{axis}")
+
+    def position(i: tirx.Var, tap: tirx.Var) -> Expr:
+        # A tap without a pair is masked later; it must still read memory we own.
+        return (first[i] + te.min(tap, count[i] - 1)) * dilation + at(i).group
+
     return Axis(
         taps,
-        stage((length, taps), ["i", "t"], position, f"query_{axis}"),
+        stage((*shape, taps), ["i", "t"], position, f"{name}_{axis}"),
         lambda i, t: t < count[i],
-        # A tap that nothing attends through must still read memory we own.
-        lambda i, t: te.max(bias[i] - t, 0),
+        lambda i, t: offset(bias[i], t),
     )
 
 

@@ -41,19 +41,23 @@ def call(
     inputs: Inputs,
     *,
     scale: float,
-    dilation: Sequence[int] = (1, 1),
+    dilation: Sequence[int] | None = None,
+    stride: Sequence[int] | None = None,
+    is_causal: Sequence[bool] | None = None,
     with_lse: bool = False,
 ) -> tuple[Tensor, ...]:
     """Return (output,) or (output, lse) of one call of a kernel's function on guarded copies.
 
-    Raises AssertionError when it wrote beside its results or into its inputs.
+    dilation, stride, is_causal: one for each axis; None means 1, 1 and False. Raises AssertionError when it wrote beside its results or into its inputs.
     """
     given = [guarded(tensor) for tensor in inputs if tensor is not None]
-    results = [guarded(poisoned(inputs.query.shape, inputs.query.dtype, inputs.query.device))]
+    query, value = inputs.query, inputs.value
+    leading = query.shape[:-1]
+    results = [guarded(poisoned((*leading, value.shape[-1]), query.dtype, query.device))]
     if with_lse:
-        shape = inputs.query.shape[:-1]
-        results.append(guarded(poisoned(shape, torch.float32, inputs.query.device)))
-    function(*given, *results, scale, *dilation)
+        accumulator = torch.promote_types(query.dtype, torch.float32)
+        results.append(guarded(poisoned(leading, accumulator, query.device)))
+    function(*given, *results, *scalars(inputs, scale, dilation, stride, is_causal))
     for result, name in zip(results, ("output", "lse")):
         assert_guards_hold(result, name)
     for tensor, original in zip(given, (t for t in inputs if t is not None)):
@@ -62,13 +66,30 @@ def call(
     return tuple(results)
 
 
+def scalars(
+    inputs: Inputs,
+    scale: float,
+    dilation: Sequence[int] | None = None,
+    stride: Sequence[int] | None = None,
+    is_causal: Sequence[bool] | None = None,
+) -> tuple[float | int, ...]:
+    """Return the scalars of a call of a heads-last function (`natc.operations.SCALARS`)."""
+    sizes = inputs.query.shape[1:-2]
+    ones, flags = [1] * len(sizes), [False] * len(sizes)
+    clamped = (min(step, size) for step, size in zip(dilation or ones, sizes, strict=True))
+    group = inputs.query.shape[-2] // inputs.key.shape[-2]
+    return (scale, *clamped, *(stride or ones), *map(int, is_causal or flags), group)
+
+
 def assert_right(
     results: Sequence[Tensor],
     inputs: Inputs,
     kernel_size: Sequence[int],
     *,
     scale: float,
-    dilation: Sequence[int] = (1, 1),
+    dilation: Sequence[int] | None = None,
+    stride: Sequence[int] | None = None,
+    is_causal: Sequence[bool] | None = None,
 ) -> None:
     """Raise AssertionError unless (output,) or (output, lse) is that of a float64 reference.
 
@@ -81,14 +102,19 @@ def assert_right(
         key,
         value,
         tuple(kernel_size),
-        dilation=tuple(dilation),
+        dilation=tuple(dilation) if dilation else 1,
+        stride=tuple(stride) if stride else 1,
+        is_causal=tuple(is_causal) if is_causal else False,
         scale=scale,
         rpb=None if exact.rpb is None else exact.rpb.cpu(),
         return_lse=True,
     )
     assert_close_to_float64(results[0], output, inputs.query.dtype, "output")
     for found in results[1:]:
-        assert found.dtype == torch.float32 and found.shape == lse.shape
+        assert (
+            found.dtype == torch.promote_types(inputs.query.dtype, torch.float32)
+            and found.shape == lse.shape
+        )
         # A logarithm may be near zero, where its error is not relative. It is never rounded to
         # the inputs' dtype.
         error = (found.cpu().double() - lse).abs().max().item()

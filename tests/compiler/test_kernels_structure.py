@@ -58,7 +58,7 @@ def choices(spec: KernelSpec, target: Target, most: int = MOST) -> tuple[dict[st
 
 
 def check(spec: KernelSpec, decisions: Mapping[str, int]) -> None:
-    module = scheduled(spec, HOST, decisions, with_lse=True)
+    module = scheduled(spec, HOST, decisions, operation="forward_lse")
     function = tvm.compile(module, target=compiler_target(HOST))["main"]
     for shape, dilation in (((2, 7, 5, 3), (1, 2)), ((1, 2, 9, 1), (1, 1))):
         inputs = make_inputs(
@@ -107,15 +107,15 @@ def test_what_a_search_drew_is_built_again_exactly(target: Target) -> None:
 
 
 @pytest.mark.parametrize("target", [HOST, Target("cuda", "sm_80")], ids=str)
-@pytest.mark.parametrize("with_lse", [False, True])
-def test_the_same_decisions_are_lowered_to_the_same_source(target: Target, with_lse: bool) -> None:
+@pytest.mark.parametrize("operation", ["forward", "forward_lse"])
+def test_the_same_decisions_are_lowered_to_the_same_source(target: Target, operation: str) -> None:
     decisions = choices(SPEC, target, most=8)[-1]
-    one = scheduled(SPEC, target, decisions, with_lse=with_lse)
-    two = scheduled(SPEC, target, dict(reversed(decisions.items())), with_lse=with_lse)
+    one = scheduled(SPEC, target, decisions, operation=operation)
+    two = scheduled(SPEC, target, dict(reversed(decisions.items())), operation=operation)
     assert one.script() == two.script()
     tvm.ir.assert_structural_equal(one, two)
     # And other decisions to another.
-    assert scheduled(SPEC, target, {}, with_lse=with_lse).script() != one.script()
+    assert scheduled(SPEC, target, {}, operation=operation).script() != one.script()
 
 
 @pytest.mark.parametrize("target", [HOST, Target("cuda", "sm_80")], ids=str)
