@@ -32,17 +32,18 @@ def build_library(
     on_note: Callable[[str], None] | None = None,
     untuned: bool = False,
     families: Sequence[str] = FAMILIES,
+    operations: Sequence[str] | None = None,
 ) -> Path:
     """Compile a kernel into a library directory and return the manifest's path.
 
     target: one CPU, or one or more CUDA architectures that share a library. on_note: told, in a
     sentence, which schedule each is built from. untuned: ignore schedules. families: which
-    operations (`natc.operations.FAMILIES`). A library of the same name is replaced in one step.
+    operations (`natc.operations.FAMILIES`); operations: some of these, by name. A library of the same name is replaced in one step.
     Raises BuildError, also for what has no kernels, CompilerNotFound, ScheduleError, and NatcError
     for a directory that cannot be written.
     """
     targets = [target] if isinstance(target, Target) else sorted(set(target), key=_age)
-    operations = _check(spec, targets, families)
+    operations = _check(spec, targets, families, operations)
     directory = make_directory(output_dir)
     chosen = {found: choose(spec, found, untuned=untuned) for found in targets}
     for decided in chosen.values():
@@ -85,7 +86,10 @@ def _files(chosen: Mapping[Target, Chosen]) -> str:
 
 
 def _check(
-    spec: KernelSpec, targets: Sequence[Target], families: Sequence[str]
+    spec: KernelSpec,
+    targets: Sequence[Target],
+    families: Sequence[str],
+    wanted: Sequence[str] | None,
 ) -> tuple[str, ...]:
     """Return the operations to build."""
     kinds = {found.kind for found in targets}
@@ -108,7 +112,15 @@ def _check(
             f"{', '.join(FAMILIES)}, of which {spec.name} has "
             f"{', '.join(f for f in FAMILIES if operations_of(spec, (f,)))}."
         )
-    return operations
+    if wanted is None:
+        return operations
+    missing = [name for name in wanted if name not in operations]
+    if missing or not wanted:
+        raise BuildError(
+            f"operations is {', '.join(wanted) or 'empty'}; {spec.name} has "
+            f"{', '.join(operations)}."
+        )
+    return tuple(wanted)
 
 
 def _manifest(
