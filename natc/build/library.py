@@ -39,8 +39,8 @@ def build_library(
     target: one CPU, or one or more CUDA architectures that share a library. on_note: told, in a
     sentence, which schedule each is built from. untuned: ignore schedules. families: which
     operations (`natc.operations.FAMILIES`); operations: some of these, by name. A library of the
-    same name is replaced in one step. Raises BuildError, also for what has no kernels, CompilerNotFound, ScheduleError, and NatcError
-    for a directory that cannot be written.
+    same name is replaced in one step. Raises BuildError, also for what has no kernels,
+    CompilerNotFound, ScheduleError, and NatcError for a directory that cannot be written.
     """
     targets = [target] if isinstance(target, Target) else sorted(set(target), key=_age)
     operations = _check(spec, targets, families, operations)
