@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,13 +21,11 @@ def built(library_directory: Path) -> BuiltKernels:
 
 
 @pytest.fixture(autouse=True)
-def place(
-    tmp_path: Path, library_directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Path]:
+def place(tmp_path: Path, built: BuiltKernels, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Nothing tuned, no libraries but the tests' own, and no call on the reference."""
     monkeypatch.setenv("NATC_WORKSPACE", str(tmp_path / "workspace"))
     monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("NATC_LIB_PATH", str(library_directory))
+    monkeypatch.setenv("NATC_LIB_PATH", os.pathsep.join(map(str, built.directories)))
     monkeypatch.setenv("NATC_STRICT", "1")
     monkeypatch.setattr(workspace, "PACKAGED_DATA", tmp_path / "packaged")
     runtime.clear()

@@ -1,0 +1,160 @@
+"""Random calls of kernels, and the shapes that broke others, against brute force.
+
+More of them, drawn anew each time: `pytest -k sweep --hypothesis-profile=natc-long`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from built_kernels import BuiltKernels
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import natc
+from natc import functional
+from natc.spec import KernelSpec
+from natc.testing.calls import Call, check_av, check_fused, check_qk
+from natc.testing.guarded_calls import GuardedKernel
+from natc.testing.sweep import fused_calls, unfused_calls
+
+# Every rank, dtype and extreme of kernel size and channels; those that no vector register divides.
+SPECS = [
+    KernelSpec.parse(name)
+    for name in (
+        "na1d_k63_d1_float32",
+        "na1d_k2_d256_bfloat16_rpb",
+        "na1d_k16_d12v5_float16_rpb",
+        "na1d_k5_d20_float64",
+        "na2d_k7_d32_float32_rpb",
+        "na2d_k4x5_d24_bfloat16",
+        "na2d_k13x2_d3v64_float32_rpb",
+        "na2d_k3_d20_float16_rpb",
+        "na3d_k3_d12_float32",
+        "na3d_k2x3x4_d8_bfloat16_rpb",
+        "na3d_k2_d64v1_float16",
+    )
+]
+WITH_OPERATORS = [spec for spec in SPECS if spec.value_dim == spec.head_dim]
+FEW = max(1, settings.default.max_examples // 8)
+once = settings(
+    max_examples=FEW,
+    suppress_health_check=(
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.function_scoped_fixture,
+    ),
+)
+each_spec = pytest.mark.parametrize("spec", SPECS, ids=str)
+each_with_operators = pytest.mark.parametrize("spec", WITH_OPERATORS, ids=str)
+
+
+def without_rpb(spec: KernelSpec) -> KernelSpec:
+    return dataclasses.replace(spec, rpb=False)
+
+
+def operators(built: BuiltKernels, spec: KernelSpec) -> tuple[Any, Any]:
+    """Return na*d_qk and na*d_av of a kernel that is built with what their gradients take."""
+    built.need(spec)
+    built.need(without_rpb(spec), "qk", "av", "inverse_av")
+    return tuple(getattr(functional, f"na{spec.rank}d_{name}") for name in ("qk", "av"))
+
+
+def guarded_kernel(built: BuiltKernels, spec: KernelSpec, **options: int) -> GuardedKernel:
+    def open_operation(operation: str, rpb: bool) -> Any:
+        return built.function(dataclasses.replace(spec, rpb=rpb), operation)
+
+    return GuardedKernel(open_operation, **options)
+
+
+@each_spec
+@once
+@given(data=st.data())
+def test_sweep_of_attention(built: BuiltKernels, spec: KernelSpec, data: st.DataObject) -> None:
+    built.need(spec)
+    check_fused(data.draw(fused_calls(spec)), natc.neighborhood_attention)
+
+
+@each_with_operators
+@once
+@given(data=st.data())
+def test_sweep_of_the_operators(
+    built: BuiltKernels, spec: KernelSpec, data: st.DataObject
+) -> None:
+    qk, av = operators(built, spec)
+    call = data.draw(unfused_calls(spec))
+    check_qk(call, qk)
+    check_av(call, av)
+
+
+@each_spec
+@once
+@given(data=st.data(), chunks=st.sampled_from((1, 2, 7)))
+def test_sweep_of_operations_between_guards(
+    built: BuiltKernels, spec: KernelSpec, data: st.DataObject, chunks: int
+) -> None:
+    """Each function by itself: none writes or reads beside its tensors."""
+    kernel = guarded_kernel(built, spec, chunks=chunks)
+    call = dataclasses.replace(data.draw(fused_calls(spec)), tokens=0, layouts={})
+    check_fused(call, kernel.attention)
+    if spec in WITH_OPERATORS:
+        check_qk(call, kernel.qk)
+        check_av(call, kernel.av)
+
+
+def call_of(spec: KernelSpec, spatial: tuple[int, ...], **options: Any) -> Call:
+    plain = {
+        "dilation": (1,) * spec.rank,
+        "stride": (1,) * spec.rank,
+        "is_causal": (False,) * spec.rank,
+    }
+    return Call(spec, spatial, **plain | options)
+
+
+PARTIAL = KernelSpec.parse("na1d_k5_d20_float32")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_sweep_of_partial_tiles(built: BuiltKernels, dtype: str) -> None:
+    """Gradients are finite and right whatever part of a last tile a map fills.
+
+    NATTEN read keys and gradients of queries beyond the map there, whatever was in memory, and
+    d_value became NaN (its pull request 341). Here memory around every tensor is NaN.
+    """
+    spec = dataclasses.replace(PARTIAL, dtype=dtype)
+    built.need(spec)
+    for length in (*range(1, 36), 63, 64, 65, 127, 128, 129):
+        for dilation in (1, 3):
+            call = call_of(spec, (length,), dilation=(dilation,), heads=2, seed=length)
+            check_fused(call, natc.neighborhood_attention)
+
+
+def test_sweep_of_partial_tiles_of_planes(built: BuiltKernels) -> None:
+    spec = KernelSpec.parse("na2d_k7_d32_float32_rpb")
+    built.need(spec)
+    for height, width in ((1, 17), (17, 1), (7, 8), (8, 9), (15, 16), (16, 15), (9, 33)):
+        call = call_of(spec, (height, width), heads=3, heads_kv=1, batch=2)
+        check_fused(call, natc.neighborhood_attention)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("size", [1.0, 30.0, 1e3])
+def test_sweep_of_large_16_bit_inputs_is_finite(
+    built: BuiltKernels, dtype: str, size: float
+) -> None:
+    """NATTEN's issue 307: NaN in bfloat16 from finite inputs, where sums or scores grow."""
+    spec = dataclasses.replace(PARTIAL, dtype=dtype)
+    built.need(spec)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(4, 2, 67, 3, 20, generator=generator).to(getattr(torch, dtype))
+    query, key = ((size**0.5 * t).requires_grad_() for t in drawn[:2])
+    value = drawn[2].clone().requires_grad_()
+    for is_causal in (False, True):
+        output, lse = natc.na1d(query, key, value, 5, is_causal=is_causal, return_lse=True)
+        assert bool(output.isfinite().all()) and bool(lse.isfinite().all())
+        assert output.abs().max() <= value.abs().max()
+        for gradient in torch.autograd.grad((output, lse), (query, key, value), (drawn[3], lse)):
+            assert bool(gradient.isfinite().all())
