@@ -19,7 +19,7 @@ import natc
 from natc import launch
 from natc.errors import ArgumentError
 from natc.spec import KernelSpec
-from natc.testing.direct import assert_right, call
+from natc.testing.direct import assert_right, call, scalars
 from natc.testing.inputs import Inputs, make_inputs, misaligned, noncontiguous
 
 ROOT = Path(natc.__file__).parents[1]
@@ -165,7 +165,8 @@ WRONG = {
     "too few arguments": lambda a: a[:-1],
     "too many arguments": lambda a: [*a, 1],
     "a text for scale": lambda a: [*a[:5], "1", *a[6:]],
-    "a float dilation": lambda a: [*a[:6], 1.5, a[7]],
+    "a float dilation": lambda a: [*a[:6], 1.5, *a[7:]],
+    "key and value of other heads": lambda a: [*a[:2], a[2][..., :1, :].contiguous(), *a[3:]],
     "None for key": lambda a: [a[0], None, *a[2:]],
 }
 
@@ -175,7 +176,7 @@ def test_the_function_itself_checks_its_arguments(
     built: BuiltKernels, inputs: Inputs, wrong: str
 ) -> None:
     function = built.function(SPEC)
-    arguments = [*inputs, torch.empty_like(inputs.query), 0.2, 1, 1]
+    arguments = [*inputs, torch.empty_like(inputs.query), *scalars(inputs, 0.2)]
     function(*arguments)
     with pytest.raises((TypeError, ValueError, RuntimeError)) as error:
         function(*WRONG[wrong](arguments))

@@ -15,7 +15,7 @@ import pytest
 from natc import schedules, workspace
 from natc.build import build_library
 from natc.build.c_compiler import link_library
-from natc.build.lower import FORWARD
+from natc.operations import FORWARD
 from natc.records import Trial, read_log
 from natc.spec import KernelSpec
 from natc.targets import detect_host_cpu
