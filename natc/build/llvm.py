@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -36,7 +36,18 @@ def build_llvm(
     """
     entries = operations_of(spec) if entries is None else entries
     names = {entry: function_name(spec, entry) for entry in entries}
-    module = entry_module(spec, target, decisions, names)
+    link(entry_module(spec, target, decisions, names), target, names.values(), output, directory)
+    return {entry: {"llvm": name} for entry, name in names.items()}
+
+
+def link(
+    module: tvm.IRModule,
+    target: Target,
+    names: Collection[str],
+    output: Path,
+    directory: Path,
+) -> None:
+    """Compile a module's functions into the shared library `output`, which exports `names`."""
     compiled = tvm.compile(module, target=compiler_target(target))
     machine_code = directory / "kernels.o"
     compiled.mod.write_to_file(str(machine_code), "o")
@@ -44,8 +55,7 @@ def build_llvm(
         link_library(
             output,
             [threads, machine_code],
-            exported=[f"__tvm_ffi_{name}" for name in names.values()],
+            exported=[f"__tvm_ffi_{name}" for name in names],
             directory=directory,
             machine="aarch64" if target.arch == "aarch64" else "x86_64",
         )
-    return {entry: {"llvm": name} for entry, name in names.items()}

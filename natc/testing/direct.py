@@ -48,7 +48,8 @@ def call(
 ) -> tuple[Tensor, ...]:
     """Return (output,) or (output, lse) of one call of a kernel's function on guarded copies.
 
-    dilation, stride, is_causal: one for each axis; None means 1, 1 and False. Raises AssertionError when it wrote beside its results or into its inputs.
+    dilation, stride, is_causal: one for each axis; None means 1, 1 and False. Raises
+    AssertionError when it wrote beside its results or into its inputs.
     """
     given = [guarded(tensor) for tensor in inputs if tensor is not None]
     query, value = inputs.query, inputs.value

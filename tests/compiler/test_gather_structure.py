@@ -1,0 +1,73 @@
+"""Every choice of the space of gathering operations computes the same."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import tvm
+import tvm_ffi
+
+from natc.build import llvm
+from natc.build.lower import scheduled
+from natc.errors import ScheduleError
+from natc.operations import OPERATIONS, operations_of
+from natc.space import combinations, space_for
+from natc.spec import KernelSpec
+from natc.targets import detect_host_cpu
+from natc.testing.every_operation import assert_operations_right, calls
+
+HOST = detect_host_cpu()
+SPACE = space_for(HOST, "d_query")
+GATHERING = [name for name in OPERATIONS if OPERATIONS[name].family != "forward"]
+SPECS = ["na2d_k3x4_d16_float32_rpb", "na1d_k3_d24_bfloat16_rpb", "na3d_k2x3x2_d12_float64"]
+
+
+def build(spec: KernelSpec, decisions: Mapping[str, int], operations: list[str]) -> tvm_ffi.Module:
+    module = tvm.IRModule({})
+    for operation in operations:
+        name = llvm.function_name(spec, operation)
+        module.update(scheduled(spec, HOST, decisions, operation=operation, name=name))
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch) / "kernels.so"
+        llvm.link(
+            module, HOST, [llvm.function_name(spec, o) for o in operations], output, Path(scratch)
+        )
+        return tvm_ffi.load_module(str(output))
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_structure_computes_the_same(name: str) -> None:
+    spec = KernelSpec.parse(name)
+    operations = [o for o in operations_of(spec) if o in GATHERING]
+    every = list(combinations(SPACE.structure(spec, HOST)))
+    assert len(every) > 1
+    # All of them for one kernel; the others only take other ways through few of them.
+    for decisions in every if spec.rank == 2 else every[:: len(every) - 1]:
+        module = build(spec, decisions, operations)
+        for call in calls(spec.rank):
+            assert_operations_right(
+                lambda operation, m=module: m[llvm.function_name(spec, operation)],
+                spec,
+                call,
+                operations,
+            )
+
+
+def test_decisions_are_checked() -> None:
+    spec = KernelSpec.parse(SPECS[0])
+    with pytest.raises(ScheduleError, match="decision lanes is 5"):
+        scheduled(spec, HOST, {"lanes": 5}, operation="d_key")
+    with pytest.raises(ScheduleError, match="decision colour is not of space llvm_gather"):
+        scheduled(spec, HOST, {"colour": 5}, operation="d_rpb")
+
+
+def test_taps_without_a_pair_are_skipped() -> None:
+    # Without this a gradient of keys would do (2K-1)^2 / K^2 of the work that is needed.
+    spec = KernelSpec.parse(SPECS[0])
+    for operation in ("d_query", "d_key", "d_value", "d_rpb", "av", "inverse_av", "sum_rpb"):
+        text = scheduled(spec, HOST, {}, operation=operation).script()
+        assert "if attended_0[" in text and "if attended_1[" in text, operation
+        assert "natc.skip" not in text
