@@ -82,8 +82,8 @@ def _sites(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:
     # Last, since primitives refuse loops that hold a block with its initialization apart.
     if summed is not None:
         sch.decompose_reduction(summed, next(iter(taps.values())))
-    for axis, loop in taps.items():
-        skip_unless(sch, loop, f"attended_{axis[-1]}")
+    for name, loop in taps.items():
+        skip_unless(sch, loop, f"attended_{name[-1]}")
 
 
 def _chunks(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:
@@ -102,8 +102,8 @@ def _chunks(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:
             sch.compute_at(sch.get_sblock(name), loops["v_m"])
     sch.compute_at(sch.get_sblock("batch_of_query"), loops["v_m"])
     sch.decompose_reduction(output, loops["v_m"])
-    for axis, loop in offsets.items():
-        skip_unless(sch, loop, f"attended_{axis[-1]}")
+    for name, loop in offsets.items():
+        skip_unless(sch, loop, f"attended_{name[-1]}")
 
 
 def _delta(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:

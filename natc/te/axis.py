@@ -7,7 +7,8 @@ read positions instead of computing them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from tvm import te, tirx
 from tvm.ir import Expr
@@ -55,18 +56,17 @@ def key_axes(problem: Problem) -> list[Axis]:
 
 def skippable(problem: Problem, axes: list[Axis]) -> list[Axis]:
     """Return the axes with `attended` as a table, which a space may use to skip taps."""
-    found = []
-    for number, axis in enumerate(axes):
-        table = stage(
-            (problem.sizes[number], axis.taps),
-            ["i", "t"],
-            lambda i, t, axis=axis: axis.attended(i, t).astype("int32"),
-            f"attended_{number}",
-        )
-        found.append(
-            Axis(axis.taps, axis.position, lambda i, t, table=table: table[i, t] > 0, axis.offset)
-        )
-    return found
+    return [_with_table(problem, number, axis) for number, axis in enumerate(axes)]
+
+
+def _with_table(problem: Problem, number: int, axis: Axis) -> Axis:
+    table = stage(
+        (problem.sizes[number], axis.taps),
+        ["i", "t"],
+        lambda i, t: axis.attended(i, t).astype("int32"),
+        f"attended_{number}",
+    )
+    return replace(axis, attended=lambda i, t: table[i, t] > 0)
 
 
 def _query_axis(problem: Problem, axis: int) -> Axis:
@@ -131,7 +131,7 @@ def _arguments(problem: Problem, axis: int) -> tuple[Expr, int, Expr]:
     return problem.sizes[axis], problem.spec.kernel_size[axis], problem.dilation[axis]
 
 
-def _options(problem: Problem, axis: int) -> dict[str, object]:
+def _options(problem: Problem, axis: int) -> dict[str, Any]:
     flag = problem.is_causal[axis]
     return {
         "stride": problem.stride[axis],

@@ -42,7 +42,7 @@ def delta(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
     summed = stage(
         p.site_shape,
         p.site_names,
-        lambda *at: te.sum(p.accumulate(d_output[(*at, d)]) * p.accumulate(output[(*at, d)]), d),
+        lambda *at: te.sum(p.accumulate(d_output(*at, d)) * p.accumulate(output(*at, d)), d),
         "summed",
     )
     found = stage(p.site_shape, p.site_names, lambda *at: summed[at], "output")
@@ -94,7 +94,7 @@ def _probability(g: Gather, t: _Tensors, scores: te.Tensor, lse: Pairwise) -> Pa
     bias = None if t.rpb is None else g.bias(t.rpb)
 
     def value(site: Sequence[Expr], tap: Sequence[Expr]) -> Expr:
-        logit = scores[(*site, *tap)] * p.scale
+        logit = scores(*site, *tap) * p.scale
         if bias is not None:
             logit = logit + bias(site, tap)
         return p.exp(logit - lse(site, tap))
@@ -113,6 +113,6 @@ def _d_logit(
     probability = _probability(g, t, scores, lse)
 
     def value(site: Sequence[Expr], tap: Sequence[Expr]) -> Expr:
-        return probability(site, tap) * (d_weights[(*site, *tap)] - of_delta(site, tap))
+        return probability(site, tap) * (d_weights(*site, *tap) - of_delta(site, tap))
 
     return value

@@ -95,7 +95,7 @@ class _Chunks:
         return stage(
             (self.chunks, p.heads, *self.offsets),
             ["c", "h", *self.names[3:]],
-            lambda c, h, *r: te.sum(weight[(c, h, m, *r)], m),
+            lambda c, h, *r: te.sum(weight(c, h, m, *r), m),
             "output",
         )
 
@@ -148,7 +148,7 @@ def d_rpb(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
             here = [position[c, m] for position in chunks.position]
             there = [table[c, m, at] for table, at in zip(chunks.key, r)]
             kv = tirx.truncdiv(h, p.group)
-            left, right = of_query[(b, *here, h, d)], of_key[(b, *there, kv, d)]
+            left, right = of_query(b, *here, h, d), of_key(b, *there, kv, d)
             return te.sum(p.accumulate(left) * p.accumulate(right), d)
 
         shape = (chunks.chunks, p.heads, chunks.length, *chunks.offsets)
@@ -158,8 +158,8 @@ def d_rpb(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
 
     def d_logit(c: Expr, h: Expr, m: Expr, r: Indices) -> Expr:
         site = (chunks.batch[c, m], *(position[c, m] for position in chunks.position), h)
-        logit = scores[(c, h, m, *r)] * p.scale + rpb[(h, *r)]
-        return p.exp(logit - lse[site]) * (d_weights[(c, h, m, *r)] - delta[site])
+        logit = scores(c, h, m, *r) * p.scale + rpb(h, *r)
+        return p.exp(logit - lse[site]) * (d_weights(c, h, m, *r) - delta[site])
 
     partial = chunks.sum(d_logit)
     return p.function([query, key, value, rpb, d_output, lse, delta, partial])
@@ -177,6 +177,6 @@ def sum_rpb(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
     def value(c: Expr, h: Expr, m: Expr, r: Indices) -> Expr:
         here = [position[c, m] for position in chunks.position]
         tap = joined_tap(chunks.tap(c, m, r), spec.kernel_size)
-        return p.accumulate(d_attn[(chunks.batch[c, m], h, *here, tap)])
+        return p.accumulate(d_attn(chunks.batch[c, m], h, *here, tap))
 
     return p.function([d_attn, chunks.sum(value)])

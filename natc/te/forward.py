@@ -63,7 +63,7 @@ def forward(
     scores = stage(
         (*sites, *window),
         [*site, *p.tap_names],
-        lambda *at: te.sum(scaled[(*at[:n], d)] * p.accumulate(key_tap[(*at, d)]), d),
+        lambda *at: te.sum(scaled(*at[:n], d) * p.accumulate(key_tap(*at, d)), d),
         "scores",
     )
 
@@ -71,7 +71,7 @@ def forward(
     def logit(*at: tirx.Var) -> Expr:
         where, tap = at[:n], split_tap(at[n], window)
         _, positions, _ = p.parts(where)
-        found = scores[(*where, *tap)]
+        found = scores(*where, *tap)
         if rpb is not None:
             offsets = [a.offset(i, t) for a, i, t in zip(axes, positions, tap)]
             found = found + p.bias_at(rpb, where, offsets)
@@ -80,7 +80,7 @@ def forward(
 
     logits = stage((*sites, taps), [*site, "t"], logit, "logits")
     t = te.reduce_axis((0, taps), "t")
-    largest = stage(sites, site, lambda *at: te.max(logits[(*at, t)], t), "max_logit")
+    largest = stage(sites, site, lambda *at: te.max(logits(*at, t), t), "max_logit")
     weights = stage(
         (*sites, taps),
         [*site, "t"],
@@ -88,15 +88,15 @@ def forward(
         "weights",
     )
     t = te.reduce_axis((0, taps), "t")
-    total = stage(sites, site, lambda *at: te.sum(weights[(*at, t)], t), "sum_weights")
+    total = stage(sites, site, lambda *at: te.sum(weights(*at, t), t), "sum_weights")
 
     tap = [te.reduce_axis((0, extent), name) for extent, name in zip(window, p.tap_names)]
     summed = stage(
         (*sites, channels),
         [*site, "d"],
         lambda *at: te.sum(
-            weights[(*at[:n], joined_tap(tap, window))]
-            * p.accumulate(value_tap[(*at[:n], *tap, at[n])]),
+            weights(*at[:n], joined_tap(tap, window))
+            * p.accumulate(value_tap(*at[:n], *tap, at[n])),
             tap,
         ),
         "summed",

@@ -97,7 +97,7 @@ class Gather:
             (*self._sites, *self.window),
             [*p.site_names, *p.tap_names],
             lambda *at: te.sum(
-                p.accumulate(of_site[(*at[: self._n], d)]) * p.accumulate(of_tap[(*at, d)]), d
+                p.accumulate(of_site(*at[: self._n], d)) * p.accumulate(of_tap(*at, d)), d
             ),
             name,
         )
@@ -123,7 +123,7 @@ class Gather:
             shape,
             [*p.site_names, "d"],
             lambda *at: te.sum(
-                weights[(*at[:-1], *taps)] * p.accumulate(of_tap[(*at[:-1], *taps, at[-1])]), taps
+                weights(*at[:-1], *taps) * p.accumulate(of_tap(*at[:-1], *taps, at[-1])), taps
             ),
             "summed",
         )

@@ -117,7 +117,7 @@ class Problem:
         """Return an element at other positions, for the batch entry and head of a site."""
         b, _, h = self.parts(site)
         heads = self._kv_head_at if self._is_kv(tensor) else self._head_at
-        return tensor[(*self.order(self._batch_at[b], positions, heads[h]), *rest)]
+        return tensor(*self.order(self._batch_at[b], positions, heads[h]), *rest)
 
     def _is_kv(self, tensor: te.Tensor) -> bool:
         return any(tensor is known for known in self._kv_tensors)
@@ -125,7 +125,7 @@ class Problem:
     def bias_at(self, rpb: te.Tensor, site: Sequence[Any], offsets: Sequence[Any]) -> Expr:
         """Return the bias of a site's head at an index for each axis."""
         _, _, h = self.parts(site)
-        return rpb[(self._head_at[h], *offsets)]
+        return rpb(self._head_at[h], *offsets)
 
     def exp(self, x: Expr) -> Expr:
         """Return the exponential of an expression of the accumulator's dtype."""

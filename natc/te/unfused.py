@@ -29,7 +29,7 @@ def qk(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
 
     def logit(*at: tirx.Var) -> Expr:
         site, tap = at[:-1], split_tap(at[-1], g.window)
-        found = scores[(*site, *tap)] * p.scale
+        found = scores(*site, *tap) * p.scale
         if bias is not None:
             found = found + bias(site, tap)
         return p.rounded(tirx.Select(g.attended(site, tap), found, fill))
@@ -45,7 +45,7 @@ def av(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
     g = Gather(p, from_keys=False)
     attn = p.tensor("attn", math.prod(spec.kernel_size))
     value = p.kv_tensor("value", spec.head_dim)
-    weights = g.weights(lambda site, tap: p.accumulate(attn[(*site, joined_tap(tap, g.window))]))
+    weights = g.weights(lambda site, tap: p.accumulate(attn(*site, joined_tap(tap, g.window))))
     return p.function([attn, value, g.weighted_sum(weights, g.tap_vector(value), "output")])
 
 

@@ -182,6 +182,7 @@ class _Problem:
 
     def sum_rpb(self) -> _Prepared:
         logits, rpb = self._exact.logits, self._exact.rpb
+        assert rpb is not None, "only kernels with a bias have this operation"
         exists = logits.isfinite()
         upstream = torch.where(exists, self.attn.double().movedim(1, -2), 0.0)
         (exact,) = torch.autograd.grad(
@@ -213,9 +214,11 @@ class _Exact:
         query, key, self.value = leaves["query"], leaves["key"], leaves["value"]
         self.rpb = leaves.get("rpb")
         options = {"scale": call.scale, "rpb": self.rpb, **call.options}
-        self.output, self.lse = neighborhood_attention(
+        results: Any = neighborhood_attention(
             query, key, self.value, spec.kernel_size, return_lse=True, **options
         )
+        self.output: Tensor = results[0]
+        self.lse: Tensor = results[1]
         found = torch.autograd.grad(
             (self.output, self.lse),
             list(leaves.values()),
