@@ -12,6 +12,8 @@ TESTS = Path(__file__).parent
 
 # A slow machine is not a failure, and a red run must be red again when it is repeated.
 settings.register_profile("natc", deadline=None, derandomize=True)
+# Other draws each time, and more of them: pytest -k sweep --hypothesis-profile=natc-long
+settings.register_profile("natc-long", deadline=None, max_examples=5000, print_blob=True)
 settings.load_profile("natc")
 
 _not_run: dict[str, str] = {}
