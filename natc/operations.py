@@ -29,6 +29,7 @@ class Operation:
     layout: heads-last `[B, *S, H, channels]` or heads-first `[B, H, *S, channels]`.
     family: `forward`, `backward` (of the fused operation) or `unfused`.
     needs_rpb: only kernels with a bias have it.
+    one_head_dim: only kernels whose value_dim is their head_dim have it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Operation:
     layout: str
     family: str
     needs_rpb: bool = False
+    one_head_dim: bool = False
 
 
 FORWARD, FORWARD_LSE = "forward", "forward_lse"
@@ -46,6 +48,15 @@ _OPERATIONS = (
     # output [B, *S, H, V]; lse acc [B, *S, H], the natural logarithm of the sum of exponentials.
     Operation(FORWARD, (*_QKV, "output"), ("output",), HEADS_LAST, "forward"),
     Operation(FORWARD_LSE, (*_QKV, "output", "lse"), ("output", "lse"), HEADS_LAST, "forward"),
+    # qkv [B, *S, 3, H, D] is what one linear layer makes; the kernel reads it as it lies.
+    Operation(
+        "forward_packed", ("qkv", "rpb", "output"), ("output",), HEADS_LAST, "forward",
+        one_head_dim=True,
+    ),
+    Operation(
+        "forward_lse_packed", ("qkv", "rpb", "output", "lse"), ("output", "lse"), HEADS_LAST,
+        "forward", one_head_dim=True,
+    ),
     # delta acc [B, *S, H], the sum of d_output * output over channels. What the gradients below
     # take as delta is that, less the gradient of lse.
     Operation("delta", ("d_output", "output", "delta"), ("delta",), HEADS_LAST, "backward"),
@@ -67,12 +78,21 @@ _OPERATIONS = (
         "backward", needs_rpb=True,
     ),
     # attn [B, H, *S, T]. Another scalar, fill (acc), follows: what a tap without a key gets.
-    Operation("qk", ("query", "key", "rpb", "attn"), ("attn",), HEADS_FIRST, "unfused"),
-    Operation("av", ("attn", "value", "output"), ("output",), HEADS_FIRST, "unfused"),
-    # At key j the sum, over queries i that attend to j, of attn[i, tap of j] * vector[i].
-    Operation("inverse_av", ("attn", "vector", "result"), ("result",), HEADS_FIRST, "unfused"),
     Operation(
-        "sum_rpb", ("d_attn", "partial"), ("partial",), HEADS_FIRST, "unfused", needs_rpb=True
+        "qk", ("query", "key", "rpb", "attn"), ("attn",), HEADS_FIRST, "unfused",
+        one_head_dim=True,
+    ),
+    Operation(
+        "av", ("attn", "value", "output"), ("output",), HEADS_FIRST, "unfused", one_head_dim=True
+    ),
+    # At key j the sum, over queries i that attend to j, of attn[i, tap of j] * vector[i].
+    Operation(
+        "inverse_av", ("attn", "vector", "result"), ("result",), HEADS_FIRST, "unfused",
+        one_head_dim=True,
+    ),
+    Operation(
+        "sum_rpb", ("d_attn", "partial"), ("partial",), HEADS_FIRST, "unfused", needs_rpb=True,
+        one_head_dim=True,
     ),
 )  # fmt: skip
 OPERATIONS = {operation.name: operation for operation in _OPERATIONS}
@@ -80,15 +100,11 @@ FAMILIES = ("forward", "backward", "unfused")
 
 
 def operations_of(spec: KernelSpec, families: tuple[str, ...] = FAMILIES) -> tuple[str, ...]:
-    """Return the names of the operations that a kernel's library holds, of some families.
-
-    The unfused ones know one number of channels, so a kernel whose value_dim is not its head_dim
-    has none.
-    """
+    """Return the names of the operations that a kernel's library holds, of some families."""
     return tuple(
         operation.name
         for operation in _OPERATIONS
         if operation.family in families
         and (spec.rpb or not operation.needs_rpb)
-        and (operation.family != "unfused" or spec.value_dim == spec.head_dim)
+        and (spec.value_dim == spec.head_dim or not operation.one_head_dim)
     )

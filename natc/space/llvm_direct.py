@@ -47,7 +47,7 @@ def structure(spec: KernelSpec, target: Target) -> Candidates:
     lanes = [n for n in (4, 8, 16, 32) if n <= widest and spec.head_dim % n == 0]
     return {
         "lanes": (1, *lanes),
-        "lane_sum": (TREE, INSTRUCTION),
+        "lane_sum": (TREE, INSTRUCTION) if spec.accumulator == "float32" else (TREE,),
         "maximum": (APART, ALONG),
         "chains": (ONE_CHAIN, CHAIN_A_COLUMN),
         "parallel": (ROWS_AND_COLUMNS,) if spec.rank == 1 else (ROWS, ROWS_AND_COLUMNS),
@@ -66,8 +66,6 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
     for name in _INLINED:
         if has_block(sch, name):
             sch.compute_inline(sch.get_sblock(name))
-    if spec.accumulator == "float64" and choices["lane_sum"] == INSTRUCTION:
-        raise ScheduleError("decision lane_sum is 1; that instruction adds up float32 only.")
     # Splitting a reduction must come before the block moves into another's loops.
     dot = dot_product.split(sch, "scores", choices["lanes"], choices["lane_sum"])
     chains = _chains(sch, spec, choices["chains"])

@@ -12,9 +12,11 @@ from natc.te.exponential import Exponential
 from natc.te.forward import forward
 
 
-def _forward(with_lse: bool) -> Callable[[KernelSpec, Exponential], tirx.PrimFunc]:
+def _forward(
+    with_lse: bool, packed: bool = False
+) -> Callable[[KernelSpec, Exponential], tirx.PrimFunc]:
     def define(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
-        return forward(spec, with_lse=with_lse, exponential=exponential)
+        return forward(spec, with_lse=with_lse, packed=packed, exponential=exponential)
 
     return define
 
@@ -22,6 +24,8 @@ def _forward(with_lse: bool) -> Callable[[KernelSpec, Exponential], tirx.PrimFun
 _DEFINITIONS: dict[str, Callable[[KernelSpec, Exponential], tirx.PrimFunc]] = {
     "forward": _forward(with_lse=False),
     "forward_lse": _forward(with_lse=True),
+    "forward_packed": _forward(with_lse=False, packed=True),
+    "forward_lse_packed": _forward(with_lse=True, packed=True),
     "delta": backward.delta,
     "d_query": backward.d_query,
     "d_key": backward.d_key,

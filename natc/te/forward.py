@@ -12,17 +12,20 @@ from natc.operations import HEADS_LAST
 from natc.spec import KernelSpec
 from natc.te.axis import query_axes
 from natc.te.exponential import Exponential, polynomial
-from natc.te.problem import Problem, stage
+from natc.te.problem import Packed, Problem, stage
 
 
 def forward(
     spec: KernelSpec,
     *,
     with_lse: bool = False,
+    packed: bool = False,
     exponential: Exponential = polynomial,
     example: Sequence[int] | None = None,
 ) -> tirx.PrimFunc:
-    """Return the unscheduled function of `forward`, or of `forward_lse` (`natc.operations`).
+    """Return the unscheduled function of `forward` (`natc.operations`).
+
+    with_lse, packed: that of `forward_lse`, `forward_packed` or `forward_lse_packed`.
 
     softmax(scale * query . key + rpb) . value over each query's window (`natc.window`); lse is
     the natural logarithm of the sum of exponentials.
@@ -33,8 +36,13 @@ def forward(
     p = Problem(spec, HEADS_LAST, exponential, example)
     axes = query_axes(p)
     taps, channels = math.prod(spec.kernel_size), spec.value_dim
-    query = p.tensor("query", spec.head_dim)
-    key, value = p.kv_tensor("key", spec.head_dim), p.kv_tensor("value", channels)
+    if packed:
+        qkv, (query, key, value) = p.packed()
+        inputs = [qkv]
+    else:
+        query = p.tensor("query", spec.head_dim)
+        key, value = p.kv_tensor("key", spec.head_dim), p.kv_tensor("value", channels)
+        inputs = [query, key, value]
     rpb = p.bias() if spec.rpb else None
     sites, site, n = p.site_shape, p.site_names, len(p.site_names)
     window = [axis.taps for axis in axes]
@@ -42,11 +50,11 @@ def forward(
     scaled = stage(
         query.shape,
         [*site, "d"],
-        lambda *at: p.accumulate(query[at]) * p.scale,
+        lambda *at: p.accumulate(query(*at)) * p.scale,
         "query_scaled",
     )
 
-    def gathered(tensor: te.Tensor, name: str) -> te.Tensor:
+    def gathered(tensor: te.Tensor | Packed, name: str) -> te.Tensor:
         # A stage of its own: a schedule may hold the gathered vector in registers.
         def element(*at: tirx.Var) -> Expr:
             where, tap, d = at[:n], at[n:-1], at[-1]
@@ -110,7 +118,7 @@ def forward(
     lse = None
     if with_lse:
         lse = stage(sites, site, lambda *at: log_sum(p, largest[at], total[at]), "lse")
-    return p.function([query, key, value, rpb, output, lse])
+    return p.function([*inputs, rpb, output, lse])
 
 
 def log_sum(p: Problem, largest: Expr, total: Expr) -> Expr:

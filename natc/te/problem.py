@@ -33,6 +33,19 @@ def stage(
     return te.compute(tuple(shape), named, name)
 
 
+class Packed:
+    """One of query, key and value in a tensor that holds all three; indexed like a tensor."""
+
+    def __init__(self, qkv: te.Tensor, which: int, name: str) -> None:
+        self.name, self._qkv, self._which = name, qkv, which
+        self.shape = (*qkv.shape[:-3], *qkv.shape[-2:])
+
+    def __call__(self, *indices: Any) -> Expr:
+        """Return an element at `[b, *s, h, d]`, as te.Tensor does."""
+        *outer, head, channel = indices
+        return self._qkv(*outer, self._which, head, channel)
+
+
 class Problem:
     """The variables of one call of a kernel, and how its tensors are indexed.
 
@@ -106,20 +119,31 @@ class Problem:
         self._kv_tensors.append(tensor)
         return tensor
 
+    def packed(self) -> tuple[te.Tensor, list[Packed]]:
+        """Return an input `[B, *S, 3, H, D]`, and query, key and value as views of it."""
+        shape = (self.batch, *self.sizes, 3, self.heads, self.spec.head_dim)
+        qkv = te.placeholder(shape, self.spec.dtype, "qkv")
+        names = ("query", "key", "value")
+        return qkv, [Packed(qkv, which, name) for which, name in enumerate(names)]
+
     def bias(self) -> te.Tensor:
         """Return the relative positional bias, `[H, 2*K-1 of each axis]`."""
         sizes = (2 * k - 1 for k in self.spec.kernel_size)
         return te.placeholder((self.heads, *sizes), self.accumulator, "rpb")
 
     def read(
-        self, tensor: te.Tensor, site: Sequence[Any], positions: Sequence[Any], *rest: Any
+        self,
+        tensor: te.Tensor | Packed,
+        site: Sequence[Any],
+        positions: Sequence[Any],
+        *rest: Any,
     ) -> Expr:
         """Return an element at other positions, for the batch entry and head of a site."""
         b, _, h = self.parts(site)
         heads = self._kv_head_at if self._is_kv(tensor) else self._head_at
         return tensor(*self.order(self._batch_at[b], positions, heads[h]), *rest)
 
-    def _is_kv(self, tensor: te.Tensor) -> bool:
+    def _is_kv(self, tensor: te.Tensor | Packed) -> bool:
         return any(tensor is known for known in self._kv_tensors)
 
     def bias_at(self, rpb: te.Tensor, site: Sequence[Any], offsets: Sequence[Any]) -> Expr:
