@@ -14,6 +14,7 @@ from natc.build.c_compiler import host_machine
 from natc.operations import FORWARD, OPERATIONS
 from natc.space import Decisions, space_for
 from natc.space.skip import apply_skips
+from natc.space.threads import apply_threads
 from natc.spec import KernelSpec
 from natc.targets import Target
 from natc.te.definitions import definition
@@ -83,4 +84,6 @@ def scheduled(
     sch = Schedule(tvm.IRModule({name: function.with_attr("global_symbol", name)}))
     sch.work_on(name)
     space.apply(sch, spec, target, Decisions(decisions, space.name))
-    return tvm.IRModule({var: apply_skips(found) for var, found in sch.mod.functions.items()})
+    return tvm.IRModule(
+        {var: apply_threads(apply_skips(found)) for var, found in sch.mod.functions.items()}
+    )

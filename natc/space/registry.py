@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tvm.s_tir import Schedule
 
 from natc.operations import FORWARD, OPERATIONS
-from natc.space import cuda_simt, llvm_direct, llvm_gather
+from natc.space import cuda_gather, cuda_simt, llvm_direct, llvm_gather
 from natc.space.decisions import Candidates, Decisions
 from natc.spec import KernelSpec
 from natc.targets import Target
@@ -39,6 +39,9 @@ _SPACES = {
     ),
     ("cuda", True): Space(
         cuda_simt.NAME, cuda_simt.VERSION, cuda_simt.structure, cuda_simt.apply, base_two
+    ),
+    ("cuda", False): Space(
+        cuda_gather.NAME, cuda_gather.VERSION, cuda_gather.structure, cuda_gather.apply, base_two
     ),
 }
 
