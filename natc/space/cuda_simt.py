@@ -93,7 +93,8 @@ def _dot_product(sch: Schedule, query: LoopRV, spec: KernelSpec, lanes: int) -> 
     _, tap = sch.split(taps, [None, spec.kernel_size[-1]])
     _place(sch, "scores", tap)
     scaled = sch.get_sblock("query_scaled")
-    loaded = sch.cache_read(scaled, 0, _REGISTERS)
+    # Another tensor may be a part of the same one.
+    loaded = sch.cache_read(scaled, 0, _REGISTERS, [scaled])
     if spec.head_dim == 1:
         # Loops of one iteration are not made, so there is none to share or to vectorize.
         _place(sch, "key_tap", tap)
