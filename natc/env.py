@@ -36,6 +36,10 @@ NATC_WORKSPACE = EnvVar("NATC_WORKSPACE", "Directory that holds schedules/ and t
 NATC_STRICT = EnvVar(
     "NATC_STRICT", "1: a call that no kernel covers raises instead of running on the reference."
 )
+NATC_AS_NATTEN = EnvVar(
+    "NATC_AS_NATTEN",
+    "1 or a release such as 0.14.6: with natc.compat, `import natten` gives its interface.",
+)
 NATC_CC = EnvVar("NATC_CC", "C compiler command used to link libraries, such as 'clang-17'.")
 
 ALL: tuple[EnvVar, ...] = (
@@ -43,5 +47,6 @@ ALL: tuple[EnvVar, ...] = (
     NATC_LIB_PATH,
     NATC_WORKSPACE,
     NATC_STRICT,
+    NATC_AS_NATTEN,
     NATC_CC,
 )

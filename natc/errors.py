@@ -49,3 +49,7 @@ class TuneError(NatcError):
 
 class NotCoveredError(NatcError, RuntimeError):
     """No kernel covers a call, and `NATC_STRICT=1` forbids the slow reference."""
+
+
+class CompatError(NatcError, ImportError):
+    """Another package is where `natc.compat` would put its stand-in."""
