@@ -178,10 +178,17 @@ def attention(
 
 
 def softmax(logits: Array) -> tuple[Array, Array]:
-    """Return the softmax over the last axis, and the logarithm of its denominator."""
-    peak = logits.max(-1, keepdims=True)
-    lse = peak + np.log(np.exp(logits - peak).sum(-1, keepdims=True))
-    return np.exp(logits - lse), lse[..., 0]
+    """Return the softmax over the last axis, and the logarithm of its denominator.
+
+    As torch.softmax and torch.logsumexp: the softmax of a row that holds +inf, or nothing but
+    -inf, is NaN, and its logsumexp is infinite.
+    """
+    with np.errstate(invalid="ignore"):
+        peak = logits.max(-1, keepdims=True)
+        terms = np.exp(logits - peak)
+        total = terms.sum(-1, keepdims=True)
+        lse = np.where(np.isinf(peak), peak, peak + np.log(total))
+        return terms / total, lse[..., 0]
 
 
 @functools.lru_cache(maxsize=8)

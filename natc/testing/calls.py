@@ -48,7 +48,8 @@ class Call:
     @property
     def dtype(self) -> torch.dtype:
         """Of query, key and value."""
-        return getattr(torch, self.spec.dtype)
+        dtype: torch.dtype = getattr(torch, self.spec.dtype)
+        return dtype
 
     @property
     def options(self) -> dict[str, Any]:
@@ -60,47 +61,24 @@ class Call:
             "is_causal": self.is_causal,
         }
 
-    @property
-    def factor(self) -> float:
-        """The scale that None stands for."""
-        return self.spec.head_dim**-0.5 if self.scale is None else self.scale
-
 
 def check_fused(call: Call, compute: Compute, device: str = "cpu") -> None:
     """Raise AssertionError unless attention, logsumexp and gradients are those of brute force.
 
     compute: takes the arguments of `natc.neighborhood_attention`, all by name.
     """
-    draw = _Draw(call, device)
-    channels, value_dim = call.spec.head_dim, call.spec.value_dim
-    inputs = {
-        "query": draw("query", (*call.spatial, call.heads, channels)),
-        "key": draw("key", (*call.spatial, call.heads_kv, channels)),
-        "value": draw("value", (*call.spatial, call.heads_kv, value_dim)),
-        **draw.rpb(),
-    }
-    if call.tokens:
-        inputs["additional_keys"] = draw("additional_keys", (call.tokens, call.heads_kv, channels))
-        inputs["additional_values"] = draw(
-            "additional_values", (call.tokens, call.heads_kv, value_dim)
-        )
-    upstream = {"d_output": draw("d_output", (*call.spatial, call.heads, value_dim))}
-    if not call.without_lse:
-        upstream["d_lse"] = draw(
-            "d_lse", (*call.spatial, call.heads), getattr(torch, call.spec.accumulator)
-        )
+    inputs, upstream = draw_fused(call, device)
+    options: dict[str, Any] = {**call.options, "scale": call.scale}
     with poisoned_results():
-        found = compute(
-            **inputs, **call.options, scale=call.scale, return_lse=not call.without_lse
-        )
+        found = compute(**inputs, **options, return_lse=not call.without_lse)
         results = (found,) if call.without_lse else found
         made = dict(zip(("output", "lse"), results))
-        gradients = _gradients(call, made, inputs, upstream)
+        gradients = _gradients(made, inputs, upstream)
     assert made["output"].dtype == call.dtype
     if "lse" in made:
-        assert made["lse"].dtype == getattr(torch, call.spec.accumulator)
+        assert made["lse"].dtype == _accumulator(call.spec)
     arrays = _arrays(inputs | upstream)
-    options: dict[str, Any] = {**call.options, "scale": call.factor}
+    options["scale"] = call.spec.head_dim**-0.5 if call.scale is None else call.scale
     expected = brute_force.attention(**arrays, **options)
     magnitude = magnitudes.attention(**arrays, **options)
     _compare(call, made | gradients, expected, magnitude)
@@ -111,26 +89,8 @@ def check_qk(call: Call, compute: Compute, device: str = "cpu") -> None:
 
     compute: takes the arguments of `natc.functional.na2d_qk`, all by name.
     """
-    draw = _Draw(call, device)
-    inputs = {
-        "query": draw("query", (call.heads, *call.spatial, call.spec.head_dim)),
-        "key": draw("key", (call.heads_kv, *call.spatial, call.spec.head_dim)),
-        **draw.rpb(),
-    }
-    if call.tokens:
-        inputs["additional_keys"] = draw(
-            "additional_keys", (call.heads_kv, call.tokens, call.spec.head_dim)
-        )
-    missing = missing_taps(call)
-    upstream = {"d_attn": draw("d_attn", (call.heads, *missing.shape), hole=missing)}
-    with poisoned_results():
-        made = {"attn": compute(**inputs, **call.options)}
-        gradients = _gradients(call, made, inputs, upstream)
-    assert made["attn"].dtype == call.dtype
-    arrays = _arrays(inputs | upstream)
-    expected = brute_force.qk(**arrays, **call.options)
-    magnitude = magnitudes.linear(brute_force.qk, **arrays, **call.options)
-    _compare(call, made | gradients, expected, magnitude)
+    inputs, upstream = draw_qk(call, device)
+    _check_linear(call, compute, brute_force.qk, "attn", inputs, upstream)
 
 
 def check_av(call: Call, compute: Compute, device: str = "cpu") -> None:
@@ -138,25 +98,56 @@ def check_av(call: Call, compute: Compute, device: str = "cpu") -> None:
 
     compute: takes the arguments of `natc.functional.na2d_av`, all by name.
     """
+    inputs, upstream = draw_av(call, device)
+    _check_linear(call, compute, brute_force.av, "output", inputs, upstream)
+
+
+def draw_fused(call: Call, device: str = "cpu") -> tuple[Tensors, Tensors]:
+    """Return the inputs of fused attention by name, and the upstream gradients of its results."""
     draw = _Draw(call, device)
-    missing = missing_taps(call)
+    channels, value_dim = call.spec.head_dim, call.spec.value_dim
     inputs = {
-        "attn": draw("attn", (call.heads, *missing.shape), hole=missing),
-        "value": draw("value", (call.heads_kv, *call.spatial, call.spec.head_dim)),
+        "query": draw("query", *call.spatial, call.heads, channels),
+        "key": draw("key", *call.spatial, call.heads_kv, channels),
+        "value": draw("value", *call.spatial, call.heads_kv, value_dim),
+        **draw.rpb(),
     }
     if call.tokens:
-        inputs["additional_values"] = draw(
-            "additional_values", (call.heads_kv, call.tokens, call.spec.head_dim)
-        )
-    upstream = {"d_output": draw("d_output", (call.heads, *call.spatial, call.spec.head_dim))}
-    with poisoned_results():
-        made = {"output": compute(**inputs, **call.options)}
-        gradients = _gradients(call, made, inputs, upstream)
-    assert made["output"].dtype == call.dtype
-    arrays = _arrays(inputs | upstream)
-    expected = brute_force.av(**arrays, **call.options)
-    magnitude = magnitudes.linear(brute_force.av, **arrays, **call.options)
-    _compare(call, made | gradients, expected, magnitude)
+        tokens = (call.tokens, call.heads_kv)
+        inputs["additional_keys"] = draw("additional_keys", *tokens, channels)
+        inputs["additional_values"] = draw("additional_values", *tokens, value_dim)
+    upstream = {"d_output": draw("d_output", *call.spatial, call.heads, value_dim)}
+    if not call.without_lse:
+        of_lse = _accumulator(call.spec)
+        upstream["d_lse"] = draw("d_lse", *call.spatial, call.heads, dtype=of_lse)
+    return inputs, upstream
+
+
+def draw_qk(call: Call, device: str = "cpu") -> tuple[Tensors, Tensors]:
+    """Return the inputs of the operator qk by name, and the upstream gradient of its result."""
+    draw = _Draw(call, device)
+    inputs = {
+        "query": draw("query", call.heads, *call.spatial, call.spec.head_dim),
+        "key": draw("key", call.heads_kv, *call.spatial, call.spec.head_dim),
+        **draw.rpb(),
+    }
+    if call.tokens:
+        shape = (call.heads_kv, call.tokens, call.spec.head_dim)
+        inputs["additional_keys"] = draw("additional_keys", *shape)
+    return inputs, {"d_attn": draw.weights("d_attn")}
+
+
+def draw_av(call: Call, device: str = "cpu") -> tuple[Tensors, Tensors]:
+    """Return the inputs of the operator av by name, and the upstream gradient of its result."""
+    draw = _Draw(call, device)
+    inputs = {
+        "attn": draw.weights("attn"),
+        "value": draw("value", call.heads_kv, *call.spatial, call.spec.head_dim),
+    }
+    if call.tokens:
+        shape = (call.heads_kv, call.tokens, call.spec.head_dim)
+        inputs["additional_values"] = draw("additional_values", *shape)
+    return inputs, {"d_output": draw("d_output", call.heads, *call.spatial, call.spec.head_dim)}
 
 
 def missing_taps(call: Call) -> Tensor:
@@ -188,45 +179,73 @@ class _Draw:
         self.call, self.device = call, device
         self.generator = torch.Generator("cpu").manual_seed(call.seed)
 
-    def __call__(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        dtype: torch.dtype | None = None,
-        hole: Tensor | None = None,
-    ) -> Tensor:
-        return self._make(name, (self.call.batch, *shape), dtype or self.call.dtype, hole)
+    def __call__(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return self._leaf(name, self._laid_out(name, (self.call.batch, *shape), dtype))
 
     def rpb(self) -> Tensors:
         """Return {"rpb": a bias} in a kernel with one, else nothing."""
-        if not self.call.spec.rpb:
+        spec = self.call.spec
+        if not spec.rpb:
             return {}
-        shape = (self.call.heads, *(2 * size - 1 for size in self.call.spec.kernel_size))
-        return {"rpb": self._make("rpb", shape, getattr(torch, self.call.spec.accumulator), None)}
+        shape = (self.call.heads, *(2 * size - 1 for size in spec.kernel_size))
+        return {"rpb": self._leaf("rpb", self._laid_out("rpb", shape, _accumulator(spec)))}
 
-    def _make(
-        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, hole: Tensor | None
-    ) -> Tensor:
-        values = torch.randn(shape, generator=self.generator).to(dtype)
-        tensor = in_layout(values.to(self.device), self.call.layouts.get(name, LAYOUTS[0]))
+    def weights(self, name: str) -> Tensor:
+        """Return one number for each head, query, and tap or token."""
+        missing = missing_taps(self.call).to(self.device)
+        shape = (self.call.batch, self.call.heads, *missing.shape)
+        tensor = self._laid_out(name, shape, None)
         # What is at a tap without a key must not matter. Where memory is repeated, another tap
         # would get it too.
-        if hole is not None and 0 not in tensor.stride():
-            tensor.masked_fill_(hole.to(self.device), math.nan)
+        if bool(missing.any()) and 0 not in tensor.stride():
+            tensor.masked_fill_(missing, math.nan)
+        return self._leaf(name, tensor)
+
+    def _laid_out(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
+        values = torch.randn(shape, generator=self.generator).to(dtype or self.call.dtype)
+        return in_layout(values.to(self.device), self.call.layouts.get(name, LAYOUTS[0]))
+
+    def _leaf(self, name: str, tensor: Tensor) -> Tensor:
         return tensor.requires_grad_(not name.startswith("d_") and name not in self.call.constant)
 
 
-def _gradients(call: Call, made: Tensors, inputs: Tensors, upstream: Tensors) -> Tensors:
+def _check_linear(
+    call: Call,
+    compute: Compute,
+    oracle: Compute,
+    result: str,
+    inputs: Tensors,
+    upstream: Tensors,
+) -> None:
+    """Check one of the operators, which are linear in each of their tensors."""
+    with poisoned_results():
+        made = {result: compute(**inputs, **call.options)}
+        gradients = _gradients(made, inputs, upstream)
+    assert made[result].dtype == call.dtype
+    arrays = _arrays(inputs | upstream)
+    expected = oracle(**arrays, **call.options)
+    magnitude = magnitudes.linear(oracle, **arrays, **call.options)
+    _compare(call, made | gradients, expected, magnitude)
+
+
+def _gradients(made: Tensors, inputs: Tensors, upstream: Tensors) -> Tensors:
+    """Return the gradients of the inputs that require one."""
     wanted = {name: tensor for name, tensor in inputs.items() if tensor.requires_grad}
-    if not wanted:
-        return {}
     results = {f"d_{name}": result for name, result in made.items() if result.requires_grad}
+    if not wanted:
+        assert not results
+        return {}
     found = torch.autograd.grad(
         list(results.values()), list(wanted.values()), [upstream[name] for name in results]
     )
     for (name, tensor), gradient in zip(wanted.items(), found, strict=True):
         assert gradient.dtype == tensor.dtype and gradient.shape == tensor.shape, name
     return {f"d_{name}": gradient for name, gradient in zip(wanted, found, strict=True)}
+
+
+def _accumulator(spec: KernelSpec) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, spec.accumulator)
+    return dtype
 
 
 def _arrays(tensors: Tensors) -> dict[str, Any]:

@@ -1,0 +1,270 @@
+"""NaN, infinities and very large scores pass through kernels as through torch's own operators.
+
+Brute force sums over the keys that a query attends to and no others, with the softmax, logsumexp
+and gradients of torch. Kernels must be NaN where it is NaN, infinite where it is infinite, and
+nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from built_kernels import BuiltKernels
+from torch import Tensor
+
+import natc
+from natc import functional
+from natc.reference import neighborhood_attention
+from natc.spec import KernelSpec
+from natc.testing import brute_force
+from natc.testing.calls import Call, draw_fused
+from natc.testing.tolerance import RELATIVE_TOLERANCE
+
+Tensors = dict[str, Tensor]
+SPECS = [
+    KernelSpec.parse(name)
+    for name in (
+        "na2d_k3_d8_float32_rpb",
+        "na2d_k3_d8_float16_rpb",
+        "na2d_k3_d8_bfloat16_rpb",
+        "na1d_k4_d20_float32_rpb",
+        "na3d_k2_d3v5_float32_rpb",
+    )
+]
+MAPS = {1: (11,), 2: (6, 5), 3: (3, 2, 4)}
+WHERE = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "dilated small map": {"dilation": 3},
+    "stride": {"stride": 2},
+}
+each_spec = pytest.mark.parametrize("spec", SPECS, ids=str)
+
+
+def call_of(spec: KernelSpec, **options: Any) -> Call:
+    plain = {"dilation": 1, "stride": 1, "is_causal": False}
+    return Call(
+        spec,
+        MAPS[spec.rank],
+        **{name: (options.pop(name, given),) * spec.rank for name, given in plain.items()},
+        batch=2,
+        heads=2,
+        heads_kv=1,
+        **options,
+    )
+
+
+def spoil(name: str, value: float) -> Callable[[Tensors], None]:
+    """Return what sets one element of a tensor, away from its ends."""
+
+    def apply(tensors: Tensors) -> None:
+        flat = tensors[name].view(-1)
+        flat[flat.numel() // 2 + 1] = value
+
+    return apply
+
+
+def bias_of_a_head(value: float) -> Callable[[Tensors], None]:
+    """Return what makes every window of one head hold nothing but a value."""
+
+    def apply(tensors: Tensors) -> None:
+        tensors["rpb"][1] = value
+
+    return apply
+
+
+def bias_but_one(value: float) -> Callable[[Tensors], None]:
+    """Return what leaves one offset of a head as it is: some windows have it, others do not."""
+
+    def apply(tensors: Tensors) -> None:
+        middle = tuple(length // 2 for length in tensors["rpb"].shape[1:])
+        kept = tensors["rpb"][(0, *middle)].clone()
+        tensors["rpb"][0] = value
+        tensors["rpb"][(0, *middle)] = kept
+
+    return apply
+
+
+SPOILT = {
+    **{
+        f"{value} in {name}": spoil(name, value)
+        for name in ("query", "key", "value", "rpb")
+        for value in (math.nan, math.inf, -math.inf)
+    },
+    "-inf in a head's rpb": bias_of_a_head(-math.inf),
+    "-inf in most of rpb": bias_but_one(-math.inf),
+    "inf in a head's rpb": bias_of_a_head(math.inf),
+    "NaN upstream": spoil("d_output", math.nan),
+    "NaN upstream of lse": spoil("d_lse", math.nan),
+}
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("spoilt", SPOILT)
+@each_spec
+def test_attention_of_spoilt_inputs(
+    built: BuiltKernels, spec: KernelSpec, spoilt: str, where: str
+) -> None:
+    call = call_of(spec, **WHERE[where])
+    check(built, call, SPOILT[spoilt])
+
+
+@pytest.mark.parametrize(
+    "spoilt", [name for name in SPOILT if "rpb" in name or "in key" in name or "in value" in name]
+)
+@pytest.mark.parametrize("spec", SPECS[:2], ids=str)
+def test_attention_with_tokens_of_spoilt_inputs(
+    built: BuiltKernels, spec: KernelSpec, spoilt: str
+) -> None:
+    """A window of nothing but -inf has no weight beside the tokens, and no say."""
+    check(built, call_of(spec, tokens=2), SPOILT[spoilt])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
+@pytest.mark.parametrize("name", ["additional_keys", "additional_values"])
+@pytest.mark.parametrize("spec", SPECS[:2], ids=str)
+def test_attention_with_spoilt_tokens(
+    built: BuiltKernels, spec: KernelSpec, name: str, value: float
+) -> None:
+    check(built, call_of(spec, tokens=2), spoil(name, value))
+
+
+def check(built: BuiltKernels, call: Call, apply: Callable[[Tensors], None]) -> None:
+    built.need(call.spec)
+    inputs, upstream = draw_fused(call)
+    with torch.no_grad():
+        apply(inputs | upstream)
+    found = results_of(natc.neighborhood_attention, call, inputs, upstream)
+    expected = exactly(
+        brute_force.attention, inputs | upstream, **call.options, scale=scale_of(call)
+    )
+    for name, result in found.items():
+        compare(result, expected[name], call.dtype, name)
+
+
+def exactly(oracle: Callable[..., Any], tensors: Tensors, **options: Any) -> Tensors:
+    """Return what brute force makes of tensors, in float64."""
+    arrays = {name: x.detach().double().numpy() for name, x in tensors.items()}
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = oracle(**arrays, **options)
+    return {name: torch.from_numpy(array.copy()) for name, array in found.items()}
+
+
+def scale_of(call: Call) -> float:
+    return call.spec.head_dim**-0.5 if call.scale is None else call.scale
+
+
+def results_of(
+    function: Callable[..., Any], call: Call, inputs: Tensors, upstream: Tensors
+) -> Tensors:
+    output, lse = function(**inputs, **call.options, scale=call.scale, return_lse=True)
+    found = torch.autograd.grad((output, lse), list(inputs.values()), list(upstream.values()))
+    gradients = {f"d_{name}": x for name, x in zip(inputs, found, strict=True)}
+    return {"output": output.detach(), "lse": lse.detach(), **gradients}
+
+
+def compare(found: Tensor, expected: Tensor, dtype: torch.dtype, name: str) -> None:
+    """Compare kinds of numbers element by element, and finite ones by value."""
+    assert found.shape == expected.shape
+    expected = expected.to(found.dtype)  # what float16 cannot hold is infinite
+    for kind in ("isnan", "isposinf", "isneginf"):
+        here, there = getattr(found, kind)(), getattr(expected, kind)()
+        assert torch.equal(here, there), (
+            f"{name}: {kind} holds of {int(here.sum())} elements, and should of "
+            f"{int(there.sum())}; first difference at {(here != there).nonzero()[0].tolist()}"
+        )
+    finite = expected.isfinite()
+    if bool(finite.any()):
+        size = expected[finite].abs().max().item()
+        tolerance = 2 * RELATIVE_TOLERANCE[dtype]
+        torch.testing.assert_close(
+            found[finite], expected[finite], rtol=tolerance, atol=tolerance * max(size, 1.0)
+        )
+
+
+# Very large scores
+
+
+LARGE = [
+    *((dtype, 1e4) for dtype in ("float32", "float16", "bfloat16")),
+    *((dtype, 1e30) for dtype in ("float32", "bfloat16")),
+]
+
+
+@pytest.mark.parametrize("dtype, size", LARGE, ids=str)
+@pytest.mark.parametrize("where", WHERE)
+def test_very_large_scores(built: BuiltKernels, dtype: str, size: float, where: str) -> None:
+    """A softmax of scores that far apart picks one key, in gradients as in results."""
+    spec = KernelSpec.parse(f"na2d_k3_d8_{dtype}_rpb")
+    built.need(spec)
+    call = call_of(spec, **WHERE[where], scale=1.0)
+    inputs, upstream = draw_fused(call)
+    with torch.no_grad():
+        inputs["query"].mul_(size**0.5)
+        inputs["key"].mul_(size**0.5)
+    found = results_of(natc.neighborhood_attention, call, inputs, upstream)
+    expected = exactly(brute_force.attention, inputs | upstream, **call.options, scale=1.0)
+    for name, result in found.items():
+        assert bool(result.isfinite().all()), f"{name} is not finite"
+        # Scores are exact to float32's share of their size; so are weights, where two are near.
+        rounding = max(2e-2, 8 * RELATIVE_TOLERANCE[call.dtype])
+        biggest = expected[name].abs().max().item()
+        if name in ("d_query", "d_key"):
+            # The gradient of a score is a difference of equal numbers, times a large key.
+            biggest = max(biggest, size**0.5)
+        torch.testing.assert_close(
+            result.double(), expected[name], rtol=rounding, atol=rounding * biggest
+        )
+
+
+def test_scores_that_are_equal_and_large(built: BuiltKernels) -> None:
+    """All weights of a window are the same, however large the scores."""
+    spec = KernelSpec.parse("na2d_k3_d8_float32_rpb")
+    built.need(spec)
+    query = torch.full((1, 5, 6, 1, 8), 1e15)
+    value = torch.arange(240.0).view(1, 5, 6, 1, 8)
+    output = natc.na2d(query, query, value, 3, scale=1.0, rpb=torch.zeros(1, 5, 5))
+    expected = neighborhood_attention(torch.zeros_like(query), query, value, 3)
+    torch.testing.assert_close(output, expected)
+
+
+# The operators, which have no softmax: NaN and infinities where sums have them
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
+@pytest.mark.parametrize("name", ["query", "key", "value", "attn"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_operators_of_spoilt_inputs(
+    built: BuiltKernels, dtype: str, name: str, value: float, where: str
+) -> None:
+    spec = KernelSpec.parse(f"na2d_k3_d8_{dtype}_rpb")
+    built.need(spec)
+    built.need(dataclasses.replace(spec, rpb=False), "qk", "av", "inverse_av")
+    call = call_of(spec, **WHERE[where])
+    inputs, _ = draw_fused(call)
+    tensors = {name: x.detach().movedim(-2, 1).contiguous() for name, x in inputs.items()}
+    tensors["rpb"] = inputs["rpb"].detach()
+    tensors["attn"] = torch.randn(2, 2, *call.spatial, 9).to(call.dtype)
+    spoil(name, value)(tensors)
+    if name in ("query", "key"):
+        function, oracle, result = functional.na2d_qk, brute_force.qk, "attn"
+        given = {one: tensors[one] for one in ("query", "key", "rpb")}
+    else:
+        function, oracle, result = functional.na2d_av, brute_force.av, "output"
+        given = {one: tensors[one] for one in ("attn", "value")}
+    leaves = {one: x.requires_grad_() for one, x in given.items()}
+    found = function(**leaves, **call.options)
+    upstream = torch.randn(found.shape, generator=torch.Generator().manual_seed(5))
+    upstream = upstream.to(call.dtype)
+    gradients = torch.autograd.grad(found, list(leaves.values()), upstream)
+    expected = exactly(oracle, leaves | {f"d_{result}": upstream}, **call.options)
+    compare(found.detach(), expected[result], call.dtype, result)
+    for one, gradient in zip(leaves, gradients, strict=True):
+        compare(gradient, expected[f"d_{one}"], call.dtype, f"d_{one}")

@@ -1,0 +1,168 @@
+"""Random calls of the CUDA kernels in NATC_LIB_PATH against brute force: results and gradients.
+
+Of every kernel found there that has all its operations. To make some, here or elsewhere:
+`natc build --kernel 7 --target cuda --arch sm_90 -o DIRECTORY`; then NATC_LIB_PATH=DIRECTORY.
+More calls, drawn anew each time: `pytest -k sweep --hypothesis-profile=natc-long`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import natc
+from natc import functional, runtime
+from natc.operations import operations_of
+from natc.spec import KernelSpec
+from natc.targets import cuda_target_for
+from natc.testing.calls import Call, check_av, check_fused, check_qk, draw_fused
+from natc.testing.guarded_calls import GuardedKernel
+from natc.testing.sweep import fused_calls, unfused_calls
+
+if not torch.cuda.is_available():
+    pytest.skip("torch finds no GPU", allow_module_level=True)
+
+MACHINE = cuda_target_for(torch.cuda.get_device_capability(0))
+
+
+def has(spec: KernelSpec, *operations: str) -> bool:
+    """Return whether libraries for this GPU hold these operations of a kernel."""
+    return all(
+        runtime.explain(spec, "cuda", operation=one).choice is not None for one in operations
+    )
+
+
+SPECS = sorted(
+    {
+        library.spec
+        for library in runtime.kernels()
+        if has(library.spec, *operations_of(library.spec, ("forward", "backward")))
+    },
+    key=str,
+)
+if not SPECS:
+    pytest.skip(
+        f"no library with every operation for {MACHINE} was found in NATC_LIB_PATH or natc's own "
+        f"directories; build some: natc build --kernel 7 --target cuda --arch {MACHINE.arch} "
+        "-o DIRECTORY, and set NATC_LIB_PATH=DIRECTORY",
+        allow_module_level=True,
+    )
+
+
+def without_rpb(spec: KernelSpec) -> KernelSpec:
+    return dataclasses.replace(spec, rpb=False)
+
+
+# The gradient of one operator is another, which has no bias.
+WITH_OPERATORS = [
+    spec
+    for spec in SPECS
+    if spec.head_dim == spec.value_dim
+    and has(spec, *operations_of(spec, ("unfused",)))
+    and has(without_rpb(spec), "qk", "av", "inverse_av")
+]
+FEW = max(1, settings.default.max_examples // 5)
+once = settings(
+    max_examples=FEW,
+    suppress_health_check=(
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.function_scoped_fixture,
+    ),
+)
+each_spec = pytest.mark.parametrize("spec", SPECS, ids=str)
+each_with_operators = pytest.mark.parametrize("spec", WITH_OPERATORS, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No call may run on the reference; and torch wants to be told how to use cuBLAS."""
+    monkeypatch.setenv("NATC_STRICT", "1")
+    monkeypatch.setenv(
+        "CUBLAS_WORKSPACE_CONFIG", os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    )
+    yield
+
+
+@each_spec
+@once
+@given(data=st.data())
+def test_sweep_of_attention(spec: KernelSpec, data: st.DataObject) -> None:
+    check_fused(data.draw(fused_calls(spec)), natc.neighborhood_attention, "cuda")
+
+
+@each_with_operators
+@once
+@given(data=st.data())
+def test_sweep_of_the_operators(spec: KernelSpec, data: st.DataObject) -> None:
+    call = data.draw(unfused_calls(spec))
+    check_qk(call, getattr(functional, f"na{spec.rank}d_qk"), "cuda")
+    check_av(call, getattr(functional, f"na{spec.rank}d_av"), "cuda")
+
+
+@each_spec
+@once
+@given(data=st.data(), chunks=st.sampled_from((1, 2, 7)))
+def test_sweep_of_operations_between_guards(
+    spec: KernelSpec, data: st.DataObject, chunks: int
+) -> None:
+    """Each function by itself: none writes or reads beside its tensors."""
+
+    def open_operation(operation: str, rpb: bool) -> Any:
+        import tvm_ffi
+
+        chosen = dataclasses.replace(spec, rpb=rpb)
+        choice = runtime.explain(chosen, "cuda", operation=operation).choice
+        assert choice is not None
+        return tvm_ffi.load_module(str(choice.library.path))[choice.function]
+
+    kernel = GuardedKernel(open_operation, chunks=chunks)
+    call = dataclasses.replace(data.draw(fused_calls(spec)), tokens=0, layouts={})
+    check_fused(call, kernel.attention, "cuda")
+    if spec in WITH_OPERATORS:
+        check_qk(call, kernel.qk, "cuda")
+        check_av(call, kernel.av, "cuda")
+
+
+def call_of(spec: KernelSpec, spatial: tuple[int, ...], **options: Any) -> Call:
+    plain = {
+        "dilation": (1,) * spec.rank,
+        "stride": (1,) * spec.rank,
+        "is_causal": (False,) * spec.rank,
+    }
+    return Call(spec, spatial, **plain | options)
+
+
+@each_spec
+def test_sweep_of_partial_tiles(spec: KernelSpec) -> None:
+    """Where an axis ends with its last tile, one before, or one after; memory around is NaN."""
+    lengths = {1: (1, 31, 32, 33, 127, 129, 257), 2: (1, 7, 8, 9, 16, 17), 3: (1, 4, 5, 8)}
+    for length in lengths[spec.rank]:
+        for other in (length, 3):
+            spatial = (other,) * (spec.rank - 1) + (length,)
+            call = call_of(spec, spatial, heads=3, heads_kv=1, batch=2, seed=length)
+            check_fused(call, natc.neighborhood_attention, "cuda")
+
+
+@each_spec
+def test_gradients_are_the_same_bits(spec: KernelSpec) -> None:
+    spatial = {1: (3000,), 2: (57, 61), 3: (11, 13, 17)}[spec.rank]
+    call = call_of(spec, spatial, heads=4, heads_kv=2, batch=2)
+    inputs, upstream = draw_fused(call, "cuda")
+
+    def run() -> list[torch.Tensor]:
+        results = natc.neighborhood_attention(**inputs, **call.options, return_lse=True)
+        gradients = torch.autograd.grad(results, list(inputs.values()), list(upstream.values()))
+        return [*results, *gradients]
+
+    first = run()
+    for _ in range(3):
+        for one, other in zip(run(), first, strict=True):
+            assert torch.equal(one, other)
