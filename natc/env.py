@@ -40,6 +40,10 @@ NATC_AS_NATTEN = EnvVar(
     "NATC_AS_NATTEN",
     "1 or a release such as 0.14.6: with natc.compat, `import natten` gives its interface.",
 )
+NATC_ALLOW_WRITABLE_LIBRARIES = EnvVar(
+    "NATC_ALLOW_WRITABLE_LIBRARIES",
+    "1: load libraries from directories that other users can write, too.",
+)
 NATC_CC = EnvVar("NATC_CC", "C compiler command used to link libraries, such as 'clang-17'.")
 
 ALL: tuple[EnvVar, ...] = (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata, util
 from pathlib import Path
 
 import platformdirs
@@ -13,6 +15,25 @@ from natc.targets import Target
 
 _PACKAGE = Path(__file__).resolve().parent
 PACKAGED_DATA = _PACKAGE / "_data"
+
+# Wheels of libraries name their package in this group; the libraries are in its folder `lib`.
+ENTRY_POINTS = "natc.kernels"
+WHEEL_FOLDER = "lib"
+
+_used: list[Path] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A directory that libraries are looked for in, and how natc came to look there.
+
+    source: `named in the program`, `NATC_LIB_PATH`, `wheel NAME VERSION`, `cache` or `natc`.
+    distribution: the name of the wheel, for pip; None for the others.
+    """
+
+    path: Path
+    source: str
+    distribution: str | None = None
 
 
 def checkout() -> Path | None:
@@ -78,10 +99,64 @@ def library_dir() -> Path:
     return cache_dir() / "lib"
 
 
-def library_dirs() -> list[Path]:
-    """Return the directories that libraries are looked for in, in order; some may not exist."""
+def use_library_dir(directory: str | Path) -> None:
+    """Make a directory the first that libraries are looked for in, in this process."""
+    path = Path(directory).expanduser().absolute()
+    if path in _used:
+        _used.remove(path)
+    _used.insert(0, path)
+
+
+def library_places() -> list[Place]:
+    """Return where libraries are looked for, in order; some may not exist.
+
+    Directories named in the program, those in NATC_LIB_PATH, installed wheels of libraries, the
+    cache, and natc's own. Reads the metadata of what is installed; imports nothing of it.
+    """
     named = [Path(part).expanduser().absolute() for part in env.NATC_LIB_PATH.paths()]
-    return [*named, library_dir(), PACKAGED_DATA / "lib"]
+    return [
+        *(Place(path, "named in the program") for path in _used),
+        *(Place(path, env.NATC_LIB_PATH.name) for path in named),
+        *_wheels(),
+        Place(library_dir(), "cache"),
+        Place(PACKAGED_DATA / "lib", "natc"),
+    ]
+
+
+def library_dirs() -> list[Path]:
+    """Return the directories of `library_places`."""
+    return [place.path for place in library_places()]
+
+
+def library_place(directory: Path) -> Place | None:
+    """Return the first place that a directory is, or None when it is none."""
+    return next((place for place in library_places() if place.path == directory), None)
+
+
+def _wheels() -> list[Place]:
+    found: dict[Path, Place] = {}
+    for point in sorted(metadata.entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
+        path = _package_folder(point)
+        if path is not None and point.dist is not None:
+            name, version = point.dist.metadata["Name"], point.dist.version
+            found.setdefault(path, Place(path, f"wheel {name} {version}", name))
+    return list(found.values())
+
+
+def _package_folder(point: metadata.EntryPoint) -> Path | None:
+    """Return the library folder of a wheel's package, without importing the package."""
+    if point.dist is not None:
+        folder = Path(str(point.dist.locate_file(point.module.replace(".", "/")))) / WHEEL_FOLDER
+        if folder.is_dir():
+            return folder.absolute()
+    # Installed in a way that leaves the files elsewhere. Looking up a name with a dot would
+    # import what is before the dot.
+    spec = util.find_spec(point.module) if "." not in point.module else None
+    for location in (spec and spec.submodule_search_locations) or ():
+        folder = Path(location) / WHEEL_FOLDER
+        if folder.is_dir():
+            return folder.absolute()
+    return None
 
 
 def _find(relative: Path) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from natc.runtime.facts import Facts
 from natc.runtime.load import Kernel, verify
+from natc.runtime.places import use
 from natc.runtime.registry import Explanation, clear, explain, kernels, problems
 from natc.runtime.search import Library, Rejection
 from natc.runtime.select import Choice, select
@@ -20,5 +21,6 @@ __all__ = [
     "kernels",
     "problems",
     "select",
+    "use",
     "verify",
 ]

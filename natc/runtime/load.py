@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from natc import elf, workspace
 from natc.errors import LibraryError
 from natc.files import reason
 from natc.manifest import file_sha256
 from natc.runtime.commands import rebuild_command
 from natc.runtime.search import Library
 from natc.runtime.select import Choice
+from natc.runtime.trust import distrust_file
 
 # Path -> (hash, module) of what this process has opened; a library stays open until exit.
 _opened: dict[Path, tuple[str, Any]] = {}
@@ -35,21 +39,20 @@ class Kernel:
 def verify(library: Library) -> None:
     """Check that a library is the file its manifest vouches for.
 
-    Raises LibraryError naming the file, both hashes and the command that builds it again.
+    Raises LibraryError naming the file, both hashes and the command that brings it back.
     """
     expected = library.manifest.sha256
     try:
         actual = file_sha256(library.path)
     except OSError as error:
         raise LibraryError(
-            f"library {library.path} cannot be read: {reason(error)}. "
-            f"Build it again: {rebuild_command(library)}"
+            f"library {library.path} cannot be read: {reason(error)}. {_remedy(library)}"
         ) from error
     if actual != expected:
         raise LibraryError(
             f"library {library.path} is not the file that its manifest vouches for: expected "
             f"sha256 {expected}, found {actual}. Nothing of it was run. "
-            f"Build it again: {rebuild_command(library)}"
+            f"{_remedy(library)}"
         )
 
 
@@ -57,19 +60,55 @@ def load(choice: Choice) -> Kernel:
     """Verify a library, open it, and return the chosen function.
 
     Not thread-safe: the caller holds a lock. Raises LibraryError naming the file when it is not
-    what its manifest says, cannot be opened, or has no such function.
+    what its manifest says, may have been written by others, is for another processor, cannot be
+    opened, or has no such function.
     """
     library = choice.library
     verify(library)
+    _check_owner(library)
+    _check_machine(library)
     module = _open(library)
     try:
         function = module[choice.function]
     except AttributeError as error:
         raise LibraryError(
             f"library {library.path} has no function {choice.function!r}, which its manifest "
-            f"names. Build it again: {rebuild_command(library)}"
+            f"names. {_remedy(library)}"
         ) from error
     return Kernel(function, library.manifest.alignment, choice)
+
+
+def _check_owner(library: Library) -> None:
+    for path in (library.path, library.manifest_path):
+        danger = distrust_file(path)
+        if danger:
+            raise LibraryError(f"library {library.path} is not loaded: {danger}.")
+
+
+def _check_machine(library: Library) -> None:
+    # Elsewhere libraries have another format, and the system's loader is left to judge.
+    if sys.platform != "linux":
+        return
+    path, here = library.path, elf.this_machine()
+    try:
+        with open(path, "rb") as file:
+            machine = elf.machine_of(file.read(64), path.stat().st_size)
+    except elf.ElfError as error:
+        raise LibraryError(
+            f"library {path} cannot be opened: {error}. {_remedy(library)}"
+        ) from error
+    if machine != here:
+        raise LibraryError(
+            f"library {path} is for {machine}, and this machine is {here}. {_remedy(library)}"
+        )
+
+
+def _remedy(library: Library) -> str:
+    place = workspace.library_place(library.manifest_path.parent)
+    if place is not None and place.distribution is not None:
+        name = shlex.quote(place.distribution)
+        return f"Install it again: pip install --force-reinstall --no-deps {name}"
+    return f"Build it again: {rebuild_command(library)}"
 
 
 def _open(library: Library) -> Any:
@@ -90,8 +129,7 @@ def _open(library: Library) -> Any:
         # The loader's own error type is not part of its interface.
         except Exception as error:
             raise LibraryError(
-                f"library {path} cannot be opened: {error}. "
-                f"Build it again: {rebuild_command(library)}"
+                f"library {path} cannot be opened: {error}. {_remedy(library)}"
             ) from error
     _opened[path] = (digest, module)
     return module

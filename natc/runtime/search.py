@@ -8,6 +8,7 @@ from pathlib import Path
 
 from natc.errors import LibraryError
 from natc.manifest import SUFFIX, Manifest, load_manifest
+from natc.runtime.trust import distrust
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -55,7 +56,8 @@ class Scan:
 def scan(directories: Iterable[Path]) -> Scan:
     """Read every manifest in some directories, in order; one that is bad hides no other.
 
-    directories: where to look, not below; one that does not exist holds nothing.
+    directories: where to look, not below; one that does not exist holds nothing, and what lies in
+        one that others can write is not read.
     """
     order = tuple(dict.fromkeys(directories))
     libraries: list[Library] = []
@@ -67,6 +69,12 @@ def scan(directories: Iterable[Path]) -> Scan:
             continue
         except OSError as error:
             unreadable.append(Rejection(directory, f"directory cannot be read: {error.strerror}"))
+            continue
+        if not paths:
+            continue
+        danger = distrust(directory)
+        if danger:
+            unreadable.append(Rejection(directory, f"its libraries are not loaded: {danger}"))
             continue
         for path in paths:
             try:
