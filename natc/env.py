@@ -52,5 +52,6 @@ ALL: tuple[EnvVar, ...] = (
     NATC_WORKSPACE,
     NATC_STRICT,
     NATC_AS_NATTEN,
+    NATC_ALLOW_WRITABLE_LIBRARIES,
     NATC_CC,
 )
