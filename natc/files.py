@@ -14,11 +14,17 @@ from natc.errors import NatcError
 def make_directory(path: str | os.PathLike[str]) -> Path:
     """Create a directory and its parents where they are missing, and return it.
 
-    Raises NatcError naming the directory when it cannot be created.
+    Only the user may write into what is created, whatever the umask: libraries are loaded from
+    such directories. Raises NatcError naming the directory when it cannot be created.
     """
     directory = Path(path)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        missing = [directory, *directory.parents]
+        while missing and missing[-1].exists():
+            missing.pop()
+        for path in reversed(missing):
+            path.mkdir(mode=0o755, exist_ok=True)
+        directory.mkdir(exist_ok=True)
     except OSError as error:
         raise NatcError(f"directory {directory} cannot be created: {reason(error)}.") from error
     return directory
@@ -27,7 +33,8 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
 def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Replace a file by new content so that a reader sees the old or the new, never a part.
 
-    data: bytes, or text that is written as UTF-8. Missing parent directories are created.
+    data: bytes, or text that is written as UTF-8. Missing parent directories are created. Only
+    the user may write the file later, whatever the umask.
     Raises NatcError naming the directory when it is not writable; the old file then stays.
     """
     path = Path(path)
@@ -36,7 +43,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
     # In the same directory, because os.replace is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "xb", opener=_for_the_user) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -48,6 +55,10 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _for_the_user(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o644)
 
 
 def append_line(path: str | os.PathLike[str], line: str) -> None:

@@ -25,9 +25,23 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
 
 
 def test_new_files_have_the_users_usual_permissions(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "ours", "x")
-    (tmp_path / "usual").write_text("x")
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "ours", "x")
+        (tmp_path / "usual").write_text("x")
+    finally:
+        os.umask(before)
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_nobody_else_may_write_what_is_made(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        write_atomically(tmp_path / "a" / "b" / "c", "x")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "c"):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(
