@@ -41,7 +41,7 @@ def choose(spec: KernelSpec, target: Target, *, untuned: bool = False) -> Chosen
     A kernel with no schedule of its own takes that of the kernel that differs in the relative
     positional bias alone; its loops are the same. untuned: take none.
     """
-    space = space_for(target)
+    space = space_for(target, spec=spec)
     what = f"{spec.name} for {target.name}"
     if untuned:
         return Chosen({}, "untuned", f"{what}: the untuned default schedule, as asked.")

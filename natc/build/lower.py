@@ -17,7 +17,6 @@ from natc.space.skip import apply_skips
 from natc.space.threads import apply_threads
 from natc.spec import KernelSpec
 from natc.targets import Target
-from natc.te.definitions import definition
 
 # Sums may be reordered, or no reduction would use vector registers; infinities and NaN keep
 # their meaning.
@@ -79,8 +78,8 @@ def scheduled(
     decisions: of the operation's space; missing ones take the untuned default. Raises
     ScheduleError for one that the space does not have.
     """
-    space = space_for(target, operation)
-    function = definition(operation, spec, space.exponential)
+    space = space_for(target, operation, spec)
+    function = space.definition(operation, spec, space.exponential)
     sch = Schedule(tvm.IRModule({name: function.with_attr("global_symbol", name)}))
     sch.work_on(name)
     space.apply(sch, spec, target, Decisions(decisions, space.name))
