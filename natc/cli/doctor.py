@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from importlib.util import find_spec
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -18,8 +18,19 @@ from natc.records import read_log
 _COMMANDS = ("cc", "gcc", "clang", "nvcc", "cuobjdump")
 
 
-def doctor(json: JsonOption = False) -> None:
+def doctor(
+    coverage: Annotated[
+        bool,
+        typer.Option("--coverage", help="Show what serves each feature, on each target, instead."),
+    ] = False,
+    json: JsonOption = False,
+) -> None:
     """Show versions, hardware, paths and every problem; exits with 1 when there is one."""
+    if coverage:
+        from natc.cli.coverage import show
+
+        show(json=json)
+        return
     problems: list[str] = []
     document = {
         "versions": _versions(problems),

@@ -175,6 +175,43 @@ def test_versions_that_crash_together_are_a_problem(
     assert any("apache-tvm-ffi 0.1.15.post1" in text for text in found["problems"])
 
 
+def test_coverage_says_what_serves_each_feature_and_what_is_built(natc: Natc) -> None:
+    library, _ = built()
+    found = document(natc, "doctor", "--coverage")
+    served = {
+        (row["feature"], row["rank"], row["target"]): row["served_by"] for row in found["coverage"]
+    }
+    assert served["fused backward, rpb", 3, "cuda"] == "kernel"
+    assert served["float64", 1, "cuda"] == "reference"
+    installed = {"path": str(library), "spec": SPEC.name, "operations": ["forward"]}
+    assert found["installed"] == {"llvm": [installed], "cuda": []}
+
+
+def test_the_coverage_table_has_a_line_for_each_feature(
+    natc: Natc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from natc import coverage
+    from natc.coverage import Cell
+
+    library, _ = built()
+    cells = [
+        Cell("dance", rank, target, "reference" if rank == 3 else "kernel", ("forward",))
+        for rank in (1, 2, 3)
+        for target in ("llvm", "cuda")
+    ]
+    cells += [Cell("sing", rank, "llvm", "composition", ()) for rank in (1, 2, 3)]
+    cells += [Cell("sing", rank, "cuda", "refused", ()) for rank in (1, 2, 3)]
+    monkeypatch.setattr(coverage, "table", lambda: cells)
+    code, out, _ = natc("doctor", "--coverage")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines()]
+    dance = ["1-D", "kernel,", "2-D", "kernel,", "3-D", "reference"]
+    assert ["dance", *dance, *dance, "forward"] in lines
+    assert ["sing", "composition", "refused", "-"] in lines
+    assert "installed for llvm: 1 library" in out and f"  {library}: forward" in out
+    assert "installed for cuda: none" in out
+
+
 def test_bench_times_the_reference_and_says_what_kernel_is_missing(
     natc: Natc, monkeypatch: pytest.MonkeyPatch
 ) -> None:

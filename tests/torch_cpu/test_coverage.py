@@ -1,0 +1,122 @@
+"""The table of what serves what: true to the operations that exist and to what the calls do."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+import natc
+from natc import coverage
+from natc.coverage import COMPOSITION, KERNEL, REFERENCE, Cell
+from natc.operations import OPERATIONS, operations_of
+from natc.runtime import registry
+from natc.spec import RANKS, KernelSpec
+
+# What no kernel computes of the fused functions. For these the reference may serve, and elsewhere
+# it may not.
+DERIVED = ("double backward", "forward-mode")
+
+
+@pytest.fixture(scope="module")
+def cells() -> list[Cell]:
+    return coverage.table()
+
+
+# No call of the public functions runs these yet.
+PACKED = ("forward_packed", "forward_lse_packed")
+USED = [name for name in OPERATIONS if name not in PACKED]
+
+
+def only(feature: str, *, rank: int = 2, target: str = "llvm") -> Cell:
+    return coverage._cell(feature, coverage.ROWS[feature], rank, target)
+
+
+def test_there_is_one_answer_for_each_feature_rank_and_target(cells: list[Cell]) -> None:
+    places = {(cell.feature, cell.rank, cell.target) for cell in cells}
+    assert len(places) == len(cells) == len(coverage.ROWS) * len(RANKS) * len(coverage.TARGETS)
+
+
+def test_kernels_serve_whatever_they_are_promised_for(cells: list[Cell]) -> None:
+    for cell in cells:
+        if cell.feature.startswith(DERIVED) or (
+            cell.target == "cuda" and cell.feature.endswith("float64")
+        ):
+            assert cell.served_by == REFERENCE, cell
+        elif cell.feature.endswith("additional tokens"):
+            assert cell.served_by == COMPOSITION, cell
+        else:
+            assert cell.served_by == KERNEL, cell
+
+
+def test_no_row_is_refused(cells: list[Cell]) -> None:
+    assert not [cell for cell in cells if cell.served_by == coverage.REFUSED]
+
+
+def test_every_operation_that_is_named_exists_and_is_used(cells: list[Cell]) -> None:
+    claimed = {name for cell in cells for name in cell.operations}
+    assert claimed == set(USED)
+
+
+@pytest.mark.parametrize(
+    ("feature", "operations"),
+    [
+        ("fused forward", {"forward"}),
+        ("logsumexp", {"forward_lse"}),
+        ("fused backward", {"delta", "d_query", "d_key", "d_value"}),
+        ("fused backward, rpb", {"delta", "d_query", "d_key", "d_value", "d_rpb"}),
+        ("unfused qk", {"qk"}),
+        ("unfused qk, rpb, backward", {"av", "inverse_av", "sum_rpb"}),
+        ("unfused av, backward", {"qk", "inverse_av"}),
+    ],
+)
+def test_a_row_names_the_operations_of_its_own_step(feature: str, operations: set[str]) -> None:
+    assert set(only(feature).operations) == operations
+
+
+@pytest.mark.parametrize("missing", USED)
+def test_without_an_operation_its_rows_fall_to_the_reference(
+    missing: str, cells: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = next(
+        cell.feature
+        for cell in cells
+        if missing in cell.operations and not cell.feature.startswith(DERIVED)
+    )
+
+    def fewer(spec: KernelSpec, *rest: Any) -> tuple[str, ...]:
+        return tuple(name for name in operations_of(spec, *rest) if name != missing)
+
+    monkeypatch.setattr(coverage, "operations_of", fewer)
+    assert only(row).served_by == REFERENCE
+    assert missing not in only(row).operations
+
+
+def test_a_call_that_goes_to_the_reference_is_seen_to() -> None:
+    with natc.force_reference():
+        cell = only("fused forward")
+    assert (cell.served_by, cell.operations) == (REFERENCE, ())
+
+
+def test_what_torch_computes_is_seen() -> None:
+    def call(rank: int, begin: Any) -> None:
+        coverage.ROWS["fused forward"](rank, begin)
+        torch.zeros(2, 2) @ torch.zeros(2, 2)
+
+    assert coverage._cell("", call, 2, "llvm").served_by == COMPOSITION
+
+
+def test_strict_changes_nothing(monkeypatch: pytest.MonkeyPatch, cells: list[Cell]) -> None:
+    monkeypatch.setenv("NATC_STRICT", "1")
+    before = next(c for c in cells if (c.feature, c.rank, c.target) == ("float64", 2, "cuda"))
+    assert only("float64", target="cuda").served_by == before.served_by == REFERENCE
+
+
+def test_nothing_is_left_behind() -> None:
+    resolved, warned = registry.resolved, set(registry.warned)
+    only("fused forward", target="cuda")
+    only("float64", target="cuda")
+    assert registry.resolved is resolved and registry.warned == warned
+    assert sys.getprofile() is None
