@@ -1,0 +1,183 @@
+"""Peak memory of forward and backward, fused beside unfused: `python benchmarks/memory.py`.
+
+What is counted is memory on top of the inputs: output, gradients, and all that lives between. On
+a GPU that is what torch's allocator says. On a CPU each case runs in a process of its own and the
+kernel says what it had resident at most, so that scratch memory of natc's kernels, which torch
+does not allocate, counts too; malloc is told to give every block of 64 KiB back to the system.
+
+Every case runs on compiled kernels, or fails with the command that builds them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import natc
+from natc import environment
+from natc.cli import output
+
+# Of a block this large or larger, nothing stays in malloc's pools.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+# What the claim of memory in proportion to tokens is shown on.
+SCAN_MAPS, SCAN_KERNELS = (28, 56, 112), (3, 7, 13)
+
+
+VARIANTS = ("fused", "unfused")
+DIMENSIONS = ("batch", "map", "heads", "head_dim", "kernel", "dtype", "rpb", "device")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--map", type=int, default=56, help="height and width")
+    parser.add_argument("--heads", type=int, default=2)
+    parser.add_argument("--head-dim", type=int, default=32)
+    parser.add_argument("--kernel", type=int, default=7)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--rpb", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--scan",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help=f"also kernel sizes {SCAN_KERNELS} on maps of {SCAN_MAPS}",
+    )
+    parser.add_argument("--scan-batch", type=int, default=16, help="batch of the scan")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.case:
+        print(resident(json.loads(given.case)))
+        return
+    problem = {name: getattr(given, name) for name in DIMENSIONS}
+    cases = [problem]
+    if given.scan:
+        cases += [
+            {**problem, "batch": given.scan_batch, "kernel": kernel, "map": size}
+            for kernel in SCAN_KERNELS
+            for size in SCAN_MAPS
+        ]
+    rows = [measure({**case, "variant": variant}) for case in cases for variant in VARIANTS]
+    if given.json:
+        output.print_json({"environment": environment.collect(), "rows": rows})
+    else:
+        show(rows)
+
+
+def measure(case: dict[str, Any]) -> dict[str, Any]:
+    """Return a case with its bytes: at the peak, of the results among them, and for each token."""
+    if case["device"] == "cuda":
+        peak = allocated(case)
+    else:
+        done = subprocess.run(
+            [sys.executable, __file__, "--case", json.dumps(case)],
+            env={**os.environ, **MALLOC, "NATC_STRICT": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        peak = int(done.stdout)
+    tokens = case["batch"] * case["map"] ** 2
+    element = getattr(torch, case["dtype"]).itemsize
+    return {
+        **case,
+        "peak_bytes": peak,
+        # The output and the gradients of query, key and value, which every way has to return.
+        "result_bytes": 4 * tokens * case["heads"] * case["head_dim"] * element,
+        "tokens": tokens,
+        "peak_bytes_per_token": peak / tokens,
+    }
+
+
+def allocated(case: dict[str, Any]) -> int:
+    """Return the bytes at the peak on a GPU, on top of the inputs."""
+    os.environ["NATC_STRICT"] = "1"
+    run(inputs({**case, "batch": 1}), case)
+    tensors = inputs(case)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run(tensors, case)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def resident(case: dict[str, Any]) -> int:
+    """Return the bytes at the peak in this process, on top of the inputs."""
+    # What is loaded and started once (libraries, threads, autograd) is no part of a step.
+    run(inputs({**case, "batch": 1, "map": 2 * case["kernel"]}), case)
+    tensors = inputs(case)
+    # Linux then counts the peak anew; see proc(5).
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    run(tensors, case)
+    return status("VmHWM") - before
+
+
+def status(name: str) -> int:
+    """Return a size in /proc/self/status, in bytes."""
+    text = Path("/proc/self/status").read_text()
+    found = re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE)
+    if found is None:
+        raise SystemExit(f"/proc/self/status has no {name}; memory on a CPU needs Linux.")
+    return 1024 * int(found[1])
+
+
+def inputs(case: dict[str, Any]) -> list[Tensor]:
+    """Return query, key, value, the gradient of the output and, if wanted, a bias."""
+    space, heads, head_dim = (case["map"],) * 2, case["heads"], case["head_dim"]
+    shape = (case["batch"], *space, heads, head_dim)
+    if case["variant"] == "unfused":
+        shape = (case["batch"], heads, *space, head_dim)
+    place = {"dtype": getattr(torch, case["dtype"]), "device": case["device"]}
+    # Not zeros: pages that nobody wrote are no memory.
+    made = [torch.full(shape, 0.1, **place) for _ in range(4)]
+    if case["rpb"]:
+        made.append(torch.full((heads, *[2 * case["kernel"] - 1] * 2), 0.1, device=case["device"]))
+    return [tensor.requires_grad_(number != 3) for number, tensor in enumerate(made)]
+
+
+def run(tensors: list[Tensor], case: dict[str, Any]) -> list[Tensor]:
+    """Go forward and backward once; return the output and the gradients."""
+    query, key, value, d_output, *bias = tensors
+    rpb = bias[0] if bias else None
+    size = case["kernel"]
+    if case["variant"] == "fused":
+        result = natc.na2d(query, key, value, size, rpb=rpb)
+    else:
+        scaled = query * case["head_dim"] ** -0.5
+        attn = natc.functional.na2d_qk(scaled, key, size, rpb=rpb).softmax(-1)
+        result = natc.functional.na2d_av(attn, value, size)
+    gradients = torch.autograd.grad(result, [query, key, value, *bias], d_output)
+    return [result.detach(), *gradients]
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the rows as a table."""
+    columns = ("variant", "K", "batch", "map", "peak", "of it results", "bytes per token")
+    table = output.table("memory of forward and backward on top of the inputs", *columns)
+    for row in rows:
+        table.add_row(
+            row["variant"],
+            str(row["kernel"]),
+            str(row["batch"]),
+            f"{row['map']}x{row['map']}",
+            f"{row['peak_bytes'] / 2**20:.1f} MiB",
+            f"{row['result_bytes'] / 2**20:.1f} MiB",
+            f"{row['peak_bytes_per_token']:.0f}",
+        )
+    output.stdout().print(table)
+
+
+if __name__ == "__main__":
+    main()
