@@ -97,7 +97,7 @@ def _probability(g: Gather, t: _Tensors, scores: te.Tensor, lse: Pairwise) -> Pa
         logit = scores(*site, *tap) * p.scale
         if bias is not None:
             logit = logit + bias(site, tap)
-        return p.exp(logit - lse(site, tap))
+        return p.probability(logit, lse(site, tap))
 
     return value
 

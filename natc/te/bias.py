@@ -159,7 +159,7 @@ def d_rpb(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
     def d_logit(c: Expr, h: Expr, m: Expr, r: Indices) -> Expr:
         site = (chunks.batch[c, m], *(position[c, m] for position in chunks.position), h)
         logit = scores(c, h, m, *r) * p.scale + rpb(h, *r)
-        return p.exp(logit - lse[site]) * (d_weights(c, h, m, *r) - delta[site])
+        return p.probability(logit, lse[site]) * (d_weights(c, h, m, *r) - delta[site])
 
     partial = chunks.sum(d_logit)
     return p.function([query, key, value, rpb, d_output, lse, delta, partial])

@@ -92,7 +92,7 @@ def forward(
     weights = stage(
         (*sites, taps),
         [*site, "t"],
-        lambda *at: p.exp(logits[at] - largest[at[:n]]),
+        lambda *at: p.exp(logits[at] - base(p, largest[at[:n]])),
         "weights",
     )
     t = te.reduce_axis((0, taps), "t")
@@ -121,13 +121,21 @@ def forward(
     return p.function([*inputs, rpb, output, lse])
 
 
-def log_sum(p: Problem, largest: Expr, total: Expr) -> Expr:
-    """Return the logsumexp from the largest logit and the sum of exp(logit - largest).
+def base(p: Problem, largest: Expr) -> Expr:
+    """Return what is subtracted from logits before the exponential: the largest logit.
 
-    An infinite largest logit, of either sign, is the result: `total` is NaN then.
+    0 where that is -inf: exponentials are 0 then, and NaN of a NaN, which a maximum passes over.
     """
-    infinite = te.abs(largest) == p.const(math.inf)
-    return tirx.Select(infinite, largest, largest + te.log(total))
+    return tirx.Select(largest == p.const(-math.inf), p.const(0.0), largest)
+
+
+def log_sum(p: Problem, largest: Expr, total: Expr) -> Expr:
+    """Return the logsumexp from the largest logit and the sum of exp(logit - base).
+
+    inf where that is the largest logit: `total` is NaN then.
+    """
+    infinite = largest == p.const(math.inf)
+    return tirx.Select(infinite, largest, base(p, largest) + te.log(total))
 
 
 def all_of(conditions: Sequence[Expr]) -> Expr:

@@ -155,6 +155,16 @@ class Problem:
         """Return the exponential of an expression of the accumulator's dtype."""
         return te.exp(x) if self.accumulator == "float64" else self._exponential(x)
 
+    def probability(self, logit: Expr, lse: Expr) -> Expr:
+        """Return exp(logit - lse), the softmax of a logit, recomputed for a gradient.
+
+        A logit made anew may differ from the forward's in its last bit, and so exceed lse; of
+        huge ones that would be the exponential of a huge number. Where lse is infinite the softmax
+        is NaN, as lse - lse is.
+        """
+        exponent = logit - (lse + (lse - lse))
+        return self.exp(tirx.Select(exponent > self.const(0.0), self.const(0.0), exponent))
+
     def accumulate(self, x: Expr) -> Expr:
         """Return x in the accumulator's dtype."""
         return x if self.spec.dtype == self.accumulator else x.astype(self.accumulator)
