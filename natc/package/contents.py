@@ -1,0 +1,47 @@
+"""The files of a package before they are packed: the libraries, their list, its signature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from natc.package.pieces import Piece
+from natc.package.sums import SIGNATURE, SUMS, Signer, digest, sums
+
+# Name -> its content, made when it is asked for: a package may be larger than memory.
+Contents = Mapping[str, Callable[[], bytes]]
+
+
+def library_files(pieces: Sequence[Piece], name: str, signer: Signer | None = None) -> Contents:
+    """Return the files of some libraries, with the list `NAME.sha256` and perhaps its signature.
+
+    Raises LibraryError for a library that its manifest does not vouch for, now or when read.
+    """
+    files: dict[str, Callable[[], bytes]] = {}
+    digests: dict[str, str] = {}
+    for piece in pieces:
+        manifest = piece.manifest_bytes()
+        files[piece.manifest.library] = piece.code
+        digests[piece.manifest.library] = piece.manifest.sha256
+        files[piece.manifest_name] = constant(manifest)
+        digests[piece.manifest_name] = digest(manifest)
+    listed = sums(digests)
+    files[name + SUMS] = constant(listed)
+    if signer is not None:
+        files[name + SIGNATURE] = constant(signer.sign(listed))
+    return files
+
+
+def constant(data: bytes) -> Callable[[], bytes]:
+    """Return a function that returns some bytes."""
+    return lambda: data
+
+
+def below(folder: str, files: Contents) -> Contents:
+    """Return the same files in a folder."""
+    return {f"{folder}/{name}": content for name, content in files.items()}
+
+
+def in_order(files: Contents) -> Iterator[tuple[str, bytes]]:
+    """Yield names and contents, sorted by name, so that equal packages are equal files."""
+    for name in sorted(files):
+        yield name, files[name]()

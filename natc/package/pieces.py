@@ -1,0 +1,103 @@
+"""The libraries that go into a package, read from a directory and made equal for equal inputs."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from natc.errors import LibraryError
+from natc.files import reason
+from natc.manifest import Manifest, dump
+from natc.runtime.search import Library, scan
+from natc.spec import KernelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One library: where it lies, and the manifest that the package holds for it."""
+
+    path: Path
+    manifest: Manifest
+    manifest_name: str
+
+    @property
+    def spec(self) -> KernelSpec:
+        """What the library computes."""
+        return KernelSpec.parse(self.manifest.spec)
+
+    def code(self) -> bytes:
+        """Return the shared object; raises LibraryError unless the manifest vouches for it."""
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise LibraryError(f"library {self.path} cannot be read: {reason(error)}.") from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != self.manifest.sha256:
+            raise LibraryError(
+                f"library {self.path} is not the file that its manifest vouches for: expected "
+                f"sha256 {self.manifest.sha256}, found {found}."
+            )
+        return data
+
+    def manifest_bytes(self) -> bytes:
+        """Return the manifest's file."""
+        return dump(self.manifest).encode()
+
+
+def read_pieces(directory: Path, epoch: int) -> list[Piece]:
+    """Return the libraries of a directory, sorted by name.
+
+    epoch: seconds since 1970 that manifests get as the time of the build, so that equal libraries
+    make equal packages. Raises LibraryError for a manifest that is bad, and for no library.
+    """
+    found = scan([directory])
+    if found.unreadable:
+        bad = found.unreadable[0]
+        raise LibraryError(f"{bad.path} cannot be packaged: {bad.reason}.")
+    if not found.libraries:
+        raise LibraryError(f"directory {directory} holds no library.")
+    return [piece(library, epoch) for library in found.libraries]
+
+
+def piece(library: Library, epoch: int) -> Piece:
+    """Return what a package holds of a library."""
+    built = datetime.datetime.fromtimestamp(epoch, datetime.timezone.utc)
+    manifest = msgspec.structs.replace(
+        library.manifest, built_at=built.isoformat(timespec="seconds")
+    )
+    return Piece(library.path, manifest, library.manifest_path.name)
+
+
+def kind_of(pieces: Sequence[Piece]) -> str:
+    """Return the kind of target, `llvm` or `cuda`, that all pieces share.
+
+    Raises LibraryError when they differ: one package is for one kind of device.
+    """
+    kinds = sorted({piece.manifest.target.kind for piece in pieces})
+    if len(kinds) != 1:
+        raise LibraryError(
+            f"these libraries are for {' and '.join(kinds)}; a package holds one kind. Keep them "
+            "in two directories."
+        )
+    return kinds[0]
+
+
+def archs_of(pieces: Sequence[Piece]) -> list[str]:
+    """Return the architectures that the pieces hold code for, sorted."""
+    return sorted({arch for piece in pieces for arch in piece.manifest.target.archs}, key=_age)
+
+
+def target_name(pieces: Sequence[Piece]) -> str:
+    """Return the target for names: `cuda-sm_90` where all is for one, else `cuda` or `llvm`."""
+    kind, archs = kind_of(pieces), archs_of(pieces)
+    return f"{kind}-{archs[0]}" if len(archs) == 1 else kind
+
+
+def _age(arch: str) -> tuple[int, str]:
+    digits = "".join(c for c in arch if c.isdigit())
+    return int(digits or 0), arch

@@ -1,0 +1,91 @@
+"""Whether a library runs on other systems: what it shows, what it needs, how old they may be."""
+
+from __future__ import annotations
+
+from natc import elf
+from natc.manifest import Manifest
+from natc.package.fatbin import images
+
+# "manylinux_2_28" (PEP 600): every Linux of 2019 and later, Hugging Face's kernels among them.
+CEILING = (2, 28)
+PREFIX = "__tvm_ffi_"
+_SYSTEM = ("libc.so.", "libm.so.", "libpthread.so.", "libdl.so.", "ld-linux-")
+# The C interface of libtvm_ffi, which is in the process and never loaded by the library.
+_TVM_FFI = "TVMFFI"
+
+
+def needs_problems(library: elf.SharedLibrary) -> list[str]:
+    """Return, as clauses, what a library needs or shows that it must not."""
+    problems = []
+    foreign = [name for name in library.needed if not name.startswith(_SYSTEM)]
+    if foreign:
+        problems.append(f"needs {', '.join(foreign)}, which is not part of every system")
+    shown = [name for name in library.defined if not name.startswith(PREFIX)]
+    if shown:
+        problems.append(f"shows {', '.join(shown[:5])}, which is not a kernel")
+    unknown = [
+        symbol.name
+        for symbol in library.undefined
+        # A symbol of the system has a version; what is weak may be missing.
+        if not symbol.weak and not symbol.version and not symbol.name.startswith(_TVM_FFI)
+    ]
+    if unknown:
+        problems.append(f"needs {', '.join(unknown[:5])}, which nothing provides")
+    return problems
+
+
+def glibc_problem(library: elf.SharedLibrary, ceiling: tuple[int, ...] = CEILING) -> str | None:
+    """Return, as a clause, that a library needs a newer C library than `ceiling`, or None."""
+    if library.glibc <= ceiling:
+        return None
+    names = [
+        symbol.name
+        for symbol in library.undefined
+        if symbol.version.startswith("GLIBC_")
+        and _version(symbol.version.removeprefix("GLIBC_")) > ceiling
+    ]
+    return f"needs glibc {_text(library.glibc)} or newer, for {', '.join(names[:5])}"
+
+
+def manifest_problems(library: elf.SharedLibrary, manifest: Manifest) -> list[str]:
+    """Return, as clauses, what a manifest says of a library that is not so."""
+    problems = []
+    kind, archs = manifest.target.kind, manifest.target.archs
+    expected = {"aarch64": "aarch64"}.get(archs[0], "x86_64") if kind == "llvm" else None
+    if expected is not None and library.machine != expected:
+        problems.append(f"is for {library.machine}, not for {archs[0]} as its manifest says")
+    there = set(library.defined)
+    missing = [
+        function
+        for functions in manifest.entries.values()
+        for function in functions.values()
+        if f"{PREFIX}{function}" not in there
+    ]
+    if missing:
+        problems.append(f"has no function {', '.join(missing[:5])}, which its manifest names")
+    if kind == "cuda":
+        held = {image.arch for image in images(library.device_code)}
+        lacking = [arch for arch in archs if arch not in held]
+        if lacking:
+            problems.append(f"has no device code for {', '.join(lacking)}")
+    return problems
+
+
+def platform_tag(libraries: list[elf.SharedLibrary]) -> str:
+    """Return the tag of a wheel that holds some libraries, such as `manylinux_2_28_x86_64`.
+
+    Raises ElfError when they are not all for the same processor.
+    """
+    machines = sorted({library.machine for library in libraries})
+    if len(machines) != 1:
+        raise elf.ElfError(f"the libraries are for {' and '.join(machines)}")
+    newest = max(CEILING, *(library.glibc for library in libraries))
+    return f"manylinux_{newest[0]}_{newest[1]}_{machines[0]}"
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
+
+
+def _text(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
