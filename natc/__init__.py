@@ -1,8 +1,9 @@
 """natc: a compiler and runtime for neighborhood attention.
 
-`natc.na2d` computes it, `natc.nn` holds modules, `natc.models` networks, `natc.runtime` the
-libraries of compiled kernels. Everything is imported when it is first used, so that the command
-line starts at once and a machine that only runs kernels needs no compiler.
+`natc.neighborhood_attention` computes it, `natc.functional` its two halves, `natc.nn` holds
+modules, `natc.models` networks, `natc.runtime` the libraries of compiled kernels. Everything is
+imported when it is first used, so that the command line starts at once and a machine that only
+runs kernels needs no compiler.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from natc import functional, models, nn, ops, reference, runtime
-    from natc.functional import na2d
+    from natc.functional import na1d, na2d, na3d, neighborhood_attention
+    from natc.merge import merge_attentions
     from natc.ops import NatcFallbackWarning, force_reference
 
 __version__ = "0.1.0"
@@ -22,8 +24,12 @@ __all__ = [
     "__version__",
     "force_reference",
     "functional",
+    "merge_attentions",
     "models",
+    "na1d",
     "na2d",
+    "na3d",
+    "neighborhood_attention",
     "nn",
     "ops",
     "reference",
@@ -32,7 +38,11 @@ __all__ = [
 
 _MODULES = frozenset(("functional", "models", "nn", "ops", "reference", "runtime"))
 _ATTRIBUTES = {
+    "merge_attentions": "natc.merge",
+    "na1d": "natc.functional",
     "na2d": "natc.functional",
+    "na3d": "natc.functional",
+    "neighborhood_attention": "natc.functional",
     "NatcFallbackWarning": "natc.ops",
     "force_reference": "natc.ops",
 }

@@ -10,17 +10,16 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from natc import env
 from natc.errors import NotCoveredError, SpecError
-from natc.reference import neighborhood_attention
+from natc.operations import OPERATIONS
 from natc.runtime import registry
+from natc.runtime.load import Kernel
 from natc.runtime.search import Rejection
-from natc.spec import DTYPES, KernelSpec
+from natc.spec import CUDA_DTYPES, KernelSpec
 
 _OURS = ("natc.", "torch.")
 
@@ -46,86 +45,75 @@ def force_reference() -> Iterator[None]:
         _forced.reset(token)
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a call asks for beside its tensors; every field as in `natc.na2d`, one per axis."""
+def find(
+    operation: str,
+    kernel_size: Sequence[int],
+    head_dim: int,
+    dtype: torch.dtype,
+    rpb: bool,
+    value_dim: int,
+    device: torch.device,
+) -> Kernel | None:
+    """Return the kernel that covers a call, or None where the reference is to run.
 
-    kernel_size: Sequence[int]
-    dilation: Sequence[int]
-    stride: Sequence[int]
-    is_causal: Sequence[bool]
-    scale: float
-
-
-def reference(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rpb: Tensor | None,
-    options: Options,
-    *,
-    return_lse: bool,
-) -> tuple[Tensor, ...]:
-    """Return (output,) or (output, lse) of the reference, compact; autocast does not reach it."""
-    # Autocast would run the reference's products in 16 bits, in which it does not accumulate.
-    with torch.autocast(query.device.type, enabled=False):
-        result = neighborhood_attention(
-            query,
-            key,
-            value,
-            list(options.kernel_size),
-            dilation=list(options.dilation),
-            stride=list(options.stride),
-            is_causal=list(options.is_causal),
-            scale=options.scale,
-            rpb=rpb,
-            return_lse=return_lse,
-        )
-    results = result if isinstance(result, tuple) else (result,)
-    return tuple(tensor.contiguous() for tensor in results)
+    The arguments make the key of `natc.runtime.registry.resolved`. Nothing is said: see `report`.
+    """
+    if _forced.get():
+        return None
+    return registry.resolved[
+        operation, tuple(kernel_size), head_dim, dtype, rpb, value_dim, device
+    ]
 
 
 def report(
     operation: str,
-    query: Tensor,
-    rpb: bool,
     kernel_size: Sequence[int],
-    stride: Sequence[int],
-    is_causal: Sequence[bool],
+    head_dim: int,
+    dtype: torch.dtype,
+    rpb: bool,
+    value_dim: int,
+    device: torch.device,
 ) -> None:
-    """Give the one warning that a call runs on the reference; arguments as in `natc.launch.run`.
+    """Give the one warning that a call runs on the reference; arguments as for `find`.
 
-    rpb: whether the call has one. Raises NotCoveredError where NATC_STRICT forbids it.
+    Nothing is said of float64 on CUDA, which the reference serves by design. Raises
+    NotCoveredError where NATC_STRICT forbids the reference.
     """
-    dtype = str(query.dtype).removeprefix("torch.")
-    what = f"kernel_size {list(kernel_size)}, head_dim {query.shape[-1]}, {dtype}"
+    name = str(dtype).removeprefix("torch.")
+    if _forced.get() or (device.type == "cuda" and name not in CUDA_DTYPES):
+        return
+    what = f"kernel_size {list(kernel_size)}, head_dim {head_dim}, {name}"
     try:
-        spec = KernelSpec(2, tuple(kernel_size), query.shape[-1], dtype, rpb)
+        spec = KernelSpec(len(kernel_size), tuple(kernel_size), head_dim, name, rpb, value_dim)
     except SpecError as error:
-        problem = f"{dtype} has no kernels, {', '.join(DTYPES)} have."
-        return _fall_back(what, query.device, problem if dtype not in DTYPES else str(error))
-    if max(stride) > 1:
-        return _fall_back(what, query.device, f"no kernel takes stride {list(stride)} yet.")
-    if any(is_causal):
-        return _fall_back(what, query.device, f"no kernel takes is_causal {list(is_causal)} yet.")
-    found = registry.explain(spec, query.device, operation=operation)
+        return _fall_back(operation, what, device, str(error))
+    found = registry.explain(spec, device, operation=operation)
     remedy = f"build it: {found.command}" if found.command else found.facts.problem
     passed_over = "".join(_clause(item) for item in found.close_calls)
-    return _fall_back(spec.name, query.device, f"{remedy}{passed_over}", str(found))
+    _fall_back(operation, spec.name, device, f"{remedy}{passed_over}", str(found))
 
 
 def _clause(item: Rejection) -> str:
     return f"\n  passed over {item.path}: {item.reason}"
 
 
-def _fall_back(what: str, device: torch.device, remedy: str, trace: str | None = None) -> None:
+def _fall_back(
+    operation: str, what: str, device: torch.device, remedy: str, trace: str | None = None
+) -> None:
     if env.NATC_STRICT.flag():
-        text = trace or f"no kernel covers {what} on {device}: {remedy}"
+        text = trace or f"no kernel covers {operation} of {what} on {device}: {remedy}"
         raise NotCoveredError(f"{text}\nNATC_STRICT forbids the slow reference; unset it to run.")
+    key = f"{what} {device.type} {'' if trace else remedy}"
+    family = OPERATIONS[operation].family
+    if family == "backward" and key in registry.warned:
+        return  # It was said of the forward, which needs the same kernel.
+    if family != "forward":
+        key = f"{operation if family == 'unfused' else family} of {key}"
+        what = f"{operation} of {what}"
     warn_once(
         f"no kernel covers {what} on {device.type}; it runs on the plain PyTorch reference, "
         f"which is much slower. {remedy[:1].upper()}{remedy[1:]}",
-        key=f"{what} {device.type} {'' if trace else remedy}",
+        key=key,
     )
 
 

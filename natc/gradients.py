@@ -1,100 +1,271 @@
-"""The gradients of neighborhood attention: exact, recomputed through the reference.
+"""The gradients of fused attention: on kernels where they cover the call, or on the reference.
 
-There is no backward kernel yet. Nothing but the inputs is kept from forward to backward.
+Kernels recompute the weights from query, key and the logsumexp, so that nothing of the size of
+queries times taps is kept. Where several heads share a key, a kernel gives one gradient for each,
+and torch adds them up, as it does partial sums of the bias's gradient: nothing is added in an
+order that could change.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from natc import env
-from natc.errors import NotCoveredError
-from natc.fallback import Options, reference, reference_is_forced, warn_once
+from natc import reference
+from natc.fallback import find, report
+from natc.launch import launch, ready, scalars
+from natc.reference.gradients import of_group
+from natc.reference.layout import accumulator
+from natc.runtime.load import Kernel
+
+GRADIENTS = ("d_query", "d_key", "d_value", "d_rpb")
+
+# Partial sums take this many bytes at most, or as many as the query.
+_PARTIAL_BYTES = 4 * 2**20
+# More chunks keep no more processors busy; fewer queries than this are not worth one.
+_MOST_CHUNKS = 1024
+_QUERIES_OF_A_CHUNK = 32
+
+
+class _Saved(NamedTuple):
+    """What the forward of a call leaves for its gradients."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    rpb: Tensor | None
+    output: Tensor
+    lse: Tensor
+
+
+class _Options(NamedTuple):
+    kernel_size: Sequence[int]
+    dilation: Sequence[int]
+    stride: Sequence[int]
+    is_causal: Sequence[bool]
+    scale: float
 
 
 def backward(
-    grads: tuple[Tensor, ...],
+    d_output: Tensor,
+    d_lse: Tensor | None,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     rpb: Tensor | None,
-    options: Options,
-) -> tuple[Tensor | None, ...]:
-    """Return the gradients of query, key, value and rpb (None without rpb).
+    output: Tensor,
+    lse: Tensor,
+    wanted: Sequence[bool],
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    stride: Sequence[int],
+    is_causal: Sequence[bool],
+    scale: float,
+) -> tuple[Tensor, ...]:
+    """Return the gradients of query, key, value and rpb, compact, in the dtypes of these.
 
-    grads: gradient of the output, `[B, H, W, heads, head_dim]`, and of the logsumexp,
-        `[B, H, W, heads]`, where the forward returned it.
+    Args:
+        d_output, d_lse: gradients of the results; a d_lse of None stands for zeros.
+        output, lse: the results.
+        wanted: four flags; what is not wanted, or is of no rpb, is an empty tensor.
+        query, key, value, rpb and the options: as for `natc.fused.run`, as is what is raised.
     """
-    _allow(query.device)
-    with _autograd_included():
-        inputs = [
-            None if t is None else t.detach().requires_grad_() for t in (query, key, value, rpb)
-        ]
-        return _through_reference(grads, inputs, options, create_graph=False)
-
-
-def differentiable_backward(
-    grads: tuple[Tensor, ...],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rpb: Tensor | None,
-    options: Options,
-) -> tuple[Tensor | None, ...]:
-    """Return what `backward` does, with a graph, for gradients of gradients of any order.
-
-    None stands for an input that requires no gradient.
-    """
-    _allow(query.device)
-    # One tensor may be query, key and value at once; each needs a gradient of its own.
-    inputs = [None if t is None else t.view_as(t) for t in (query, key, value, rpb)]
-    return _through_reference(grads, inputs, options, create_graph=True)
-
-
-def _through_reference(
-    grads: tuple[Tensor, ...],
-    inputs: list[Tensor | None],
-    options: Options,
-    *,
-    create_graph: bool,
-) -> tuple[Tensor | None, ...]:
-    query, key, value, rpb = inputs
-    assert query is not None and key is not None and value is not None
+    given = (query, key, value, rpb)
+    names = [n for n, t, flag in zip(GRADIENTS, given, wanted) if flag and t is not None]
+    options = _Options(kernel_size, dilation, stride, is_causal, scale)
     if query.numel() == 0:
-        return tuple(None if t is None else torch.zeros_like(t).detach() for t in inputs)
-    with torch.enable_grad():
-        results = reference(query, key, value, rpb, options, return_lse=len(grads) > 1)
-        wanted = [t for t in inputs if t is not None and t.requires_grad]
-        found = iter(torch.autograd.grad(results, wanted, grads, create_graph=create_graph))
-    return tuple(next(found) if t is not None and t.requires_grad else None for t in inputs)
+        found = tuple(None if t is None else torch.zeros_like(t) for t in given)
+    elif not names:
+        found = (None, None, None, None)
+    else:
+        kernels = _kernels(names, query, rpb, value, kernel_size)
+        if kernels is None:
+            return composed(d_output, d_lse, query, key, value, rpb, output, lse, wanted, *options)
+        saved = _Saved(query, key, value, rpb, output, lse)
+        found = _on_kernels(kernels, d_output, d_lse, saved, options)
+    return _complete(found, wanted, query)
 
 
-@contextlib.contextmanager
-def _autograd_included() -> Iterator[None]:
-    """Let operators record a graph even inside an operator.
+def composed(
+    d_output: Tensor,
+    d_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rpb: Tensor | None,
+    output: Tensor,
+    lse: Tensor,
+    wanted: Sequence[bool],
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    stride: Sequence[int],
+    is_causal: Sequence[bool],
+    scale: float,
+) -> tuple[Tensor, ...]:
+    """Return what `backward` does, by the reference: differentiable in either mode, to any order.
 
-    The dispatcher leaves autograd out below a mode such as a FLOP counter or a tracer.
+    It computes output and lse anew, so that what depends on them depends on query, key, value and
+    rpb.
     """
-    with torch._C._PreserveDispatchKeyGuard():
-        autograd = torch._C.DispatchKey.AutogradFunctionality
-        torch._C._dispatch_tls_set_dispatch_key_excluded(autograd, False)
-        yield
-
-
-def _allow(device: torch.device) -> None:
-    if reference_is_forced():
-        return
-    text = f"natc has no backward kernel on {device.type} yet"
-    if env.NATC_STRICT.flag():
-        raise NotCoveredError(
-            f"{text}. NATC_STRICT forbids the slow reference; unset it to compute gradients."
+    given = (query, key, value, rpb)
+    if query.numel() == 0:
+        found = tuple(None if t is None else torch.zeros_like(t) for t in given)
+        return _complete(found, wanted, query)
+    # Autocast would run the reference's products in 16 bits, in which it does not accumulate.
+    with torch.autocast(query.device.type, enabled=False):
+        found = reference.neighborhood_gradients(
+            query,
+            key,
+            value,
+            list(kernel_size),
+            d_output,
+            d_lse,
+            dilation=list(dilation),
+            stride=list(stride),
+            is_causal=list(is_causal),
+            scale=scale,
+            rpb=rpb,
+            wanted=wanted,
         )
-    warn_once(
-        f"{text}; gradients are exact but are computed by the plain PyTorch reference, which is "
-        "much slower.",
-        key=text,
+    return _complete(found, wanted, query)
+
+
+def second(
+    d_output: Tensor,
+    d_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rpb: Tensor | None,
+    directions: Sequence[Tensor | None],
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    stride: Sequence[int],
+    is_causal: Sequence[bool],
+    scale: float,
+) -> Sequence[Tensor | None]:
+    """Return the gradients of `backward` in its first six arguments, by the reference.
+
+    directions: gradients of its results, None for one that is not wanted or zero.
+    """
+    if query.numel() == 0:
+        return tuple(
+            None if t is None else torch.zeros_like(t)
+            for t in (d_output, d_lse, query, key, value, rpb)
+        )
+    with torch.autocast(query.device.type, enabled=False):
+        return reference.neighborhood_second_gradients(
+            query,
+            key,
+            value,
+            list(kernel_size),
+            d_output,
+            d_lse,
+            directions,
+            dilation=list(dilation),
+            stride=list(stride),
+            is_causal=list(is_causal),
+            scale=scale,
+            rpb=rpb,
+        )
+
+
+def _complete(
+    found: Sequence[Tensor | None], wanted: Sequence[bool], query: Tensor
+) -> tuple[Tensor, ...]:
+    """Put an empty tensor for each gradient that is not wanted: an operator returns four."""
+    return tuple(
+        query.new_empty(0) if t is None or not flag else t.contiguous()
+        for t, flag in zip(found, wanted)
     )
+
+
+def _kernels(
+    names: Sequence[str],
+    query: Tensor,
+    rpb: Tensor | None,
+    value: Tensor,
+    kernel_size: Sequence[int],
+) -> dict[str, Kernel] | None:
+    """Return the kernels for some gradients, or None after the one warning."""
+    kernels = {}
+    sizes = (kernel_size, query.shape[-1], query.dtype)
+    where = (value.shape[-1], query.device)
+    for name in names if names == ["d_value"] else ("delta", *names):
+        # delta reads no bias.
+        kernel = find(name, *sizes, rpb is not None and name != "delta", *where)
+        if kernel is None:
+            report(name, *sizes, rpb is not None, *where)
+            return None
+        kernels[name] = kernel
+    return kernels
+
+
+def _on_kernels(
+    kernels: dict[str, Kernel],
+    d_output: Tensor,
+    d_lse: Tensor | None,
+    saved: _Saved,
+    options: _Options,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients that there are kernels for."""
+    # Copied once, if at all, and not for each kernel.
+    alignment = max(kernel.alignment for kernel in kernels.values())
+    query, key, value, output, lse, d_output = (
+        ready(t, alignment)
+        for t in (saved.query, saved.key, saved.value, saved.output, saved.lse, d_output)
+    )
+    bias: tuple[Tensor, ...] = ()
+    if saved.rpb is not None:
+        bias = (ready(saved.rpb, alignment),)
+    tail = scalars(
+        options.scale, query.shape[1:-2], options.dilation, options.stride, options.is_causal
+    )
+    group = query.shape[-2] // key.shape[-2]
+    acc = accumulator(query.dtype)
+
+    delta = None
+    if "delta" in kernels:
+        delta = lse.new_empty(lse.shape)
+        launch(kernels["delta"], "delta", (d_output, output), (delta,), tail, 1)
+        if d_lse is not None:
+            delta -= d_lse
+
+    def gradient(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        result = query.new_empty(shape, dtype=dtype)
+        if name == "d_value":
+            inputs = (query, key, *bias, d_output, lse)
+        else:
+            assert delta is not None
+            inputs = (query, key, value, *bias, d_output, lse, delta)
+        launch(kernels[name], name, inputs, (result,), tail, group)
+        return result
+
+    d_query = d_key = d_value = d_rpb = None
+    if "d_query" in kernels:
+        d_query = gradient("d_query", query.shape, query.dtype)
+    if "d_key" in kernels:
+        d_key = of_group(gradient("d_key", query.shape, key.dtype), key.shape[-2]).to(key.dtype)
+    if "d_value" in kernels:
+        of_heads = gradient("d_value", d_output.shape, value.dtype)
+        d_value = of_group(of_heads, value.shape[-2]).to(value.dtype)
+    if "d_rpb" in kernels:
+        shape = bias[0].shape
+        number = chunks(query, bias[0].numel() * acc.itemsize)
+        d_rpb = gradient("d_rpb", (number, *shape), acc).sum(0)
+    return d_query, d_key, d_value, d_rpb
+
+
+def chunks(query: Tensor, bytes_of_one: int) -> int:
+    """Return the number of partial sums that the gradient of a bias is made of.
+
+    It depends on nothing but sizes, so that the order of additions, hence every bit, is the same
+    on every run. bytes_of_one: size of one of them.
+    """
+    room = max(_PARTIAL_BYTES, query.numel() * query.element_size()) // max(bytes_of_one, 1)
+    queries = math.prod(query.shape[:-2])
+    return max(1, min(_MOST_CHUNKS, queries // _QUERIES_OF_A_CHUNK, room))

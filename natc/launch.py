@@ -1,10 +1,12 @@
-"""Running one call: on a compiled kernel where one covers it, else on the reference, and say so.
+"""Launching one kernel: inputs that it can read, sizes that it can count, the device it runs on.
 
-Everything here works on checked arguments; `natc.functional` checks them.
+What a kernel computes, and the order of its tensors, is in `natc.operations`. Nothing here checks
+arguments; `natc.functional` does.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,133 +14,62 @@ import torch
 from torch import Tensor
 
 from natc.errors import ArgumentError
-from natc.fallback import Options, reference, reference_is_forced, report
-from natc.runtime import registry
+from natc.operations import HEADS_FIRST, OPERATIONS
 from natc.runtime.load import Kernel
 
 # Kernels compute positions in memory in 32 bits.
-_MOST_ELEMENTS = 2**31 - 1
+MOST_ELEMENTS = 2**31 - 1
+
+# Tensors with one head for each of the query's `group`, and those without a batch.
+_OF_KEYS = frozenset(("key", "value"))
+_WITHOUT_BATCH = frozenset(("rpb", "partial"))
 
 
-def forward(*call: Any) -> Tensor:
-    """Return the attention output; arguments as `run` after operation."""
-    return run("forward", *call)[0]
-
-
-def forward_lse(*call: Any) -> tuple[Tensor, ...]:
-    """Return the attention output and the logsumexp; arguments as `run` after operation."""
-    return run("forward_lse", *call)
-
-
-def run(
-    operation: str,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rpb: Tensor | None,
-    kernel_size: Sequence[int],
+def scalars(
+    scale: float,
+    spatial: Sequence[int],
     dilation: Sequence[int],
     stride: Sequence[int],
     is_causal: Sequence[bool],
-    scale: float,
-) -> tuple[Tensor, ...]:
-    """Return (output,), and for `forward_lse` (output, lse), new and compact.
+) -> tuple[Any, ...]:
+    """Return the scalars of every kernel but the last, which is the group; one list per axis."""
+    # Kernels count in 32 bits; beyond the map, one dilation is as good as another.
+    return (scale, *map(min, dilation, spatial), *stride, *map(int, is_causal))
 
-    Arguments and results as for `natc.na2d`, one option per axis; rpb is float32, or float64
-    beside a float64 query. Raises LibraryError, NotCoveredError and ArgumentError as `natc.na2d`
-    does.
+
+def launch(
+    kernel: Kernel,
+    operation: str,
+    inputs: Sequence[Tensor],
+    results: Sequence[Tensor],
+    scalars: tuple[Any, ...],
+    group: int,
+    extra: tuple[Any, ...] = (),
+) -> None:
+    """Run a kernel, in parts where a tensor is too large for it.
+
+    inputs: in the kernel's order, none of them empty; what it cannot read as it is, is copied.
+    results: compact, of the kernel's dtypes; they are written. scalars: see `scalars`.
+    group: heads of the query for each one of key and value. extra: scalars after the group.
+    Raises ArgumentError where one head of one entry of the batch is too large.
     """
-    with_lse = operation == "forward_lse"
-    if query.numel() == 0:
-        return _results(query, with_lse)
-    kernel = _kernel(operation, query, rpb, kernel_size, stride, is_causal)
-    if kernel is None:
-        options = Options(kernel_size, dilation, stride, is_causal, scale)
-        return reference(query, key, value, rpb, options, return_lse=with_lse)
-    if query.numel() > _MOST_ELEMENTS:
-        options = Options(kernel_size, dilation, stride, is_causal, scale)
-        return _in_parts(operation, query, key, value, rpb, options)
+    for tensor in (*inputs, *results):
+        if tensor.numel() > MOST_ELEMENTS:
+            return _in_parts(kernel, operation, inputs, results, scalars, group, extra)
     alignment = kernel.alignment
-    inputs = [query, key, value] if rpb is None else [query, key, value, rpb]
-    results = _results(query, with_lse)
-    arguments = (
-        *(_ready(tensor, alignment) for tensor in inputs),
-        *results,
-        scale,
-        # Kernels count in 32 bits; beyond the map, one dilation is as good as another.
-        min(dilation[0], query.shape[1]),
-        min(dilation[1], query.shape[2]),
-    )
-    if query.is_cuda and query.device.index != torch.cuda.current_device():
+    arguments = (*(ready(t, alignment) for t in inputs), *results, *scalars, group, *extra)
+    device = results[0].device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
         # Launching makes the tensors' device current and would leave it so.
-        with torch.cuda.device(query.device):
+        with torch.cuda.device(device):
             kernel.function(*arguments)
     else:
         # OpenMP counts its threads in each thread apart: this hands torch's number to this one.
         torch.get_num_threads()
         kernel.function(*arguments)
-    return results
 
 
-def _in_parts(
-    operation: str, query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, options: Options
-) -> tuple[Tensor, ...]:
-    """Run a call that is too large for a kernel on parts of its batch."""
-    fitting = _MOST_ELEMENTS // query[0].numel()
-    if fitting == 0:
-        raise ArgumentError(
-            f"query has shape {list(query.shape)}, {query[0].numel()} elements in each entry of "
-            f"the batch; a kernel takes at most {_MOST_ELEMENTS}."
-        )
-    parts = [
-        run(
-            operation, *part, rpb, options.kernel_size, options.dilation, options.stride,
-            options.is_causal, options.scale,
-        )
-        for part in zip(query.split(fitting), key.split(fitting), value.split(fitting))
-    ]  # fmt: skip
-    return tuple(torch.cat(results) for results in zip(*parts))
-
-
-def _results(query: Tensor, with_lse: bool) -> tuple[Tensor, ...]:
-    output = torch.empty_like(query, memory_format=torch.contiguous_format)
-    return (output, empty_lse(query)) if with_lse else (output,)
-
-
-def empty_lse(query: Tensor) -> Tensor:
-    """Return an uninitialised logsumexp for a query: float32, or float64 for a float64 query."""
-    dtype = torch.float64 if query.dtype is torch.float64 else torch.float32
-    return query.new_empty(query.shape[:-1], dtype=dtype)
-
-
-def _kernel(
-    operation: str,
-    query: Tensor,
-    rpb: Tensor | None,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    is_causal: Sequence[bool],
-) -> Kernel | None:
-    """Return the kernel for a call, or None after the one warning, or raise NotCoveredError."""
-    if reference_is_forced():
-        return None
-    plain = stride[0] == 1 == stride[1] and not (is_causal[0] or is_causal[1])
-    if plain:
-        kernel = registry.resolved[
-            operation,
-            tuple(kernel_size),
-            query.shape[-1],
-            query.dtype,
-            rpb is not None,
-            query.device,
-        ]
-        if kernel is not None:
-            return kernel
-    report(operation, query, rpb is not None, kernel_size, stride, is_causal)
-    return None
-
-
-def _ready(tensor: Tensor, alignment: int) -> Tensor:
+def ready(tensor: Tensor, alignment: int) -> Tensor:
     """Return a tensor as a kernel takes it, compact and aligned: itself, or else a copy."""
     if not tensor.is_contiguous():
         tensor = tensor.contiguous()
@@ -146,3 +77,93 @@ def _ready(tensor: Tensor, alignment: int) -> Tensor:
     if tensor.data_ptr() % alignment:
         tensor = tensor.clone(memory_format=torch.contiguous_format)
     return tensor
+
+
+def _in_parts(
+    kernel: Kernel,
+    operation: str,
+    inputs: Sequence[Tensor],
+    results: Sequence[Tensor],
+    scalars: tuple[Any, ...],
+    group: int,
+    extra: tuple[Any, ...],
+) -> None:
+    """Run a kernel on parts of the batch, or else of the heads, each of which may have parts."""
+    tensors = (*inputs, *results)
+    names = _names(operation, len(tensors))
+    axes = [_heads_axis(name, operation) for name in names]
+    batch = inputs[0].shape[0]
+    heads = inputs[0].shape[axes[0]]
+
+    def run(slices: list[tuple[int, int, int] | None], group: int) -> None:
+        parts = [t if cut is None else t.narrow(*cut) for t, cut in zip(tensors, slices)]
+        written = parts[len(inputs) :]
+        # A part of a result may be neither compact nor aligned.
+        fresh = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in written]
+        launch(kernel, operation, parts[: len(inputs)], fresh, scalars, group, extra)
+        for name, result, found in zip(names[len(inputs) :], written, fresh):
+            # Sums over the batch: they began as zeros, and parts of the batch add to them.
+            if name in _WITHOUT_BATCH:
+                result.add_(found)
+            else:
+                result.copy_(found)
+
+    for name, result in zip(names[len(inputs) :], results):
+        if name in _WITHOUT_BATCH:
+            result.zero_()
+    shared = any(t.numel() > MOST_ELEMENTS for t, n in zip(tensors, names) if n in _WITHOUT_BATCH)
+    entry = max(t.numel() // batch for t, n in zip(tensors, names) if n not in _WITHOUT_BATCH)
+    if entry <= MOST_ELEMENTS and not shared:
+        for start, length in _ranges(batch, MOST_ELEMENTS // entry):
+            run([None if n in _WITHOUT_BATCH else (0, start, length) for n in names], group)
+        return
+
+    def of_heads(first: int, number: int, group: int) -> list[tuple[int, int, int] | None]:
+        """Heads of the query, and those of key and value that they use."""
+        first_kv = first * heads_kv // heads
+        return [
+            (axis, first_kv, number // group) if n in _OF_KEYS else (axis, first, number)
+            for n, axis in zip(names, axes)
+        ]
+
+    heads_kv = heads // group
+    # Elements of one head, in one entry of the batch.
+    each = {
+        name: t.numel() // t.shape[axis] // (1 if name in _WITHOUT_BATCH else batch)
+        for name, t, axis in zip(names, tensors, axes)
+    }
+    largest = max(each, key=lambda name: each[name])
+    most = MOST_ELEMENTS // max(n * (1 if name in _OF_KEYS else group) for name, n in each.items())
+    if most > 0:
+        for start, length in _ranges(heads_kv, most):
+            run(of_heads(start * group, length * group, group), group)
+    elif each[largest] <= MOST_ELEMENTS:
+        for head in range(heads_kv):
+            for start, length in _ranges(group, MOST_ELEMENTS // each[largest]):
+                run(of_heads(head * group + start, length, length), length)
+    else:
+        shape = list(tensors[names.index(largest)].shape)
+        raise ArgumentError(
+            f"{largest} has shape {shape}, {each[largest]} elements in one head of one entry of "
+            f"the batch; a kernel takes at most {MOST_ELEMENTS}."
+        )
+
+
+def _ranges(length: int, step: int) -> list[tuple[int, int]]:
+    """Cut 0 .. length-1 into ranges of at most `step`, each as (start, length)."""
+    return [(start, min(step, length - start)) for start in range(0, length, step)]
+
+
+@functools.cache
+def _names(operation: str, number: int) -> tuple[str, ...]:
+    """Return the names of an operation's tensors, of which a call has that number."""
+    names = OPERATIONS[operation].tensors
+    return names if len(names) == number else tuple(name for name in names if name != "rpb")
+
+
+def _heads_axis(name: str, operation: str) -> int:
+    if name == "rpb":
+        return 0
+    if name == "partial" or OPERATIONS[operation].layout == HEADS_FIRST:
+        return 1
+    return -1 if name in ("lse", "delta") else -2

@@ -17,12 +17,14 @@ from natc.reference.gradients import (
     neighborhood_gradients,
     rpb_sum,
 )
+from natc.reference.second import neighborhood_second_gradients
 
 __all__ = [
     "attended_sum",
     "neighborhood_attention",
     "neighborhood_gradients",
     "neighborhood_logits",
+    "neighborhood_second_gradients",
     "neighborhood_sum",
     "rpb_sum",
 ]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from natc import workspace
 from natc.errors import SpecError
+from natc.operations import OPERATIONS
 from natc.runtime.commands import build_command
 from natc.runtime.facts import Facts, detect
 from natc.runtime.load import Kernel, load
 from natc.runtime.search import Library, Rejection, Scan, scan
 from natc.runtime.select import Choice, select
-from natc.spec import KernelSpec
+from natc.spec import CUDA_DTYPES, KernelSpec
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +23,16 @@ if TYPE_CHECKING:
 _lock = threading.RLock()
 _scan: Scan | None = None
 
-# Operation (`forward`, `forward_lse`), kernel_size, head_dim, dtype, whether with rpb, device.
-Key = tuple[str, tuple[int, ...], int, "torch.dtype", bool, "torch.device"]
+# Operation (a name of `natc.operations`), kernel_size, head_dim, dtype, whether with rpb,
+# value_dim, device.
+Key = tuple[str, tuple[int, ...], int, "torch.dtype", bool, int, "torch.device"]
+
+# These read no bias and are the same in kernels with and without one: either will do.
+_EITHER = frozenset(
+    name
+    for name, operation in OPERATIONS.items()
+    if "rpb" not in operation.tensors and not operation.needs_rpb
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +79,22 @@ class _Resolved(dict[Key, Kernel | None]):
     """The kernel for each kind of call, or None where none covers it; filled on first use.
 
     A dictionary, because a call that was seen before must cost one look-up and nothing else.
+    An operation that reads no bias is looked up without one, and found in either kind of kernel.
     Looking up raises LibraryError when the chosen library is not what its manifest vouches for.
     """
 
     def __missing__(self, key: Key) -> Kernel | None:
-        operation, kernel_size, head_dim, dtype, rpb, device = key
+        operation, kernel_size, head_dim, dtype, rpb, value_dim, device = key
         name = str(dtype).removeprefix("torch.")
         try:
-            spec = KernelSpec(len(kernel_size), kernel_size, head_dim, name, rpb)
+            spec = KernelSpec(len(kernel_size), kernel_size, head_dim, name, rpb, value_dim)
         except SpecError:
             self[key] = None
             return None
         with _lock:
             # Another thread may have been here while this one waited for the lock.
             if key not in self:
-                choice, _ = select(_search().libraries, spec, detect(device), operation=operation)
+                choice, _ = _choose(spec, detect(device), operation)
                 self[key] = load(choice) if choice else None
             return self[key]
 
@@ -104,8 +114,10 @@ def explain(
     facts = detect(torch.device(device))
     with _lock:
         found = _search()
-    choice, rejections = select(found.libraries, spec, facts, operation=operation)
-    command = build_command(spec, [facts.machine]) if facts.machine else None
+        choice, rejections = _choose(spec, facts, operation)
+    command = None
+    if facts.machine and (facts.machine.kind != "cuda" or spec.dtype in CUDA_DTYPES):
+        command = build_command(spec, [facts.machine])
     everything = (*found.unreadable, *rejections)
     return Explanation(spec, operation, facts, found.directories, choice, everything, command)
 
@@ -133,6 +145,16 @@ def clear() -> None:
         _scan = None
         resolved.clear()
         warned.clear()
+
+
+def _choose(
+    spec: KernelSpec, facts: Facts, operation: str
+) -> tuple[Choice | None, list[Rejection]]:
+    libraries = _search().libraries
+    choice, rejections = select(libraries, spec, facts, operation=operation)
+    if choice is None and operation in _EITHER and not spec.rpb:
+        choice, _ = select(libraries, replace(spec, rpb=True), facts, operation=operation)
+    return choice, rejections
 
 
 def _search() -> Scan:

@@ -27,7 +27,7 @@ def select(
 
     libraries: in search order. The first directory that holds a fitting library wins, so that a
         directory put first is used; within it, the code made for the newest architecture.
-    operation: `forward` or `forward_lse`.
+    operation: a name of `natc.operations`.
     Returns the choice, or None when nothing fits, and a Rejection for each library passed over.
     """
     fitting: list[Choice] = []

@@ -1,4 +1,4 @@
-"""natc.na2d: results on a kernel and on the reference, and what is said of a bad argument."""
+"""The fused functions: on a kernel, on the reference, and what is said of a bad argument."""
 
 from __future__ import annotations
 
@@ -24,16 +24,33 @@ pytestmark = pytest.mark.filterwarnings("error::natc.fallback.NatcFallbackWarnin
 
 @pytest.mark.parametrize("rpb", [False, True])
 @pytest.mark.parametrize("return_lse", [False, True])
-@pytest.mark.parametrize("dilation", [1, 2, (1, 3)])
-@pytest.mark.parametrize("shape", [SHAPE, (1, 1, 1, 1, 8), (1, 2, 9, 1, 8), (3, 4, 2, 2, 8)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"dilation": 2},
+        {"dilation": [1, 3]},
+        {"stride": 3},
+        {"stride": (2, 1), "is_causal": True},
+        {"is_causal": (False, True), "dilation": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    ("shape", "heads_kv"),
+    [(SHAPE, 3), (SHAPE, 1), ((1, 1, 1, 1, 8), 1), ((1, 2, 9, 4, 8), 2), ((3, 4, 2, 2, 8), 2)],
+)
 def test_a_kernel_gives_what_the_reference_gives(
-    kernels: LibraryDirectory, shape: tuple[int, ...], dilation: Any, return_lse: bool, rpb: bool
+    kernels: LibraryDirectory,
+    shape: tuple[int, ...],
+    heads_kv: int,
+    options: dict[str, Any],
+    return_lse: bool,
+    rpb: bool,
 ) -> None:
-    inputs = make_inputs(shape, kernel_size=KERNEL_SIZE if rpb else None)
-    options = {"dilation": dilation, "scale": 0.7, "return_lse": return_lse}
+    inputs = make_inputs(shape, heads_kv=heads_kv, kernel_size=KERNEL_SIZE if rpb else None)
+    options = {**options, "scale": 0.7, "return_lse": return_lse}
     actual = natc.na2d(*inputs[:3], KERNEL_SIZE, rpb=inputs.rpb, **options)
-    if isinstance(dilation, tuple):
-        options["dilation"] = list(dilation)
     expected = neighborhood_attention(*inputs[:3], KERNEL_SIZE, rpb=inputs.rpb, **options)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
     assert kernels.calls(SPECS[rpb]) == 1
@@ -107,8 +124,7 @@ def test_an_empty_axis_gives_an_empty_result(
     assert lse.shape == torch.Size(shape[:-1])
     assert lse.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert natc.na2d(*inputs[:3], KERNEL_SIZE).shape == torch.Size(shape)
-    with pytest.warns(natc.NatcFallbackWarning, match="backward"):
-        (output.sum() + lse.sum()).backward()
+    (output.sum() + lse.sum()).backward()
     for tensor in inputs:
         assert tensor is not None and tensor.grad is not None
         assert torch.equal(tensor.grad, torch.zeros_like(tensor))
@@ -119,10 +135,7 @@ def test_an_empty_axis_gives_an_empty_result(
     [
         ({"kernel_size": 4}, "kernel 4"),
         ({"kernel_size": (2, 5)}, "kernel 2x5"),
-        ({"stride": 2}, "stride"),
-        ({"stride": (1, 3)}, "stride"),
-        ({"is_causal": True}, "is_causal"),
-        ({"is_causal": (False, True), "dilation": 2, "return_lse": True}, "is_causal"),
+        ({"kernel_size": 4, "is_causal": (False, True), "return_lse": True}, "kernel 4"),
         ({"kernel_size": 65}, "65"),
     ],
 )
@@ -165,7 +178,7 @@ def test_an_rpb_of_another_dtype_is_cast_for_a_kernel(kernels: LibraryDirectory)
     expected = natc.na2d(query, key, value, KERNEL_SIZE, rpb=half.detach().float())
     torch.testing.assert_close(output, expected, rtol=0, atol=0)
     assert kernels.calls(SPECS[True]) == 2
-    with pytest.warns(natc.NatcFallbackWarning, match="backward"):
+    with pytest.warns(natc.NatcFallbackWarning, match="delta of na2d_k3_d8_float32_rpb on cpu"):
         output.sum().backward()
     assert half.grad is not None and half.grad.dtype == torch.float16
 
@@ -187,12 +200,89 @@ def test_autocast_casts_query_key_and_value(kernels: LibraryDirectory) -> None:
     assert wide.dtype == torch.float64
 
 
+def calls(rank: int) -> list[Any]:
+    return [(natc.na1d, natc.na2d, natc.na3d)[rank - 1], natc.neighborhood_attention]
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((2, 9, 4, 5), {"kernel_size": 4, "stride": 3, "dilation": 2}),
+        ((1, 9, 4, 5), {"kernel_size": (5,), "is_causal": [True]}),
+        ((2, 5, 7, 4, 5), {"kernel_size": [2, 5], "stride": (2, 3), "is_causal": (True, False)}),
+        ((1, 3, 4, 5, 4, 5), {"kernel_size": 3, "dilation": (1, 2, 1), "stride": (3, 1, 2)}),
+        ((1, 3, 4, 5, 4, 5), {"kernel_size": (2, 3, 7), "is_causal": (True, False, True)}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("tokens", [None, 0, 3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_every_rank_and_option_equals_the_reference(
+    libraries: LibraryDirectory,
+    shape: tuple[int, ...],
+    options: dict[str, Any],
+    tokens: int | None,
+    dtype: torch.dtype,
+) -> None:
+    rank = len(shape) - 3
+    sizes = options["kernel_size"]
+    inputs = make_inputs(
+        shape, kernel_size=sizes if isinstance(sizes, int) else tuple(sizes), heads_kv=2,
+        value_dim=3, dtype=dtype,
+    )  # fmt: skip
+    options = {**options, "rpb": inputs.rpb, "return_lse": True}
+    if tokens is not None:
+        more = make_inputs((shape[0], tokens, 2, 5), value_dim=3, dtype=dtype, seed=1)
+        options |= {"additional_keys": more.key, "additional_values": more.value}
+    expected = neighborhood_attention(*inputs[:3], **options)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    with natc.force_reference():
+        for function in calls(rank):
+            output, lse = function(*inputs[:3], **options)
+            assert output.dtype == dtype and lse.dtype == expected[1].dtype
+            torch.testing.assert_close(output, expected[0], rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(lse, expected[1])
+
+
+def test_gradients_with_additional_tokens(libraries: LibraryDirectory) -> None:
+    inputs = make_inputs((1, 3, 2, 2), heads_kv=1, value_dim=1, kernel_size=3)
+    more = make_inputs((1, 2, 1, 2), value_dim=1, seed=1)
+    tensors = [t.double().requires_grad_() for t in (*inputs, more.key, more.value)]
+
+    def attend(*given: torch.Tensor) -> Any:
+        query, key, value, rpb, keys, values = given
+        return natc.na1d(
+            query, key, value, 3, rpb=rpb, additional_keys=keys, additional_values=values,
+            is_causal=True, return_lse=True,
+        )  # fmt: skip
+
+    with natc.force_reference():
+        assert torch.autograd.gradcheck(attend, tensors, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(attend, tensors)
+
+
+def test_tokens_are_attended_on_a_kernel_by_merging(kernels: LibraryDirectory) -> None:
+    inputs = make_inputs(SHAPE, kernel_size=KERNEL_SIZE)
+    more = make_inputs((SHAPE[0], 4, 3, HEAD_DIM), seed=1)
+    options: dict[str, Any] = {
+        "rpb": inputs.rpb,
+        "additional_keys": more.key,
+        "additional_values": more.value,
+        "return_lse": True,
+    }
+    actual = natc.na2d(*inputs[:3], KERNEL_SIZE, **options)
+    expected = neighborhood_attention(*inputs[:3], KERNEL_SIZE, **options)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    assert kernels.calls(SPECS[True]) == 1
+
+
 def bad(**changes: Any) -> dict[str, Any]:
     query, key, value, _ = make_inputs(SHAPE)
     return {"query": query, "key": key, "value": value, "kernel_size": KERNEL_SIZE, **changes}
 
 
 T = torch.zeros(SHAPE)
+TOKENS = torch.zeros(2, 4, 3, HEAD_DIM)
 
 
 @pytest.mark.parametrize(
@@ -215,14 +305,26 @@ T = torch.zeros(SHAPE)
         ({"query": T[0]}, ArgumentError, r"query has 4 axes.*must have 5: \[batch, height"),
         ({"query": T[None]}, ArgumentError, "query has 6 axes"),
         ({"query": T[..., :0]}, ArgumentError, "head_dim must be at least 1"),
-        ({"key": T[:, 1:]}, ArgumentError, r"key has shape \[2, 4, 7, 3, 8\].*\[2, 5, 7, 3, 8\]"),
-        ({"value": T[..., 1:]}, ArgumentError, r"value has shape \[2, 5, 7, 3, 7\]"),
-        ({"key": T[:, :, :, :1]}, ArgumentError, "key has shape"),
+        (
+            {"key": T[:, 1:]},
+            ArgumentError,
+            r"key has shape \[2, 4, 7, 3, 8\]; it must be \[2, 5, 7, heads_kv, 8\], as query",
+        ),
+        ({"key": T[..., 1:]}, ArgumentError, r"key has shape \[2, 5, 7, 3, 7\]"),
+        ({"key": T[:, :, :, :2]}, ArgumentError, "key has 2 heads.*must divide that of query, 3"),
+        ({"key": T[:, :, :, :0]}, ArgumentError, "key has 0 heads"),
         ({"key": T[0]}, ArgumentError, "key has shape"),
+        ({"value": T[:, 1:]}, ArgumentError, r"value has shape .*\[2, 5, 7, 3, value_dim\]"),
+        ({"value": T[:, :, :, :1]}, ArgumentError, "value has shape .*as key has shape"),
+        ({"value": T[..., :0]}, ArgumentError, "value has shape .*value_dim, must be at least 1"),
         ({"kernel_size": 1}, ArgumentError, "kernel_size is 1; it must be at least 2"),
         ({"kernel_size": (3, 0)}, ArgumentError, r"kernel_size is \(3, 0\)"),
         ({"kernel_size": (3, 3, 3)}, ArgumentError, "must have 2 entries"),
-        ({"kernel_size": 3.0}, ArgumentTypeError, "kernel_size is 3.0; it must be an integer"),
+        (
+            {"kernel_size": 3.0},
+            ArgumentTypeError,
+            "kernel_size is 3.0; it must be an integer, or one for",
+        ),
         ({"kernel_size": True}, ArgumentTypeError, "kernel_size is True"),
         ({"kernel_size": "33"}, ArgumentTypeError, "kernel_size is '33'"),
         ({"kernel_size": (3, "3")}, ArgumentTypeError, "kernel_size"),
@@ -245,6 +347,23 @@ T = torch.zeros(SHAPE)
         ({"rpb": torch.zeros(2, 5, 5)}, ArgumentError, r"rpb has shape \[2, 5, 5\].*\[3, 5, 5\]"),
         ({"rpb": torch.zeros(3, 5)}, ArgumentError, r"rpb has shape \[3, 5\]"),
         ({"rpb": torch.zeros(3, 5, 7)}, ArgumentError, "rpb has shape"),
+        ({"additional_keys": TOKENS}, ArgumentError, "additional_values is None; it must be"),
+        ({"additional_values": TOKENS}, ArgumentError, "additional_keys is None; it must be"),
+        (
+            {"additional_keys": TOKENS[:, :, :1], "additional_values": TOKENS},
+            ArgumentError,
+            r"additional_keys has shape \[2, 4, 1, 8\]; it must be \[2, tokens, 3, 8\], as key",
+        ),
+        (
+            {"additional_values": TOKENS[:, 1:], "additional_keys": TOKENS},
+            ArgumentError,
+            r"additional_values has shape \[2, 3, 3, 8\]; it must be \[2, 4, 3, 8\], as value",
+        ),
+        (
+            {"additional_values": TOKENS.half(), "additional_keys": TOKENS},
+            ArgumentTypeError,
+            "additional_values has dtype torch.float16; it must be that of query, torch.float32",
+        ),
     ],
 )
 def test_a_bad_argument_is_named_before_anything_runs(
@@ -253,6 +372,26 @@ def test_a_bad_argument_is_named_before_anything_runs(
     with pytest.raises(error, match=said) as raised:
         natc.na2d(**bad(**changes))
     assert isinstance(raised.value, natc.errors.NatcError)
-    assert re.match(next(iter(changes)), str(raised.value)), "the message names the argument"
+    both = "additional" in next(iter(changes))
+    name = "additional_(keys|values)" if both else next(iter(changes))
+    assert re.match(name, str(raised.value)), "the message names the argument"
     # Opening the library here is the first time that it is opened.
     assert kernels.calls(SPECS[False]) == 0
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_function_insists_on_its_rank(libraries: LibraryDirectory, rank: int) -> None:
+    for other in (rank - 1, rank + 1):
+        query = torch.zeros(1, *[3] * other, 2, 4)
+        with pytest.raises(ArgumentError, match=f"query has {other + 3} axes.* must have"):
+            calls(rank)[0](query, query, query, 3)
+    for axes in (3, 7):
+        query = torch.zeros(*[1] * axes)
+        with pytest.raises(ArgumentError, match=f"query has {axes} axes.* 4, 5 or 6"):
+            natc.neighborhood_attention(query, query, query, 3)
+    query = torch.zeros(1, *[3] * rank, 2, 4)
+    for name in ("kernel_size", "dilation", "stride", "is_causal"):
+        entries = [True] * (rank + 1) if name == "is_causal" else [3] * (rank + 1)
+        for function in calls(rank):
+            with pytest.raises(ArgumentError, match=f"{name} is .*, one per axis"):
+                function(query, query, query, **{"kernel_size": 3, name: entries})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import natc
 from natc import ops, runtime
-from natc.errors import ArgumentError, NotCoveredError
+from natc.errors import NotCoveredError
 from natc.fallback import reference_is_forced
 from natc.reference import neighborhood_attention
 from natc.testing.inputs import Inputs, make_inputs
@@ -60,7 +61,7 @@ def quiet() -> Any:
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("rpb", [False, True])
-@pytest.mark.parametrize("operator", [ops.na2d_forward, ops.na2d_forward_lse])
+@pytest.mark.parametrize("operator", [ops.forward, ops.forward_lse])
 def test_opcheck(
     kernels: LibraryDirectory, quiet: None, operator: Any, rpb: bool, requires_grad: bool
 ) -> None:
@@ -72,16 +73,36 @@ def test_opcheck(
     assert kernels.calls(SPECS[rpb]) > 0
 
 
-def test_opcheck_of_the_backward(kernels: LibraryDirectory, quiet: None) -> None:
-    inputs = with_rpb()
-    for grads in ([inputs.query], [inputs.query, inputs.query[..., 0]]):
-        result = torch.library.opcheck(
-            torch.ops.natc.na2d_backward.default,
-            (grads, *inputs, *OPTIONS),
-            # It is no operator that one takes the gradient of: see the gradients of gradients.
-            test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
-        )
-        assert list(result.values()) == ["SUCCESS"] * 3
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("wanted", [[True] * 4, [False, True, False, False]], ids=str)
+def test_opcheck_of_the_backward(
+    kernels: LibraryDirectory, quiet: None, wanted: list[bool], requires_grad: bool
+) -> None:
+    inputs = with_rpb(requires_grad=requires_grad)
+    output, lse = (t.detach() for t in expected(*inputs))
+    for d_lse in (None, torch.ones_like(lse)):
+        arguments = (torch.ones_like(output), d_lse, *inputs, output, lse, wanted, *OPTIONS)
+        result = torch.library.opcheck(ops.backward, arguments)
+        assert list(result.values()) == ["SUCCESS"] * 4
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck_of_the_unfused(
+    libraries: LibraryDirectory, quiet: None, requires_grad: bool
+) -> None:
+    inputs = make_inputs((2, 2, 5, 6, 4), kernel_size=3, requires_grad=requires_grad)
+    heads_first = [t.detach().requires_grad_(requires_grad) for t in inputs[:3]]
+    rpb = make_inputs(SHAPE, kernel_size=3, requires_grad=requires_grad).rpb
+    attn = torch.randn(2, 2, 5, 6, 9, requires_grad=requires_grad)
+    for operator, *arguments in (
+        (ops.qk, *heads_first[:2], rpb, *OPTIONS[:4], -math.inf),
+        (ops.qk, *heads_first[:2], None, *OPTIONS[:4], 0.0),
+        (ops.av, attn, heads_first[2], *OPTIONS[:4]),
+        (ops.inverse_av, attn, heads_first[2], *OPTIONS[:4]),
+        (ops.sum_rpb, attn, 4, *OPTIONS[:4]),
+    ):
+        result = torch.library.opcheck(operator, arguments)
+        assert list(result.values()) == ["SUCCESS"] * 4
 
 
 def test_a_compiled_graph_is_whole_and_takes_other_shapes(kernels: LibraryDirectory) -> None:
@@ -115,7 +136,7 @@ def test_export_keeps_the_operator(kernels: LibraryDirectory) -> None:
 
     query = make_inputs(SHAPE).query
     program = torch.export.export(Module(), (query,))
-    assert any(node.target is ops.na2d_forward for node in program.graph.nodes)
+    assert any(node.target is ops.forward for node in program.graph.nodes)
     torch.testing.assert_close(program.module()(query), Module()(query), rtol=0, atol=0)
 
 
@@ -128,6 +149,20 @@ def test_flops_are_counted(kernels: LibraryDirectory, quiet: None) -> None:
     with FlopCounterMode(display=False) as counter:
         (output.sum() + lse.sum()).backward()
     assert counter.get_total_flops() == 10 * products
+    query, key, value = (t.movedim(-2, 1) for t in inputs[:3])
+    with FlopCounterMode(display=False) as counter:
+        attn = natc.functional.na2d_qk(query, key, KERNEL_SIZE)
+        natc.functional.na2d_av(attn, value, KERNEL_SIZE)
+    assert counter.get_total_flops() == 4 * products
+
+
+def test_flops_of_fewer_channels_and_gradients(libraries: LibraryDirectory, quiet: None) -> None:
+    query, key, value, _ = make_inputs((2, 9, 4, 5), heads_kv=2, value_dim=3)
+    of_channel = 2 * 2 * 9 * 4 * 3
+    with FlopCounterMode(display=False) as counter:
+        natc.na1d(query, key, value.requires_grad_(), 3).sum().backward()
+    # Forward; the weights again and d_value.
+    assert counter.get_total_flops() == of_channel * (5 + 3 + 5 + 3)
 
 
 # Gradients
@@ -185,8 +220,12 @@ def test_gradients_of_gradients_in_float64(
     assert inputs.rpb is not None
     rpb = inputs.rpb.detach().double().requires_grad_()
     tensors = (*inputs[:3], rpb)
-    assert torch.autograd.gradcheck(lambda *t: attend(*t, **options), tensors)
-    assert torch.autograd.gradgradcheck(lambda *t: attend(*t, **options), tensors)
+
+    def function(*given: Tensor) -> Any:
+        return attend(*given, **options)
+
+    assert torch.autograd.gradcheck(function, tensors, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, tensors, check_fwd_over_rev=True)
 
 
 def test_inputs_changed_after_the_forward_are_noticed(
@@ -200,13 +239,75 @@ def test_inputs_changed_after_the_forward_are_noticed(
         output.sum().backward()
 
 
-def test_forward_mode_is_refused(kernels: LibraryDirectory) -> None:
-    inputs = with_rpb()
-    with pytest.raises(ArgumentError, match="natc.reference.neighborhood_attention has"):
-        torch.func.jvp(attend, tuple(inputs), tuple(inputs))
-    forward_ad = torch.autograd.forward_ad
-    with forward_ad.dual_level(), pytest.raises(ArgumentError, match="no forward-mode derivative"):
-        attend(forward_ad.make_dual(inputs.query, inputs.query), *inputs[1:])
+def test_forward_mode(kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NATC_STRICT", "1")  # The reference is there for it by design.
+    inputs, tangents = tuple(with_rpb()), tuple(with_rpb(seed=1))
+    wanted = torch.func.jvp(expected, inputs, tangents)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(torch.func.jvp(attend, inputs, tangents), wanted)
+        forward_ad = torch.autograd.forward_ad
+        with forward_ad.dual_level():
+            duals = [forward_ad.make_dual(*pair) for pair in zip(inputs, tangents, strict=True)]
+            found = [forward_ad.unpack_dual(result) for result in attend(*duals)]
+            alone, _ = forward_ad.unpack_dual(natc.na2d(*duals[:3], KERNEL_SIZE, rpb=duals[3]))
+            # A tangent of one tensor, and none.
+            one = forward_ad.unpack_dual(attend(duals[0], *inputs[1:])[0]).tangent
+            none = forward_ad.unpack_dual(attend(*inputs)[0]).tangent
+    torch.testing.assert_close(tuple(d.primal for d in found), wanted[0])
+    torch.testing.assert_close(tuple(d.tangent for d in found), wanted[1])
+    torch.testing.assert_close(alone, wanted[0][0])
+    zeros = tuple(torch.zeros_like(t) for t in tangents[1:])
+    only = torch.func.jvp(expected, inputs, (tangents[0], *zeros))[1][0]
+    torch.testing.assert_close(one, only)
+    assert none is None
+    assert kernels.calls(SPECS[True]) == 1
+
+
+@pytest.mark.parametrize("inner", [torch.func.grad, torch.func.jacrev], ids=["grad", "jacrev"])
+def test_forward_over_reverse(
+    kernels: LibraryDirectory, quiet: None, inner: Callable[..., Any]
+) -> None:
+    inputs, tangents = tuple(with_rpb()), tuple(with_rpb(seed=1))
+    found = [
+        torch.func.jvp(inner(loss_of(f), argnums=(0, 1, 2, 3)), inputs, tangents)
+        for f in (attend, expected)
+    ]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
+def test_reverse_over_forward(kernels: LibraryDirectory) -> None:
+    inputs, tangents = tuple(with_rpb()), tuple(with_rpb(seed=1))
+
+    def of(function: Any) -> Any:
+        def slope(*given: Any) -> Tensor:
+            return torch.func.jvp(loss_of(function), given, tangents)[1]
+
+        return torch.func.grad(slope, argnums=(0, 1, 2, 3))(*inputs)
+
+    torch.testing.assert_close(of(attend), of(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_hessian_of_an_unfused_call(libraries: LibraryDirectory, quiet: None) -> None:
+    tensors = tuple(t[:, :2].movedim(-2, 1).double() for t in make_inputs((1, 4, 1, 2))[:3])
+
+    def unfused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        attn = natc.functional.na1d_qk(query, key, 2)
+        return natc.functional.na1d_av(attn.softmax(-1), value, 2).sin().sum()
+
+    def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = neighborhood_attention(
+            *(t.movedim(1, -2) for t in (query, key, value)), 2, scale=1.0
+        )
+        return output.sin().sum()
+
+    everything = (0, 1, 2)
+    for hessian in (
+        lambda f: torch.func.jacfwd(torch.func.jacrev(f, everything), everything),
+        lambda f: torch.func.jacrev(torch.func.jacrev(f, everything), everything),
+        lambda f: torch.func.jacfwd(torch.func.jacfwd(f, everything), everything),
+    ):
+        torch.testing.assert_close(hessian(unfused)(*tensors), hessian(plain)(*tensors))
 
 
 # Transforms
@@ -281,9 +382,22 @@ def test_a_warning_that_is_an_error_is_one_each_time(libraries: LibraryDirectory
 
 
 def test_the_backward_on_the_reference_is_said_once(kernels: LibraryDirectory) -> None:
-    with pytest.warns(natc.NatcFallbackWarning, match="no backward kernel on cpu yet") as caught:
+    said = "no kernel covers delta of na2d_k3_d8_float32_rpb on cpu; .*\n*.*natc build --kernel 3 "
+    with pytest.warns(natc.NatcFallbackWarning, match=said) as caught:
         for _ in range(2):
             loss_of(attend)(*with_rpb(requires_grad=True)).backward()
+        inputs = with_rpb()
+        attend(inputs.query, inputs.key, inputs.value.requires_grad_(), None)[0].sum().backward()
+    assert len(caught) == 2
+    assert "d_value of na2d_k3_d8_float32 on cpu" in str(caught[1].message)
+    assert caught[0].filename == caught[1].filename == __file__
+
+
+def test_what_was_said_of_the_forward_is_not_said_of_its_gradients(
+    libraries: LibraryDirectory,
+) -> None:
+    with pytest.warns(natc.NatcFallbackWarning) as caught:
+        loss_of(attend)(*with_rpb(requires_grad=True)).backward()
     assert len(caught) == 1
 
 
@@ -293,7 +407,7 @@ def test_strict_refuses_what_would_run_on_the_reference(
     monkeypatch.setenv("NATC_STRICT", "1")
     inputs = with_rpb(requires_grad=True)
     output, _ = attend(*inputs)
-    with pytest.raises(NotCoveredError, match="no backward kernel on cpu"):
+    with pytest.raises(NotCoveredError, match="no kernel covers delta of na2d_k3_d8_float32_rpb"):
         output.sum().backward()
     tensors = make_inputs((1, 4, 4, 1, 32))[:3]
     for _ in range(2):
@@ -308,10 +422,15 @@ def test_strict_refuses_what_would_run_on_the_reference(
         "NATC_STRICT",
     ):
         assert part in str(error.value)
-    with pytest.raises(NotCoveredError, match="stride"):
-        natc.na2d(*tensors, 7, stride=2)
-    with pytest.raises(NotCoveredError, match="float64 has no kernels"):
+    with pytest.raises(NotCoveredError, match="kernel_size 64 is not supported"):
+        natc.na2d(*tensors, 64)
+    with pytest.raises(NotCoveredError, match="(?s)na2d_k7_d32_float64.*--dtype float64"):
         natc.na2d(*(tensor.double() for tensor in tensors), 7)
+    heads_first = [t.movedim(-2, 1) for t in tensors]
+    with pytest.raises(NotCoveredError, match="no kernel covers qk of na2d_k7_d32_float32 on cpu"):
+        natc.functional.na2d_qk(*heads_first[:2], 7)
+    with pytest.raises(NotCoveredError, match="no kernel covers av of na2d_k7_d32_float32 on cpu"):
+        natc.functional.na2d_av(torch.zeros(1, 1, 4, 4, 49), heads_first[2], 7)
 
 
 def test_the_reference_can_be_asked_for(

@@ -56,19 +56,30 @@ static const DLTensor* tensor_of(const Any* any) {
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+typedef struct {
+  int64_t dilation, stride, causal;
+} Axis;
+
 // Taps of one query on one axis: group member of the first tap, and how many.
-static void window(int64_t position, int64_t length, int64_t dilation, int64_t* first,
-                   int64_t* count) {
-  int64_t members = (length - position % dilation + dilation - 1) / dilation;
-  *count = smaller(KERNEL_SIZE, members);
-  *first = larger(0, smaller(position / dilation - KERNEL_SIZE / 2, members - *count));
+static void window(int64_t position, int64_t length, Axis axis, int64_t* first, int64_t* count) {
+  int64_t members = (length - position % axis.dilation + axis.dilation - 1) / axis.dilation;
+  int64_t member = position / axis.dilation;
+  int64_t ahead = axis.causal ? axis.stride - 1 : axis.stride / 2;
+  int64_t leader = smaller(member / axis.stride * axis.stride + ahead, members - 1);
+  if (axis.causal) {
+    *first = larger(0, leader - KERNEL_SIZE + 1);
+    *count = member - *first + 1;
+  } else {
+    *count = smaller(KERNEL_SIZE, members);
+    *first = larger(0, smaller(leader - KERNEL_SIZE / 2, members - *count));
+  }
 }
 
 static int run(const Any* args, int32_t num_args, int with_lse) {
   enum { TAPS = KERNEL_SIZE * KERNEL_SIZE, SPAN = 2 * KERNEL_SIZE - 1 };
   const DLTensor* t[6] = {0};  // query, key, value, rpb, output, lse
   int at = 0;
-  if (num_args != 7 + RPB + with_lse) return refuse("wrong number of arguments");
+  if (num_args != 12 + RPB + with_lse) return refuse("wrong number of arguments");
   for (int i = 0; i < 6; ++i) {
     if ((i == 3 && !RPB) || (i == 5 && !with_lse)) continue;
     t[i] = tensor_of(&args[at++]);
@@ -78,13 +89,23 @@ static int run(const Any* args, int32_t num_args, int with_lse) {
   }
   if (args[at].type_index != FLOAT) return refuse("scale is not a float");
   double scale = args[at].v_float64;
-  if (args[at + 1].type_index != INT || args[at + 2].type_index != INT)
-    return refuse("dilation is not an integer");
-  int64_t dilation[2] = {args[at + 1].v_int64, args[at + 2].v_int64};
+  int64_t integer[7];  // two dilations, two strides, two flags, group
+  for (int i = 0; i < 7; ++i) {
+    if (args[at + 1 + i].type_index != INT) return refuse("scalar is not an integer");
+    integer[i] = args[at + 1 + i].v_int64;
+    if (integer[i] < (i == 4 || i == 5 ? 0 : 1) || integer[i] > INT32_MAX)
+      return refuse("scalar is out of range");
+  }
+  Axis axis[2];
+  for (int i = 0; i < 2; ++i) axis[i] = (Axis){integer[i], integer[2 + i], integer[4 + i]};
+  int64_t group = integer[6];
   const int64_t* shape = t[0]->shape;
   if (shape[4] != HEAD_DIM) return refuse("wrong head_dim");
+  int64_t of_keys[5] = {shape[0], shape[1], shape[2], shape[3] / group, HEAD_DIM};
+  if (shape[3] % group) return refuse("heads are no multiple of the group");
   for (int i = 1; i < 5; ++i)
-    if (i != 3 && memcmp(t[i]->shape, shape, 5 * sizeof(int64_t))) return refuse("shapes differ");
+    if (i != 3 && memcmp(t[i]->shape, i == 4 ? shape : of_keys, sizeof of_keys))
+      return refuse("shapes differ");
   const float *query = t[0]->data, *key = t[1]->data, *value = t[2]->data;
   const float* rpb = RPB ? t[3]->data : NULL;
   float *output = t[4]->data, *lse = with_lse ? t[5]->data : NULL;
@@ -95,20 +116,20 @@ static int run(const Any* args, int32_t num_args, int with_lse) {
     int64_t batch = row / heads / W / H, first[2], count[2], taps = 0;
     double logit[TAPS], most = -INFINITY, sum = 0, out[HEAD_DIM] = {0};
     int64_t source[TAPS];
-    window(y, H, dilation[0], &first[0], &count[0]);
-    window(x, W, dilation[1], &first[1], &count[1]);
+    window(y, H, axis[0], &first[0], &count[0]);
+    window(x, W, axis[1], &first[1], &count[1]);
     for (int64_t i = 0; i < count[0]; ++i)
       for (int64_t j = 0; j < count[1]; ++j, ++taps) {
-        int64_t ky = (first[0] + i) * dilation[0] + y % dilation[0];
-        int64_t kx = (first[1] + j) * dilation[1] + x % dilation[1];
-        source[taps] = (((batch * H + ky) * W + kx) * heads + head) * HEAD_DIM;
+        int64_t ky = (first[0] + i) * axis[0].dilation + y % axis[0].dilation;
+        int64_t kx = (first[1] + j) * axis[1].dilation + x % axis[1].dilation;
+        source[taps] = (((batch * H + ky) * W + kx) * (heads / group) + head / group) * HEAD_DIM;
         double dot = 0;
         for (int d = 0; d < HEAD_DIM; ++d)
           dot += (double)query[row * HEAD_DIM + d] * key[source[taps] + d];
         logit[taps] = dot * scale;
         if (RPB)
-          logit[taps] += rpb[(head * SPAN + (ky - y) / dilation[0] + KERNEL_SIZE - 1) * SPAN +
-                             (kx - x) / dilation[1] + KERNEL_SIZE - 1];
+          logit[taps] += rpb[(head * SPAN + (ky - y) / axis[0].dilation + KERNEL_SIZE - 1) * SPAN +
+                             (kx - x) / axis[1].dilation + KERNEL_SIZE - 1];
         if (logit[taps] > most) most = logit[taps];
       }
     for (int64_t tap = 0; tap < taps; ++tap) {

@@ -1,0 +1,202 @@
+"""Checks of arguments: what passes is what the operators take, what does not is named.
+
+Only what a good call needs runs on its way; messages are put together where something is wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from natc.errors import ArgumentError, ArgumentTypeError
+from natc.reference.layout import accumulator
+
+_FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
+_SPATIAL = {1: "length", 2: "height, width", 3: "depth, height, width"}
+_ENTRIES = {1: "one entry", 2: "2 entries", 3: "3 entries"}
+
+
+def tensors(*named: tuple[str, Any]) -> tuple[Tensor, ...]:
+    """Return tensors of one dtype and device, cast as autocast wants; the first is the measure."""
+    for name, given in named:
+        if not isinstance(given, Tensor) or given.layout is not torch.strided:
+            _refuse_tensor(name, given)
+    first_name, first = named[0]
+    device = first.device
+    device_type = device.type
+    if device_type == "meta":
+        raise ArgumentError(
+            f"{first_name} is on device meta, which holds no data; it must be on another."
+        )
+    found = tuple(given for _, given in named)
+    if torch.is_autocast_enabled(device_type):
+        found = _autocast(device_type, found)
+    dtype = found[0].dtype
+    if dtype not in _FLOATS:
+        _refuse_dtype(first_name, dtype)
+    for tensor in found:
+        if tensor.dtype is not dtype or tensor.device != device:
+            _refuse_mixed(named, found)
+    return found
+
+
+def _autocast(device_type: str, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Cast as autocast casts the operands of attention: all but float64 and integers."""
+    wanted = torch.get_autocast_dtype(device_type)
+    return tuple(
+        t.to(wanted) if t.is_floating_point() and t.dtype is not torch.float64 else t
+        for t in given
+    )
+
+
+def options(
+    rank: int, kernel_size: Any, stride: Any, dilation: Any, is_causal: Any
+) -> tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[bool]]:
+    """Return kernel_size, dilation, stride and is_causal, each with one entry for each axis."""
+    sizes = _per_axis("kernel_size", kernel_size, rank, at_least=2)
+    dilations = _per_axis("dilation", dilation, rank, at_least=1)
+    strides = _per_axis("stride", stride, rank, at_least=1)
+    if max(strides) > min(sizes) and any(s > k for s, k in zip(strides, sizes)):
+        raise ArgumentError(
+            f"stride is {stride!r}; it must not exceed kernel_size, which is {kernel_size!r}."
+        )
+    causal = (is_causal,) * rank if isinstance(is_causal, bool) else _flags(is_causal, rank)
+    return sizes, dilations, strides, causal
+
+
+def _per_axis(name: str, given: Any, rank: int, *, at_least: int) -> Sequence[int]:
+    if type(given) is int or _is_integer(given):
+        entries: Sequence[int] = (given,) * rank
+    elif isinstance(given, (tuple, list)) and all(_is_integer(entry) for entry in given):
+        entries = given
+        if len(entries) != rank:
+            _refuse_number(name, given, rank)
+    else:
+        raise ArgumentTypeError(
+            f"{name} is {given!r}; it must be an integer, or one for each axis: "
+            f"({_SPATIAL[rank]})."
+        )
+    if min(entries) < at_least:
+        raise ArgumentError(f"{name} is {given!r}; it must be at least {at_least}.")
+    return entries
+
+
+def _is_integer(given: Any) -> bool:
+    return isinstance(given, (int, torch.SymInt)) and not isinstance(given, bool)
+
+
+def _flags(given: Any, rank: int) -> Sequence[bool]:
+    if not isinstance(given, (tuple, list)) or not all(isinstance(flag, bool) for flag in given):
+        raise ArgumentTypeError(
+            f"is_causal is {given!r}; it must be True or False, or one of them for each axis: "
+            f"({_SPATIAL[rank]})."
+        )
+    if len(given) != rank:
+        _refuse_number("is_causal", given, rank)
+    return given
+
+
+def scale_of(scale: Any, head_dim: int) -> float:
+    """Return the factor of the dot products."""
+    if scale is None:
+        return head_dim**-0.5
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise ArgumentTypeError(f"scale is {scale!r}; it must be a number or None.")
+    if not math.isfinite(scale):
+        raise ArgumentError(f"scale is {scale!r}; it must be finite.")
+    return float(scale)
+
+
+def bias(rpb: Any, query: Tensor, heads: int, kernel_size: Sequence[int]) -> Tensor:
+    """Return rpb, checked, in the dtype that the operators take it in."""
+    if not isinstance(rpb, Tensor) or rpb.layout is not torch.strided:
+        _refuse_tensor("rpb", rpb)
+    if rpb.dtype not in _FLOATS:
+        _refuse_dtype("rpb", rpb.dtype)
+    if rpb.device != query.device:
+        raise ArgumentError(
+            f"rpb is on device {rpb.device}; it must be on that of query, {query.device}."
+        )
+    shape = (heads, *(2 * size - 1 for size in kernel_size))
+    if rpb.shape != shape:
+        axes = ", ".join(f"2*K{axis}-1" for axis in range(len(kernel_size)))
+        raise ArgumentError(
+            f"rpb has shape {list(rpb.shape)}; for {heads} heads and this kernel_size it must be "
+            f"[heads, {axes}] = {list(shape)}."
+        )
+    wanted = accumulator(query.dtype)
+    return rpb if rpb.dtype is wanted else rpb.to(wanted)
+
+
+def axes(name: str, tensor: Tensor, rank: int, layout: str) -> None:
+    """Check that a tensor has a batch, spatial axes, heads and channels, one or more of these."""
+    shape = tensor.shape
+    if len(shape) != rank + 3:
+        raise ArgumentError(
+            f"{name} has {len(shape)} axes, shape {list(shape)}; it must have {rank + 3}: "
+            f"{layout.format(_SPATIAL[rank])}."
+        )
+    if shape[-1] == 0:
+        last = layout[:-1].split(", ")[-1]
+        raise ArgumentError(
+            f"{name} has shape {list(shape)}, {layout.format(_SPATIAL[rank])}; {last} must be at "
+            "least 1."
+        )
+
+
+def shape(name: str, tensor: Tensor, expected: Sequence[int | str], because: str) -> None:
+    """Check a shape in which a word stands for any length."""
+    found = tensor.shape
+    if len(found) != len(expected) or any(
+        want != got for want, got in zip(expected, found) if not isinstance(want, str)
+    ):
+        raise ArgumentError(
+            f"{name} has shape {list(found)}; it must be [{', '.join(map(str, expected))}], "
+            f"{because}."
+        )
+
+
+def divides(name: str, heads_kv: int, heads: int, of: str = "query") -> None:
+    """Check that a number of heads divides that of the query."""
+    # No heads at all are an empty result.
+    if heads and (heads_kv < 1 or heads % heads_kv):
+        raise ArgumentError(
+            f"{name} has {heads_kv} heads; their number must divide that of {of}, {heads}."
+        )
+
+
+def _refuse_number(name: str, given: Any, rank: int) -> NoReturn:
+    raise ArgumentError(f"{name} is {given!r}; it must have {_ENTRIES[rank]}, one per axis.")
+
+
+def _refuse_tensor(name: str, given: Any) -> NoReturn:
+    if not isinstance(given, Tensor):
+        raise ArgumentTypeError(f"{name} is a {type(given).__name__}; it must be a torch.Tensor.")
+    raise ArgumentTypeError(
+        f"{name} has layout {given.layout}; it must be dense, torch.strided: {name}.to_dense()."
+    )
+
+
+def _refuse_dtype(name: str, dtype: torch.dtype) -> NoReturn:
+    raise ArgumentTypeError(
+        f"{name} has dtype {dtype}; it must be torch.float32, torch.float16, "
+        "torch.bfloat16 or torch.float64."
+    )
+
+
+def _refuse_mixed(named: Sequence[tuple[str, Any]], found: Sequence[Tensor]) -> NoReturn:
+    first = found[0]
+    measure = named[0][0]
+    for (name, _), tensor in zip(named, found):
+        if tensor.dtype is not first.dtype:
+            raise ArgumentTypeError(
+                f"{name} has dtype {tensor.dtype}; it must be that of {measure}, {first.dtype}."
+            )
+    name, other = next((n, t) for (n, _), t in zip(named, found) if t.device != first.device)
+    raise ArgumentError(
+        f"{name} is on device {other.device}; it must be on that of {measure}, {first.device}."
+    )

@@ -1,0 +1,98 @@
+"""Fused attention on checked arguments: on a kernel where one covers the call, or the reference.
+
+Layouts are heads-last, as in `natc.operations`; rpb and lse are in the accumulator's dtype. Every
+function raises LibraryError, NotCoveredError and ArgumentError as `natc.na2d` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from natc import reference
+from natc.fallback import find, report
+from natc.launch import launch, scalars
+from natc.reference.layout import accumulator
+
+
+def forward(*call: Any) -> Tensor:
+    """Return the attention output; arguments as `run` after operation."""
+    return run("forward", *call)[0]
+
+
+def forward_lse(*call: Any) -> tuple[Tensor, ...]:
+    """Return the attention output and the logsumexp; arguments as `run` after operation."""
+    return run("forward_lse", *call)
+
+
+def run(
+    operation: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rpb: Tensor | None,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    stride: Sequence[int],
+    is_causal: Sequence[bool],
+    scale: float,
+) -> tuple[Tensor, ...]:
+    """Return (output,), and for `forward_lse` (output, lse), new and compact.
+
+    Arguments and results as for `natc.na2d`, one option per axis.
+    """
+    shape = query.shape
+    results: tuple[Tensor, ...] = (query.new_empty((*shape[:-1], value.shape[-1])),)
+    if operation == "forward_lse":
+        results += (empty_lse(query),)
+    if query.numel() == 0:
+        return results
+    kind = (kernel_size, shape[-1], query.dtype, rpb is not None, value.shape[-1], query.device)
+    kernel = find(operation, *kind)
+    if kernel is None:
+        report(operation, *kind)
+        options = (kernel_size, dilation, stride, is_causal, scale)
+        return composed(query, key, value, rpb, *options)[: len(results)]
+    inputs = (query, key, value) if rpb is None else (query, key, value, rpb)
+    tail = scalars(scale, shape[1:-2], dilation, stride, is_causal)
+    launch(kernel, operation, inputs, results, tail, shape[-2] // key.shape[-2])
+    return results
+
+
+def empty_lse(query: Tensor) -> Tensor:
+    """Return an uninitialised logsumexp for a query: float32, or float64 for a float64 query."""
+    return query.new_empty(query.shape[:-1], dtype=accumulator(query.dtype))
+
+
+def composed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rpb: Tensor | None,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    stride: Sequence[int],
+    is_causal: Sequence[bool],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Return (output, lse) by the reference: differentiable in either mode, to any order."""
+    if query.numel() == 0:
+        return query.new_empty((*query.shape[:-1], value.shape[-1])), empty_lse(query)
+    # Autocast would run the reference's products in 16 bits, in which it does not accumulate.
+    with torch.autocast(query.device.type, enabled=False):
+        output, lse = reference.neighborhood_attention(
+            query,
+            key,
+            value,
+            list(kernel_size),
+            dilation=list(dilation),
+            stride=list(stride),
+            is_causal=list(is_causal),
+            scale=scale,
+            rpb=rpb,
+            return_lse=True,
+        )
+    return output.contiguous(), lse.contiguous()

@@ -1,0 +1,25 @@
+"""The operators `torch.ops.natc.*`: schemas, shapes for tracing, derivatives, vmap, FLOP counts.
+
+They check nothing; call `natc.na2d` and `natc.functional`, which do. One set serves every rank: an
+option has one entry for each spatial axis.
+"""
+
+from __future__ import annotations
+
+from natc.fallback import NatcFallbackWarning, force_reference
+from natc.ops import batching as _batching  # noqa: F401 -- registers
+from natc.ops import flops as _flops  # noqa: F401 -- registers
+from natc.ops.fused import backward, forward, forward_lse
+from natc.ops.unfused import av, inverse_av, qk, sum_rpb
+
+__all__ = [
+    "NatcFallbackWarning",
+    "av",
+    "backward",
+    "force_reference",
+    "forward",
+    "forward_lse",
+    "inverse_av",
+    "qk",
+    "sum_rpb",
+]

@@ -1,0 +1,52 @@
+"""FLOP counts for `torch.utils.flop_counter`: two for each multiply-add of a full window."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+
+def _products(leading: Sequence[int], kernel_size: Sequence[int], channels: int) -> int:
+    return 2 * math.prod(leading) * math.prod(kernel_size) * channels
+
+
+@register_flop_formula([torch.ops.natc.forward, torch.ops.natc.forward_lse])
+def _(query: Any, key: Any, value: Any, rpb: Any, kernel_size: Any, *_: Any, **__: Any) -> int:
+    return _products(query[:-1], kernel_size, query[-1] + value[-1])
+
+
+@register_flop_formula(torch.ops.natc.backward)
+def _(
+    d_output: Any,
+    d_lse: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    rpb: Any,
+    output: Any,
+    lse: Any,
+    wanted: Any,
+    kernel_size: Any,
+    *_: Any,
+    **__: Any,
+) -> int:
+    # The recomputed query key^T; d_output value^T, of which only d_value has no need; and one
+    # product for each of d_query, d_key and d_value.
+    channels = query[-1] * (1 + wanted[0] + wanted[1]) + value[-1] * wanted[2]
+    if wanted[0] or wanted[1] or wanted[3]:
+        channels += value[-1]
+    return _products(query[:-1], kernel_size, channels)
+
+
+@register_flop_formula(torch.ops.natc.qk)
+def _(query: Any, key: Any, rpb: Any, kernel_size: Any, *_: Any, **__: Any) -> int:
+    return _products(query[:-1], kernel_size, query[-1])
+
+
+@register_flop_formula([torch.ops.natc.av, torch.ops.natc.inverse_av])
+def _(attn: Any, vectors: Any, kernel_size: Any, *_: Any, **__: Any) -> int:
+    return _products(attn[:-1], kernel_size, vectors[-1])

@@ -1,0 +1,148 @@
+"""The operators `forward`, `forward_lse` and `backward`: schemas, shapes, derivatives.
+
+`forward` and `forward_lse` are two, because the number of results of an operator is fixed. The
+first derivative runs the operator `backward`, with the results of `forward_lse` for what is to be
+known of the forward. Further derivatives, and those of forward mode, are the reference's.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from natc import fused, gradients
+from natc.fallback import reference_is_forced
+from natc.ops.library import (
+    OPTIONS,
+    Function,
+    apply,
+    as_in_the_forward,
+    define,
+    differentiable,
+    library,
+)
+
+_TENSORS = "Tensor query, Tensor key, Tensor value, Tensor? rpb"
+
+forward = define("forward", f"{_TENSORS}, {OPTIONS}, float scale", "Tensor", fused.forward)
+forward_lse = define(
+    "forward_lse", f"{_TENSORS}, {OPTIONS}, float scale", "(Tensor, Tensor)", fused.forward_lse
+)
+backward = define(
+    "backward",
+    f"Tensor d_output, Tensor? d_lse, {_TENSORS}, Tensor output, Tensor lse, bool[] wanted, "
+    f"{OPTIONS}, float scale",
+    "(Tensor, Tensor, Tensor, Tensor)",
+    gradients.backward,
+)
+
+
+@torch.library.register_fake(forward, lib=library)
+def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+@torch.library.register_fake(forward_lse, lib=library)
+def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return query.new_empty((*query.shape[:-1], value.shape[-1])), fused.empty_lse(query)
+
+
+@torch.library.register_fake(backward, lib=library)
+def _(
+    d_output: Tensor,
+    d_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rpb: Tensor | None,
+    output: Tensor,
+    lse: Tensor,
+    wanted: Sequence[bool],
+    *_: Any,
+) -> tuple[Tensor, ...]:
+    return tuple(
+        query.new_empty(0) if t is None or not flag else t.new_empty(t.shape)
+        for t, flag in zip((query, key, value, rpb), wanted)
+    )
+
+
+class _Attention(Function):
+    """`forward_lse`, with what its gradient needs: nothing larger than its inputs and results."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[..., Any], *arguments: Any) -> Any:
+        ctx.set_materialize_grads(False)
+        output, lse = run(*arguments)
+        ctx.save_for_backward(*arguments[:4], output, lse)
+        ctx.options = arguments[4:]
+        ctx.forced = reference_is_forced()
+        return output, lse
+
+    @staticmethod
+    def backward(ctx: Any, d_output: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:
+        saved = ctx.saved_tensors
+        if d_output is None and d_lse is None:
+            return (None,) * (5 + len(ctx.options))
+        if d_output is None:
+            d_output = torch.zeros_like(saved[4])
+        wanted = ctx.needs_input_grad[1:5]
+        with as_in_the_forward(ctx):
+            found = backward(d_output, d_lse, *saved, wanted, *ctx.options)
+        of_tensors = (t if flag else None for t, flag in zip(found, wanted))
+        return (None, *of_tensors, *(None for _ in ctx.options))
+
+
+class _Backward(Function):
+    """`backward`, whose own gradient is that of the reference's formulas."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[..., Any], *arguments: Any) -> Any:
+        ctx.set_materialize_grads(False)
+        # Not the results of the forward: they follow from the rest.
+        ctx.save_for_backward(*arguments[:6])
+        ctx.wanted, ctx.options = arguments[8], arguments[9:]
+        return run(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        directions = [grad if flag else None for grad, flag in zip(grads, ctx.wanted)]
+        needed = ctx.needs_input_grad[1:7]
+        d_output, d_lse, query, key, value, rpb = ctx.saved_tensors
+        found = gradients.second(d_output, d_lse, query, key, value, rpb, directions, *ctx.options)
+        return (
+            None,
+            *(grad if flag else None for grad, flag in zip(found, needed)),
+            *(None for _ in range(3 + len(ctx.options))),
+        )
+
+
+def _forward_with_gradient(run: Callable[..., Any], *arguments: Any) -> Tensor:
+    # Not `run`, which returns no logsumexp.
+    return forward_lse(*arguments)[0]
+
+
+differentiable(
+    forward,
+    fused.forward,
+    4,
+    with_gradient=_forward_with_gradient,
+    with_tangent=lambda run, *arguments: fused.composed(*arguments)[0],
+)
+differentiable(
+    forward_lse,
+    fused.forward_lse,
+    4,
+    with_gradient=functools.partial(apply, _Attention),
+    with_tangent=lambda run, *arguments: fused.composed(*arguments),
+)
+differentiable(
+    backward,
+    gradients.backward,
+    8,
+    with_gradient=functools.partial(apply, _Backward),
+    with_tangent=lambda run, *arguments: gradients.composed(*arguments),
+)

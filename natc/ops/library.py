@@ -1,0 +1,109 @@
+"""The library `natc` of operators, and how one comes by its gradient.
+
+The Autograd kernels are natc's own: `torch.library.register_autograd` costs 8 microseconds in each
+call that needs no gradient, more than the rest of the way to a kernel, because it always
+dispatches twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from natc.fallback import force_reference
+
+OPTIONS = "int[] kernel_size, SymInt[] dilation, int[] stride, bool[] is_causal"
+_TAGS = tuple(
+    getattr(torch.Tag, name)
+    for name in ("pt2_compliant_tag", "needs_contiguous_strides")
+    if hasattr(torch.Tag, name)
+)
+
+# The library object owns the registrations: they go when it does.
+library = torch.library.Library("natc", "DEF")
+
+
+def define(name: str, parameters: str, results: str, implementation: Callable[..., Any]) -> Any:
+    """Define an operator and return it, bound: looking it up by name costs as much as a kernel."""
+    library.define(f"{name}({parameters}) -> {results}", tags=_TAGS)
+    # One implementation for every device: which kernel runs is decided inside.
+    library.impl(name, implementation, "CompositeExplicitAutograd")
+    return getattr(torch.ops.natc, name).default
+
+
+# The class below torch.autograd.Function, which may be used inside an operator under torch.func.
+Function = torch.autograd.function._SingleLevelFunction
+
+# The dispatcher's keys of a call that nothing but autograd has a part in: no tracing, no
+# transform, no tensor subclass, no lazy negation.
+_BELOW_AUTOGRAD = torch._C._after_autograd_keyset
+_PLAIN = frozenset(
+    torch._C.DispatchKeySet(key).raw_repr()
+    for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)
+)
+
+
+def differentiable(
+    operator: Any,
+    implementation: Callable[..., Any],
+    tensors: int,
+    *,
+    with_gradient: Callable[..., Any],
+    with_tangent: Callable[..., Any],
+) -> None:
+    """Give an operator its derivatives.
+
+    tensors: how many of its first arguments are tensors. with_gradient: called as
+    `with_gradient(run, *arguments)` where one requires a gradient; `run` is the operator without
+    one. with_tangent: the same where one carries a tangent of forward-mode differentiation.
+    """
+
+    def without_autograd(*arguments: Any) -> Any:
+        if not torch._C._are_functorch_transforms_active():
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator(*arguments)
+        # Transforms further out may differentiate too, which an autograd function switches off.
+        with (
+            torch.enable_grad(),
+            forward_ad._set_fwd_grad_enabled(True),
+            torch._C._AutoDispatchBelowAutograd(),
+        ):
+            return operator(*arguments)
+
+    def autograd(keys: Any, *arguments: Any) -> Any:
+        plain = (keys & _BELOW_AUTOGRAD).raw_repr() in _PLAIN
+        run = implementation if plain else without_autograd
+        if forward_ad._current_level >= 0 and any(map(_has_tangent, arguments[:tensors])):
+            return with_tangent(run, *arguments)
+        if torch.is_grad_enabled():
+            for tensor in arguments[:tensors]:
+                if tensor is not None and tensor.requires_grad:
+                    return with_gradient(run, *arguments)
+        return run(*arguments)
+
+    library.impl(operator._schema.name, autograd, "Autograd", with_keyset=True)
+
+
+def apply(function: type[Function], *arguments: Any) -> Any:
+    """Call an autograd function, under the transforms of torch.func too."""
+    if not torch._C._are_functorch_transforms_active():
+        return function.apply(*arguments)  # type: ignore[attr-defined]
+    with torch._functorch.utils.enable_single_level_autograd_function():
+        return function.apply(*arguments)  # type: ignore[attr-defined]
+
+
+def as_in_the_forward(ctx: Any) -> contextlib.AbstractContextManager[None]:
+    """Return a context for the derivatives of a call, which kept `ctx.forced`.
+
+    What ran on the reference by request goes back through it without a warning.
+    """
+    return force_reference() if ctx.forced else contextlib.nullcontext()
+
+
+def _has_tangent(tensor: Tensor | None) -> bool:
+    return tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None

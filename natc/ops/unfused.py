@@ -1,0 +1,244 @@
+"""The operators `qk`, `av`, `inverse_av` and `sum_rpb`: schemas, shapes, derivatives.
+
+Each is linear in each of its tensors, and the derivative of each is one of the others: in either
+mode, of any order, all of them run on kernels.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from natc import unfused
+from natc.fallback import reference_is_forced
+from natc.ops.library import (
+    OPTIONS,
+    Function,
+    apply,
+    as_in_the_forward,
+    define,
+    differentiable,
+    library,
+)
+from natc.reference.gradients import of_group
+from natc.reference.layout import accumulator
+
+qk = define(
+    "qk", f"Tensor query, Tensor key, Tensor? rpb, {OPTIONS}, float fill", "Tensor", unfused.qk
+)
+av = define("av", f"Tensor attn, Tensor value, {OPTIONS}", "Tensor", unfused.av)
+inverse_av = define(
+    "inverse_av", f"Tensor attn, Tensor vector, {OPTIONS}", "Tensor", unfused.inverse_av
+)
+sum_rpb = define("sum_rpb", f"Tensor d_attn, int head_dim, {OPTIONS}", "Tensor", unfused.sum_rpb)
+
+
+@torch.library.register_fake(qk, lib=library)
+def _(
+    query: Tensor, key: Tensor, rpb: Tensor | None, kernel_size: Sequence[int], *_: Any
+) -> Tensor:
+    return query.new_empty((*query.shape[:-1], math.prod(kernel_size)))
+
+
+@torch.library.register_fake(av, lib=library)
+def _(attn: Tensor, value: Tensor, *_: Any) -> Tensor:
+    return attn.new_empty((*attn.shape[:-1], value.shape[-1]))
+
+
+@torch.library.register_fake(inverse_av, lib=library)
+def _(attn: Tensor, vector: Tensor, *_: Any) -> Tensor:
+    return attn.new_empty((*attn.shape[:-1], vector.shape[-1]))
+
+
+@torch.library.register_fake(sum_rpb, lib=library)
+def _(d_attn: Tensor, head_dim: int, kernel_size: Sequence[int], *_: Any) -> Tensor:
+    shape = (d_attn.shape[1], *(2 * size - 1 for size in kernel_size))
+    return d_attn.new_empty(shape, dtype=accumulator(d_attn.dtype))
+
+
+class _Linear(Function):
+    """An operator that is linear in each tensor. Subclasses say what its derivatives are.
+
+    tensors: how many of its first arguments are tensors; the others are `ctx.options`.
+    """
+
+    tensors: int
+
+    @classmethod
+    def forward(cls, ctx: Any, run: Callable[..., Any], *arguments: Any) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*arguments[: cls.tensors])
+        ctx.save_for_forward(*arguments[: cls.tensors])
+        ctx.options = arguments[cls.tensors :]
+        ctx.forced = reference_is_forced()
+        return run(*arguments)
+
+    @classmethod
+    def backward(cls, ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        needed = ctx.needs_input_grad[1 : 1 + cls.tensors]
+        found: Sequence[Tensor | None] = (None,) * cls.tensors
+        if grad is not None:
+            with as_in_the_forward(ctx):
+                found = cls.gradients(grad, needed, ctx.saved_tensors, ctx.options)
+        return (None, *found, *(None for _ in ctx.options))
+
+    @classmethod
+    def jvp(cls, ctx: Any, _: None, *tangents: Any) -> Tensor:
+        with as_in_the_forward(ctx):
+            return cls.tangent(tangents[: cls.tensors], ctx.saved_tensors, ctx.options)
+
+    @staticmethod
+    def gradients(
+        grad: Tensor, needed: Sequence[bool], saved: Sequence[Any], options: Sequence[Any]
+    ) -> Sequence[Tensor | None]:
+        """Return the gradients of the tensors, None for what is not needed."""
+        raise NotImplementedError
+
+    @staticmethod
+    def tangent(tangents: Sequence[Any], saved: Sequence[Any], options: Sequence[Any]) -> Tensor:
+        """Return the tangent of the result; one tangent at least is not None."""
+        raise NotImplementedError
+
+
+class _QK(_Linear):
+    tensors = 3
+
+    @staticmethod
+    def gradients(
+        grad: Tensor, needed: Sequence[bool], saved: Sequence[Any], options: Sequence[Any]
+    ) -> Sequence[Tensor | None]:
+        query, key, _ = saved
+        *where, _ = options
+        return (
+            av(grad, key, *where) if needed[0] else None,
+            _of_group(inverse_av(grad, query, *where), key) if needed[1] else None,
+            sum_rpb(grad, query.shape[-1], *where) if needed[2] else None,
+        )
+
+    @staticmethod
+    def tangent(tangents: Sequence[Any], saved: Sequence[Any], options: Sequence[Any]) -> Tensor:
+        (t_query, t_key, t_rpb), (query, key, _) = tangents, saved
+        *where, _ = options
+        terms = []
+        if t_query is not None:
+            terms.append(qk(t_query, key, t_rpb, *where, 0.0))
+        elif t_rpb is not None:
+            zeros = torch.zeros_like(query), torch.zeros_like(key)
+            terms.append(qk(*zeros, t_rpb, *where, 0.0))
+        if t_key is not None:
+            terms.append(qk(query, t_key, None, *where, 0.0))
+        return _sum(terms)
+
+
+class _AV(_Linear):
+    tensors = 2
+
+    @staticmethod
+    def gradients(
+        grad: Tensor, needed: Sequence[bool], saved: Sequence[Any], options: Sequence[Any]
+    ) -> Sequence[Tensor | None]:
+        attn, value = saved
+        return (
+            qk(grad, value, None, *options, 0.0) if needed[0] else None,
+            _of_group(inverse_av(attn, grad, *options), value) if needed[1] else None,
+        )
+
+    @staticmethod
+    def tangent(tangents: Sequence[Any], saved: Sequence[Any], options: Sequence[Any]) -> Tensor:
+        return _bilinear(av, tangents, saved, options)
+
+
+class _InverseAV(_Linear):
+    tensors = 2
+
+    @staticmethod
+    def gradients(
+        grad: Tensor, needed: Sequence[bool], saved: Sequence[Any], options: Sequence[Any]
+    ) -> Sequence[Tensor | None]:
+        attn, vector = saved
+        return (
+            qk(vector, grad, None, *options, 0.0) if needed[0] else None,
+            av(attn, grad, *options) if needed[1] else None,
+        )
+
+    @staticmethod
+    def tangent(tangents: Sequence[Any], saved: Sequence[Any], options: Sequence[Any]) -> Tensor:
+        return _bilinear(inverse_av, tangents, saved, options)
+
+
+class _SumRpb(_Linear):
+    tensors = 1
+
+    @staticmethod
+    def gradients(
+        grad: Tensor, needed: Sequence[bool], saved: Sequence[Any], options: Sequence[Any]
+    ) -> Sequence[Tensor | None]:
+        (d_attn,) = saved
+        head_dim, *where = options
+        # Every query gets the entries of the bias that its taps had: query key^T of zeros.
+        zeros = d_attn.new_zeros((*d_attn.shape[:-1], head_dim))
+        return (qk(zeros, zeros, grad, *where, 0.0) if needed[0] else None,)
+
+    @staticmethod
+    def tangent(tangents: Sequence[Any], saved: Sequence[Any], options: Sequence[Any]) -> Tensor:
+        return sum_rpb(tangents[0], *options)
+
+
+def _bilinear(
+    operator: Callable[..., Tensor],
+    tangents: Sequence[Tensor | None],
+    saved: Sequence[Tensor],
+    options: Sequence[Any],
+) -> Tensor:
+    terms = []
+    if tangents[0] is not None:
+        terms.append(operator(tangents[0], saved[1], *options))
+    if tangents[1] is not None:
+        terms.append(operator(saved[0], tangents[1], *options))
+    return _sum(terms)
+
+
+def _sum(terms: Sequence[Tensor]) -> Tensor:
+    return terms[0] if len(terms) == 1 else terms[0] + terms[1]
+
+
+def _of_group(of_heads: Tensor, like: Tensor) -> Tensor:
+    """Add up the gradients of the heads that share one: `[B, heads, *S, n]`, to like's heads."""
+    if of_heads.shape[1] == like.shape[1]:
+        return of_heads
+    return of_group(of_heads.movedim(1, -2), like.shape[1]).movedim(-2, 1).to(like.dtype)
+
+
+def _with_tangent(
+    operator: Callable[..., Tensor], function: type[_Linear], run: Any, *arguments: Any
+) -> Tensor:
+    """Return the result with its tangent."""
+    if not torch._C._are_functorch_transforms_active():
+        return apply(function, run, *arguments)
+    # The `jvp` of an autograd function would switch off transforms further out.
+    given, options = arguments[: function.tensors], arguments[function.tensors :]
+    pairs = [(None, None) if t is None else forward_ad.unpack_dual(t) for t in given]
+    primals = [primal for primal, _ in pairs]
+    tangent = function.tangent([tangent for _, tangent in pairs], primals, options)
+    return forward_ad.make_dual(operator(*primals, *options), tangent)
+
+
+for _operator, _implementation, _function in (
+    (qk, unfused.qk, _QK),
+    (av, unfused.av, _AV),
+    (inverse_av, unfused.inverse_av, _InverseAV),
+    (sum_rpb, unfused.sum_rpb, _SumRpb),
+):
+    differentiable(
+        _operator,
+        _implementation,
+        _function.tensors,
+        with_gradient=functools.partial(apply, _function),
+        with_tangent=functools.partial(_with_tangent, _operator, _function),
+    )
