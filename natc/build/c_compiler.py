@@ -101,7 +101,8 @@ def link_library(
     run(
         [
             *find_c_compiler(machine),
-            *("-O2", "-fPIC", "-shared", "-o", str(output)),
+            # Stripped: debug information would carry paths of this machine.
+            *("-O2", "-fPIC", "-shared", "-s", "-o", str(output)),
             *(str(source) for source in sources),
             *(f"-Wl,--version-script={script}", "-lpthread", "-ldl", "-lm"),
         ],
