@@ -1,0 +1,139 @@
+"""The layout of Hugging Face's `kernels` for libraries that tvm-ffi loads.
+
+A repository holds `build/VARIANT/`, a Python package with `metadata.json`; the variant says which
+tvm-ffi, CUDA, processor and system it is for (kernels' "Kernel requirements", version 0.17). The
+libraries and manifests lie in its folder `lib`, which may be named in NATC_LIB_PATH, too.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import shutil
+import uuid
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import msgspec
+
+from natc.errors import ArgumentError, NatcError
+from natc.files import make_directory, reason, write_atomically
+from natc.package.contents import Contents, below, constant, in_order
+from natc.package.pieces import Piece, archs_of, kind_of
+
+# The interface of tvm-ffi that libraries use has been the same since the first release, 0.1.
+_TVM_FFI = "01"
+_LICENSE = "apache-2.0"
+_METADATA = "metadata.json"
+
+
+def variants(pieces: Sequence[Piece], machine: str, cuda: Sequence[str]) -> list[str]:
+    """Return the names of the variants that serve some libraries.
+
+    machine: `x86_64` or `aarch64`. cuda: versions such as `13.0`; a variant is taken where torch's
+    CUDA has the same major version and is not older. Raises ArgumentError for no such version.
+    """
+    if kind_of(pieces) == "llvm":
+        return [f"tvm-ffi{_TVM_FFI}-cpu-{machine}-linux"]
+    found = []
+    for version in cuda:
+        match = re.fullmatch(r"(\d{2})\.(\d)", version)
+        if match is None:
+            raise ArgumentError(f"CUDA version {version!r} is not a version such as 13.0.")
+        found.append(f"tvm-ffi{_TVM_FFI}-cu{match[1]}{match[2]}-{machine}-linux")
+    return found
+
+
+def write_variant(
+    repository: Path, variant: str, pieces: Sequence[Piece], files: Contents, *, version: int
+) -> Path:
+    """Write one variant of a repository and return its directory.
+
+    repository: the directory whose name is the kernel's. files: libraries, manifests and what
+    else lies beside them. version: the kernel's major version, for metadata. What the variant
+    held before is replaced. Raises NatcError when it cannot be written.
+    """
+    name = repository.name
+    if not re.fullmatch("[a-z][-a-z0-9]*[a-z0-9]", name):
+        raise ArgumentError(
+            f"{name!r} cannot be the name of a kernel on the hub, which has small letters, digits "
+            "and dashes."
+        )
+    module = name.replace("-", "_")
+    code = resources.files("natc.package").joinpath("hub_kernel.py").read_bytes()
+    everything = {
+        **below("lib", files),
+        "__init__.py": constant(code),
+        # Old releases of `kernels` look for the package one level below.
+        f"{module}/__init__.py": constant(_compatibility()),
+    }
+    directory = repository / "build" / variant
+    temporary = directory.with_name(f".{variant}.{uuid.uuid4().hex}.tmp")
+    try:
+        digests = {}
+        for member, data in in_order(everything):
+            write_atomically(temporary / member, data)
+            digests[member] = base64.b64encode(hashlib.sha256(data).digest()).decode()
+        metadata = _metadata(name, module, variant, pieces, digests, version)
+        write_atomically(temporary / _METADATA, metadata)
+        make_directory(directory.parent)
+        if directory.exists():
+            shutil.rmtree(directory)
+        temporary.rename(directory)
+    except OSError as error:
+        raise NatcError(f"directory {directory} cannot be written: {reason(error)}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return directory
+
+
+def _metadata(
+    name: str,
+    module: str,
+    variant: str,
+    pieces: Sequence[Piece],
+    digests: dict[str, str],
+    version: int,
+) -> bytes:
+    kind = kind_of(pieces)
+    # Unique among versions that one process may load, and the same for the same files.
+    listed = "".join(f"{name} {digests[name]}\n" for name in sorted(digests))
+    short = hashlib.sha256(listed.encode()).hexdigest()[:10]
+    backend: dict[str, object] = {"type": "cuda" if kind == "cuda" else "cpu"}
+    if kind == "cuda":
+        backend["archs"] = [_capability(arch) for arch in archs_of(pieces)]
+    content = {
+        "name": name,
+        "id": f"_{module}_{variant.replace('-', '_')}_{short}",
+        "version": version,
+        "license": _LICENSE,
+        "python-depends": [],
+        "backend": backend,
+        "digest": {"algorithm": "sha256", "files": dict(sorted(digests.items()))},
+    }
+    return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
+
+
+def _capability(arch: str) -> str:
+    number = arch.removeprefix("sm_")
+    return f"{number[:-1]}.{number[-1]}"
+
+
+def _compatibility() -> bytes:
+    return b'''"""The same as the package above."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+_path = Path(__file__).parent.parent / "__init__.py"
+_name = f"{__name__}_flat"
+_spec = importlib.util.spec_from_file_location(_name, _path)
+_module = importlib.util.module_from_spec(_spec)
+sys.modules[_name] = _module
+_spec.loader.exec_module(_module)
+__all__ = _module.__all__
+globals().update({name: getattr(_module, name) for name in __all__})
+'''
