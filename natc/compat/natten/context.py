@@ -1,0 +1,166 @@
+"""The switches of `natten` and `natten.context`: kept and reported, with no effect on numbers.
+
+They chose among NATTEN's kernels, or traded memory for time in its gradients. natc has nothing to
+choose, and its gradients are deterministic. One switch matters: while fused attention is on,
+modules of 0.17 leave out the dropout of attention weights, as in the release.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+
+from natc.errors import ArgumentError
+
+
+class MemoryUsagePreference(Enum):
+    """What gradients may use memory for; natc's use as little in either case."""
+
+    Default = 0
+    Strict = 1
+    Unrestricted = 2
+
+
+@dataclass
+class _Settings:
+    memory: MemoryUsagePreference = MemoryUsagePreference.Default
+    deterministic: bool = False
+    kv_parallel: bool = False
+    fused: bool = False
+    use_flex: bool = False
+    force_flex: bool = False
+    tune_forward: bool = False
+    tune_backward: bool = False
+    thorough_forward: bool = False
+    thorough_backward: bool = False
+    tf32: bool = True
+    tiled: bool = True
+    gemm: bool = True
+    compile_flex: bool = False
+    compile_flex_backward: bool = False
+
+
+SETTINGS = _Settings()
+
+
+def reset(*, kv_parallel: bool) -> None:
+    """Set every switch to what a release starts with; kv_parallel: on from 0.20 on."""
+    SETTINGS.__init__(kv_parallel=kv_parallel)  # type: ignore[misc]
+
+
+def set_memory_usage_preference(pref: str = "default") -> None:
+    """Keep "default", "strict" or "unrestricted"."""
+    try:
+        SETTINGS.memory = MemoryUsagePreference[pref.capitalize()]
+    except KeyError:
+        raise ArgumentError(
+            f"pref is {pref!r}; it must be 'default', 'strict' or 'unrestricted'."
+        ) from None
+
+
+def get_memory_usage_preference() -> MemoryUsagePreference:
+    """Return what was set."""
+    return SETTINGS.memory
+
+
+def is_memory_usage_default() -> bool:
+    """Return whether the preference is "default"."""
+    return SETTINGS.memory is MemoryUsagePreference.Default
+
+
+def is_memory_usage_strict() -> bool:
+    """Return whether the preference is "strict"."""
+    return SETTINGS.memory is MemoryUsagePreference.Strict
+
+
+def is_memory_usage_unrestricted() -> bool:
+    """Return whether the preference is "unrestricted"."""
+    return SETTINGS.memory is MemoryUsagePreference.Unrestricted
+
+
+def use_deterministic_algorithms(mode: bool = True) -> None:
+    """Keep the switch; natc is deterministic either way."""
+    SETTINGS.deterministic = mode
+
+
+def are_deterministic_algorithms_enabled() -> bool:
+    """Return the switch."""
+    return SETTINGS.deterministic
+
+
+def use_kv_parallelism_in_fused_na(mode: bool = True) -> None:
+    """Keep the switch. RuntimeError where NATTEN's deterministic mode forbids it."""
+    if mode and torch.are_deterministic_algorithms_enabled():
+        warnings.warn(
+            "KV parallelism stays off, since PyTorch's deterministic mode is on.", stacklevel=2
+        )
+        return
+    if mode and SETTINGS.deterministic:
+        raise RuntimeError("KV parallelism is not deterministic, and deterministic mode is on.")
+    SETTINGS.kv_parallel = mode
+
+
+def is_kv_parallelism_in_fused_na_enabled() -> bool:
+    """Return the switch."""
+    return SETTINGS.kv_parallel
+
+
+def is_flex_compile_allowed() -> bool:
+    """Return the switch."""
+    return SETTINGS.compile_flex
+
+
+def is_flex_compile_backprop_allowed() -> bool:
+    """Return the switch."""
+    return SETTINGS.compile_flex_backward
+
+
+def allow_flex_compile(mode: bool = True, backprop: bool = False) -> None:
+    """Keep the switches."""
+    SETTINGS.compile_flex = mode
+    SETTINGS.compile_flex_backward = mode and backprop
+
+
+def allow_flex_compile_backprop(mode: bool = True) -> None:
+    """Keep the switch."""
+    allow_flex_compile(SETTINGS.compile_flex, mode)
+
+
+def disable_flex_compile() -> None:
+    """Keep the switches off."""
+    allow_flex_compile(False)
+
+
+def disable_flex_compile_backprop() -> None:
+    """Keep the switch off."""
+    allow_flex_compile(SETTINGS.compile_flex, False)
+
+
+def _by_name(*functions: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    return {function.__name__: function for function in functions}
+
+
+COMMON = _by_name(
+    set_memory_usage_preference,
+    get_memory_usage_preference,
+    is_memory_usage_default,
+    is_memory_usage_strict,
+    is_memory_usage_unrestricted,
+    use_deterministic_algorithms,
+    are_deterministic_algorithms_enabled,
+    use_kv_parallelism_in_fused_na,
+    is_kv_parallelism_in_fused_na_enabled,
+)
+FLEX_COMPILE = _by_name(
+    is_flex_compile_allowed,
+    is_flex_compile_backprop_allowed,
+    allow_flex_compile,
+    allow_flex_compile_backprop,
+    disable_flex_compile,
+    disable_flex_compile_backprop,
+)

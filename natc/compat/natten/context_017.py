@@ -1,0 +1,243 @@
+"""The switches that only 0.15 and 0.17 had, and what they said of the GPU.
+
+`has_fna` and `has_fused_na` are true everywhere: natc has fused attention on every device, where
+NATTEN 0.17 had it on GPUs only. The others say of a GPU what a full build of the release did.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from natc.compat.natten.context import COMMON, SETTINGS, use_kv_parallelism_in_fused_na
+from natc.compat.natten.operators import named
+from natc.compat.natten.releases import Release
+from natc.errors import ArgumentError
+
+_Functions = dict[str, Callable[..., Any]]
+
+
+def has_cuda() -> bool:
+    """Return whether there is a GPU."""
+    return torch.cuda.is_available()
+
+
+def has_fna(device_index: Any = None) -> bool:
+    """Return True: natc has fused attention on every device."""
+    return True
+
+
+def is_fused_na_enabled() -> bool:
+    """Return the switch."""
+    return SETTINGS.fused
+
+
+def use_autotuner(
+    forward_pass: bool | None = None,
+    backward_pass: bool | None = None,
+    thorough_mode_forward: bool | None = None,
+    thorough_mode_backward: bool | None = None,
+    warmup_steps_forward: int | None = None,
+    warmup_steps_backward: int | None = None,
+    steps_forward: int | None = None,
+    steps_backward: int | None = None,
+) -> None:
+    """Keep the switches that are not None; `natc tune` is what tunes natc.
+
+    Raises:
+        ArgumentError: a switch is neither a bool nor None.
+        RuntimeError: NATTEN's deterministic mode forbids tuning.
+    """
+    switches = {
+        "tune_forward": forward_pass,
+        "tune_backward": backward_pass,
+        "thorough_forward": thorough_mode_forward,
+        "thorough_backward": thorough_mode_backward,
+    }
+    for given in switches.values():
+        if given is not None and not isinstance(given, bool):
+            raise ArgumentError(f"{given!r} is given as a switch; it must be a bool or None.")
+    if forward_pass or backward_pass:
+        if torch.are_deterministic_algorithms_enabled():
+            return
+        if SETTINGS.deterministic:
+            raise RuntimeError("Tuning is not deterministic, and deterministic mode is on.")
+    for name, given in switches.items():
+        if given is not None:
+            setattr(SETTINGS, name, given)
+
+
+def disable_autotuner() -> None:
+    """Keep the switches off."""
+    use_autotuner(False, False, False, False)
+
+
+def is_autotuner_enabled() -> bool:
+    """Return whether either direction is to be tuned."""
+    return SETTINGS.tune_forward or SETTINGS.tune_backward
+
+
+def is_autotuner_enabled_for_forward() -> bool:
+    """Return the switch."""
+    return SETTINGS.tune_forward
+
+
+def is_autotuner_enabled_for_backward() -> bool:
+    """Return the switch."""
+    return SETTINGS.tune_backward
+
+
+def is_autotuner_thorough_for_forward() -> bool:
+    """Return the switch."""
+    return SETTINGS.thorough_forward
+
+
+def is_autotuner_thorough_for_backward() -> bool:
+    """Return the switch."""
+    return SETTINGS.thorough_backward
+
+
+def _gpu_functions(half: int) -> _Functions:
+    """Return has_*: compute capability from which on a release had something; half: for fp16."""
+
+    def has(at_least: int) -> Callable[..., bool]:
+        def answer(device_index: Any = None) -> bool:
+            if not torch.cuda.is_available():
+                return False
+            major, minor = torch.cuda.get_device_capability(device_index)
+            return major * 10 + minor >= at_least
+
+        return answer
+
+    tf32 = named(has(80), "has_tf32_gemm")
+    return {
+        "has_cuda": has_cuda,
+        "has_half": named(has(half), "has_half"),
+        "has_bfloat": named(has(80), "has_bfloat"),
+        "has_gemm": named(has(70), "has_gemm"),
+        "has_tf32_gemm": tf32,
+        "has_fp32_gemm": tf32,
+        "has_fp64_gemm": named(has(80), "has_fp64_gemm"),
+    }
+
+
+def _switches(*, returning: bool) -> _Functions:
+    """Return enable_* and disable_* of three kinds of kernels; from 0.17 on they return the state."""
+    found: _Functions = {}
+    for setting, kind in (("tf32", "tf32"), ("gemm", "gemm_na"), ("tiled", "tiled_na")):
+        for name, mode in ((f"enable_{kind}", True), (f"disable_{kind}", False)):
+            # The one that always returned it.
+            returns = returning or kind == "tf32"
+            found[name] = named(_switch(setting, mode, returns), name)
+    return found
+
+
+def _switch(setting: str, mode: bool, returns: bool) -> Callable[..., Any]:
+    def switch() -> bool | None:
+        setattr(SETTINGS, setting, mode)
+        return mode if returns else None
+
+    return switch
+
+
+def _kernel_functions() -> _Functions:
+    found: _Functions = {}
+    kinds = (("tf32_in_gemm_na", "tf32"), ("tiled_na", "tiled"), ("gemm_na", "gemm"))
+    for kind, setting in kinds:
+        found[f"use_{kind}"] = named(_user(setting), f"use_{kind}")
+        is_enabled = functools.partial(getattr, SETTINGS, setting)
+        found[f"is_{kind}_enabled"] = named(_reader(is_enabled), f"is_{kind}_enabled")
+    return found
+
+
+def _user(setting: str) -> Callable[..., Any]:
+    def use(mode: bool = True) -> None:
+        setattr(SETTINGS, setting, mode)
+
+    return use
+
+
+def _reader(read: Callable[[], bool]) -> Callable[..., Any]:
+    def is_enabled() -> bool:
+        return read()
+
+    return is_enabled
+
+
+def _fused_functions(release: Release) -> _Functions:
+    def turn(mode: bool, kv_parallel: bool, use_flex: bool = False, force: bool = False) -> None:
+        use_kv_parallelism_in_fused_na(mode and kv_parallel)
+        SETTINGS.fused = mode
+        SETTINGS.use_flex, SETTINGS.force_flex = mode and use_flex, mode and force
+
+    def early(mode: bool = True, kv_parallel: bool = False) -> None:
+        turn(mode, kv_parallel)
+
+    def middle(mode: bool = True, kv_parallel: bool = True) -> None:
+        turn(mode, kv_parallel)
+
+    def late(
+        mode: bool = True,
+        kv_parallel: bool = True,
+        use_flex_attention: bool = False,
+        force_flex_attention: bool = False,
+    ) -> None:
+        turn(mode, kv_parallel, use_flex_attention, force_flex_attention)
+
+    def use_flex_attention() -> None:
+        turn(True, True, True)
+
+    def force_flex_attention() -> None:
+        turn(True, True, True, True)
+
+    if release.number >= (0, 17, 5):
+        use, more = (
+            late,
+            {
+                "use_flex_attention": use_flex_attention,
+                "force_flex_attention": force_flex_attention,
+                "should_use_flex_attention": _reader(lambda: SETTINGS.use_flex),
+                "should_force_flex_attention": _reader(lambda: SETTINGS.force_flex),
+            },
+        )
+    else:
+        use, more = middle if release.number >= (0, 17, 3) else early, {}
+    use = named(use, "use_fused_na")
+    return {
+        "use_fused_na": use,
+        "use_fna": use,
+        "is_fused_na_enabled": is_fused_na_enabled,
+        "is_fna_enabled": is_fused_na_enabled,
+        "has_fna": has_fna,
+        "has_fused_na": has_fna,
+        **{name: named(function, name) for name, function in more.items()},
+    }
+
+
+def functions_015() -> _Functions:
+    """Return what `natten` and `natten.functional` of 0.15 had of this."""
+    return _gpu_functions(half=60) | _switches(returning=False)
+
+
+def functions_017(release: Release) -> _Functions:
+    """Return the functions of `natten.context` in a release of 0.17."""
+    tuner = (
+        use_autotuner,
+        disable_autotuner,
+        is_autotuner_enabled,
+        is_autotuner_enabled_for_forward,
+        is_autotuner_enabled_for_backward,
+        is_autotuner_thorough_for_forward,
+        is_autotuner_thorough_for_backward,
+    )
+    return {
+        **COMMON,
+        **_gpu_functions(half=50),
+        **_kernel_functions(),
+        **_switches(returning=True),
+        **_fused_functions(release),
+        **{function.__name__: function for function in tuner},
+    }

@@ -1,0 +1,88 @@
+"""`natten.functional` of 0.14: unfused operators of rank 1 and 2, kernel size and dilation ints.
+
+Up to 0.14.4 the kernel size is read off the bias or the weights; 0.14.5 takes it for the bias,
+0.14.6 for both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from natc.compat.natten.operators import Operator, av, named, operator, qk
+from natc.compat.natten.releases import Release
+from natc.errors import ArgumentError
+
+
+def functions(release: Release) -> dict[str, Any]:
+    """Return the names of `natten.functional` in a release of 0.14."""
+    names: dict[str, Any] = {}
+    for rank in (1, 2):
+        names |= operators(rank, release.number)
+        qkrpb_class = names[f"NATTEN{rank}DQKRPBFunction"]
+        av_class = names[f"NATTEN{rank}DAVFunction"]
+        prefix = f"natten{rank}d"
+        made = _functions(qkrpb_class, av_class, release.number)
+        names |= {f"{prefix}{suffix}": named(f, f"{prefix}{suffix}") for suffix, f in made.items()}
+    return names
+
+
+def operators(rank: int, number: tuple[int, int, int]) -> dict[str, type[Operator]]:
+    """Return the autograd functions of one rank, with the arguments of one release of 0.14."""
+
+    def qk_without_size(query: Tensor, key: Tensor, rpb: Tensor, dilation: int) -> Tensor:
+        return qk_with_size(query, key, rpb, (rpb.shape[-1] + 1) // 2, dilation)
+
+    def qk_with_size(
+        query: Tensor, key: Tensor, rpb: Tensor | None, kernel_size: int, dilation: int
+    ) -> Tensor:
+        return qk(query, key, rpb, None, (kernel_size,) * rank, (dilation,) * rank)
+
+    def av_without_size(attn: Tensor, value: Tensor, dilation: int) -> Tensor:
+        return av_with_size(attn, value, _side(attn.shape[-1], rank), dilation)
+
+    def av_with_size(attn: Tensor, value: Tensor, kernel_size: int, dilation: int) -> Tensor:
+        return av(attn, value, None, (kernel_size,) * rank, (dilation,) * rank)
+
+    qkrpb_name, av_name = f"NATTEN{rank}DQKRPBFunction", f"NATTEN{rank}DAVFunction"
+    return {
+        qkrpb_name: operator(
+            qkrpb_name, qk_with_size if number >= (0, 14, 5) else qk_without_size
+        ),
+        av_name: operator(av_name, av_with_size if number >= (0, 14, 6) else av_without_size),
+    }
+
+
+def _functions(
+    qkrpb_class: type[Operator], av_class: type[Operator], number: tuple[int, int, int]
+) -> dict[str, Any]:
+    # No annotations: the releases had none, and the parameters are theirs.
+    def early_qkrpb(query, key, rpb, dilation):  # type: ignore[no-untyped-def]
+        return qkrpb_class.apply(query, key, rpb, dilation)
+
+    def qkrpb(query, key, rpb, kernel_size, dilation):  # type: ignore[no-untyped-def]
+        return qkrpb_class.apply(query, key, rpb, kernel_size, dilation)
+
+    def only_qk(query, key, kernel_size, dilation):  # type: ignore[no-untyped-def]
+        return qkrpb_class.apply(query, key, None, kernel_size, dilation)
+
+    def early_av(attn, value, dilation):  # type: ignore[no-untyped-def]
+        return av_class.apply(attn, value, dilation)
+
+    def with_size_av(attn, value, kernel_size, dilation):  # type: ignore[no-untyped-def]
+        return av_class.apply(attn, value, kernel_size, dilation)
+
+    if number < (0, 14, 5):
+        return {"qkrpb": early_qkrpb, "av": early_av}
+    if number < (0, 14, 6):
+        return {"qkrpb": qkrpb, "av": early_av}
+    return {"qkrpb": qkrpb, "qk": only_qk, "av": with_size_av}
+
+
+def _side(taps: int, rank: int) -> int:
+    """Return the kernel size of which there are `taps` entries in a window of `rank` axes."""
+    side = round(taps ** (1 / rank))
+    if side**rank != taps:
+        raise ArgumentError(f"attn has {taps} entries for each query; it must be a whole window.")
+    return side

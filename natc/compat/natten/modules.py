@@ -1,0 +1,87 @@
+"""What the modules of every release share: projections around natc's attention.
+
+Parameters are created in the order of the releases, so that a seed gives the weights it gave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from natc import functional
+from natc.compat.natten.operators import Operator
+from natc.errors import ArgumentError
+
+
+class Attention(nn.Module):
+    """Projections, and attention between them. Subclasses have the arguments of a release."""
+
+    rank: ClassVar[int]
+    # qk and av as the release names them in a trace, with the arguments of 0.17.
+    operators: ClassVar[tuple[type[Operator], type[Operator]]]
+
+    rpb: nn.Parameter | None
+
+    def _projections(
+        self,
+        dim: int,
+        bias_of: Sequence[int] | None,
+        qkv_bias: bool,
+        attn_drop: float | None,
+        proj_drop: float,
+    ) -> None:
+        """Create parameters. bias_of: kernel sizes of a bias, if any; attn_drop: None is none."""
+        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
+        if bias_of is not None:
+            offsets = [2 * size - 1 for size in bias_of]
+            self.rpb = nn.Parameter(torch.zeros(self.num_heads, *offsets))
+            nn.init.trunc_normal_(self.rpb, std=0.02, mean=0.0, a=-2.0, b=2.0)
+        elif attn_drop is not None:
+            self.register_parameter("rpb", None)
+        if attn_drop is not None:
+            self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def _heads(self, dim: int, num_heads: int, qk_scale: float | None) -> None:
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.scale = qk_scale or self.head_dim**-0.5
+
+    def _check_rank(self, x: Tensor) -> None:
+        if x.ndim != self.rank + 2:
+            raise ArgumentError(
+                f"x has shape {list(x.shape)}; it must have {self.rank + 2} axes: a batch, "
+                f"{self.rank} spatial ones and channels."
+            )
+
+    def _split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return query, key and value `[B, *S, heads, head_dim]` of x `[B, *S, dim]`."""
+        shape = (*x.shape[:-1], 3, self.num_heads, self.head_dim)
+        return self.qkv(x).reshape(shape).unbind(-3)
+
+    def _drops(self) -> bool:
+        return self.training and getattr(self.attn_drop, "p", 0.0) > 0.0
+
+    def _attend(self, x: Tensor, kernel_size: Sequence[int], **options: Any) -> Tensor:
+        """Return attention of x `[B, *S, dim]` to itself, same shape, in one kernel."""
+        query, key, value = self._split(x)
+        output = functional.neighborhood_attention(
+            query, key, value, kernel_size, scale=self.scale, **options
+        )
+        return output.flatten(-2)
+
+    def _attend_unfused(
+        self, x: Tensor, kernel_size: Sequence[int], dilation: Any, is_causal: Any = False
+    ) -> Tensor:
+        """Return the same in steps: with the weights at hand, which dropout needs."""
+        qk_class, av_class = self.operators
+        query, key, value = (each.movedim(-2, 1) for each in self._split(x))
+        where = kernel_size, dilation, is_causal
+        attn = qk_class.apply(query * self.scale, key, self.rpb, None, *where)
+        attn = self.attn_drop(attn.softmax(dim=-1))
+        output = av_class.apply(attn, value, None, *where)
+        return output.movedim(1, -2).flatten(-2)

@@ -1,0 +1,208 @@
+"""The modules of 0.14 and 0.15: one kernel size and dilation, a bias by default, and padding.
+
+A map smaller than the window is padded with zeros at its end, before the projection to query, key
+and value. So the padding takes part as keys and values, equal to the bias of the projection, as it
+did when the published detection and segmentation networks were trained.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from natc.compat.natten import functions_014, functions_017
+from natc.compat.natten.arguments import WindowError, check_room
+from natc.compat.natten.modules import Attention
+from natc.compat.natten.operators import operator
+from natc.errors import ArgumentError
+
+
+def _traced_as_014(rank: int) -> Any:
+    """Return qk and av of 0.17 under the names that 0.14 has in a trace."""
+    return tuple(
+        operator(name, of_017.apply)
+        for name, of_017 in zip(
+            functions_014.operators(rank, (0, 14, 6)), functions_017.operators(rank)
+        )
+    )
+
+
+class Padded(Attention):
+    """Modules that pad small maps; kernel_size and dilation are one integer for all axes."""
+
+    dilation: int | None
+    window_size: int | None
+
+    def _configure(
+        self,
+        dim: int,
+        num_heads: int,
+        kernel_size: int,
+        dilation: int | str | None,
+        bias: bool,
+        qkv_bias: bool,
+        qk_scale: float | None,
+        attn_drop: float,
+        proj_drop: float,
+    ) -> None:
+        self._heads(dim, num_heads, qk_scale)
+        self._check_size(kernel_size)
+        self.kernel_size = kernel_size
+        if isinstance(dilation, str):
+            self.dilation = self.window_size = None
+        else:
+            self._check_dilation(dilation)
+            self.dilation = dilation or 1
+            self.window_size = self.kernel_size * self.dilation
+        bias_of = (kernel_size,) * self.rank if bias else None
+        self._projections(dim, bias_of, qkv_bias, attn_drop, proj_drop)
+
+    @staticmethod
+    def _check_size(kernel_size: int) -> None:
+        # An AssertionError, as in the releases.
+        assert kernel_size > 1 and kernel_size % 2 == 1, (
+            f"kernel_size is {kernel_size}; it must be odd and greater than 1."
+        )
+
+    @staticmethod
+    def _check_dilation(dilation: int | None) -> None:
+        assert dilation is None or dilation >= 1, f"dilation is {dilation}; it must be >= 1."
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `[B, *S, dim]` for x of that shape."""
+        self._check_rank(x)
+        dilation = self.dilation
+        if dilation is None:
+            dilation = max(min(x.shape[1:-1]) // self.kernel_size, 1)
+        return self._run(x, (self.kernel_size,) * self.rank, (dilation,) * self.rank, self.rank)
+
+    def _run(
+        self, x: Tensor, sizes: tuple[int, ...], dilations: tuple[int, ...], padded_axes: int
+    ) -> Tensor:
+        """Pad the last axes, attend, crop, project."""
+        spatial = x.shape[1:-1]
+        needed = [size * step for size, step in zip(sizes, dilations)]
+        missing = [max(0, want - have) for want, have in zip(needed, spatial)]
+        missing[: self.rank - padded_axes] = [0] * (self.rank - padded_axes)
+        if any(missing):
+            padding = [entry for amount in reversed(missing) for entry in (0, amount)]
+            x = nn.functional.pad(x, (0, 0, *padding))
+        check_room(sizes, dilations, x.shape[1:-1], WindowError)
+        # As the release's own, a traced module consists of qk and av.
+        if self._drops() or torch.jit.is_tracing():
+            x = self._attend_unfused(x, sizes, dilations)
+        else:
+            x = self._attend(x, sizes, dilation=dilations, rpb=self.rpb)
+        if any(missing):
+            for axis, length in enumerate(spatial, start=1):
+                x = x.narrow(axis, 0, length)
+        return self.proj_drop(self.proj(x))
+
+    def extra_repr(self) -> str:
+        """Return the settings that `print(module)` shows."""
+        return (
+            f"head_dim={self.head_dim}, num_heads={self.num_heads}, "
+            f"kernel_size={self.kernel_size}, dilation={self.dilation}, "
+            f"rel_pos_bias={self.rpb is not None}"
+        )
+
+
+class _Early(Padded):
+    """Up to 0.14.4: kernel_size before num_heads, always a bias."""
+
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        dilation: int | str | None = None,
+    ) -> None:
+        super().__init__()
+        if self.rank == 1 and isinstance(dilation, str):
+            raise ArgumentError(f"dilation is {dilation!r}; with one axis it must be an integer.")
+        self._configure(
+            dim, num_heads, kernel_size, dilation, True, qkv_bias, qk_scale, attn_drop, proj_drop
+        )
+
+
+class Late(Padded):
+    """0.14.5 to 0.15.1."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        kernel_size: int,
+        dilation: int = 1,
+        bias: bool = True,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self._configure(
+            dim, num_heads, kernel_size, dilation, bias, qkv_bias, qk_scale, attn_drop, proj_drop
+        )
+
+
+class UpTo0144:
+    """The modules of releases up to 0.14.4."""
+
+    class NeighborhoodAttention1D(_Early):
+        """Of sequences `[B, length, dim]`."""
+
+        rank = 1
+        operators = _traced_as_014(1)
+
+    class NeighborhoodAttention2D(_Early):
+        """Of maps `[B, height, width, dim]`; a dilation that is a string: as large as fits."""
+
+        rank = 2
+        operators = _traced_as_014(2)
+
+    class NeighborhoodAttention(NeighborhoodAttention2D):
+        """The same under an older name."""
+
+        def __init__(
+            self,
+            dim: int,
+            kernel_size: int,
+            num_heads: int,
+            qkv_bias: bool = True,
+            qk_scale: float | None = None,
+            attn_drop: float = 0.0,
+            proj_drop: float = 0.0,
+            dilation: int | str | None = None,
+        ) -> None:
+            super().__init__(
+                dim, kernel_size, num_heads, qkv_bias, qk_scale, attn_drop, proj_drop, dilation
+            )
+            warnings.warn(
+                "NeighborhoodAttention is NeighborhoodAttention2D, and gone after NATTEN 0.14.4.",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+
+
+class UpTo0146:
+    """The modules of 0.14.5 and 0.14.6."""
+
+    class NeighborhoodAttention1D(Late):
+        """Of sequences `[B, length, dim]`."""
+
+        rank = 1
+        operators = _traced_as_014(1)
+
+    class NeighborhoodAttention2D(Late):
+        """Of maps `[B, height, width, dim]`."""
+
+        rank = 2
+        operators = _traced_as_014(2)

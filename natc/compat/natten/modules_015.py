@@ -1,0 +1,76 @@
+"""The modules of 0.15: those of 0.14.6, and one for volumes, whose depth has its own window.
+
+The depth is not padded: a volume that is not as deep as the window is refused, as in the release.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from natc.compat.natten import functions_017
+from natc.compat.natten.modules_014 import Late, Padded
+
+
+class UpTo0151:
+    """The modules of 0.15."""
+
+    class NeighborhoodAttention1D(Late):
+        """Of sequences `[B, length, dim]`."""
+
+        rank = 1
+        operators = functions_017.operators(1)[:2]
+
+    class NeighborhoodAttention2D(Late):
+        """Of maps `[B, height, width, dim]`."""
+
+        rank = 2
+        operators = functions_017.operators(2)[:2]
+
+    class NeighborhoodAttention3D(Padded):
+        """Of volumes `[B, depth, height, width, dim]`."""
+
+        rank = 3
+        operators = functions_017.operators(3)[:2]
+
+        def __init__(
+            self,
+            dim: int,
+            num_heads: int,
+            kernel_size: int,
+            kernel_size_d: int | None = None,
+            dilation: int = 1,
+            dilation_d: int | None = None,
+            bias: bool = True,
+            qkv_bias: bool = True,
+            qk_scale: float | None = None,
+            attn_drop: float = 0.0,
+            proj_drop: float = 0.0,
+        ) -> None:
+            super().__init__()
+            self._heads(dim, num_heads, qk_scale)
+            self._check_size(kernel_size)
+            self.kernel_size = kernel_size
+            self.kernel_size_d = kernel_size_d or kernel_size
+            self._check_dilation(dilation)
+            self._check_dilation(dilation_d)
+            self.dilation: int = dilation or 1
+            self.dilation_d: int = dilation_d or self.dilation
+            self.window_size = self.kernel_size * self.dilation
+            self.window_size_d = self.kernel_size_d * self.dilation_d
+            bias_of = (self.kernel_size_d, kernel_size, kernel_size) if bias else None
+            self._projections(dim, bias_of, qkv_bias, attn_drop, proj_drop)
+
+        def forward(self, x: Tensor) -> Tensor:
+            """Return `[B, depth, height, width, dim]` for x of that shape."""
+            self._check_rank(x)
+            sizes = self.kernel_size_d, self.kernel_size, self.kernel_size
+            return self._run(x, sizes, (self.dilation_d, self.dilation, self.dilation), 2)
+
+        def extra_repr(self) -> str:
+            """Return the settings that `print(module)` shows."""
+            return (
+                f"head_dim={self.head_dim}, num_heads={self.num_heads}, "
+                f"kernel_size_d={self.kernel_size_d}, dilation_d={self.dilation_d}, "
+                f"kernel_size={self.kernel_size}, dilation={self.dilation}, "
+                f"has_bias={self.rpb is not None}"
+            )

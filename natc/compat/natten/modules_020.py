@@ -1,0 +1,142 @@
+"""The modules of 0.20 and 0.21: strides, neither a bias nor dropout of attention weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from natc.compat.natten.arguments import check_room, flags, sizes
+from natc.compat.natten.modules import Attention
+from natc.errors import ArgumentError
+
+_PerAxis = Any
+
+
+class _Module(Attention):
+    def _configure(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        kernel_size: _PerAxis,
+        stride: _PerAxis,
+        dilation: _PerAxis,
+        is_causal: _PerAxis,
+        qkv_bias: bool,
+        qk_scale: float | None,
+        proj_drop: float,
+    ) -> None:
+        self.kernel_size = sizes("kernel_size", kernel_size, self.rank, at_least=2)
+        self.stride = sizes("stride", stride, self.rank)
+        self.dilation = sizes("dilation", dilation, self.rank)
+        self.is_causal = flags(is_causal, self.rank)
+        if embed_dim % num_heads:
+            raise ArgumentError(
+                f"embed_dim is {embed_dim}; it must be a multiple of num_heads, {num_heads}."
+            )
+        self.na_dim = self.rank
+        self.embed_dim = embed_dim
+        self._heads(embed_dim, num_heads, qk_scale)
+        self._projections(embed_dim, None, qkv_bias, None, proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `[B, *S, embed_dim]` for x of that shape."""
+        if x.ndim != self.rank + 2 or x.shape[-1] != self.embed_dim:
+            raise ArgumentError(
+                f"x has shape {list(x.shape)}; it must have a batch, {self.rank} spatial axes "
+                f"and {self.embed_dim} channels."
+            )
+        check_room(self.kernel_size, self.dilation, x.shape[1:-1], ArgumentError)
+        x = self._attend(
+            x,
+            self.kernel_size,
+            stride=self.stride,
+            dilation=self.dilation,
+            is_causal=self.is_causal,
+        )
+        return self.proj_drop(self.proj(x))
+
+    def extra_repr(self) -> str:
+        """Return the settings that `print(module)` shows."""
+        return (
+            f"head_dim={self.head_dim}, num_heads={self.num_heads}, "
+            f"kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}, "
+            f"is_causal={self.is_causal}"
+        )
+
+
+class _Dim(_Module):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        kernel_size: _PerAxis,
+        stride: _PerAxis = 1,
+        dilation: _PerAxis = 1,
+        is_causal: _PerAxis = False,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self._configure(
+            dim, num_heads, kernel_size, stride, dilation, is_causal, qkv_bias, qk_scale, proj_drop
+        )
+
+
+class _EmbedDim(_Module):
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        kernel_size: _PerAxis,
+        stride: _PerAxis = 1,
+        dilation: _PerAxis = 1,
+        is_causal: _PerAxis = False,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self._configure(
+            embed_dim, num_heads, kernel_size, stride, dilation, is_causal, qkv_bias, qk_scale,
+            proj_drop,
+        )  # fmt: skip
+
+
+class Of0200:
+    """The modules of 0.20.0, whose first argument is `dim`."""
+
+    class NeighborhoodAttention1D(_Dim):
+        """Of sequences `[B, length, dim]`."""
+
+        rank = 1
+
+    class NeighborhoodAttention2D(_Dim):
+        """Of maps `[B, height, width, dim]`."""
+
+        rank = 2
+
+    class NeighborhoodAttention3D(_Dim):
+        """Of volumes `[B, depth, height, width, dim]`."""
+
+        rank = 3
+
+
+class Since0201:
+    """The modules of 0.20.1 and 0.21."""
+
+    class NeighborhoodAttention1D(_EmbedDim):
+        """Of sequences `[B, length, embed_dim]`."""
+
+        rank = 1
+
+    class NeighborhoodAttention2D(_EmbedDim):
+        """Of maps `[B, height, width, embed_dim]`."""
+
+        rank = 2
+
+    class NeighborhoodAttention3D(_EmbedDim):
+        """Of volumes `[B, depth, height, width, embed_dim]`."""
+
+        rank = 3
