@@ -102,12 +102,17 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
         data = Path(path).read_bytes()
     except OSError as error:
         raise LibraryError(f"manifest {path} cannot be read: {reason(error)}.") from error
+    return parse_manifest(data, str(path))
+
+
+def parse_manifest(data: bytes, name: str) -> Manifest:
+    """Read the content of a manifest file; raises as `load_manifest` does, naming `name`."""
     try:
         # The version comes first: a newer file may differ in everything else.
         version = msgspec.json.decode(data, type=_Header).schema_version
         if version > SCHEMA_VERSION:
             raise LibraryError(
-                f"manifest {path} has schema version {version}, written by a newer natc; this "
+                f"manifest {name} has schema version {version}, written by a newer natc; this "
                 f"one reads up to {SCHEMA_VERSION}. Upgrade natc: pip install -U natc."
             )
         if version < 1:
@@ -117,7 +122,7 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
         raise
     # ValueError covers msgspec's own errors and text that is not UTF-8.
     except (ValueError, RecursionError, NatcError) as error:
-        raise LibraryError(f"manifest {path} is not valid: {str(error).rstrip('.')}.") from error
+        raise LibraryError(f"manifest {name} is not valid: {str(error).rstrip('.')}.") from error
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
