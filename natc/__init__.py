@@ -11,8 +11,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from natc.env import NATC_AS_NATTEN
+
 if TYPE_CHECKING:
-    from natc import functional, models, nn, ops, reference, runtime
+    from natc import compat, functional, models, nn, ops, reference, runtime
     from natc.functional import na1d, na2d, na3d, neighborhood_attention
     from natc.merge import merge_attentions
     from natc.ops import NatcFallbackWarning, force_reference
@@ -22,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "NatcFallbackWarning",
     "__version__",
+    "compat",
     "force_reference",
     "functional",
     "merge_attentions",
@@ -36,7 +39,7 @@ __all__ = [
     "runtime",
 ]
 
-_MODULES = frozenset(("functional", "models", "nn", "ops", "reference", "runtime"))
+_MODULES = frozenset(("compat", "functional", "models", "nn", "ops", "reference", "runtime"))
 _ATTRIBUTES = {
     "merge_attentions": "natc.merge",
     "na1d": "natc.functional",
@@ -61,3 +64,8 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+# NATTEN's name is taken before anything else can import it.
+if NATC_AS_NATTEN.get():
+    importlib.import_module("natc.compat").install_from_environment()
