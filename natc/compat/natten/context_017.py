@@ -125,7 +125,7 @@ def _gpu_functions(half: int) -> _Functions:
 
 
 def _switches(*, returning: bool) -> _Functions:
-    """Return enable_* and disable_* of three kinds of kernels; from 0.17 on they return the state."""
+    """Return enable_* and disable_* of three kinds of kernels, which return the state if asked."""
     found: _Functions = {}
     for setting, kind in (("tf32", "tf32"), ("gemm", "gemm_na"), ("tiled", "tiled_na")):
         for name, mode in ((f"enable_{kind}", True), (f"disable_{kind}", False)):
@@ -193,18 +193,18 @@ def _fused_functions(release: Release) -> _Functions:
     def force_flex_attention() -> None:
         turn(True, True, True, True)
 
+    use: Callable[..., Any]
+    more: _Functions = {}
     if release.number >= (0, 17, 5):
-        use, more = (
-            late,
-            {
-                "use_flex_attention": use_flex_attention,
-                "force_flex_attention": force_flex_attention,
-                "should_use_flex_attention": _reader(lambda: SETTINGS.use_flex),
-                "should_force_flex_attention": _reader(lambda: SETTINGS.force_flex),
-            },
-        )
+        use = late
+        more = {
+            "use_flex_attention": use_flex_attention,
+            "force_flex_attention": force_flex_attention,
+            "should_use_flex_attention": _reader(lambda: SETTINGS.use_flex),
+            "should_force_flex_attention": _reader(lambda: SETTINGS.force_flex),
+        }
     else:
-        use, more = middle if release.number >= (0, 17, 3) else early, {}
+        use = middle if release.number >= (0, 17, 3) else early
     use = named(use, "use_fused_na")
     return {
         "use_fused_na": use,

@@ -46,7 +46,7 @@ def functions(release: Release) -> dict[str, Callable[..., Any]]:
         )
 
     def get_flops(model: Any, input: Any, disable_warnings: bool = False) -> Any:
-        from fvcore.nn import FlopCountAnalysis
+        from fvcore.nn import FlopCountAnalysis  # type: ignore[import-not-found]
 
         counter = add_natten_handle(FlopCountAnalysis(model, input))
         if disable_warnings:

@@ -49,10 +49,7 @@ def operators(rank: int) -> tuple[type[Operator], type[Operator]]:
 
 def of_rank(rank: int, qk_class: type[Operator], av_class: type[Operator]) -> dict[str, Any]:
     """Return na*d_qk, na*d_qk_with_bias, na*d_av and natten*dqkrpb of one rank."""
-    if rank == 3:
-        made = _deep(qk_class, av_class)
-    else:
-        made = _flat(qk_class, av_class)
+    made = _deep(qk_class, av_class) if rank == 3 else _flat(qk_class, av_class)
     return {name.format(rank): named(f, name.format(rank)) for name, f in made.items()}
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from types import SimpleNamespace
-from typing import Any, Union
+import types
+from typing import Any
 
 from natc.compat.natten.arguments import flags, sizes
 
@@ -45,18 +45,17 @@ UTILS = {
     "check_dilation_arg": check_dilation_arg,
     "check_kernel_size_arg": check_kernel_size_arg,
     "get_num_na_weights": get_num_na_weights,
-    "log": SimpleNamespace(get_logger=logging.getLogger),
+    "log": types.SimpleNamespace(get_logger=logging.getLogger),
 }
 
 
-def types() -> dict[str, Any]:
+def aliases_of_types() -> dict[str, Any]:
     """Return the aliases of `natten.types`."""
-    found: dict[str, Any] = {}
-    for rank in (1, 2, 3):
-        for name, entry in (("Dimension", int), ("CausalArg", bool)):
-            alias = tuple[(entry,) * rank]  # type: ignore[misc]
+    found: dict[str, Any] = {"NoneType": type(None)}
+    for name, entry in (("Dimension", int), ("CausalArg", bool)):
+        aliases = [types.GenericAlias(tuple, (entry,) * rank) for rank in (1, 2, 3)]
+        for rank, alias in enumerate(aliases, start=1):
             found[f"{name}{rank}DType"] = alias
-            found[f"{name}{rank}DTypeOrDed"] = Union[entry, alias]
-    for name in ("Dimension", "CausalArg"):
-        found[f"{name}Type"] = Union[tuple(found[f"{name}{rank}DType"] for rank in (1, 2, 3))]
-    return found | {"NoneType": type(None)}
+            found[f"{name}{rank}DTypeOrDed"] = entry | alias
+        found[f"{name}Type"] = aliases[0] | aliases[1] | aliases[2]
+    return found

@@ -6,7 +6,7 @@ functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from natc.compat.natten import (
@@ -22,6 +22,7 @@ from natc.compat.natten import (
     modules_015,
     modules_017,
     modules_020,
+    tiles,
 )
 from natc.compat.natten.releases import Release, release
 
@@ -118,7 +119,7 @@ def _of_017(wanted: Release) -> dict[str, _Names]:
         "context": {**switches, "MemoryUsagePreference": context.MemoryUsagePreference},
         "functional": functions,
         "flops": dict(flops.functions(wanted)),
-        "types": helpers.types(),
+        "types": helpers.aliases_of_types(),
         "utils": dict(helpers.UTILS),
         **each,
         **_one_each(modules, "natten{}d"),
@@ -138,7 +139,7 @@ def _of_020(wanted: Release) -> dict[str, _Names]:
     public = {
         **modules,
         **switches,
-        **_configurations(wanted),
+        **tiles.functions(wanted),
         **{name: functions[name] for name in at_top},
         "HAS_LIBNATTEN": True,
     }
@@ -152,27 +153,6 @@ def _of_020(wanted: Release) -> dict[str, _Names]:
         "functional": functions,
         "modules": modules,
     }
-
-
-def _configurations(wanted: Release) -> dict[str, Callable[..., list[Any]]]:
-    """Return the functions that list how NATTEN's kernels can be tiled; natc's have no list."""
-
-    def configurations(*tensors: Any, **options: Any) -> list[Any]:
-        """Return an empty list: natc takes no tile shapes, and ignores those it is given."""
-        return []
-
-    names = [
-        f"get_configs_for_{backend}_{kind}"
-        for backend in ("cutlass", "cutlass_hopper", "cutlass_blackwell", "flex")
-        for kind in ("fmha", "fna")
-    ]
-    backward = ["cutlass"]
-    if wanted.number >= (0, 21, 0):
-        backward += ["cutlass_hopper", "cutlass_blackwell"]
-    names += [
-        f"get_bwd_configs_for_{backend}_{kind}" for backend in backward for kind in ("fmha", "fna")
-    ]
-    return dict.fromkeys(names, configurations)
 
 
 def _join(found: dict[str, _Names]) -> None:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from natc.compat.natten import functions_014, functions_017
 from natc.compat.natten.arguments import WindowError, check_room
 from natc.compat.natten.modules import Attention
-from natc.compat.natten.operators import operator
+from natc.compat.natten.operators import is_tracing, operator
 from natc.errors import ArgumentError
 
 
@@ -92,7 +91,7 @@ class Padded(Attention):
             x = nn.functional.pad(x, (0, 0, *padding))
         check_room(sizes, dilations, x.shape[1:-1], WindowError)
         # As the release's own, a traced module consists of qk and av.
-        if self._drops() or torch.jit.is_tracing():
+        if self._drops() or is_tracing():
             x = self._attend_unfused(x, sizes, dilations)
         else:
             x = self._attend(x, sizes, dilation=dilations, rpb=self.rpb)

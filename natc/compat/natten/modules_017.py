@@ -11,6 +11,7 @@ from natc.compat.natten.arguments import check_bias, check_window, flags, sizes
 from natc.compat.natten.context import SETTINGS
 from natc.compat.natten.functions_017 import operators
 from natc.compat.natten.modules import Attention
+from natc.compat.natten.operators import is_tracing
 
 _PerAxis = Any
 
@@ -55,9 +56,9 @@ class _Module(Attention):
                 "natten.use_fused_na() first."
             )
         # As the release's own, a traced module consists of qk and av, unless it is fused.
-        if not SETTINGS.fused and (self._drops() or torch.jit.is_tracing()):
+        if not SETTINGS.fused and (self._drops() or is_tracing()):
             x = self._attend_unfused(x, *where, self.is_causal)
-        elif torch.jit.is_tracing():
+        elif is_tracing():
             split = self._split(x)
             options = *where, self.is_causal, self.scale, None, None
             x = operators(self.rank)[2].apply(*split, self.rpb, *options)[0].flatten(-2)

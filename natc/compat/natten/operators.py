@@ -59,6 +59,11 @@ def av(
     )
 
 
+def is_tracing() -> bool:
+    """Return whether `torch.jit.trace` is at work, as it is for fvcore's counters."""
+    return torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+
 class Operator:
     """What stands for an autograd function of a release: a class that has `apply`.
 
@@ -72,7 +77,7 @@ class Operator:
     @classmethod
     def apply(cls, *arguments: Any) -> Any:
         """Run the operator on its arguments, all positional."""
-        if torch.jit.is_tracing():
+        if is_tracing():
             return cls._traced.apply(*arguments)
         return cls._call(*arguments)
 
@@ -94,7 +99,7 @@ class _Traced(torch.autograd.Function):
     call: ClassVar[Callable[..., Any]]
 
     @classmethod
-    def forward(cls, ctx: Any, *arguments: Any) -> Any:  # type: ignore[override]
+    def forward(cls, ctx: Any, *arguments: Any) -> Any:
         is_tensor = [isinstance(argument, Tensor) for argument in arguments]
         ctx.save_for_backward(*(a for a, tensor in zip(arguments, is_tensor) if tensor))
         ctx.others = [None if tensor else a for a, tensor in zip(arguments, is_tensor)]
