@@ -52,17 +52,18 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
     batch, positions, head, _ = query_loops(sch, output)
     *planes, row, column = [None, *positions] if spec.rank == 1 else positions
     column, query = sch.split(column, [None, tile_w])
-    # Nothing of the tile is needed to find the next: one grid axis each, but for the heads.
     if row is None:
+        # On the axis of a grid that may be long, as a sequence may be.
         sch.reorder(batch, head, column, query)
-        sch.bind(column, "blockIdx.y")
+        sch.bind(sch.fuse(batch, head, column), "blockIdx.x")
     else:
+        # Nothing of the tile is needed to find the next: one grid axis each, but for the heads.
         row, row_in = sch.split(row, [None, tile_h])
         sch.reorder(batch, *planes, head, row, column, row_in, query)
         sch.bind(row, "blockIdx.y")
         sch.bind(column, "blockIdx.z")
         query = sch.fuse(row_in, query)
-    sch.bind(sch.fuse(batch, *planes, head), "blockIdx.x")
+        sch.bind(sch.fuse(batch, *planes, head), "blockIdx.x")
     sch.bind(query, "threadIdx.y")
     sch.annotate(query, "pragma_auto_unroll_max_step", unroll)
     sch.annotate(query, "pragma_unroll_explicit", 0)

@@ -48,7 +48,7 @@ static struct {
   int (*GetErrorString)(int, const char **);
 } driver;
 
-enum { MAX_DEVICES = 64 };
+enum { MAX_DEVICES = 64, MOST_BLOCKS = 65535 }; /* blocks on a grid's second and third axis */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int driver_ready;
 static void *contexts[MAX_DEVICES];
@@ -123,6 +123,12 @@ static int prepare_device(int device) {
   return 0;
 }
 
+static void launch_shape(const natc_kernel *kernel, const ffi_any *args, unsigned *shape) {
+  for (int i = 0; i < NUM_LAUNCH; ++i) shape[i] = 1;
+  for (int i = 0; i < kernel->num_launch; ++i)
+    shape[kernel->launch[i]] = (unsigned)args[kernel->num_params + i].value.v_int64;
+}
+
 static int launch_in_context(const natc_kernel *kernel, const ffi_any *args, int device) {
   int index = (int)(kernel - natc_kernels), code = 0;
   void *function = __atomic_load_n(&functions[index][device], __ATOMIC_ACQUIRE);
@@ -151,9 +157,8 @@ static int launch_in_context(const natc_kernel *kernel, const ffi_any *args, int
     }
     pointers[i] = &values[i];
   }
-  unsigned shape[NUM_LAUNCH] = {1, 1, 1, 1, 1, 1};
-  for (int i = 0; i < kernel->num_launch; ++i)
-    shape[kernel->launch[i]] = (unsigned)args[kernel->num_params + i].value.v_int64;
+  unsigned shape[NUM_LAUNCH];
+  launch_shape(kernel, args, shape);
   void *stream = TVMFFIEnvGetStream(DEVICE_CUDA, device);
   code = driver.LaunchKernel(function, shape[0], shape[1], shape[2], shape[3], shape[4], shape[5],
                              0, stream, pointers, NULL);
@@ -165,6 +170,10 @@ static int launch(void *self, const ffi_any *args, int32_t num_args, ffi_any *re
   int device = current_device;
   (void)result;
   if (num_args != kernel->num_params + kernel->num_launch) return fail("matching arguments", 0);
+  unsigned shape[NUM_LAUNCH];
+  launch_shape(kernel, args, shape);
+  if (shape[1] > MOST_BLOCKS || shape[2] > MOST_BLOCKS)
+    return fail("launching the kernel on more than 65,535 tiles of a map's axis", 0);
   if (!contexts[device]) {
     pthread_mutex_lock(&lock);
     int code = prepare_device(device);
