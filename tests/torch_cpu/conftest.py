@@ -1,4 +1,4 @@
-"""Fixtures: an empty place for libraries, and one that holds libraries compiled from C."""
+"""Fixtures: a place for libraries, libraries compiled from C, and doubles of kernels."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from c_library import SPECS, LibraryDirectory, compile_c
+from kernel_double import Doubles
 
 from natc import runtime
+from natc.runtime import registry
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +39,12 @@ def kernels(libraries: LibraryDirectory) -> LibraryDirectory:
     for spec in SPECS.values():
         libraries.add(spec)
     return libraries
+
+
+@pytest.fixture
+def doubles(libraries: LibraryDirectory, monkeypatch: pytest.MonkeyPatch) -> Doubles:
+    """A kernel for every call, and none of them compiled; the reference is forbidden."""
+    found = Doubles()
+    monkeypatch.setattr(registry, "resolved", found)
+    monkeypatch.setenv("NATC_STRICT", "1")
+    return found

@@ -1,0 +1,375 @@
+"""What is made of kernels: which are launched, with what, and what becomes of their results.
+
+The kernels are doubles in plain PyTorch; see `kernel_double`. Compiled ones are tested with the
+compiler.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from kernel_double import Doubles
+from torch import Tensor
+
+import natc
+from natc import gradients, launch
+from natc.errors import ArgumentError, NotCoveredError
+from natc.reference import neighborhood_attention
+from natc.reference.attention import neighborhood_logits, neighborhood_sum
+from natc.testing.inputs import make_inputs, misaligned, noncontiguous
+
+pytestmark = pytest.mark.filterwarnings("error::natc.fallback.NatcFallbackWarning")
+
+CASES = [
+    # shape of the query, heads_kv, value_dim, options
+    ((2, 9, 4, 5), 2, 3, {"kernel_size": 4, "stride": 3}),
+    ((2, 9, 4, 5), 1, 5, {"kernel_size": 3, "is_causal": True, "dilation": 2}),
+    ((2, 5, 6, 2, 3), 2, 3, {"kernel_size": (3, 5), "dilation": (1, 4)}),
+    ((1, 4, 3, 5, 4, 2), 2, 3, {"kernel_size": (3, 2, 4), "is_causal": (False, True, True)}),
+    ((1, 3, 4, 3, 2, 2), 2, 2, {"kernel_size": 3, "stride": (2, 1, 3), "scale": 0.3}),
+]
+
+
+def tensors_of(
+    shape: tuple[int, ...], heads_kv: int, value_dim: int, kernel_size: Any, rpb: bool = True
+) -> list[Tensor]:
+    inputs = make_inputs(
+        shape, heads_kv=heads_kv, value_dim=value_dim, kernel_size=kernel_size if rpb else None
+    )
+    return [t.double().requires_grad_() for t in inputs if t is not None]
+
+
+def fused(tensors: list[Tensor], function: Callable[..., Any], options: Any) -> tuple[Any, ...]:
+    """Results and gradients."""
+    rpb = tensors[3] if len(tensors) > 3 else None
+    output, lse = function(*tensors[:3], **options, rpb=rpb, return_lse=True)
+    loss = output.sin().sum() + lse.cos().sum()
+    return output.detach(), lse.detach(), *torch.autograd.grad(loss, tensors)
+
+
+@pytest.fixture(params=["together", "by batch", "by heads of keys", "by heads of queries"])
+def limit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """How large a tensor a kernel takes: called with the tensors of a call, sets it."""
+
+    def set_limit(*tensors: Tensor, heads_axis: int, rpb: Tensor | None) -> None:
+        whole = max(t.numel() for t in tensors)
+        entry = max(t.numel() // t.shape[0] for t in tensors)
+        head = max(t.numel() // t.shape[0] // t.shape[heads_axis] for t in tensors)
+        group = max(t.shape[heads_axis] for t in tensors) // min(
+            t.shape[heads_axis] for t in tensors
+        )
+        most = {"together": whole, "by batch": entry, "by heads of keys": head * group}
+        # A bias that is too large for a kernel is another reason to split the heads.
+        bias = 0 if rpb is None else rpb[0].numel()
+        monkeypatch.setattr(launch, "MOST_ELEMENTS", max(most.get(request.param, head), bias))
+
+    yield set_limit
+
+
+@pytest.mark.parametrize("rpb", [False, True])
+@pytest.mark.parametrize(("shape", "heads_kv", "value_dim", "options"), CASES)
+def test_the_fused_operations(
+    doubles: Doubles,
+    limit: Any,
+    shape: tuple[int, ...],
+    heads_kv: int,
+    value_dim: int,
+    options: dict[str, Any],
+    rpb: bool,
+) -> None:
+    tensors = tensors_of(shape, heads_kv, value_dim, options["kernel_size"], rpb)
+    wanted = fused(tensors, neighborhood_attention, options)
+    limit(*tensors[:3], wanted[0], heads_axis=-2, rpb=tensors[3] if rpb else None)
+    found = fused(tensors, natc.neighborhood_attention, options)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    assert set(doubles.operations) == {
+        "forward_lse", "delta", "d_query", "d_key", "d_value", *(["d_rpb"] if rpb else []),
+    }  # fmt: skip
+    for _, shapes in doubles.calls:
+        sizes = [
+            math.prod(size) for name, size in shapes.items() if name not in ("rpb", "partial")
+        ]
+        assert max(sizes) <= launch.MOST_ELEMENTS
+
+
+@pytest.mark.parametrize("rpb", [False, True])
+@pytest.mark.parametrize(("shape", "heads_kv", "value_dim", "options"), CASES)
+def test_the_unfused_operations(
+    doubles: Doubles,
+    limit: Any,
+    shape: tuple[int, ...],
+    heads_kv: int,
+    value_dim: int,
+    options: dict[str, Any],
+    rpb: bool,
+) -> None:
+    options = {name: given for name, given in options.items() if name != "scale"}
+    rank = len(shape) - 3
+    qk, av = (getattr(natc.functional, f"na{rank}d_{name}") for name in ("qk", "av"))
+    tensors = tensors_of(shape, heads_kv, value_dim, options["kernel_size"], rpb)
+    bias = tensors[3] if rpb else None
+
+    def plain() -> tuple[Tensor, Tensor]:
+        logits = neighborhood_logits(*tensors[:2], **options, scale=1.0, rpb=bias)
+        return logits, neighborhood_sum(logits.softmax(-1), tensors[2], **options)
+
+    def on_kernels() -> tuple[Tensor, Tensor]:
+        query, key, value = (t.movedim(-2, 1) for t in tensors[:3])
+        logits = qk(query, key, **options, rpb=bias)
+        output = av(logits.softmax(-1), value, **options)
+        return logits.movedim(1, -2), output.movedim(1, -2)
+
+    found = []
+    for function in (plain, on_kernels):
+        logits, output = function()
+        if function is plain:
+            every = (t.movedim(-2, 1) for t in (*tensors[:3], logits, output))
+            limit(*every, heads_axis=1, rpb=bias)
+        loss = output.sin().sum() + logits.exp().sum()
+        first = torch.autograd.grad(loss, tensors, create_graph=True)
+        second = torch.autograd.grad(sum(t.square().sum() for t in first), tensors)
+        found.append([t.detach() for t in (logits, output, *first, *second)])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-10)
+    assert set(doubles.operations) == {"qk", "av", "inverse_av", *(["sum_rpb"] if rpb else [])}
+
+
+def test_what_is_too_large_for_one_head_is_refused(
+    doubles: Doubles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "MOST_ELEMENTS", 9 * 8 - 1)
+    query, key, value, _ = make_inputs((2, 9, 2, 8))
+    said = r"query has shape \[1, 9, 1, 8\]|query has shape \[2, 9, 2, 8\]"
+    with pytest.raises(ArgumentError, match=f"({said}), 72 elements in one head.*at most 71"):
+        natc.na1d(query, key, value, 3)
+    attn = torch.zeros(2, 1, 9, 9)
+    with pytest.raises(ArgumentError, match="attn has shape .*, 81 elements in one head"):
+        natc.functional.na1d_av(attn, torch.zeros(2, 1, 9, 1), 9)
+
+
+def test_a_bias_too_large_is_split_by_heads(
+    doubles: Doubles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = tensors_of((2, 4, 3, 1), 3, 1, 7)
+    wanted = fused(tensors, neighborhood_attention, {"kernel_size": 7})
+    monkeypatch.setattr(launch, "MOST_ELEMENTS", 26)  # [3, 13] of the bias is more
+    found = fused(tensors, natc.na1d, {"kernel_size": 7})
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    assert all(shapes["rpb"][0] <= 2 for _, shapes in doubles.calls if "rpb" in shapes)
+
+
+NEEDED = {
+    "query": ["delta", "d_query"],
+    "key": ["delta", "d_key"],
+    "value": ["d_value"],
+    "rpb": ["delta", "d_rpb"],
+}
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_only_what_is_needed_is_launched(doubles: Doubles, name: str) -> None:
+    inputs = make_inputs((1, 5, 6, 2, 4), kernel_size=3)._asdict()
+    inputs[name].requires_grad_()
+    natc.na2d(**inputs, kernel_size=3).sum().backward()
+    assert doubles.operations == ["forward_lse", *NEEDED[name]]
+    doubles.calls.clear()
+    natc.na2d(**inputs, kernel_size=3, return_lse=True)[1].sum().backward()
+    assert doubles.operations == ["forward_lse", *NEEDED[name]]
+    doubles.calls.clear()
+    with torch.no_grad():
+        natc.na2d(**inputs, kernel_size=3)
+    assert doubles.operations == ["forward"]
+
+
+UNFUSED_NEEDED = {"query": ["av"], "key": ["inverse_av"], "rpb": ["sum_rpb"]}
+
+
+@pytest.mark.parametrize("name", UNFUSED_NEEDED)
+def test_only_what_is_needed_of_the_unfused_is_launched(doubles: Doubles, name: str) -> None:
+    inputs = make_inputs((1, 2, 6, 2, 4))._asdict()
+    inputs["rpb"] = torch.randn(2, 5, 5)
+    del inputs["value"]
+    inputs[name].requires_grad_()
+    natc.functional.na2d_qk(**inputs, kernel_size=3).sum().backward()
+    assert doubles.operations == ["qk", *UNFUSED_NEEDED[name]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_heads_that_share_are_added_up_in_float32(doubles: Doubles, dtype: torch.dtype) -> None:
+    inputs = make_inputs((2, 9, 16, 4), heads_kv=1, kernel_size=3, dtype=dtype)
+    tensors = [t.requires_grad_() for t in inputs if t is not None]
+    exact = [t.detach().double().requires_grad_() for t in tensors]
+    found = fused(tensors, natc.na1d, {"kernel_size": 3})
+    wanted = fused(exact, neighborhood_attention, {"kernel_size": 3})
+    for one, other, tensor in zip(found[2:], wanted[2:], tensors, strict=True):
+        assert one.dtype == tensor.dtype
+        tolerance = 4 * torch.finfo(dtype).eps
+        torch.testing.assert_close(
+            one.double(), other, rtol=tolerance, atol=tolerance * other.abs().max().item()
+        )
+
+
+@pytest.mark.parametrize("change", [noncontiguous, misaligned])
+def test_any_layout_is_taken_by_every_operation(
+    doubles: Doubles, change: Callable[[Tensor], Tensor]
+) -> None:
+    # The doubles refuse what is not compact and aligned.
+    tensors = tensors_of((2, 4, 5, 2, 4), 2, 4, 3)
+    changed = [change(t) for t in tensors]
+    assert_same = torch.testing.assert_close
+    options = {"kernel_size": 3}
+    assert_same(fused(changed, natc.na2d, options), fused(tensors, natc.na2d, options))
+    heads_first = [change(t.detach().movedim(-2, 1).contiguous()) for t in tensors[:3]]
+    attn = natc.functional.na2d_qk(*heads_first[:2], 3, rpb=changed[3])
+    natc.functional.na2d_av(change(attn), heads_first[2].requires_grad_(), 3).sum().backward()
+
+
+def test_the_number_of_partial_sums_depends_on_sizes_alone(
+    doubles: Doubles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def partial_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+        inputs = make_inputs(shape, kernel_size=3, requires_grad=True)
+        doubles.calls.clear()
+        natc.na1d(*inputs[:3], 3, rpb=inputs.rpb).sum().backward()
+        return next(shapes["partial"] for name, shapes in doubles.calls if name == "d_rpb")
+
+    number = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: number)
+    assert partial_of((1, 5, 2, 4)) == (1, 2, 5)
+    assert partial_of((3, 320, 2, 4)) == (30, 2, 5)
+    number = 64
+    assert partial_of((3, 320, 2, 4)) == (30, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "bytes_of_one", "number"),
+    [
+        ((1, 1, 1, 32), torch.float32, 100, 1),
+        ((128, 56, 56, 2, 32), torch.float16, 2 * 13 * 13 * 4, 1024),
+        ((1, 56, 56, 2, 32), torch.float32, 2 * 13 * 13 * 4, 98),
+        # No more than 4 MiB, or what the query takes.
+        ((1, 64, 64, 2, 32), torch.float32, 2**20, 4),
+        ((16, 64, 64, 2, 64), torch.float32, 2**20, 32),
+        ((1, 64, 64, 2, 32), torch.float32, 2**30, 1),
+    ],
+)
+def test_partial_sums_stay_small(
+    shape: tuple[int, ...], dtype: torch.dtype, bytes_of_one: int, number: int
+) -> None:
+    query = torch.empty(shape, dtype=dtype, device="meta")
+    assert gradients.chunks(query, bytes_of_one) == number
+
+
+def test_a_missing_operation_takes_the_gradients_to_the_reference(doubles: Doubles) -> None:
+    tensors = tensors_of((1, 9, 2, 4), 2, 4, 3)
+    for operation in ("delta", "d_query", "d_key", "d_value", "d_rpb"):
+        doubles.missing = {operation}
+        with pytest.raises(NotCoveredError, match=f"no kernel covers {operation} of na1d_k3_d4"):
+            fused(tensors, natc.na1d, {"kernel_size": 3})
+
+
+def test_a_kernel_with_a_bias_serves_where_there_is_no_other(doubles: Doubles) -> None:
+    doubles.without_rpb = False
+    query, key, value = (t.movedim(-2, 1) for t in make_inputs((2, 9, 2, 4))[:3])
+    attn = natc.functional.na1d_qk(query, key, 3, is_causal=True)
+    expected = neighborhood_logits(
+        query.movedim(1, -2), key.movedim(1, -2), 3, is_causal=True, scale=1.0
+    )
+    torch.testing.assert_close(attn.movedim(1, -2), expected)
+    natc.functional.na1d_av(attn.softmax(-1).requires_grad_(), value, 3).sum().backward()
+    assert doubles.operations == ["qk", "av", "qk"]
+    with pytest.raises(NotCoveredError, match="no kernel covers forward of na1d_k3_d9_float32 on"):
+        natc.na1d(query, key, value, 3)
+
+
+def test_derivatives_by_design_of_the_reference_are_no_fallback(doubles: Doubles) -> None:
+    tensors = tensors_of((1, 5, 2, 2), 1, 3, 3)
+
+    def function(*given: Tensor) -> Any:
+        return natc.na1d(*given[:3], 3, rpb=given[3], return_lse=True)
+
+    # The fixture forbids the reference.
+    assert torch.autograd.gradcheck(function, tensors, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, tensors)
+    assert {"forward_lse", "d_query", "d_rpb"} <= set(doubles.operations)
+
+
+def test_gradients_of_gradients_with_keys_that_are_shared(doubles: Doubles) -> None:
+    found = []
+    for attend in (natc.na1d, neighborhood_attention):
+        tensors = tensors_of((2, 6, 4, 2), 2, 3, 3)
+        output, lse = attend(
+            *tensors[:3], 3, rpb=tensors[3], is_causal=True, dilation=2, return_lse=True
+        )
+        loss = output.sin().sum() + lse.cos().sum()
+        first = torch.autograd.grad(loss, tensors, create_graph=True)
+        second = torch.autograd.grad(sum(t.sin().sum() for t in first), tensors, create_graph=True)
+        third = torch.autograd.grad(sum(t.square().sum() for t in second), tensors)
+        found.append([t.detach() for t in (*first, *second, *third)])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-8, atol=1e-10)
+
+
+def test_deterministic_algorithms_are_kept_to_in_silence(doubles: Doubles) -> None:
+    tensors = tensors_of((2, 9, 4, 5), 2, 3, 3)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            once = fused(tensors, natc.na1d, {"kernel_size": 3})
+            again = fused(tensors, natc.na1d, {"kernel_size": 3})
+            with natc.force_reference():
+                fused(tensors, natc.na1d, {"kernel_size": 3})
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
+
+
+def test_nothing_as_large_as_the_weights_is_kept(doubles: Doubles) -> None:
+    tensors = tensors_of((1, 30, 30, 1, 2), 1, 2, 7)
+    kept = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        natc.na2d(*tensors[:3], 7, rpb=tensors[3])
+    assert kept and sum(kept) <= sum(t.numel() for t in tensors) + 30 * 30 * (2 + 1)
+
+
+def test_vmap_of_gradients(doubles: Doubles) -> None:
+    stacked = [torch.stack((t, t * 0.5)).detach() for t in tensors_of((1, 5, 2, 2), 1, 3, 3)]
+
+    def of(attend: Any) -> Any:
+        def loss(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor) -> Tensor:
+            return attend(query, key, value, 3, rpb=rpb).sin().sum()
+
+        gradient = torch.func.grad(loss, argnums=(0, 1, 2, 3))
+        each = torch.vmap(gradient)(*stacked)
+        one_bias = torch.vmap(gradient, (0, 0, 0, None))(*stacked[:3], stacked[3][0])
+        return each, one_bias
+
+    torch.testing.assert_close(of(natc.na1d), of(neighborhood_attention))
+
+
+def test_vmap_of_the_unfused(doubles: Doubles) -> None:
+    query, key, value, rpb = (t.detach() for t in tensors_of((3, 5, 2, 4), 2, 4, 3))
+    heads_first = [t.movedim(-2, 1)[:, None] for t in (query, key, value)]  # mapped axis first
+
+    def of(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor) -> Tensor:
+        attn = natc.functional.na1d_qk(query, key, 3, rpb=rpb)
+        return natc.functional.na1d_av(attn.softmax(-1), value, 3).sin().sum()
+
+    gradient = torch.func.grad(of, argnums=(0, 1, 2, 3))
+    for biases, in_dim in ((rpb, None), (torch.stack((rpb, rpb * 2, rpb - 1)), 0)):
+        found = torch.vmap(gradient, (0, 0, 0, in_dim))(*heads_first, biases)
+        each = [
+            gradient(*(t[i] for t in heads_first), biases if in_dim is None else biases[i])
+            for i in range(3)
+        ]
+        wanted = tuple(torch.stack(one) for one in zip(*each, strict=True))
+        torch.testing.assert_close(found, wanted)
