@@ -7,7 +7,6 @@ from natc.operations import OPERATIONS
 from natc.space import space_for
 from natc.spec import KernelSpec
 from natc.targets import Target
-from natc.te.definitions import definition
 
 TARGETS = {"llvm": Target("llvm", "x86-64-v3"), "cuda": Target("cuda", "sm_90")}
 
@@ -19,8 +18,8 @@ def test_every_operation_that_the_table_names_has_a_definition_and_a_space() -> 
     assert {name for _, _, name in claimed} <= set(OPERATIONS)
     assert len(claimed) > 6 * 10
     for rank, target, name in sorted(claimed):
-        space = space_for(TARGETS[target], name)
         spec = KernelSpec.make(3, rank=rank, head_dim=8, rpb=True)
+        space = space_for(TARGETS[target], name, spec)
         assert space.structure(spec, TARGETS[target])
-        function = definition(name, spec, space.exponential)
+        function = space.definition(name, spec, space.exponential)
         assert len(function.params) > len(OPERATIONS[name].tensors)
