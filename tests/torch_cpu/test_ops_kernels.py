@@ -282,7 +282,7 @@ def test_a_kernel_with_a_bias_serves_where_there_is_no_other(doubles: Doubles) -
     torch.testing.assert_close(attn.movedim(1, -2), expected)
     natc.functional.na1d_av(attn.softmax(-1).requires_grad_(), value, 3).sum().backward()
     assert doubles.operations == ["qk", "av", "qk"]
-    with pytest.raises(NotCoveredError, match="no kernel covers forward of na1d_k3_d9_float32 on"):
+    with pytest.raises(NotCoveredError, match="no kernel covers forward of na1d_k3_d4_float32 on"):
         natc.na1d(query, key, value, 3)
 
 
