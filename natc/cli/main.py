@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from natc import __version__
-from natc.cli import bench, build, doctor, list_, quickstart, tune
+from natc.cli import bench, build, doctor, list_, package, quickstart, tune
 from natc.errors import ArgumentError, ArgumentTypeError, NatcError, SpecError, TargetError
 
 BAD_INPUT = (SpecError, TargetError, ArgumentError, ArgumentTypeError)
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.command("quickstart")(quickstart.quickstart)
 app.command("tune")(tune.tune)
 app.command("build")(build.build)
+app.command("package")(package.package)
 app.command("list")(list_.list_)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)

@@ -1,0 +1,223 @@
+"""`natc package`: build many kernels and pack them for other machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from natc import __version__, environment
+from natc.cli import options, output
+from natc.cli.options import JsonOption
+from natc.cli.package_report import progress, show, show_plan
+from natc.errors import ArgumentError, SpecError
+from natc.operations import FAMILIES
+from natc.spec import CUDA_DTYPES, KernelSpec
+from natc.targets import ARCHS, Target, parse_archs
+
+if TYPE_CHECKING:
+    from natc.package.build import Job
+    from natc.package.pieces import Piece
+
+
+def package(
+    kernel: Annotated[
+        str | None,
+        typer.Option("--kernel", "-k", metavar="K,K", help="Window sizes: 7, or 3,5,7."),
+    ] = None,
+    target: options.TargetOption = "llvm",
+    arch: Annotated[
+        str | None,
+        typer.Option("--arch", help="Architectures: sm_80,sm_90 or x86-64-v3.  [default: own]"),
+    ] = None,
+    head_dim: Annotated[
+        str | None, typer.Option("--head-dim", help="Channels of one head: 32, or 32,64.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Element types: float16, or float16,float32.")
+    ] = None,
+    rank: options.RankOption = None,
+    operations: Annotated[
+        str | None, typer.Option("--operations", help="What each library is to hold.")
+    ] = None,
+    rpb: Annotated[
+        bool | None,
+        typer.Option(
+            "--rpb/--no-rpb",
+            help="With a relative positional bias.",
+            show_default="one of each",
+        ),
+    ] = None,
+    named_set: Annotated[
+        str | None,
+        typer.Option("--set", help="A set of kernels, nat; other options narrow it."),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="DIR", help="Pack the libraries of a directory as is."),
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="wheel, archive, zip, hf; one or more.")
+    ] = "wheel",
+    directory: Annotated[
+        Path, typer.Option("--output", "-o", help="Where packages are written.")
+    ] = Path("dist"),
+    version: Annotated[
+        str, typer.Option("--package-version", help="Version of the package.")
+    ] = __version__,
+    sign: Annotated[
+        Path | None,
+        typer.Option("--sign", metavar="KEY", help="Sign with an ed25519 key (PEM)."),
+    ] = None,
+    cuda: Annotated[
+        str, typer.Option("--cuda", help="CUDA versions that hf variants are named after.")
+    ] = "13.0",
+    workers: Annotated[
+        int, typer.Option("--jobs", "-j", min=1, help="Kernels built at a time.")
+    ] = environment.cores(),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be built and written, and stop.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Build kernels and pack them: a wheel, an archive, or Hugging Face's layout.
+
+    Run again after an interruption: what is built already is not built again.
+    """
+    from natc.package import assemble
+    from natc.package.plan import parse_list
+
+    forms = parse_list(form, "format")
+    wrong = [name for name in forms if name not in assemble.FORMATS]
+    if wrong:
+        raise SpecError(
+            f"format {wrong[0]!r} is unknown; it must be one of {', '.join(assemble.FORMATS)}."
+        )
+    chosen = (kernel, arch, head_dim, dtype, rank, operations, rpb, named_set)
+    if source is not None and any(option is not None for option in chosen):
+        raise ArgumentError(
+            "--from packs a directory as it is; it goes with none of --kernel, --arch, "
+            "--head-dim, --dtype, --rank, --operations, --rpb and --set."
+        )
+    signer = None
+    if sign is not None:
+        from natc.package.sums import Signer
+
+        signer = Signer(sign)
+    when = assemble.epoch()
+    if source is not None:
+        jobs: list[Job] = []
+        tools = ""
+    else:
+        jobs, tools = _plan(
+            kernel, target, arch, head_dim, dtype, rank, operations, rpb, named_set
+        )
+    if dry_run:
+        show_plan(jobs, tools, source, forms, json=json)
+        return
+    if source is None:
+        reused = _build(jobs, tools, workers)
+        pieces = _built_pieces(jobs, tools, when)
+    else:
+        from natc.package.pieces import read_pieces
+
+        reused = 0
+        pieces = read_pieces(source, when)
+    names = assemble.names_of(pieces, version)
+    written = assemble.write(
+        forms, pieces, names, directory, when=when, signer=signer,
+        cuda=parse_list(cuda, "cuda"),
+    )  # fmt: skip
+    show(written, pieces, names, built=len(jobs) - reused, reused=reused, json=json)
+
+
+def _plan(
+    kernel: str | None,
+    target: str,
+    arch: str | None,
+    head_dim: str | None,
+    dtype: str | None,
+    rank: int | None,
+    operations: str | None,
+    rpb: bool | None,
+    named_set: str | None,
+) -> tuple[list[Job], str]:
+    """Return the libraries that the options name, and the tools that build them."""
+    from natc.package import build, plan
+
+    if named_set is not None and named_set not in plan.SETS:
+        raise SpecError(f"set {named_set!r} is unknown; it must be {', '.join(plan.SETS)}.")
+    if named_set is None and kernel is None:
+        raise SpecError(
+            "there is nothing to package: give --kernel 7, or --set nat, or --from DIR."
+        )
+    kind, archs = _archs(target, arch)
+    base = plan.SETS[named_set] if named_set is not None else plan.KernelSet(
+        (), (options.DEFAULT_HEAD_DIM,), (options.DEFAULT_DTYPE[kind],), FAMILIES
+    )  # fmt: skip
+    dtypes = plan.parse_dtypes(dtype) if dtype is not None else base.dtypes
+    unfit = [name for name in dtypes if kind == "cuda" and name not in CUDA_DTYPES]
+    if unfit:
+        raise SpecError(f"dtype is {unfit[0]}; kernels for cuda are {', '.join(CUDA_DTYPES)}.")
+    specs: list[KernelSpec] = plan.specs(
+        plan.parse_list(kernel, "kernel") if kernel is not None else base.kernels,
+        plan.parse_head_dims(head_dim) if head_dim is not None else base.head_dims,
+        dtypes,
+        (True, False) if rpb is None else (rpb,),
+        rank=rank,
+    )
+    families = options.parse_operations(operations) if operations is not None else base.families
+    return build.jobs(specs, kind, archs, families), build.tool_versions(kind)
+
+
+def _archs(target: str, arch: str | None) -> tuple[str, tuple[str, ...]]:
+    """Return the kind of target and its architectures."""
+    if arch is not None and target in ARCHS:
+        if target == "cuda":
+            return target, parse_archs(arch)
+        from natc.package.plan import parse_list
+
+        named = parse_list(arch, "arch")
+        found = tuple(Target("llvm", name).arch for name in named)
+        return target, tuple(name for name in ARCHS["llvm"] if name in found)
+    one = Target.parse(target, arch)
+    return one.kind, (one.arch,)
+
+
+def _build(jobs: Sequence[Job], tools: str, workers: int) -> int:
+    """Build what is not there yet; return how many libraries were."""
+    from natc.package import build
+
+    todo = [job for job in jobs if build.built(job, tools) is None]
+    console = output.stderr()
+    if todo:
+        options.require_compiler("build")
+        note = build.linker_note()
+        if note:
+            console.print(f"note: {note}")
+    with progress(len(todo), len(jobs) - len(todo)) as report:
+        for job, notes in build.build_all(todo, tools, workers):
+            report(job, notes)
+    return len(jobs) - len(todo)
+
+
+def _built_pieces(jobs: Sequence[Job], tools: str, when: int) -> list[Piece]:
+    import msgspec
+
+    from natc.package import build
+    from natc.package.pieces import piece
+
+    git = environment.git_state()
+    provenance = msgspec.to_builtins(git) if git is not None else {}
+    pieces = []
+    for job in jobs:
+        library = build.built(job, tools)
+        assert library is not None, job
+        found = piece(library, when)
+        # A library that was built at an earlier commit, from the same code, is this one's, too.
+        manifest = msgspec.structs.replace(found.manifest, provenance=provenance)
+        pieces.append(replace(found, manifest=manifest))
+    return sorted(pieces, key=lambda found: found.manifest_name)

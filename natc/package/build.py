@@ -1,0 +1,202 @@
+"""Building many kernels for a package, in several processes, without building any twice."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from natc import __version__, env, environment, workspace
+from natc.elf import this_machine
+from natc.errors import BuildError
+from natc.manifest import LibraryTarget
+from natc.operations import operations_of
+from natc.package.portable import CEILING
+from natc.runtime.search import Library, scan
+from natc.spec import KernelSpec
+from natc.targets import Target
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+# What a library is made by, besides its schedule and tools.
+_CODE = ("build", "space", "te", "operations.py", "spec.py", "targets.py", "window.py")
+_TOOLS = ("apache-tvm", "apache-tvm-ffi", "ziglang")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One library to build: a spec, a CPU or some CUDA architectures, families of operations."""
+
+    spec: KernelSpec
+    targets: tuple[Target, ...]
+    families: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The file name of the library, without its ending."""
+        target = LibraryTarget(self.targets[0].kind, tuple(found.arch for found in self.targets))
+        return f"{self.spec.name}.{target.name}"
+
+
+def jobs(
+    specs: Sequence[KernelSpec], kind: str, archs: Sequence[str], families: Sequence[str]
+) -> list[Job]:
+    """Return the libraries that serve specs on architectures; CUDA's share one library.
+
+    families: of operations; a spec that has none of them is left out.
+    """
+    targets = [Target(kind, arch) for arch in archs]
+    groups = [tuple(targets)] if kind == "cuda" else [(target,) for target in targets]
+    return [
+        Job(spec, group, tuple(families))
+        for spec in specs
+        if operations_of(spec, tuple(families))
+        for group in groups
+    ]
+
+
+def directory_of(job: Job, tools: str) -> Path:
+    """Return the directory that a library is built into; another one if anything differs.
+
+    tools: what `tool_versions` returns.
+    """
+    inputs = {
+        "natc": __version__,
+        "code": _code_digest(),
+        "tools": tools,
+        "linker": env.NATC_CC.get(),
+        "library": job.name,
+        "archs": [target.arch for target in job.targets],
+        "operations": operations_of(job.spec, job.families),
+        "schedules": {target.name: _schedules_digest(job.spec, target) for target in job.targets},
+    }
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    return workspace.cache_dir() / "package" / f"{job.name}.{digest[:16]}"
+
+
+def tool_versions(kind: str) -> str:
+    """Return the versions of the tools that build libraries for a kind of target."""
+    found = [f"{name} {environment.version_of(name)}" for name in _TOOLS]
+    found.append(f"host {platform.machine()}")
+    if kind == "cuda":
+        nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+        try:
+            done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)
+            found.append(done.stdout)
+        except OSError:
+            found.append("no nvcc")
+    return "\n".join(found)
+
+
+def built(job: Job, tools: str) -> Library | None:
+    """Return the library of a job if it has been built from the same inputs, else None."""
+    # The manifest is written last, so that one with a library is a build that was completed.
+    found = scan([directory_of(job, tools)]).libraries
+    return next((library for library in found if library.path.is_file()), None)
+
+
+def build_all(todo: Sequence[Job], tools: str, workers: int) -> Iterator[tuple[Job, list[str]]]:
+    """Build libraries in other processes; yield each when it is done, with its notes.
+
+    What is done stays when this is interrupted. Raises BuildError naming the library that cannot
+    be built, and CompilerNotFound.
+    """
+    if not todo:
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(todo)), context, _begin)
+    try:
+        running = {
+            pool.submit(_build, job, str(directory_of(job, tools)), _linker(job)): job
+            for job in todo
+        }
+        for done in as_completed(running):
+            job = running[done]
+            try:
+                yield job, done.result()
+            except BrokenProcessPool as error:
+                raise BuildError(
+                    "a process that built libraries was ended from outside, perhaps for want of "
+                    "memory. What is built is kept: run the command again, with fewer --jobs."
+                ) from error
+            except BuildError as error:
+                message = f"library {job.name} cannot be built: {error}"
+                raise type(error)(message) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        # One that is still building is of no use to anybody.
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+
+def linker_note() -> str | None:
+    """Return, as a sentence, why libraries may need a newer system than they could, or None."""
+    if env.NATC_CC.get() or find_spec("ziglang") is None:
+        return (
+            "libraries are linked by this system's C compiler and run on systems as new as this "
+            "one; with ziglang installed and NATC_CC unset, they run on "
+            f"glibc {'.'.join(map(str, CEILING))} and newer."
+        )
+    return None
+
+
+def _linker(job: Job) -> str | None:
+    """Return the command that links, or None for the one that natc finds."""
+    if linker_note() is not None:
+        return None
+    target = job.targets[0]
+    machine = "x86_64"
+    if target.arch == "aarch64" or (target.kind == "cuda" and this_machine() == "aarch64"):
+        machine = "aarch64"
+    ceiling = ".".join(map(str, CEILING))
+    return f"{sys.executable} -m ziglang cc -target {machine}-linux-gnu.{ceiling}"
+
+
+def _begin() -> None:
+    # Ctrl-C goes to the process that was started by the user, which ends these.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _build(job: Job, directory: str, linker: str | None) -> list[str]:
+    from natc.build import build_library
+
+    if linker is not None:
+        os.environ[env.NATC_CC.name] = linker
+    notes: list[str] = []
+    targets = job.targets if job.targets[0].kind == "cuda" else job.targets[0]
+    build_library(job.spec, targets, directory, families=job.families, on_note=notes.append)
+    return notes
+
+
+@functools.cache
+def _code_digest() -> str:
+    digest = hashlib.sha256()
+    for name in _CODE:
+        place = _PACKAGE / name
+        paths = sorted(place.rglob("*")) if place.is_dir() else [place]
+        for path in paths:
+            if path.suffix in (".py", ".c", ".h", ".cu"):
+                digest.update(f"{path.relative_to(_PACKAGE)}\n".encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _schedules_digest(spec: KernelSpec, target: Target) -> list[str | None]:
+    # A kernel may borrow the schedule of its sibling with, or without, a bias.
+    paths = [
+        workspace.find_schedule(candidate, target)
+        for candidate in (spec, replace(spec, rpb=not spec.rpb))
+    ]
+    return [hashlib.sha256(path.read_bytes()).hexdigest() if path else None for path in paths]
