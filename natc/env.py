@@ -44,6 +44,11 @@ NATC_ALLOW_WRITABLE_LIBRARIES = EnvVar(
     "NATC_ALLOW_WRITABLE_LIBRARIES",
     "1: load libraries from directories that other users can write, too.",
 )
+NATC_JIT = EnvVar(
+    "NATC_JIT",
+    "on: build a missing kernel when it is first called, if the compiler is installed; readonly: "
+    "use what was built so; off: neither.",
+)
 NATC_CC = EnvVar("NATC_CC", "C compiler command used to link libraries, such as 'clang-17'.")
 
 ALL: tuple[EnvVar, ...] = (
@@ -53,5 +58,6 @@ ALL: tuple[EnvVar, ...] = (
     NATC_STRICT,
     NATC_AS_NATTEN,
     NATC_ALLOW_WRITABLE_LIBRARIES,
+    NATC_JIT,
     NATC_CC,
 )

@@ -196,8 +196,7 @@ def _kernels(
     sizes = (kernel_size, query.shape[-1], query.dtype)
     where = (value.shape[-1], query.device)
     for name in names if names == ["d_value"] else ("delta", *names):
-        # delta reads no bias.
-        kernel = find(name, *sizes, rpb is not None and name != "delta", *where)
+        kernel = find(name, *sizes, rpb is not None, *where)
         if kernel is None:
             report(name, *sizes, rpb is not None, *where)
             return None

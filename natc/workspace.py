@@ -10,6 +10,7 @@ from pathlib import Path
 import platformdirs
 
 from natc import env
+from natc.operations import FAMILIES
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -99,6 +100,11 @@ def library_dir() -> Path:
     return cache_dir() / "lib"
 
 
+def jit_dir(family: str) -> Path:
+    """Return the directory of libraries that were built when first called, by their operations."""
+    return cache_dir() / "jit" / family
+
+
 def use_library_dir(directory: str | Path) -> None:
     """Make a directory the first that libraries are looked for in, in this process."""
     path = Path(directory).expanduser().absolute()
@@ -110,8 +116,9 @@ def use_library_dir(directory: str | Path) -> None:
 def library_places() -> list[Place]:
     """Return where libraries are looked for, in order; some may not exist.
 
-    Directories named in the program, those in NATC_LIB_PATH, installed wheels of libraries, the
-    cache, and natc's own. Reads the metadata of what is installed; imports nothing of it.
+    Directories named in the program, those in NATC_LIB_PATH, installed wheels of libraries, what
+    `natc build` wrote, what was built when first called (unless NATC_JIT=off), and natc's own.
+    Reads the metadata of what is installed; imports nothing of it.
     """
     named = [Path(part).expanduser().absolute() for part in env.NATC_LIB_PATH.paths()]
     return [
@@ -119,6 +126,7 @@ def library_places() -> list[Place]:
         *(Place(path, env.NATC_LIB_PATH.name) for path in named),
         *_wheels(),
         Place(library_dir(), "cache"),
+        *(Place(jit_dir(family), env.NATC_JIT.name) for family in _jit_families()),
         Place(PACKAGED_DATA / "lib", "natc"),
     ]
 
@@ -131,6 +139,10 @@ def library_dirs() -> list[Path]:
 def library_place(directory: Path) -> Place | None:
     """Return the first place that a directory is, or None when it is none."""
     return next((place for place in library_places() if place.path == directory), None)
+
+
+def _jit_families() -> tuple[str, ...]:
+    return () if (env.NATC_JIT.get() or "").strip().lower() == "off" else FAMILIES
 
 
 def _wheels() -> list[Place]:

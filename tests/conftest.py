@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ settings.register_profile("natc", deadline=None, derandomize=True)
 # Other draws each time, and more of them: pytest -k sweep --hypothesis-profile=natc-long
 settings.register_profile("natc-long", deadline=None, max_examples=5000, print_blob=True)
 settings.load_profile("natc")
+
+# What a test calls must not start a build of minutes; tests of NATC_JIT set it themselves.
+os.environ["NATC_JIT"] = "off"
 
 _not_run: dict[str, str] = {}
 

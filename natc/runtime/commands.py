@@ -23,6 +23,13 @@ def build_command(
 
     families: of operations, as `natc.operations` names them.
     """
+    return shlex.join(build_words(spec, targets, families))
+
+
+def build_words(
+    spec: KernelSpec, targets: list[Target], families: tuple[str, ...] = FAMILIES
+) -> list[str]:
+    """Return the words of `build_command`."""
     kind = targets[0].kind
     words = ["natc", "build", "--kernel", spec.kernel_text]
     # A kernel size with one number for each axis says the rank.
@@ -40,7 +47,7 @@ def build_command(
         words += ["--target", "cuda", "--arch", ",".join(target.arch for target in targets)]
     else:
         words += ["--target", "llvm" if _is_host(targets[0]) else targets[0].name]
-    return shlex.join(words)
+    return words
 
 
 def rebuild_command(library: Library) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from natc import workspace
 from natc.errors import SpecError
 from natc.operations import OPERATIONS
+from natc.runtime import jit
 from natc.runtime.commands import build_command
 from natc.runtime.facts import Facts, detect
 from natc.runtime.load import Kernel, load
@@ -41,7 +42,8 @@ class Explanation:
 
     facts: the device and the target it runs; directories: where was searched, in order;
     choice: what runs, or None; rejections: libraries passed over and manifests that are bad;
-    command: the command line that builds the kernel, or None where natc cannot.
+    command: the command line that builds the kernel, or None where natc cannot;
+    not_built: why a call does not build it by itself, or None where it does.
     """
 
     spec: KernelSpec
@@ -51,6 +53,7 @@ class Explanation:
     choice: Choice | None
     rejections: tuple[Rejection, ...]
     command: str | None
+    not_built: str | None = None
 
     def __str__(self) -> str:
         what = f"{self.operation} of {self.spec.name} on {self.facts}"
@@ -65,6 +68,8 @@ class Explanation:
         if self.facts.problem:
             lines.append(f"  {self.facts.problem}")
         if self.choice is None and self.command is not None:
+            if self.not_built is not None:
+                lines.append(f"  a call does not build it: {self.not_built}")
             lines.append(f"  build it: {self.command}")
         return "\n".join(lines)
 
@@ -79,7 +84,7 @@ class _Resolved(dict[Key, Kernel | None]):
     """The kernel for each kind of call, or None where none covers it; filled on first use.
 
     A dictionary, because a call that was seen before must cost one look-up and nothing else.
-    An operation that reads no bias is looked up without one, and found in either kind of kernel.
+    An operation that reads no bias is found in either kind of kernel.
     Looking up raises LibraryError when the chosen library is not what its manifest vouches for.
     """
 
@@ -94,7 +99,7 @@ class _Resolved(dict[Key, Kernel | None]):
         with _lock:
             # Another thread may have been here while this one waited for the lock.
             if key not in self:
-                choice, _ = _choose(spec, detect(device), operation)
+                choice = _choose_or_build(spec, detect(device), operation)
                 self[key] = load(choice) if choice else None
             return self[key]
 
@@ -119,7 +124,12 @@ def explain(
     if facts.machine and (facts.machine.kind != "cuda" or spec.dtype in CUDA_DTYPES):
         command = build_command(spec, [facts.machine])
     everything = (*found.unreadable, *rejections)
-    return Explanation(spec, operation, facts, found.directories, choice, everything, command)
+    not_built = None
+    if choice is None and facts.machine:
+        not_built = jit.obstacle(spec, facts.machine, operation)
+    return Explanation(
+        spec, operation, facts, found.directories, choice, everything, command, not_built
+    )
 
 
 def kernels() -> list[Library]:
@@ -152,9 +162,29 @@ def _choose(
 ) -> tuple[Choice | None, list[Rejection]]:
     libraries = _search().libraries
     choice, rejections = select(libraries, spec, facts, operation=operation)
-    if choice is None and operation in _EITHER and not spec.rpb:
-        choice, _ = select(libraries, replace(spec, rpb=True), facts, operation=operation)
+    if choice is None and operation in _EITHER:
+        sibling = replace(spec, rpb=not spec.rpb)
+        choice, _ = select(libraries, sibling, facts, operation=operation)
     return choice, rejections
+
+
+def _choose_or_build(spec: KernelSpec, facts: Facts, operation: str) -> Choice | None:
+    global _scan
+    choice, _ = _choose(spec, facts, operation)
+    if choice is not None or facts.machine is None:
+        return choice
+    if jit.obstacle(spec, facts.machine, operation):
+        return None
+
+    def is_there() -> bool:
+        global _scan
+        _scan = None  # another process may have built it
+        return _choose(spec, facts, operation)[0] is not None
+
+    if jit.build(spec, facts.machine, operation, is_there) is None:
+        return None
+    _scan = None
+    return _choose(spec, facts, operation)[0]
 
 
 def _search() -> Scan:
