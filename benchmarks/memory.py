@@ -25,6 +25,7 @@ from torch import Tensor
 import natc
 from natc import environment
 from natc.cli import output
+from natc.errors import NatcError
 
 # Of a block this large or larger, nothing stays in malloc's pools.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -57,7 +58,10 @@ def main() -> None:
     parser.add_argument("--case", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.case:
-        print(resident(json.loads(given.case)))
+        try:
+            print(resident(json.loads(given.case)))
+        except NatcError as error:
+            raise SystemExit(f"{error}") from None
         return
     problem = {name: getattr(given, name) for name in DIMENSIONS}
     cases = [problem]
@@ -84,8 +88,11 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
             env={**os.environ, **MALLOC, "NATC_STRICT": "1"},
             stdout=subprocess.PIPE,
             text=True,
-            check=True,
+            check=False,
         )
+        if done.returncode != 0:
+            # The process has said why.
+            raise SystemExit(done.returncode)
         peak = int(done.stdout)
     tokens = case["batch"] * case["map"] ** 2
     element = getattr(torch, case["dtype"]).itemsize
