@@ -1,0 +1,157 @@
+"""Looking into directories, wheels and archives alike: names and contents of their files."""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from natc.errors import ArgumentError
+from natc.files import reason
+
+DIRECTORY, WHEEL, ARCHIVE, HUB = "directory", "wheel", "archive", "hub"
+
+
+class Container(ABC):
+    """Files by name, with `/` between folders.
+
+    kind: `directory`, `wheel`, `archive`, or `hub` for a repository with variants.
+    problems: what is wrong with the container itself, as clauses.
+    """
+
+    kind: str
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problems: list[str] = []
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Return the names of all files, sorted."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """Return a file's content; raises OSError when it cannot be read."""
+
+    def folders(self) -> dict[str, list[str]]:
+        """Return the names of the files in each folder, sorted."""
+        found: dict[str, list[str]] = {}
+        for name in self.names():
+            found.setdefault(str(PurePosixPath(name).parent), []).append(name)
+        return found
+
+
+class Directory(Container):
+    """A library directory, or a repository of the hub, whose libraries lie deeper."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.kind = HUB if (path / "build").is_dir() else DIRECTORY
+
+    def names(self) -> list[str]:
+        """Return the files of the directory, or of all variants of a repository."""
+        pattern = "build/*/**/*" if self.kind == HUB else "*"
+        return sorted(
+            file.relative_to(self.path).as_posix()
+            for file in self.path.glob(pattern)
+            if file.is_file() and not file.name.startswith(".") and file.suffix != ".pyc"
+        )
+
+    def read(self, name: str) -> bytes:
+        """Return a file's content."""
+        return (self.path / name).read_bytes()
+
+
+class Zip(Container):
+    """A zip archive, or a wheel, which is one."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.kind = WHEEL if path.suffix == ".whl" else ARCHIVE
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise _unreadable(path, error) from error
+        self._members = {i.filename: i for i in self._zip.infolist() if not i.is_dir()}
+        self.problems += [
+            f"holds {name!r} more than once"
+            for name in sorted(_twice([i.filename for i in self._zip.infolist()]))
+        ]
+        self.problems += _outside(self._members)
+
+    def names(self) -> list[str]:
+        """Return the names of all files, sorted."""
+        return sorted(self._members)
+
+    def read(self, name: str) -> bytes:
+        """Return a file's content."""
+        try:
+            return self._zip.read(self._members[name])
+        except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+            raise OSError(None, f"is damaged in the archive ({error})") from error
+
+
+class Tar(Container):
+    """A tar archive, compressed or not."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.kind = ARCHIVE
+        try:
+            # Open for as long as its files are read.
+            self._tar = tarfile.open(path)  # noqa: SIM115
+            members = self._tar.getmembers()
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise _unreadable(path, error) from error
+        self._members = {m.name: m for m in members if m.isfile()}
+        self.problems += [
+            f"holds {m.name!r}, which is neither a file nor a folder"
+            for m in members
+            if not m.isfile() and not m.isdir()
+        ]
+        self.problems += _outside(self._members)
+
+    def names(self) -> list[str]:
+        """Return the names of all files, sorted."""
+        return sorted(self._members)
+
+    def read(self, name: str) -> bytes:
+        """Return a file's content."""
+        try:
+            file = self._tar.extractfile(self._members[name])
+            assert file is not None
+            return file.read()
+        except (tarfile.TarError, EOFError) as error:
+            raise OSError(None, f"is damaged in the archive ({error})") from error
+
+
+def open_container(path: Path) -> Container:
+    """Return what a path is; raises ArgumentError when there is nothing, or nothing known."""
+    if path.is_dir():
+        return Directory(path)
+    if not path.exists():
+        raise ArgumentError(f"{path} does not exist; give a directory, a wheel or an archive.")
+    if zipfile.is_zipfile(path) or path.suffix in (".whl", ".zip"):
+        return Zip(path)
+    if path.name.endswith((".tar.gz", ".tgz", ".tar", ".tar.xz")):
+        return Tar(path)
+    raise ArgumentError(f"{path} is not a directory, a wheel (.whl), a .zip or a .tar.gz.")
+
+
+def _unreadable(path: Path, error: Exception) -> ArgumentError:
+    said = reason(error) if isinstance(error, OSError) else str(error)
+    return ArgumentError(f"{path} cannot be read: {said or 'it is cut short'}.")
+
+
+def _outside(names: Iterable[str]) -> list[str]:
+    return [
+        f"holds {name!r}, which would be written outside the folder it is unpacked into"
+        for name in names
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+    ]
+
+
+def _twice(names: list[str]) -> set[str]:
+    return {name for name in names if names.count(name) > 1}

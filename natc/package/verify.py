@@ -1,0 +1,233 @@
+"""Checking libraries before anybody runs them: hashes, manifests, symbols, signatures."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from natc import elf, workspace
+from natc.errors import LibraryError
+from natc.files import reason
+from natc.manifest import SUFFIX, Manifest, parse_manifest
+from natc.package.containers import DIRECTORY, HUB, WHEEL, Container, open_container
+from natc.package.portable import glibc_problem, manifest_problems, needs_problems
+from natc.package.sums import SIGNATURE, SUMS, Verifier, digest, parse_sums
+from natc.runtime.trust import distrust
+
+_LIBRARIES = (".so", ".dylib", ".dll")
+_HUB_METADATA = "metadata.json"
+
+
+@dataclass
+class Row:
+    """One library: its name in the container, what it is, and what is wrong with it."""
+
+    library: str
+    spec: str | None = None
+    target: str | None = None
+    glibc: str | None = None
+    signed: bool = False
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """What was found in one directory, wheel, archive or repository.
+
+    problems: of the container itself; each row has its own.
+    """
+
+    path: Path
+    kind: str
+    rows: list[Row] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems and not any(row.problems for row in self.rows)
+
+
+def verify_path(path: Path, *, key: Verifier | None = None, portable: bool = False) -> Report:
+    """Check a directory, wheel, archive or repository of the hub; nothing of it is run.
+
+    key: every library must be on a list that is signed by its owner. portable: libraries must run
+    on every system of manylinux_2_28, as those of a package must anyway. Raises ArgumentError for
+    what is none of these.
+    """
+    container = open_container(path)
+    report = Report(path, container.kind, problems=list(container.problems))
+    if container.kind == DIRECTORY:
+        danger = distrust(path)
+        if danger:
+            report.problems.append(danger)
+    for folder, names in container.folders().items():
+        if not any(_is_manifest(name) or name.endswith(_LIBRARIES) for name in names):
+            continue
+        if container.kind == HUB and PurePosixPath(folder).name != workspace.WHEEL_FOLDER:
+            continue
+        shipped = container.kind != DIRECTORY or any(name.endswith(SUMS) for name in names)
+        rows = _libraries(container, names, portable=portable or shipped)
+        _check_lists(container, names, rows, report, key)
+        report.rows += rows
+    if not report.rows and container.kind != DIRECTORY:
+        report.problems.append("holds no library")
+    if container.kind == WHEEL:
+        report.problems += _wheel_problems(container)
+    if container.kind == HUB:
+        report.problems += _hub_problems(container)
+    return report
+
+
+def _is_manifest(name: str) -> bool:
+    return name.endswith(SUFFIX) and PurePosixPath(name).name != _HUB_METADATA
+
+
+def _libraries(container: Container, names: Sequence[str], *, portable: bool) -> list[Row]:
+    rows, vouched = [], set()
+    for name in filter(_is_manifest, names):
+        row = Row(name)
+        rows.append(row)
+        try:
+            manifest = parse_manifest(container.read(name), name)
+        except (OSError, LibraryError) as error:
+            said = reason(error) if isinstance(error, OSError) else str(error)
+            row.problems.append(said.rstrip("."))
+            continue
+        library = str(PurePosixPath(name).with_name(manifest.library))
+        vouched.add(library)
+        row.library, row.spec = library, manifest.spec
+        row.target = f"{manifest.target.kind} {','.join(manifest.target.archs)}"
+        if library not in names:
+            row.problems.append("is missing, though there is a manifest for it")
+            continue
+        _check_library(container, manifest, row, portable=portable)
+    rows += [
+        Row(name, problems=["no manifest vouches for it"])
+        for name in names
+        if name.endswith(_LIBRARIES) and name not in vouched
+    ]
+    return rows
+
+
+def _check_library(container: Container, manifest: Manifest, row: Row, *, portable: bool) -> None:
+    try:
+        code = container.read(row.library)
+    except OSError as error:
+        row.problems.append(reason(error))
+        return
+    found = digest(code)
+    if found != manifest.sha256:
+        row.problems.append(
+            f"is not the file that its manifest vouches for (sha256 {found}, expected "
+            f"{manifest.sha256})"
+        )
+    try:
+        library = elf.read(code)
+    except elf.ElfError as error:
+        row.problems.append(f"cannot be loaded: {error}")
+        return
+    row.glibc = ".".join(map(str, library.glibc)) if library.glibc > (0,) else None
+    row.problems += needs_problems(library) + manifest_problems(library, manifest)
+    old = glibc_problem(library)
+    if old and portable:
+        row.problems.append(old)
+
+
+def _check_lists(
+    container: Container,
+    names: Sequence[str],
+    rows: Sequence[Row],
+    report: Report,
+    key: Verifier | None,
+) -> None:
+    """Check the lists of hashes in a folder, and their signatures if there is a key."""
+    by_name = {PurePosixPath(name).name: name for name in names}
+    signed: set[str] = set()
+    for name in names:
+        if not name.endswith(SUMS):
+            continue
+        try:
+            data = container.read(name)
+            listed = parse_sums(data)
+        except (OSError, ValueError) as error:
+            report.problems.append(f"list {name} cannot be read: {error}")
+            continue
+        for file, expected in listed.items():
+            if file not in by_name:
+                report.problems.append(f"list {name} names {file}, which is missing")
+            elif digest(container.read(by_name[file])) != expected:
+                report.problems.append(f"{by_name[file]} is not the file that list {name} names")
+        if key is None:
+            continue
+        signature = name.removesuffix(SUMS) + SIGNATURE
+        if signature not in names:
+            report.problems.append(f"list {name} is not signed")
+        elif not key.verify(data, container.read(signature)):
+            report.problems.append(f"the signature of list {name} is not of this key's owner")
+        else:
+            signed |= {by_name[file] for file in listed if file in by_name}
+    for row in rows:
+        row.signed = row.library in signed
+        if key is not None and not row.signed:
+            row.problems.append("is on no list that this key's owner signed")
+
+
+def _wheel_problems(container: Container) -> list[str]:
+    """Return what is wrong with a wheel: its record of hashes, and how natc would find it."""
+    names = container.names()
+    records = [name for name in names if name.endswith(".dist-info/RECORD")]
+    if len(records) != 1:
+        return ["has no RECORD of its files"]
+    folder = records[0].removesuffix("RECORD")
+    problems = []
+    recorded: dict[str, str] = {}
+    try:
+        text = container.read(records[0]).decode()
+        recorded = {line[0]: line[1] for line in csv.reader(io.StringIO(text)) if line}
+        points = container.read(f"{folder}entry_points.txt").decode()
+    except KeyError:
+        points = ""
+    except (OSError, ValueError, IndexError) as error:
+        return [f"its RECORD cannot be read: {error}"]
+    if f"[{workspace.ENTRY_POINTS}]" not in points:
+        problems.append(f"has no entry point {workspace.ENTRY_POINTS}: natc would not find it")
+    for name in names:
+        if name == records[0]:
+            continue
+        found = base64.urlsafe_b64encode(hashlib.sha256(container.read(name)).digest())
+        if recorded.get(name) != f"sha256={found.rstrip(b'=').decode()}":
+            problems.append(f"{name} is not the file that RECORD names")
+    problems += [f"{name} is in RECORD and missing" for name in recorded if name not in names]
+    return problems
+
+
+def _hub_problems(container: Container) -> list[str]:
+    """Return which files of a repository are not those that its metadata vouches for."""
+    problems = []
+    for folder, names in container.folders().items():
+        if len(PurePosixPath(folder).parts) != 2:
+            continue
+        metadata = f"{folder}/{_HUB_METADATA}"
+        if metadata not in names:
+            problems.append(f"{folder} has no {_HUB_METADATA}")
+            continue
+        try:
+            files = json.loads(container.read(metadata))["digest"]["files"]
+            there = [n for n in container.names() if n.startswith(f"{folder}/") and n != metadata]
+            for name in sorted({*there, *(f"{folder}/{name}" for name in files)}):
+                if name not in there:
+                    problems.append(f"{name} is missing")
+                    continue
+                found = base64.b64encode(hashlib.sha256(container.read(name)).digest()).decode()
+                if files.get(name.removeprefix(f"{folder}/")) != found:
+                    problems.append(f"{name} is not the file that {_HUB_METADATA} names")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            problems.append(f"{metadata} is damaged: {error!r}")
+    return problems
