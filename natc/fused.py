@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from natc import reference
-from natc.fallback import find, report
+from natc.fallback import reference_is_forced, report
 from natc.launch import launch, scalars
 from natc.reference.layout import accumulator
+from natc.runtime import registry
 
 
 def forward(*call: Any) -> Tensor:
@@ -45,15 +46,23 @@ def run(
     Arguments and results as for `natc.na2d`, one option per axis.
     """
     shape = query.shape
-    results: tuple[Tensor, ...] = (query.new_empty((*shape[:-1], value.shape[-1])),)
-    if operation == "forward_lse":
-        results += (empty_lse(query),)
+    value_dim = value.shape[-1]
+    # `empty_like` is the faster one.
+    if value_dim == shape[-1]:
+        output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    else:
+        output = query.new_empty((*shape[:-1], value_dim))
+    results = (output, empty_lse(query)) if operation == "forward_lse" else (output,)
     if query.numel() == 0:
         return results
-    kind = (kernel_size, shape[-1], query.dtype, rpb is not None, value.shape[-1], query.device)
-    kernel = find(operation, *kind)
+    kind = (
+        operation, tuple(kernel_size), shape[-1], query.dtype, rpb is not None, value_dim,
+        query.device,
+    )  # fmt: skip
+    # What `find` does, without a call.
+    kernel = None if reference_is_forced() else registry.resolved[kind]
     if kernel is None:
-        report(operation, *kind)
+        report(*kind)
         options = (kernel_size, dilation, stride, is_causal, scale)
         return composed(query, key, value, rpb, *options)[: len(results)]
     inputs = (query, key, value) if rpb is None else (query, key, value, rpb)

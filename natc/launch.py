@@ -53,15 +53,21 @@ def launch(
     group: heads of the query for each one of key and value. extra: scalars after the group.
     Raises ArgumentError where one head of one entry of the batch is too large.
     """
-    for tensor in (*inputs, *results):
+    alignment = kernel.alignment
+    given = []
+    for tensor in inputs:
         if tensor.numel() > MOST_ELEMENTS:
             return _in_parts(kernel, operation, inputs, results, scalars, group, extra)
-    alignment = kernel.alignment
-    arguments = (*(ready(t, alignment) for t in inputs), *results, *scalars, group, *extra)
-    device = results[0].device
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        # A kernel assumes the alignment in its loads; a pointer that breaks it ends the process.
+        fits = tensor.is_contiguous() and not tensor.data_ptr() % alignment
+        given.append(tensor if fits else ready(tensor, alignment))
+    for tensor in results:
+        if tensor.numel() > MOST_ELEMENTS:
+            return _in_parts(kernel, operation, inputs, results, scalars, group, extra)
+    arguments = (*given, *results, *scalars, group, *extra)
+    if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
         # Launching makes the tensors' device current and would leave it so.
-        with torch.cuda.device(device):
+        with torch.cuda.device(tensor.device):
             kernel.function(*arguments)
     else:
         # OpenMP counts its threads in each thread apart: this hands torch's number to this one.
@@ -71,9 +77,7 @@ def launch(
 
 def ready(tensor: Tensor, alignment: int) -> Tensor:
     """Return a tensor as a kernel takes it, compact and aligned: itself, or else a copy."""
-    if not tensor.is_contiguous():
-        tensor = tensor.contiguous()
-    # A kernel assumes the alignment in its loads; a pointer that breaks it ends the process.
+    tensor = tensor.contiguous()
     if tensor.data_ptr() % alignment:
         tensor = tensor.clone(memory_format=torch.contiguous_format)
     return tensor

@@ -20,6 +20,24 @@ _SPATIAL = {1: "length", 2: "height, width", 3: "depth, height, width"}
 _ENTRIES = {1: "one entry", 2: "2 entries", 3: "3 entries"}
 
 
+def fit(query: Any, key: Any, value: Any) -> bool:
+    """Return whether `tensors` would return these as they are: the common case, checked fast."""
+    for tensor in (query, key, value):
+        if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+            return False
+    dtype, device = query.dtype, query.device
+    kind = device.type
+    return (
+        dtype in _FLOATS
+        and key.dtype is dtype
+        and value.dtype is dtype
+        and key.device == device
+        and value.device == device
+        and kind != "meta"
+        and not torch.is_autocast_enabled(kind)
+    )
+
+
 def tensors(*named: tuple[str, Any]) -> tuple[Tensor, ...]:
     """Return tensors of one dtype and device, cast as autocast wants; the first is the measure."""
     for name, given in named:
@@ -57,6 +75,15 @@ def options(
     rank: int, kernel_size: Any, stride: Any, dilation: Any, is_causal: Any
 ) -> tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[bool]]:
     """Return kernel_size, dilation, stride and is_causal, each with one entry for each axis."""
+    if (
+        type(kernel_size) is int
+        and type(stride) is int
+        and type(dilation) is int
+        and type(is_causal) is bool
+        and 1 <= stride <= kernel_size >= 2
+        and dilation >= 1
+    ):  # The common case, checked fast.
+        return (kernel_size,) * rank, (dilation,) * rank, (stride,) * rank, (is_causal,) * rank
     sizes = _per_axis("kernel_size", kernel_size, rank, at_least=2)
     dilations = _per_axis("dilation", dilation, rank, at_least=1)
     strides = _per_axis("stride", stride, rank, at_least=1)

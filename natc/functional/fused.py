@@ -218,7 +218,7 @@ def _attend(
             ("value", value),
             *tokens.both(additional_keys, additional_values),
         )
-    else:
+    elif not arguments.fit(query, key, value):
         query, key, value = arguments.tensors(("query", query), ("key", key), ("value", value))
     shape = query.shape
     if len(shape) != rank + 3 or shape[-1] == 0:
@@ -228,12 +228,12 @@ def _attend(
     sizes, dilations, strides, causal = arguments.options(
         rank, kernel_size, stride, dilation, is_causal
     )
-    scale = arguments.scale_of(scale, shape[-1])
+    scale = shape[-1] ** -0.5 if scale is None else arguments.scale_of(scale, shape[-1])
     if rpb is not None:
         rpb = arguments.bias(rpb, query, shape[-2], sizes)
     call = (query, key, value, rpb, sizes, dilations, strides, causal, scale)
     if not has_tokens:
-        return forward_lse(*call) if return_lse else forward(*call)
+        return (forward_lse if return_lse else forward)(*call)
     tokens.check(key, value, additional_keys, additional_values)
     near = forward_lse(*call)
     extra = tokens.attend(query, additional_keys, additional_values, scale)
