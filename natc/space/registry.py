@@ -17,8 +17,8 @@ from natc.targets import Target
 from natc.te import definitions, streamed
 from natc.te.exponential import Exponential, base_two, polynomial
 
-# A thread of a GPU keeps a logit of each tap of its query up to this many.
-MOST_LOGITS = 256
+# What a thread of a GPU keeps at most: a logit of each tap, and channels of a query or a value.
+MOST_LOGITS, MOST_CHANNELS = 256, 96
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,17 @@ _STREAMED = Space(
 def space_for(target: Target, operation: str = FORWARD, spec: KernelSpec | None = None) -> Space:
     """Return the design space of an operation on a target.
 
-    That of the forward is searched, except over large windows on a GPU, which have one of their
-    own. spec: the kernel; None is one with a small window.
+    That of the forward is searched. On a GPU, a forward that would have to keep too much has one
+    of its own. spec: the kernel; None is one that has not.
     """
     is_forward = OPERATIONS[operation].family == "forward"
-    taps = 1 if spec is None else math.prod(spec.kernel_size)
-    if is_forward and target.kind == "cuda" and taps > MOST_LOGITS:
+    if is_forward and target.kind == "cuda" and spec is not None and _keeps_much(spec, target):
         return _STREAMED
     return _SPACES[target.kind, is_forward]
+
+
+def _keeps_much(spec: KernelSpec, target: Target) -> bool:
+    """Return whether threads that keep logits would need more registers than there are."""
+    lanes = cuda_simt.structure(spec, target)["lanes"][0]
+    channels = max(spec.head_dim, spec.value_dim) // lanes
+    return math.prod(spec.kernel_size) > MOST_LOGITS or channels > MOST_CHANNELS
