@@ -1,0 +1,427 @@
+"""What packages hold, and that their bytes depend on nothing else."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import csv
+import hashlib
+import os
+import struct
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from tiny_library import ARCH, SPEC, add_library, compile_c
+
+from natc import elf, env, workspace
+from natc.errors import ArgumentError, LibraryError, NatcError, SpecError
+from natc.package import assemble, build, fatbin, plan
+from natc.package.pieces import Piece, read_pieces
+from natc.package.portable import glibc_problem, needs_problems, platform_tag
+from natc.package.sums import Signer, Verifier, parse_sums
+from natc.spec import KernelSpec
+from natc.targets import Target
+
+OTHER = KernelSpec.make(3, head_dim=8, dtype="float16")
+WHEN = 1_700_000_000
+
+
+@pytest.fixture(autouse=True)
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in env.ALL:
+        monkeypatch.delenv(variable.name, raising=False)
+    monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("libraries")
+    for spec in (SPEC, OTHER):
+        add_library(directory, spec)
+    return directory
+
+
+@pytest.fixture
+def pieces(libraries: Path) -> list[Piece]:
+    return read_pieces(libraries, WHEN)
+
+
+def written(pieces: list[Piece], output: Path, *forms: str, version: str = "0.1.0") -> list[Path]:
+    names = assemble.names_of(pieces, version)
+    found = assemble.write(forms, pieces, names, output, when=WHEN, cuda=("13.0",))
+    return [path for _, path in found]
+
+
+# What a library asks for
+
+
+def test_what_a_library_shows_and_needs_is_read_from_the_file(libraries: Path) -> None:
+    library = elf.read((libraries / f"{SPEC.name}.llvm-{ARCH}.so").read_bytes())
+    assert library.machine == elf.this_machine()
+    assert "libc.so.6" in library.needed
+    assert f"__tvm_ffi_{SPEC.name}_forward" in library.defined
+    needed = {symbol.name: symbol for symbol in library.undefined}
+    assert needed["malloc"].version.startswith("GLIBC_")
+    assert needed["TVMFFIErrorSetRaisedFromCStr"].version == ""
+    assert (2, 0) < library.glibc < (3, 0)
+    assert needs_problems(library) == [] and glibc_problem(library) is None
+
+
+def test_a_library_that_is_cut_short_is_refused_wherever_it_is_cut(libraries: Path) -> None:
+    data = (libraries / f"{SPEC.name}.llvm-{ARCH}.so").read_bytes()
+    for length in [*range(0, len(data), 997), len(data) - 1]:
+        with pytest.raises(elf.ElfError):
+            elf.read(data[:length])
+
+
+def test_a_library_with_noise_in_it_is_read_or_refused_and_nothing_else(libraries: Path) -> None:
+    data = bytearray((libraries / f"{SPEC.name}.llvm-{ARCH}.so").read_bytes())
+    for position in range(0, len(data), 13):
+        before, data[position] = data[position], data[position] ^ 0xFF
+        with contextlib.suppress(elf.ElfError):
+            elf.read(bytes(data))
+        data[position] = before
+
+
+@pytest.mark.parametrize(
+    ("source", "flags", "said"),
+    [
+        ("int helper(void) { return 1; }", (), "shows helper, which is not a kernel"),
+        ("extern int absent(void); int __tvm_ffi_f(void) { return absent(); }", (),
+         "needs absent, which nothing provides"),
+        ("extern int absent(void) __attribute__((weak));"
+         "int __tvm_ffi_f(void) { return absent ? absent() : 0; }", (), None),
+        ("int __tvm_ffi_f(void) { return 0; }", ("-Wl,--no-as-needed", "-lgcc_s"),
+         "needs libgcc_s.so.1, which is not part of every system"),
+    ],
+)  # fmt: skip
+def test_what_does_not_belong_into_a_library_is_named(
+    tmp_path: Path, source: str, flags: tuple[str, ...], said: str | None
+) -> None:
+    code = compile_c(source, tmp_path / "a.so", *flags).read_bytes()
+    assert needs_problems(elf.read(code)) == ([said] if said else [])
+
+
+def symbols(*versions: str) -> elf.SharedLibrary:
+    needed = tuple(elf.Symbol(f"f{i}", version, False) for i, version in enumerate(versions))
+    return elf.SharedLibrary("x86_64", (), (), needed, b"")
+
+
+def test_the_newest_version_of_glibc_counts() -> None:
+    old, new = symbols("GLIBC_2.2.5", "GLIBC_2.28"), symbols("GLIBC_2.9", "GLIBC_2.34")
+    assert old.glibc == (2, 28) and glibc_problem(old) is None
+    assert glibc_problem(new) == "needs glibc 2.34 or newer, for f1"
+    assert symbols().glibc == (0,)
+    assert platform_tag([old]) == "manylinux_2_28_x86_64"
+    assert platform_tag([old, new]) == "manylinux_2_34_x86_64"
+
+
+def test_device_code_is_counted_by_architecture() -> None:
+    def entry(kind: int, arch: int, content: bytes) -> bytes:
+        header = struct.pack("<HHIQ", kind, 0x101, 64, len(content)).ljust(28, b"\0")
+        return (header + struct.pack("<I", arch)).ljust(64, b"\0") + content
+
+    def fat(*entries: bytes) -> bytes:
+        whole = b"".join(entries)
+        return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(whole)) + whole
+
+    section = (
+        fat(entry(2, 80, b"a" * 8), entry(1, 90, b"b" * 16)) + b"\0" * 8 + fat(entry(2, 120, b""))
+    )
+    found = [(image.arch, len(image.content)) for image in fatbin.images(section)]
+    assert found == [("sm_80", 8), ("compute_90", 16), ("sm_120", 0)]
+    assert fatbin.images(b"") == [] and fatbin.images(b"no fatbin") == []
+    for length in range(len(section)):
+        fatbin.images(section[:length])
+
+
+# Packing
+
+
+@pytest.mark.parametrize("form", assemble.FORMATS)
+def test_two_packages_of_equal_libraries_are_equal(
+    libraries: Path, tmp_path: Path, form: str
+) -> None:
+    """Though built at other times, in another order, under another umask."""
+    for folder, specs in (("a", (OTHER, SPEC)), ("b", (SPEC, OTHER))):
+        for spec in specs:
+            path = add_library(tmp_path / folder, spec, built_at=f"2020-01-0{len(folder)}")
+            os.utime(path.with_suffix(".so"), (0, 0))
+    first = written(read_pieces(libraries, WHEN), tmp_path / "1", form)
+    before = os.umask(0o077)
+    try:
+        second = written(read_pieces(tmp_path / "b", WHEN), tmp_path / "2", form)
+    finally:
+        os.umask(before)
+    third = written(read_pieces(tmp_path / "a", WHEN), tmp_path / "3", form)
+    assert content(first[0]) == content(second[0]) == content(third[0])
+
+
+def content(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+def test_a_wheel_is_one_by_the_format(pieces: list[Piece], tmp_path: Path) -> None:
+    (path,) = written(pieces, tmp_path, "wheel", version="1.02")
+    word = f"natc_kernels_llvm_{ARCH.replace('-', '_')}"
+    assert path.name == f"{word}-1.2-py3-none-manylinux_2_28_{elf.this_machine()}.whl"
+    with zipfile.ZipFile(path) as wheel:
+        names = wheel.namelist()
+        assert {f"{word}/__init__.py", f"{word}/lib/{SPEC.name}.llvm-{ARCH}.so"} <= set(names)
+        dates = {info.date_time for info in wheel.infolist()}
+        assert dates == {(2023, 11, 14, 22, 13, 20)}
+        assert {info.external_attr >> 16 for info in wheel.infolist()} == {0o100644}
+        folder = f"{word}-1.2.dist-info"
+        assert names[-1] == f"{folder}/RECORD"
+        rows = list(csv.reader(wheel.read(names[-1]).decode().splitlines()))
+        assert [row[0] for row in rows] == names
+        for name, digest, size in rows[:-1]:
+            data = wheel.read(name)
+            found = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=")
+            assert (digest, int(size)) == (f"sha256={found.decode()}", len(data))
+        metadata = wheel.read(f"{folder}/METADATA").decode()
+        assert f"Name: {word.replace('_', '-')}\nVersion: 1.2\n" in metadata
+        assert "Requires-Dist: natc>=0.1.0\n" in metadata
+
+
+def test_an_archive_unpacks_into_one_folder_that_anybody_may_read(
+    pieces: list[Piece], tmp_path: Path
+) -> None:
+    (path,) = written(pieces, tmp_path, "archive")
+    with tarfile.open(path) as archive:
+        members = archive.getmembers()
+    names = assemble.names_of(pieces, "0.1.0")
+    assert path.name == f"{names.distribution}-0.1.0-{names.machine}.tar.gz"
+    assert {m.name.split("/")[0] for m in members} == {f"{names.distribution}-0.1.0"}
+    assert all((m.mode, m.uid, m.mtime, m.uname) == (0o644, 0, WHEN, "") for m in members)
+
+
+def test_the_list_of_hashes_is_one_for_sha256sum(pieces: list[Piece], tmp_path: Path) -> None:
+    (path,) = written(pieces, tmp_path, "zip")
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path / "out")
+    (listed,) = (tmp_path / "out").rglob("*.sha256")
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", "--quiet", listed.name],
+        cwd=listed.parent, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert set(parse_sums(listed.read_bytes())) == {p.name for p in listed.parent.iterdir()} - {
+        listed.name
+    }
+
+
+def test_a_library_that_changed_is_not_packed(tmp_path: Path) -> None:
+    path = add_library(tmp_path / "lib")
+    pieces = read_pieces(tmp_path / "lib", WHEN)
+    names = assemble.names_of(pieces, "1")
+    with path.with_suffix(".so").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(LibraryError, match=f"{path.with_suffix('.so')} is not the file"):
+        assemble.write(("wheel",), pieces, names, tmp_path / "out", when=WHEN)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_library_that_no_other_system_could_load_is_not_packed(tmp_path: Path) -> None:
+    add_library(tmp_path, source="int leaked(void) { return 1; }")
+    with pytest.raises(LibraryError, match="it shows leaked, which is not a kernel"):
+        assemble.names_of(read_pieces(tmp_path, WHEN), "1")
+
+
+def test_a_directory_with_damage_or_nothing_is_not_packed(tmp_path: Path) -> None:
+    with pytest.raises(LibraryError, match="holds no library"):
+        read_pieces(tmp_path, WHEN)
+    add_library(tmp_path).with_name("bad.json").write_text("{")
+    with pytest.raises(LibraryError, match="bad.json cannot be packaged"):
+        read_pieces(tmp_path, WHEN)
+
+
+def test_a_version_that_pip_would_not_take_is_refused(pieces: list[Piece]) -> None:
+    with pytest.raises(ArgumentError, match="version 'new' is not a version"):
+        assemble.names_of(pieces, "new")
+
+
+def test_the_time_of_files_is_the_commits_or_the_one_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    assert assemble.epoch() == 86400
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    with pytest.raises(ArgumentError, match="SOURCE_DATE_EPOCH is 'yesterday'"):
+        assemble.epoch()
+    monkeypatch.delenv("SOURCE_DATE_EPOCH")
+    monkeypatch.setattr(workspace, "checkout", lambda: None)
+    assert assemble.epoch() == 315532800
+    monkeypatch.setattr(workspace, "checkout", lambda: tmp_path)
+    assert assemble.epoch() == 315532800, "a folder that is no repository"
+
+
+# Finding what was installed
+
+
+def installed(wheel: Path, folder: Path) -> None:
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet"]
+    subprocess.run([*command, "--target", str(folder), str(wheel)], check=True)
+
+
+def test_an_installed_wheel_is_found_without_importing_it(
+    pieces: list[Piece], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (wheel,) = written(pieces, tmp_path, "wheel")
+    site = tmp_path / "site"
+    installed(wheel, site)
+    module = wheel.name.split("-")[0]
+    (site / module / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("NATC_LIB_PATH", str(tmp_path / "named"))
+    places = workspace.library_places()
+    assert [place.source for place in places[:3]] == [
+        "NATC_LIB_PATH", f"wheel {module.replace('_', '-')} 0.1.0", "cache"
+    ]  # fmt: skip
+    assert places[1].path == site / module / "lib"
+    assert workspace.library_place(site / module / "lib") == places[1]
+    assert module not in sys.modules
+
+
+def test_a_wheel_whose_files_are_elsewhere_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an editable installation has them."""
+    info = tmp_path / "site" / "natc_kernels_tiny-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: natc-kernels-tiny\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[natc.kernels]\ntiny = natc_kernels_tiny\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert workspace.library_places()[0].source == "cache"
+    package = tmp_path / "elsewhere" / "natc_kernels_tiny"
+    (package / "lib").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(str(package.parent))
+    assert workspace.library_places()[0].path == package / "lib"
+
+
+def test_a_directory_named_in_the_program_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workspace, "_used", [])
+    monkeypatch.setenv("NATC_LIB_PATH", str(tmp_path / "named"))
+    for name in ("a", "b", "a"):
+        workspace.use_library_dir(tmp_path / name)
+    assert workspace.library_dirs()[:3] == [tmp_path / "a", tmp_path / "b", tmp_path / "named"]
+
+
+# Signatures
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[Path, Path]:
+    from cryptography.hazmat.primitives import serialization as form
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.generate()
+    private, public = tmp_path / "key.pem", tmp_path / "key.pub"
+    private.write_bytes(
+        key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
+    )
+    public.write_bytes(
+        key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+    )
+    return private, public
+
+
+def test_a_signature_is_of_these_bytes_and_this_key(keys: tuple[Path, Path]) -> None:
+    private, public = keys
+    signature = Signer(private).sign(b"bytes")
+    verifier = Verifier(public)
+    assert verifier.verify(b"bytes", signature)
+    assert not verifier.verify(b"other bytes", signature)
+    assert not verifier.verify(b"bytes", b"AAAA")
+    assert not verifier.verify(b"bytes", b"\xff")
+
+
+def test_what_is_no_key_is_refused(keys: tuple[Path, Path], tmp_path: Path) -> None:
+    private, public = keys
+    (tmp_path / "none.pem").write_text("none")
+    for path in (public, tmp_path / "none.pem", tmp_path / "absent.pem"):
+        with pytest.raises(ArgumentError, match=f"key {path}"):
+            Signer(path)
+    with pytest.raises(ArgumentError, match=f"key {private}"):
+        Verifier(private)
+
+
+def test_without_cryptography_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives", None)
+    with pytest.raises(NatcError, match="pip install 'natc\\[sign\\]'"):
+        Signer(tmp_path / "key.pem")
+
+
+# Which kernels
+
+
+def test_the_set_of_nat_is_seventy_two_kernels() -> None:
+    nat = plan.SETS["nat"]
+    found = plan.specs(nat.kernels, nat.head_dims, nat.dtypes, (True, False))
+    assert len(found) == len({spec.name for spec in found}) == 72
+    assert {spec.kernel_size[0] for spec in found} == {3, 5, 7, 9, 11, 13}
+    assert len(build.jobs(found, "cuda", ("sm_80", "sm_90"), nat.families)) == 72
+    assert len(build.jobs(found, "llvm", ("x86-64-v2", "x86-64-v3"), nat.families)) == 144
+
+
+def test_sizes_of_several_ranks_and_repetitions() -> None:
+    found = plan.specs(("7", "7x5", "3x3x3", "7"), (32,), ("float32",), (False,))
+    assert [spec.name for spec in found] == [
+        "na2d_k7_d32_float32", "na2d_k7x5_d32_float32", "na3d_k3_d32_float32"
+    ]  # fmt: skip
+    assert plan.specs(("7",), (8,), ("float32",), (True,), rank=1)[0].rank == 1
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "said"),
+    [
+        (plan.parse_head_dims, "32,x", "head_dim is '32,x'"),
+        (plan.parse_dtypes, "float16,int8", "dtype 'int8' is unknown"),
+        (lambda text: plan.parse_list(text, "kernel"), " , ", "kernel is ' , '"),
+    ],
+)
+def test_a_list_that_is_none_is_refused(parse: object, text: str, said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        parse(text)  # type: ignore[operator]
+
+
+def test_a_library_is_built_again_if_anything_that_makes_it_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATC_WORKSPACE", str(tmp_path / "workspace"))
+    job = build.Job(SPEC, (Target("llvm", "x86-64-v3"),), ("forward",))
+    first = build.directory_of(job, "tools 1")
+    assert build.directory_of(job, "tools 1") == first
+    others = {
+        build.directory_of(job, "tools 2"),
+        build.directory_of(build.Job(SPEC, job.targets, ("forward", "backward")), "tools 1"),
+        build.directory_of(build.Job(OTHER, job.targets, ("forward",)), "tools 1"),
+    }
+    sibling = KernelSpec.make(7)
+    schedule = workspace.schedule_path(sibling, job.targets[0])
+    schedule.parent.mkdir(parents=True)
+    schedule.write_text("{}")
+    others.add(build.directory_of(job, "tools 1"))
+    monkeypatch.setenv("NATC_CC", "gcc")
+    others.add(build.directory_of(job, "tools 1"))
+    assert len(others) == 5 and first not in others
+
+
+def test_a_build_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
+    job = build.Job(SPEC, (Target("llvm", ARCH),), ("forward",))
+    assert build.built(job, "") is None
+    path = add_library(build.directory_of(job, ""))
+    found = build.built(job, "")
+    assert found is not None and found.manifest_path == path
+    path.with_suffix(".so").unlink()
+    assert build.built(job, "") is None
