@@ -1,30 +1,40 @@
-"""Neighborhood attention as a module: projections around `natc.functional.na2d`."""
+"""Neighborhood attention as modules: projections around `natc.neighborhood_attention`."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from natc.errors import ArgumentError, ArgumentTypeError
-from natc.functional import na2d
+from natc.functional import neighborhood_attention
+
+PerAxis = int | Sequence[int]
+Flags = bool | Sequence[bool]
+
+_AXES = {1: "length", 2: "height, width", 3: "depth, height, width"}
+# As messages name one entry for each axis.
+_SEVERAL = {1: "a list of one", 2: "a pair of", 3: "a triple of"}
 
 
-def _pair(name: str, value: int | tuple[int, int], minimum: int) -> tuple[int, int]:
+def _per_axis(name: str, value: Any, rank: int, minimum: int) -> tuple[int, ...]:
     """Return `value` once per axis, after checking type, length and `minimum`."""
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, int) for v in pair):
-        raise ArgumentTypeError(f"{name} must be an int or a pair of ints, not {value!r}.")
-    if min(pair) < minimum:
+    entries = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
+    if len(entries) != rank or any(isinstance(v, bool) or not isinstance(v, int) for v in entries):
+        raise ArgumentTypeError(f"{name} must be an int or {_SEVERAL[rank]} ints, not {value!r}.")
+    if min(entries) < minimum:
         raise ArgumentError(f"{name} must be at least {minimum} on each axis, not {value!r}.")
-    return pair[0], pair[1]
+    return entries
 
 
-def _flags(name: str, value: bool | tuple[bool, bool]) -> tuple[bool, bool]:
+def _flags(name: str, value: Any, rank: int) -> tuple[bool, ...]:
     """Return `value` once per axis, after checking type and length."""
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(pair) != 2 or any(not isinstance(v, bool) for v in pair):
-        raise ArgumentTypeError(f"{name} must be a bool or a pair of bools, not {value!r}.")
-    return pair[0], pair[1]
+    entries = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
+    if len(entries) != rank or any(not isinstance(v, bool) for v in entries):
+        raise ArgumentTypeError(f"{name} must be a bool or {_SEVERAL[rank]} bools, not {value!r}.")
+    return entries
 
 
 def _probability(name: str, value: float) -> float:
@@ -34,7 +44,102 @@ def _probability(name: str, value: float) -> float:
     return float(value)
 
 
-class NeighborhoodAttention2D(nn.Module):
+class _NeighborhoodAttention(nn.Module):
+    """What the modules of every rank share; `rank` is that of a subclass."""
+
+    rank: int
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        kernel_size: PerAxis,
+        *,
+        dilation: PerAxis = 1,
+        stride: PerAxis = 1,
+        is_causal: Flags = False,
+        rel_pos_bias: bool = True,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        proj_drop: float = 0.0,
+        pad_small_maps: bool = False,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or dim < 1 or dim % num_heads != 0:
+            raise ArgumentError(
+                f"dim must be a positive multiple of num_heads, not dim={dim} with "
+                f"num_heads={num_heads}."
+            )
+        self.dim = dim
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.kernel_size = _per_axis("kernel_size", kernel_size, self.rank, 2)
+        self.dilation = _per_axis("dilation", dilation, self.rank, 1)
+        self.stride = _per_axis("stride", stride, self.rank, 1)
+        if any(s > k for s, k in zip(self.stride, self.kernel_size, strict=True)):
+            raise ArgumentError(
+                f"stride must be at most kernel_size={self.kernel_size} on each axis, "
+                f"not {stride!r}."
+            )
+        self.is_causal = _flags("is_causal", is_causal, self.rank)
+        self.scale = self.head_dim**-0.5 if qk_scale is None else float(qk_scale)
+        self.pad_small_maps = pad_small_maps
+
+        self.rpb: nn.Parameter | None
+        if rel_pos_bias:
+            offsets = [2 * size - 1 for size in self.kernel_size]
+            self.rpb = nn.Parameter(torch.empty(num_heads, *offsets))
+            nn.init.trunc_normal_(self.rpb, std=0.02, a=-2.0, b=2.0)
+        else:
+            self.register_parameter("rpb", None)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(_probability("proj_drop", proj_drop))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the shape, dtype and device of `x`, `[batch, *axes, dim]`."""
+        if x.dim() != self.rank + 2 or x.shape[-1] != self.dim:
+            raise ArgumentError(
+                f"x must have shape [batch, {_AXES[self.rank]}, {self.dim}], not {list(x.shape)}."
+            )
+        whole = tuple(slice(size) for size in x.shape[:-1])
+        if self.pad_small_maps:
+            x = self._pad(x)
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
+        query, key, value = qkv.unbind(dim=-3)
+        output = neighborhood_attention(
+            query,
+            key,
+            value,
+            self.kernel_size,
+            dilation=self.dilation,
+            stride=self.stride,
+            is_causal=self.is_causal,
+            scale=self.scale,
+            rpb=self.rpb,
+        ).flatten(-2)
+        return self.proj_drop(self.proj(output[whole] if self.pad_small_maps else output))
+
+    def _pad(self, x: Tensor) -> Tensor:
+        """Zero-pad `[B, *axes, C]` at the end of each axis to at least one whole window."""
+        needed = [k * d for k, d in zip(self.kernel_size, self.dilation, strict=True)]
+        missing = [max(0, n - size) for n, size in zip(needed, x.shape[1:-1], strict=True)]
+        if any(missing):
+            # From the last axis to the first, as many before as after: the channels get none.
+            amounts = [0, 0, *(amount for one in reversed(missing) for amount in (0, one))]
+            x = nn.functional.pad(x, amounts)
+        return x
+
+    def extra_repr(self) -> str:
+        """Return the settings that `print(module)` shows."""
+        return (
+            f"dim={self.dim}, num_heads={self.num_heads}, kernel_size={self.kernel_size}, "
+            f"dilation={self.dilation}, stride={self.stride}, is_causal={self.is_causal}, "
+            f"rel_pos_bias={self.rpb is not None}, pad_small_maps={self.pad_small_maps}"
+        )
+
+
+class NeighborhoodAttention2D(_NeighborhoodAttention):
     """Multi-head self-attention in which each pixel attends to the pixels around it.
 
     Input and output are `[batch, height, width, dim]`. The parameters are `qkv.weight`
@@ -66,92 +171,25 @@ class NeighborhoodAttention2D(nn.Module):
         ArgumentTypeError: a kernel size, dilation, stride or is_causal of another type.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        kernel_size: int | tuple[int, int],
-        *,
-        dilation: int | tuple[int, int] = 1,
-        stride: int | tuple[int, int] = 1,
-        is_causal: bool | tuple[bool, bool] = False,
-        rel_pos_bias: bool = True,
-        qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        proj_drop: float = 0.0,
-        pad_small_maps: bool = False,
-    ) -> None:
-        super().__init__()
-        if num_heads < 1 or dim < 1 or dim % num_heads != 0:
-            raise ArgumentError(
-                f"dim must be a positive multiple of num_heads, not dim={dim} with "
-                f"num_heads={num_heads}."
-            )
-        self.dim = dim
-        self.num_heads = num_heads
-        self.head_dim = dim // num_heads
-        self.kernel_size = _pair("kernel_size", kernel_size, 2)
-        self.dilation = _pair("dilation", dilation, 1)
-        self.stride = _pair("stride", stride, 1)
-        if any(s > k for s, k in zip(self.stride, self.kernel_size, strict=True)):
-            raise ArgumentError(
-                f"stride must be at most kernel_size={self.kernel_size} on each axis, "
-                f"not {stride!r}."
-            )
-        self.is_causal = _flags("is_causal", is_causal)
-        self.scale = self.head_dim**-0.5 if qk_scale is None else float(qk_scale)
-        self.pad_small_maps = pad_small_maps
+    rank = 2
 
-        self.rpb: nn.Parameter | None
-        if rel_pos_bias:
-            k0, k1 = self.kernel_size
-            self.rpb = nn.Parameter(torch.empty(num_heads, 2 * k0 - 1, 2 * k1 - 1))
-            nn.init.trunc_normal_(self.rpb, std=0.02, a=-2.0, b=2.0)
-        else:
-            self.register_parameter("rpb", None)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(_probability("proj_drop", proj_drop))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `[batch, height, width, dim]` for `x` of the same shape, dtype and device."""
-        if x.dim() != 4 or x.shape[-1] != self.dim:
-            raise ArgumentError(
-                f"x must have shape [batch, height, width, {self.dim}], not {list(x.shape)}."
-            )
-        height, width = x.shape[1], x.shape[2]
-        if self.pad_small_maps:
-            x = self._pad(x)
-        batch, rows, columns, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, rows, columns, 3, self.num_heads, self.head_dim)
-        query, key, value = qkv.unbind(dim=3)
-        output = na2d(
-            query,
-            key,
-            value,
-            self.kernel_size,
-            dilation=self.dilation,
-            stride=self.stride,
-            is_causal=self.is_causal,
-            scale=self.scale,
-            rpb=self.rpb,
-        )
-        output = output.reshape(batch, rows, columns, self.dim)[:, :height, :width, :]
-        return self.proj_drop(self.proj(output))
+class NeighborhoodAttention1D(_NeighborhoodAttention):
+    """Multi-head self-attention in which each element of a sequence attends to those around it.
 
-    def _pad(self, x: Tensor) -> Tensor:
-        """Zero-pad `[B, H, W, C]` at the right and bottom to at least one whole window."""
-        needed = [k * d for k, d in zip(self.kernel_size, self.dilation, strict=True)]
-        bottom = max(0, needed[0] - x.shape[1])
-        right = max(0, needed[1] - x.shape[2])
-        if bottom or right:
-            x = nn.functional.pad(x, (0, 0, 0, right, 0, bottom))
-        return x
+    Input and output are `[batch, length, dim]`, `rpb` is `[num_heads, 2*K0-1]`; everything else
+    is as in `NeighborhoodAttention2D`, with one axis.
+    """
 
-    def extra_repr(self) -> str:
-        """Return the settings that `print(module)` shows."""
-        return (
-            f"dim={self.dim}, num_heads={self.num_heads}, kernel_size={self.kernel_size}, "
-            f"dilation={self.dilation}, stride={self.stride}, is_causal={self.is_causal}, "
-            f"rel_pos_bias={self.rpb is not None}, pad_small_maps={self.pad_small_maps}"
-        )
+    rank = 1
+
+
+class NeighborhoodAttention3D(_NeighborhoodAttention):
+    """Multi-head self-attention in which each voxel attends to the voxels around it.
+
+    Input and output are `[batch, depth, height, width, dim]`, `rpb` is
+    `[num_heads, 2*K0-1, 2*K1-1, 2*K2-1]`; everything else is as in `NeighborhoodAttention2D`, with
+    three axes.
+    """
+
+    rank = 3

@@ -1,4 +1,4 @@
-"""The module around `natc.na2d`: its options, its parameters, what it refuses."""
+"""The modules around neighborhood attention: options, parameters, what they refuse."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ import torch
 from torch import Tensor
 
 from natc.errors import ArgumentError, ArgumentTypeError
-from natc.nn import NeighborhoodAttention2D
+from natc.nn import (
+    NeighborhoodAttention1D,
+    NeighborhoodAttention2D,
+    NeighborhoodAttention3D,
+)
 from natc.reference import neighborhood_attention
 
 pytestmark = pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning")
 
 
-def by_hand(module: NeighborhoodAttention2D, x: Tensor, **options: Any) -> Tensor:
+MODULES = {1: NeighborhoodAttention1D, 2: NeighborhoodAttention2D, 3: NeighborhoodAttention3D}
+
+
+def by_hand(module: torch.nn.Module, x: Tensor, **options: Any) -> Tensor:
     """The module's formula with everything written out."""
     rows = dict(zip("qkv", module.qkv.weight.chunk(3), strict=True))
     bias = module.qkv.bias
@@ -44,6 +51,50 @@ def test_module_is_projections_around_attention(options: dict[str, Any]) -> None
     module = NeighborhoodAttention2D(24, 3, (5, 4), **options).double()
     x = torch.randn(2, 9, 11, 24, dtype=torch.float64)
     torch.testing.assert_close(module(x), by_hand(module, x, **options), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("rank", "kernel_size", "options"),
+    [
+        (1, 4, {}),
+        (1, (5,), {"dilation": (2,), "stride": 3, "is_causal": (True,)}),
+        (3, 3, {"stride": (1, 2, 3)}),
+        (3, (2, 3, 4), {"dilation": (1, 2, 1), "is_causal": (False, True, False)}),
+    ],
+    ids=str,
+)
+def test_modules_of_other_ranks(rank: int, kernel_size: Any, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    module = MODULES[rank](12, 3, kernel_size, **options).double()
+    x = torch.randn(2, *(4, 5, 6)[-rank:], 12, dtype=torch.float64)
+    torch.testing.assert_close(module(x), by_hand(module, x, **options), rtol=0, atol=1e-13)
+    sizes = (kernel_size,) * rank if isinstance(kernel_size, int) else kernel_size
+    assert module.rpb.shape == (3, *(2 * size - 1 for size in sizes))
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_padding_of_other_ranks(rank: int) -> None:
+    torch.manual_seed(0)
+    module = MODULES[rank](8, 2, 3, dilation=2, pad_small_maps=True).double()
+    torch.nn.init.normal_(module.qkv.bias)
+    x = torch.randn(2, *(7, 2, 5)[-rank:], 8, dtype=torch.float64)
+    padded = torch.zeros(2, *(max(size, 6) for size in x.shape[1:-1]), 8, dtype=torch.float64)
+    inside = tuple(slice(size) for size in x.shape[:-1])
+    padded[inside] = x
+    expected = by_hand(module, padded, dilation=2)[inside]
+    torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("rank", "axes"), [(1, "length"), (3, "depth, height, width")], ids=["1D", "3D"]
+)
+def test_bad_settings_of_other_ranks_are_named(rank: int, axes: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="kernel_size must be an int or a .* ints"):
+        MODULES[rank](8, 2, (3, 3))
+    with pytest.raises(ArgumentTypeError, match="is_causal must be a bool or a .* bools"):
+        MODULES[rank](8, 2, 3, is_causal=(True, True))
+    with pytest.raises(ArgumentError, match=rf"x must have shape \[batch, {axes}, 8\], not"):
+        MODULES[rank](8, 2, 3)(torch.zeros(1, 5, 5, 8))
 
 
 def test_qk_scale_multiplies_the_scores() -> None:

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from natc.nn import NeighborhoodAttention2D
+from natc.nn import (
+    NeighborhoodAttention1D,
+    NeighborhoodAttention2D,
+    NeighborhoodAttention3D,
+)
 from natc.testing.golden import GoldenCase, golden_cases
 from natc.testing.tolerance import assert_close_to_float64
 
@@ -19,13 +23,7 @@ ROOT = Path(__file__).parents[2]
 COPIED = ROOT / "tests" / "data" / "golden_model"
 WHOLE = Path(os.environ.get("NATC_GOLDEN", ROOT.parent / "shared" / "golden"))
 
-# natc.nn has no module of these ranks.
-OTHER_RANKS = {
-    "m0146_1d_k7_d1_L20",
-    "m0146_1d_k7_d2_L9_padded",
-    "m0174_3d_k3_d1_4x5x6",
-    "m0217_1d_k4_s2_c1_L20",
-}
+MODULES = {1: NeighborhoodAttention1D, 2: NeighborhoodAttention2D, 3: NeighborhoodAttention3D}
 
 
 def copied_case(path: Path) -> GoldenCase:
@@ -36,15 +34,15 @@ def copied_case(path: Path) -> GoldenCase:
     return GoldenCase(path.stem, params["kind"], params, path)
 
 
-CASES = [copied_case(path) for path in sorted(COPIED.glob("m0*_2d_*.npz"))]
+CASES = [copied_case(path) for path in sorted(COPIED.glob("m0*.npz"))]
 
 
-def test_every_case_is_tested_or_of_another_rank() -> None:
-    assert len(CASES) == 4
+def test_every_case_is_tested() -> None:
+    assert len(CASES) == 8
     if not WHOLE.is_dir() and "NATC_GOLDEN" not in os.environ:
         return  # the copies are all that this machine has, and the line above counts them
     names = {case.name for case in golden_cases(WHOLE) if case.kind == "module"}
-    assert names == OTHER_RANKS | {case.name for case in CASES}
+    assert names == {case.name for case in CASES}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -52,11 +50,12 @@ def test_every_case_is_tested_or_of_another_rank() -> None:
 def test_module_matches_released_versions(case: GoldenCase, dtype: torch.dtype) -> None:
     params = case.params
     stored = case.arrays(torch.float64)
-    module = NeighborhoodAttention2D(
+    module = MODULES[len(params["kernel_size"])](
         params["dim"],
         params["heads"],
         tuple(params["kernel_size"]),
         dilation=tuple(params["dilation"]),
+        stride=tuple(params.get("stride", (1,) * len(params["kernel_size"]))),
         is_causal=tuple(params["is_causal"]),
         rel_pos_bias=params["has_rpb"],
         qkv_bias=params["qkv_bias"],
@@ -68,14 +67,17 @@ def test_module_matches_released_versions(case: GoldenCase, dtype: torch.dtype) 
     )
     x = stored["x"].to(dtype).requires_grad_()
     output = module(x)
-    output.backward(stored["d_out"].to(dtype))
-
-    found = {"out": output, "d_x": x.grad}
-    found |= {f"d_param.{name}": p.grad for name, p in module.named_parameters()}
+    found = {"out": output}
+    if "d_out" in stored:  # 0.21.7 computes no gradients on a CPU
+        output.backward(stored["d_out"].to(dtype))
+        found |= {"d_x": x.grad}
+        found |= {f"d_param.{name}": p.grad for name, p in module.named_parameters()}
     expected = {n for n in stored if n not in ("x", "d_out") and not n.startswith(prefix)}
     assert set(found) == expected
     for name, result in found.items():
         assert result is not None, name
         errors = assert_close_to_float64(result, stored[name], torch.float32, name)
         if dtype == torch.float64:
-            assert errors.relative < 1e-7, name  # the files are rounded to float32
+            # The files are rounded to float32; 0.21.7 computed in it.
+            limit = 1e-7 if params["compute_dtype"] == "float64" else 3e-7
+            assert errors.relative < limit, name
