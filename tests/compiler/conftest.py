@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from built_kernels import BuiltKernels
 
 from natc import runtime, workspace
@@ -31,3 +32,12 @@ def place(tmp_path: Path, built: BuiltKernels, monkeypatch: pytest.MonkeyPatch) 
     runtime.clear()
     yield tmp_path
     runtime.clear()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For many small calls: on a busy machine, threads wait for each other most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -21,6 +21,8 @@ from natc.spec import KernelSpec
 from natc.testing.golden import GoldenCase, every_golden_case
 from natc.testing.tolerance import assert_close_to_float64
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CASES = {case.name: case for case in every_golden_case(Path(__file__).parents[2])}
 Tensors = dict[str, Tensor]
 

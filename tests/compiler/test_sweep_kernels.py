@@ -48,6 +48,7 @@ once = settings(
         HealthCheck.function_scoped_fixture,
     ),
 )
+one_thread = pytest.mark.usefixtures("one_thread")
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=str)
 each_with_operators = pytest.mark.parametrize("spec", WITH_OPERATORS, ids=str)
 
@@ -70,6 +71,7 @@ def guarded_kernel(built: BuiltKernels, spec: KernelSpec, **options: int) -> Gua
     return GuardedKernel(open_operation, **options)
 
 
+@one_thread
 @each_spec
 @once
 @given(data=st.data())
@@ -78,6 +80,7 @@ def test_sweep_of_attention(built: BuiltKernels, spec: KernelSpec, data: st.Data
     check_fused(data.draw(fused_calls(spec)), natc.neighborhood_attention)
 
 
+@one_thread
 @each_with_operators
 @once
 @given(data=st.data())
@@ -90,6 +93,7 @@ def test_sweep_of_the_operators(
     check_av(call, av)
 
 
+@one_thread
 @each_spec
 @once
 @given(data=st.data(), chunks=st.sampled_from((1, 2, 7)))
