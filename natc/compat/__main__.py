@@ -52,10 +52,10 @@ def main(arguments: list[str]) -> None:
             os.environ[NATC_AS_NATTEN.name] = version or "1"
     except NatcError as error:
         _refuse(str(error))
-    _pass_on()
     sys.argv = arguments
     # As Python does it: a module is looked for from here, a script's imports from beside it.
     sys.path[0] = os.getcwd() if as_module else str(Path(arguments[0]).resolve().parent)
+    _pass_on()
     if as_module:
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
     else:
@@ -65,6 +65,8 @@ def main(arguments: list[str]) -> None:
 def _pass_on() -> None:
     """Let processes started from here find the stand-in: workers of a data loader, for one."""
     here = str(Path(__file__).parent / "on_path")
+    # The path of this process is what multiprocessing gives to those that it spawns.
+    sys.path.insert(1, here)
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([here, before] if before else [here])
 

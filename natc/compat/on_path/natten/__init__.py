@@ -8,11 +8,9 @@ import importlib
 import sys
 from pathlib import Path
 
-from natc.compat.natten.install import install_from_environment
-
 # This module, half imported, is not the one to stay.
 sys.modules.pop(__name__)
 _directory = str(Path(__file__).parents[1])
 sys.path[:] = [entry for entry in sys.path if entry != _directory]
-install_from_environment()
+importlib.import_module("natc.compat").install_from_environment()
 importlib.import_module(__name__)
