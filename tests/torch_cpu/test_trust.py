@@ -1,0 +1,252 @@
+"""Libraries that others could have written, or that are for another machine, are not opened."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from c_library import KERNEL_SIZE, SPECS, LibraryDirectory
+
+import natc
+from natc import elf, manifest, runtime
+from natc.errors import LibraryError, NotCoveredError
+from natc.runtime import trust
+from natc.testing.inputs import make_inputs
+
+SPEC = SPECS[False]
+SHAPE = (1, 5, 6, 2, SPEC.head_dim)
+STRANGER = 54321
+
+
+def attend() -> torch.Tensor:
+    query, key, value, _ = make_inputs(SHAPE)
+    return natc.na2d(query, key, value, KERNEL_SIZE)
+
+
+class Disk:
+    """What `os.stat` says of some paths, whoever runs the tests; other paths are root's, 0755."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.known: dict[Path, tuple[int, int, int]] = {}
+        system = SimpleNamespace(name="posix", stat=self._stat, geteuid=lambda: 1000)
+        monkeypatch.setattr(trust, "os", system)
+
+    def add(self, path: str, mode: int, user: int = 1000, group: int = 1000) -> Path:
+        self.known[Path(path)] = (mode, user, group)
+        return Path(path)
+
+    def _stat(self, path: Path) -> os.stat_result:
+        mode, user, group = self.known.get(Path(path), (0o755, 0, 0))
+        return os.stat_result((stat.S_IFDIR | mode, 0, 0, 0, user, group, 0, 0, 0, 0))
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    monkeypatch.delenv("NATC_ALLOW_WRITABLE_LIBRARIES", raising=False)
+    return Disk(monkeypatch)
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o700, 0o500])
+@pytest.mark.parametrize("user", [0, 1000])
+def test_what_only_the_user_or_root_can_write_is_trusted(disk: Disk, mode: int, user: int) -> None:
+    assert trust.distrust(disk.add("/nowhere/lib", mode, user)) is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "user", "said"),
+    [
+        (0o777, 1000, "can be written by everyone (mode 0777): chmod go-w '/nowhere/lib'"),
+        (0o757, 0, "can be written by everyone"),
+        (0o1777, 0, "keep libraries in a directory of their own"),
+        (0o775, 1000, f"can be written by group {STRANGER} (mode 0775)"),
+        (0o755, STRANGER, f"belongs to user {STRANGER}, who is neither root nor the user"),
+    ],
+)
+def test_what_another_can_write_is_not(disk: Disk, mode: int, user: int, said: str) -> None:
+    directory = disk.add("/nowhere/lib", mode, user, STRANGER)
+    reason = trust.distrust(directory)
+    assert reason is not None and said in reason and str(directory) in reason
+    assert "NATC_ALLOW_WRITABLE_LIBRARIES=1" in reason
+
+
+def test_directories_above_count_too(disk: Disk) -> None:
+    directory = disk.add("/nowhere/shared/lib", 0o755)
+    disk.add("/nowhere/shared", 0o777)
+    reason = trust.distrust(directory)
+    assert reason is not None and reason.startswith("/nowhere/shared can be written by everyone")
+    disk.add("/nowhere/shared", 0o1777, 0)
+    assert trust.distrust(directory) is None, "in a sticky directory, as /tmp, nobody replaces it"
+    disk.add("/nowhere/shared", 0o755, STRANGER)
+    assert trust.distrust(directory) is not None, "its owner may rename what lies in it"
+
+
+def test_a_group_of_the_owner_alone_may_write(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    import grp
+    import pwd
+
+    directory = disk.add("/nowhere/lib", 0o775)
+    members: list[str] = []
+    name = ["ann"]
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: type("User", (), {"pw_name": "ann"}))
+    monkeypatch.setattr(
+        grp, "getgrgid", lambda _: type("Group", (), {"gr_name": name[0], "gr_mem": members})
+    )
+    assert trust.distrust(directory) is None
+    members.append("ann")
+    assert trust.distrust(directory) is None
+    members.append("bob")
+    assert trust.distrust(directory) is not None
+    members.clear()
+    name[0] = "staff"
+    assert trust.distrust(directory) is not None
+
+
+def test_a_link_into_a_directory_that_others_can_write_is_followed(tmp_path: Path) -> None:
+    target = tmp_path / "open"
+    target.mkdir()
+    target.chmod(0o777)
+    (tmp_path / "link").symlink_to(target)
+    reason = trust.distrust(tmp_path / "link")
+    assert reason is not None and str(target) in reason
+
+
+def test_pytests_own_directories_are_trusted(tmp_path: Path) -> None:
+    """As are the temporary directories of continuous integration, below a sticky /tmp."""
+    assert trust.distrust(tmp_path) is None
+
+
+# Calls
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777])
+def test_libraries_in_a_writable_directory_are_passed_over_once_and_said(
+    kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    kernels.path.chmod(mode)
+    (problem,) = runtime.problems()
+    assert problem.path == kernels.path and "can be written by everyone" in problem.reason
+    with pytest.warns(natc.NatcFallbackWarning, match="its libraries are not loaded"):
+        attend()
+    monkeypatch.setenv("NATC_STRICT", "1")
+    runtime.clear()
+    with pytest.raises(NotCoveredError, match="NATC_ALLOW_WRITABLE_LIBRARIES=1"):
+        attend()
+    monkeypatch.setenv("NATC_ALLOW_WRITABLE_LIBRARIES", "1")
+    runtime.clear()
+    assert runtime.problems() == []
+    attend()
+    assert kernels.calls(SPEC) == 1
+
+
+@pytest.mark.parametrize("ending", [".so", ".json"])
+def test_a_writable_file_in_a_safe_directory_is_refused(
+    libraries: LibraryDirectory, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    path = libraries.add(SPEC).with_suffix(ending)
+    path.chmod(0o666)
+    with pytest.raises(LibraryError, match=f"is not loaded: {path} can be written by everyone"):
+        attend()
+    monkeypatch.setenv("NATC_ALLOW_WRITABLE_LIBRARIES", "1")
+    attend()
+
+
+def test_an_empty_writable_directory_is_no_problem(libraries: LibraryDirectory) -> None:
+    libraries.path.mkdir()
+    libraries.path.chmod(0o777)
+    runtime.clear()
+    assert runtime.problems() == []
+
+
+def test_trust_costs_a_call_nothing(
+    kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend()
+
+    def asked(path: Path) -> None:
+        pytest.fail(f"looked at {path} in a call")
+
+    monkeypatch.setattr("natc.runtime.search.distrust", asked)
+    monkeypatch.setattr("natc.runtime.load.distrust_file", asked)
+    attend()
+    assert kernels.calls(SPEC) == 2
+
+
+def foreign(data: bytearray) -> str:
+    other, number = ("aarch64", 183) if elf.this_machine() == "x86_64" else ("x86_64", 62)
+    struct.pack_into("<H", data, 18, number)
+    return f"is for {other}, and this machine is {elf.this_machine()}"
+
+
+def truncated(data: bytearray) -> str:
+    del data[len(data) - 100 :]
+    return "cannot be opened: it is cut short"
+
+
+def a_script(data: bytearray) -> str:
+    data[:] = b"#!/bin/sh\n" * 20
+    return "cannot be opened: it is not an ELF file"
+
+
+def of_32_bits(data: bytearray) -> str:
+    data[4] = 1
+    return "cannot be opened: it is not for a 64-bit little-endian machine"
+
+
+@pytest.mark.parametrize("change", [foreign, truncated, a_script, of_32_bits])
+def test_a_file_that_this_machine_cannot_load_is_refused_by_name(
+    libraries: LibraryDirectory, change: Callable[[bytearray], str]
+) -> None:
+    """Though its manifest vouches for it."""
+    path = libraries.add(SPEC)
+    library = path.with_suffix(".so")
+    data = bytearray(library.read_bytes())
+    said = change(data)
+    library.write_bytes(data)
+    before = manifest.load_manifest(path)
+    text = path.read_text().replace(before.sha256, manifest.file_sha256(library))
+    path.write_text(text)
+    runtime.clear()
+    with pytest.raises(LibraryError, match=re.escape(f"library {library} {said}")):
+        attend()
+
+
+def test_a_library_of_a_wheel_is_to_be_installed_again(
+    libraries: LibraryDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    info = site / "natc_kernels_tiny-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: natc-kernels-tiny\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[natc.kernels]\ntiny = natc_kernels_tiny\n")
+    (site / "natc_kernels_tiny").mkdir()
+    monkeypatch.syspath_prepend(str(site))
+    found = LibraryDirectory(site / "natc_kernels_tiny" / "lib", libraries.compiled)
+    library = found.add(SPEC).with_suffix(".so")
+    runtime.clear()
+    attend()
+    assert found.calls(SPEC) == 1, "a library of an installed wheel serves calls"
+    library.write_bytes(library.read_bytes() + b"\0")
+    runtime.clear()
+    said = "pip install --force-reinstall --no-deps natc-kernels-tiny"
+    with pytest.raises(LibraryError, match=said):
+        attend()
+
+
+def test_a_directory_that_a_program_names_is_searched_first(
+    libraries: LibraryDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("natc.workspace._used", [])
+    libraries.add(SPEC)
+    attend()
+    mine = LibraryDirectory(tmp_path / "mine", libraries.compiled)
+    mine.add(SPEC)
+    runtime.use(mine.path)
+    attend()
+    assert (libraries.calls(SPEC), mine.calls(SPEC)) == (1, 1)
