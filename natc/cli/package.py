@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from natc import __version__, environment
 from natc.cli import options, output
 from natc.cli.options import JsonOption
 from natc.cli.package_report import progress, show, show_plan
+from natc.cli.search import INTERRUPTED
 from natc.errors import ArgumentError, SpecError
 from natc.operations import FAMILIES
 from natc.spec import CUDA_DTYPES, KernelSpec
@@ -119,7 +122,12 @@ def package(
         show_plan(jobs, tools, source, forms, json=json)
         return
     if source is None:
-        reused = _build(jobs, tools, workers)
+        try:
+            reused = _build(jobs, tools, workers)
+        except KeyboardInterrupt:
+            again = shlex.join(["natc", *sys.argv[1:]])
+            print(f"natc: stopped. Everything built is kept; go on with: {again}", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
         pieces = _built_pieces(jobs, tools, when)
     else:
         from natc.package.pieces import read_pieces

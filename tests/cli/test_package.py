@@ -1,0 +1,181 @@
+"""`natc package`: its options, and packing a directory; builds are in tests/compiler."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Natc
+from tiny_library import ARCH, SPEC, add_library
+
+from natc import elf
+from natc.cli import package
+from natc.package import build
+from natc.spec import KernelSpec
+
+
+@pytest.fixture
+def libraries(place: Path) -> Path:
+    add_library(place / "libraries")
+    return place / "libraries"
+
+
+def document(natc: Natc, *words: str, code: int = 0) -> Any:
+    result = natc(*words, "--json")
+    assert result.code == code, result.err
+    return json.loads(result.out)
+
+
+def test_a_directory_becomes_every_kind_of_package(
+    natc: Natc, libraries: Path, place: Path
+) -> None:
+    words = ["package", "--from", str(libraries), "--format", "wheel,archive,zip,hf"]
+    found = document(natc, *words, "-o", str(place / "dist"))
+    name = f"natc-kernels-llvm-{ARCH}"
+    assert found["name"] == name
+    assert found["archs"] == [ARCH]
+    assert [file["format"] for file in found["files"]] == ["wheel", "archive", "zip", "hf"]
+    for file in found["files"]:
+        path = Path(file["path"])
+        assert path.parent == place / "dist" or file["format"] == "hf"
+        if path.is_file():
+            assert path.stat().st_size == file["bytes"]
+        assert natc("verify", str(place / "dist" / path.name)).code == 0 or path.is_dir()
+    assert natc("verify", str(place / "dist" / "natc-kernels")).code == 0
+    (size,) = found["sizes"].values()
+    assert size["bytes"] == (libraries / f"{SPEC.name}.llvm-{ARCH}.so").stat().st_size
+    (row,) = found["libraries"]
+    assert (row["spec"], row["operations"]) == (SPEC.name, ["forward"])
+    text = natc(*words, "-o", str(place / "dist")).out
+    assert f"wrote {found['files'][0]['path']}" in text and ARCH in text
+
+
+def test_a_package_for_the_hub_can_be_imported(natc: Natc, libraries: Path, place: Path) -> None:
+    import importlib.util
+
+    natc("package", "--from", str(libraries), "--format", "hf", "-o", str(place))
+    folder = place / "natc-kernels" / "build" / f"tvm-ffi01-cpu-{elf.this_machine()}-linux"
+    metadata = json.loads((folder / "metadata.json").read_text())
+    assert metadata["backend"] == {"type": "cpu"}
+    assert metadata["id"].isidentifier()
+    for path, name in (
+        (folder / "__init__.py", metadata["id"]),
+        (folder / "natc_kernels" / "__init__.py", "old"),
+    ):
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert module.__all__ == ["na1d", "na2d", "na3d"]
+        assert set(module.na2d.__globals__["_manifests"]()) == {SPEC.name}
+
+
+def test_a_dry_run_needs_no_compiler_and_writes_nothing(natc: Natc, place: Path) -> None:
+    words = ["package", "--set", "nat", "--target", "cuda", "--arch", "sm_90,sm_80", "--dry-run"]
+    words += ["-o", str(place / "dist")]
+    found = document(natc, *words)
+    assert len(found["libraries"]) == 72
+    assert {row["built"] for row in found["libraries"]} == {False}
+    assert found["libraries"][0]["archs"] == ["sm_80", "sm_90"]
+    assert found["libraries"][0]["operations"] == ["forward", "backward"]
+    text = natc(*words).out
+    assert "would build 72 of 72 libraries" in text
+    assert not (place / "dist").exists() and not (place / "cache").exists()
+
+
+def test_options_narrow_a_set(natc: Natc) -> None:
+    words = ["--kernel", "7", "--dtype", "float16", "--rpb", "--arch", "x86-64-v3,x86-64-v2"]
+    found = document(natc, "package", "--set", "nat", *words, "--dry-run")
+    assert [row["library"] for row in found["libraries"]] == [
+        f"na2d_k7_d{dim}_float16_rpb.llvm-x86-64-v{level}" for dim in (32, 64) for level in (2, 3)
+    ]
+    found = document(natc, "package", "-k", "3", "--target", "llvm-aarch64", "--dry-run")
+    assert [row["library"] for row in found["libraries"]] == [
+        "na2d_k3_d32_float32_rpb.llvm-aarch64", "na2d_k3_d32_float32.llvm-aarch64"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "there is nothing to package"),
+        ("--set vit", "set 'vit' is unknown; it must be nat"),
+        ("--kernel 7 --format egg", "format 'egg' is unknown"),
+        ("--kernel 1", "kernel_size 1"),
+        ("--kernel 7 --dtype float64 --target cuda --arch sm_90", "dtype is float64"),
+        ("--kernel 7 --arch x86-64-v9", "'x86-64-v9' is unknown"),
+        ("--kernel 7 --target cuda --arch sm_1", "'sm_1' is unknown"),
+        ("--kernel 7 --head-dim 8,a", "head_dim is '8,a'"),
+        ("--from . --kernel 7", "--from packs a directory as it is"),
+        ("--from . --sign no.pem", "no.pem"),
+    ],
+)
+def test_bad_options_are_refused_with_2(natc: Natc, words: str, said: str) -> None:
+    code, out, err = natc("package", *words.split(), "--dry-run")
+    assert (code, out) == (2, "")
+    assert said in err
+
+
+def test_a_directory_without_libraries_is_refused(natc: Natc, place: Path) -> None:
+    code, out, err = natc("package", "--from", str(place))
+    assert (code, out) == (1, "")
+    assert f"{place} holds no library" in err
+
+
+class Builds:
+    """Stands for the compiler: makes tiny libraries, and fails when it is told to."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.fail_at: int | None = None
+
+    def __call__(self, todo: Any, tools: str, workers: int) -> Any:
+        for job in todo:
+            if len(self.done) == self.fail_at:
+                raise KeyboardInterrupt
+            add_library(build.directory_of(job, tools), job.spec)
+            self.done.append(job.spec.name)
+            yield job, []
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> Builds:
+    found = Builds()
+    monkeypatch.setattr(build, "build_all", found)
+    monkeypatch.setattr(package.options, "require_compiler", lambda verb: None)
+    return found
+
+
+WORDS = ["package", "--kernel", "3,5", "--no-rpb", "--target", "llvm", "--arch", ARCH]
+
+
+def test_an_interrupted_package_goes_on_where_it_was(
+    natc: Natc, builds: Builds, place: Path
+) -> None:
+    words = [*WORDS, "-o", str(place / "dist")]
+    builds.fail_at = 1
+    code, out, err = natc(*words)
+    assert (code, out) == (130, "")
+    assert f"go on with: natc {' '.join(words)}" in err
+    assert not (place / "dist").exists()
+    builds.fail_at = None
+    code, out, err = natc(*words)
+    assert code == 0
+    assert "1 libraries are built already" in err
+    assert "built 1/1 na2d_k5_d32_float32" in err
+    assert builds.done == [KernelSpec.make(3).name, KernelSpec.make(5).name]
+    assert document(natc, *words)["reused"] == 2
+    assert [row["built"] for row in document(natc, *words, "--dry-run")["libraries"]] == [True] * 2
+
+
+def test_a_resumed_package_has_the_bytes_of_a_fresh_one(
+    natc: Natc, builds: Builds, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resumed = document(natc, *WORDS, "-o", str(place / "1"))
+    resumed = document(natc, *WORDS, "-o", str(place / "2"))
+    monkeypatch.setenv("NATC_CACHE_DIR", str(place / "other"))
+    fresh = document(natc, *WORDS, "-o", str(place / "3"))
+    assert (resumed["reused"], fresh["built"]) == (2, 2)
+    assert resumed["files"][0]["sha256"] == fresh["files"][0]["sha256"]

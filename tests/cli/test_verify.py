@@ -1,0 +1,275 @@
+"""`natc verify`: every kind of package, every kind of damage."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Natc
+from tiny_library import ARCH, SPEC, add_library
+
+from natc import manifest, workspace
+
+LIBRARY = f"{SPEC.name}.llvm-{ARCH}.so"
+
+
+def document(natc: Natc, *words: str) -> Any:
+    result = natc("verify", *words, "--json")
+    found = json.loads(result.out)
+    assert result.code == (0 if found["ok"] else 1)
+    return found
+
+
+def problems(natc: Natc, *words: str) -> list[str]:
+    """Check one path; return all that is wrong with it."""
+    (report,) = document(natc, *words)["checked"]
+    return report["problems"] + [text for row in report["libraries"] for text in row["problems"]]
+
+
+@pytest.fixture
+def wheel(natc: Natc, place: Path) -> Path:
+    return packed(natc, place, "wheel")
+
+
+def packed(natc: Natc, place: Path, form: str, *words: str) -> Path:
+    if not (place / "libraries").is_dir():
+        add_library(place / "libraries")
+    result = natc(
+        "package", "--from", str(place / "libraries"), "--format", form, "-o", str(place / "dist"),
+        *words, "--json",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    return Path(json.loads(result.out)["files"][0]["path"])
+
+
+def test_what_is_intact_is_said_to_be(natc: Natc, place: Path) -> None:
+    add_library(place / "libraries")
+    code, out, err = natc("verify", str(place / "libraries"))
+    assert (code, err) == (0, "")
+    assert LIBRARY in out and "intact" in out and "nothing is wrong" in out
+    (report,) = document(natc, str(place / "libraries"))["checked"]
+    (row,) = report["libraries"]
+    assert (row["library"], row["spec"], row["target"]) == (LIBRARY, SPEC.name, f"llvm {ARCH}")
+    assert row["glibc"].startswith("2.")
+
+
+def test_without_a_path_it_checks_where_natc_looks(natc: Natc, place: Path) -> None:
+    assert natc("verify").out.startswith("no library directories")
+    add_library(workspace.library_dir()).with_suffix(".so").write_bytes(b"other")
+    code, out, _ = natc("verify")
+    assert code == 1
+    assert f"problem: {LIBRARY}: is not the file that its manifest vouches for" in out
+
+
+@pytest.mark.parametrize("name", ["absent", "file.txt"])
+def test_what_is_no_package_is_refused_with_2(natc: Natc, place: Path, name: str) -> None:
+    (place / "file.txt").touch()
+    code, out, err = natc("verify", str(place / name))
+    assert (code, out) == (2, "")
+    assert str(place / name) in err
+
+
+@pytest.mark.parametrize("name", ["a.whl", "a.zip", "a.tar.gz"])
+def test_an_archive_that_is_none_is_refused_with_2(natc: Natc, place: Path, name: str) -> None:
+    (place / name).write_bytes(b"no archive")
+    code, _, err = natc("verify", str(place / name))
+    assert code == 2 and f"{place / name} cannot be read" in err
+
+
+def set_manifest(path: Path, **changes: Any) -> None:
+    content = json.loads(path.read_text())
+    content.update(changes)
+    path.write_text(json.dumps(content))
+
+
+def vouch(path: Path) -> None:
+    set_manifest(path, sha256=manifest.file_sha256(path.with_suffix(".so")))
+
+
+def cut(path: Path) -> None:
+    library = path.with_suffix(".so")
+    library.write_bytes(library.read_bytes()[:-200])
+    vouch(path)
+
+
+def rename_function(path: Path) -> None:
+    set_manifest(path, entries={"forward": {"llvm": "absent"}})
+
+
+def other_machine(path: Path) -> None:
+    other = "x86-64-v2" if ARCH == "aarch64" else "aarch64"
+    set_manifest(path, target={"kind": "llvm", "archs": [other]})
+
+
+def claim_cuda(path: Path) -> None:
+    function = f"{SPEC.name}_forward"
+    set_manifest(
+        path,
+        target={"kind": "cuda", "archs": ["sm_90"]},
+        entries={"forward": {"sm_90": function}},
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.with_suffix(".so").write_bytes(b"x"), "is not the file that its"),
+        (lambda path: path.with_suffix(".so").unlink(), "is missing, though there is a manifest"),
+        (lambda path: path.unlink(), "no manifest vouches for it"),
+        (lambda path: path.write_text("{"), "is not valid"),
+        (lambda path: set_manifest(path, schema_version=99), "written by a newer natc"),
+        (lambda path: path.parent.chmod(0o777), "can be written by everyone"),
+        (cut, "cannot be loaded: it is cut short"),
+        (rename_function, "has no function absent, which its manifest names"),
+        (other_machine, "as its manifest says"),
+        (claim_cuda, "has no device code for sm_90"),
+    ],
+)
+def test_damage_is_named(
+    natc: Natc, place: Path, damage: Callable[[Path], None], said: str
+) -> None:
+    path = add_library(place / "libraries")
+    damage(path)
+    found = problems(natc, str(place / "libraries"))
+    assert any(said in text for text in found), found
+
+
+def test_a_symbol_too_many_is_named(natc: Natc, place: Path) -> None:
+    add_library(place, source="int leaked(void) { return 1; }")
+    assert problems(natc, str(place)) == ["shows leaked, which is not a kernel"]
+
+
+@pytest.mark.parametrize("form", ["wheel", "zip"])
+def test_each_changed_file_of_a_zip_is_found(natc: Natc, place: Path, form: str) -> None:
+    path = packed(natc, place, form)
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    for name in files:
+        if name.endswith("RECORD"):
+            continue
+        with zipfile.ZipFile(path, "w") as archive:
+            for member, data in files.items():
+                archive.writestr(member, data + b" " if member == name else data)
+        assert problems(natc, str(path)), name
+        with zipfile.ZipFile(path, "w") as archive:
+            for member, data in files.items():
+                if member != name:
+                    archive.writestr(member, data)
+        assert problems(natc, str(path)) or name.endswith(".sha256"), name
+
+
+def test_each_changed_file_for_the_hub_is_found(natc: Natc, place: Path) -> None:
+    folder = packed(natc, place, "hf")
+    repository = folder.parent.parent
+    assert problems(natc, str(repository)) == []
+    for file in [path for path in folder.rglob("*") if path.is_file()]:
+        data = file.read_bytes()
+        file.write_bytes(data.replace(b"1", b"2"))
+        if file.read_bytes() != data and file.name != "metadata.json":
+            assert problems(natc, str(repository)), file
+        file.unlink()
+        assert problems(natc, str(repository)), file
+        file.write_bytes(data)
+    (folder / "extra.py").touch()
+    assert any("extra.py" in text for text in problems(natc, str(repository)))
+
+
+def test_a_wheel_that_natc_would_not_find_is_one_with_a_problem(natc: Natc, wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data.replace(b"[natc.kernels]", b"[other.kernels]"))
+    assert any("natc would not find it" in text for text in problems(natc, str(wheel)))
+
+
+def test_an_archive_that_would_write_elsewhere_has_a_problem(natc: Natc, place: Path) -> None:
+    path = packed(natc, place, "archive")
+    with tarfile.open(path) as archive:
+        files = {m.name: archive.extractfile(m).read() for m in archive.getmembers()}  # type: ignore[union-attr]
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in {**files, "../evil.txt": b""}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    found = problems(natc, str(path))
+    assert len(found) == 2
+    assert "'../evil.txt'" in found[1] and "neither a file nor a folder" in found[0]
+
+
+# Signatures
+
+
+@pytest.fixture
+def keys(place: Path) -> tuple[Path, Path]:
+    import subprocess
+
+    private, public = place / "key.pem", place / "key.pub"
+    subprocess.run(
+        ["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(private)], check=True
+    )
+    subprocess.run(
+        ["openssl", "pkey", "-in", str(private), "-pubout", "-out", str(public)], check=True
+    )
+    return private, public
+
+
+@pytest.mark.parametrize("form", ["wheel", "archive", "hf"])
+def test_a_signed_package_is_known_by_its_key(
+    natc: Natc, place: Path, keys: tuple[Path, Path], form: str
+) -> None:
+    private, public = keys
+    path = packed(natc, place, form, "--sign", str(private))
+    path = path.parent.parent if form == "hf" else path
+    assert problems(natc, str(path), "--key", str(public)) == []
+    (report,) = document(natc, str(path), "--key", str(public))["checked"]
+    assert [row["signed"] for row in report["libraries"]] == [True]
+    code, _, err = natc("verify", str(path), "--key", str(private))
+    assert code == 2 and str(private) in err
+
+
+def test_an_unsigned_package_and_another_key_are_refused(
+    natc: Natc, place: Path, keys: tuple[Path, Path], wheel: Path
+) -> None:
+    private, public = keys
+    found = problems(natc, str(wheel), "--key", str(public))
+    assert any("is not signed" in text for text in found)
+    assert any("is on no list that this key's owner signed" in text for text in found)
+    signed = packed(natc, place, "archive", "--sign", str(private))
+    private.unlink()
+    import subprocess
+
+    subprocess.run(
+        ["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(private)], check=True
+    )
+    subprocess.run(
+        ["openssl", "pkey", "-in", str(private), "-pubout", "-out", str(public)], check=True
+    )
+    found = problems(natc, str(signed), "--key", str(public))
+    assert any("is not of this key's owner" in text for text in found)
+
+
+def test_a_library_slipped_into_a_signed_directory_is_found(
+    natc: Natc, place: Path, keys: tuple[Path, Path]
+) -> None:
+    from natc.spec import KernelSpec
+
+    private, public = keys
+    path = packed(natc, place, "archive", "--sign", str(private))
+    with tarfile.open(path) as archive:
+        archive.extractall(place / "out")
+    (folder,) = (place / "out").iterdir()
+    assert problems(natc, str(folder), "--key", str(public)) == []
+    add_library(folder, KernelSpec.make(3))
+    assert problems(natc, str(folder)) == []
+    found = problems(natc, str(folder), "--key", str(public))
+    assert found == ["is on no list that this key's owner signed"]
