@@ -233,6 +233,13 @@ def _on_kernels(
         launch(kernels["delta"], "delta", (d_output, output), (delta,), tail, 1)
         if d_lse is not None:
             delta -= d_lse
+    if d_lse is not None:
+        # A softmax of nothing but -inf is NaN, and so are its gradients; but where neither result
+        # was used, as when additional tokens are all that is attended, it has none.
+        unused = lse.isneginf() & (d_lse == 0) & (d_output == 0).all(-1)
+        # Of any other lse, exp(-inf - lse) is 0.
+        lse = lse.masked_fill(unused, 0)
+        delta = None if delta is None else delta.masked_fill(unused, 0)
 
     def gradient(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         result = query.new_empty(shape, dtype=dtype)

@@ -58,7 +58,7 @@ def neighborhood_gradients(
     where: dict[str, Any] = {"dilation": dilation, "stride": stride, "is_causal": is_causal}
     logits = neighborhood_logits(query, key, kernel_size, scale=scale, rpb=rpb, **where)
     compute = logits.dtype
-    weights = logits.softmax(-1)
+    weights = softmax(logits, d_output, d_lse)
     d_logits = None
     if any(wanted[index] for index in (0, 1, 3)):
         d_weights = neighborhood_logits(d_output, value, kernel_size, scale=1.0, fill=0.0, **where)
@@ -79,6 +79,19 @@ def neighborhood_gradients(
     if rpb is not None and wanted[3] and d_logits is not None:
         d_rpb = rpb_sum(d_logits, kernel_size, **where).to(rpb.dtype)
     return d_query, d_key, d_value, d_rpb
+
+
+def softmax(logits: Tensor, d_output: Tensor, d_lse: Tensor | None) -> Tensor:
+    """Return the softmax of logits, for gradients: 0 instead of NaN where it does not matter.
+
+    A softmax of nothing but -inf is NaN, and so are its gradients; but where neither the output
+    nor the logsumexp was used, as when additional tokens are all that is attended, it has none.
+    """
+    weights = logits.softmax(-1)
+    if d_lse is None:
+        return weights
+    unused = logits.isneginf().all(-1) & (d_lse == 0) & (d_output == 0).all(-1)
+    return weights.masked_fill(unused.unsqueeze(-1), 0)
 
 
 def attended_sum(

@@ -16,7 +16,7 @@ from natc.reference.attention import (
     neighborhood_logits,
     neighborhood_sum,
 )
-from natc.reference.gradients import attended_sum, of_group, rpb_sum
+from natc.reference.gradients import attended_sum, of_group, rpb_sum, softmax
 
 
 def neighborhood_second_gradients(
@@ -63,7 +63,7 @@ def neighborhood_second_gradients(
             vectors, keys, kernel_size, scale=factor, rpb=bias, fill=0.0, **where
         )
 
-    p = logits.softmax(-1)
+    p = softmax(logits, d_output, d_lse)
     dp = dots(d_output, value, 1.0)
     centered = dp - (p * dp).sum(-1, keepdim=True)
     if d_lse is not None:
