@@ -1,0 +1,121 @@
+"""Packages of kernels that were compiled: they are equal when built twice, and run elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import natc
+from natc import elf
+from natc.targets import detect_host_cpu
+
+ROOT = Path(natc.__file__).parents[1]
+
+
+def clean(cache: Path, **more: str) -> dict[str, str]:
+    """An environment in which natc finds nothing that this machine has."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("NATC_")}
+    return {**kept, "PYTHONPATH": str(ROOT), "NATC_CACHE_DIR": str(cache), **more}
+
+
+def command(output: Path, *words: str) -> list[str]:
+    return [
+        sys.executable, "-m", "natc", "package", "--target", detect_host_cpu().name,
+        "--dtype", "float32", "--operations", "forward", "-o", str(output), *words, "--json",
+    ]  # fmt: skip
+
+
+def package(cache: Path, output: Path, *words: str) -> Any:
+    done = subprocess.run(
+        command(output, *words), env=clean(cache), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("caches")
+
+
+NAT_MINI = """
+import sys
+sys.modules.update(dict.fromkeys(("tvm", "xgboost", "natc_kernels_%(module)s")))
+import os, torch, natc
+from natc import models, runtime
+from natc.demo.compare import compare_network
+torch.manual_seed(0)
+model = models.nat_mini(num_classes=10).eval()
+with torch.inference_mode():
+    for parameter in model.parameters():
+        parameter.normal_(std=0.05)
+found = compare_network(model, torch.randn(1, 3, 224, 224))
+(library,) = runtime.kernels()
+assert os.environ["NATC_STRICT"] == "1" and not os.path.exists(os.environ["NATC_CACHE_DIR"])
+print(library.manifest_path, found.uncovered, len(found.covered), found.max_error < 1e-4)
+"""
+
+
+def test_nat_mini_runs_from_an_installed_wheel_without_a_compiler(
+    caches: Path, tmp_path: Path
+) -> None:
+    built = package(caches / "1", tmp_path, "--kernel", "7", "--rpb")
+    wheel = Path(built["files"][0]["path"])
+    assert wheel.name.endswith(f"-py3-none-manylinux_2_28_{elf.this_machine()}.whl")
+    site = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--target", str(site), str(wheel)], check=True)
+
+    module = wheel.name.split("-")[0].removeprefix("natc_kernels_")
+    done = subprocess.run(
+        [sys.executable, "-c", NAT_MINI % {"module": module}],
+        env=clean(tmp_path / "empty", NATC_STRICT="1", PYTHONPATH=f"{ROOT}{os.pathsep}{site}"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    manifest = site / f"natc_kernels_{module}" / "lib"
+    name = f"na2d_k7_d32_float32_rpb.{detect_host_cpu().name}.json"
+    assert done.stdout == f"{manifest / name} () 1 True\n"
+
+
+def test_two_builds_of_one_commit_are_equal(caches: Path, tmp_path: Path) -> None:
+    """Built from nothing twice, in folders with other names, by other processes."""
+    words = ("--kernel", "3", "--head-dim", "8", "--format", "wheel,archive", "--no-rpb")
+    one = package(caches / "first", tmp_path / "first", *words)
+    two = package(caches / "the second", tmp_path / "the second", *words)
+    assert (one["built"], two["built"]) == (1, 1)
+    assert [file["sha256"] for file in one["files"]] == [file["sha256"] for file in two["files"]]
+    for folder in (tmp_path, caches, ROOT):
+        for path in (caches / "first").rglob("*.so"):
+            assert str(folder).encode() not in path.read_bytes()
+
+
+def test_a_killed_package_leaves_what_goes_on(tmp_path: Path) -> None:
+    words = ("--kernel", "3", "--head-dim", "8", "--jobs", "1")
+    cache = tmp_path / "cache"
+    running = subprocess.Popen(
+        command(tmp_path / "dist", *words), env=clean(cache), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 300
+        while not list(cache.rglob("*.json")) and time.monotonic() < deadline:
+            assert running.poll() is None
+            time.sleep(0.05)
+    finally:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+    assert not (tmp_path / "dist").exists()
+    found = package(cache, tmp_path / "dist", *words)
+    assert found["reused"] >= 1 and found["reused"] + found["built"] == 2
