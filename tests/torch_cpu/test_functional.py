@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from c_library import HEAD_DIM, KERNEL_SIZE, SPECS, LibraryDirectory
+from kernel_double import Doubles
 
 import natc
 from natc.errors import ArgumentError, ArgumentTypeError
@@ -259,6 +260,26 @@ def test_gradients_with_additional_tokens(libraries: LibraryDirectory) -> None:
     with natc.force_reference():
         assert torch.autograd.gradcheck(attend, tensors, check_forward_ad=True)
         assert torch.autograd.gradgradcheck(attend, tensors)
+
+
+def test_tokens_are_all_that_is_attended_where_the_window_is_masked(doubles: Doubles) -> None:
+    inputs = make_inputs((1, 5, 2, 2), kernel_size=3, value_dim=3).to_float64()
+    more = make_inputs((1, 2, 2, 2), value_dim=3, seed=1).to_float64()
+    assert inputs.rpb is not None
+    inputs.rpb[1] = -math.inf
+    found = []
+    for attend in (natc.na1d, natc.force_reference()(natc.na1d), neighborhood_attention):
+        tensors = [t.clone().requires_grad_() for t in (*inputs, more.key, more.value)]
+        query, key, value, rpb, keys, values = tensors
+        output, lse = attend(
+            query, key, value, 3, rpb=rpb, additional_keys=keys, additional_values=values,
+            return_lse=True,
+        )  # fmt: skip
+        loss = output.sin().sum() + lse.cos().sum()
+        found.append((output.detach(), lse.detach(), *torch.autograd.grad(loss, tensors)))
+    torch.testing.assert_close(found[0], found[2])
+    torch.testing.assert_close(found[1], found[2])
+    assert all(t.isfinite().all() for t in found[0])
 
 
 def test_tokens_are_attended_on_a_kernel_by_merging(kernels: LibraryDirectory) -> None:

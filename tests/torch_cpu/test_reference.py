@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from natc.reference import neighborhood_attention, neighborhood_logits, neighborhood_sum
+from natc.reference import (
+    attended_sum,
+    neighborhood_attention,
+    neighborhood_gradients,
+    neighborhood_logits,
+    neighborhood_second_gradients,
+    neighborhood_sum,
+    rpb_sum,
+)
 from natc.testing.inputs import make_inputs, noncontiguous
 from natc.testing.tolerance import assert_close_to_float64
 
@@ -222,3 +230,123 @@ def test_logits_and_sum_compose_to_attention() -> None:
     )
     assert (logits == -math.inf).any()
     assert_close_to_float64(out, expected, torch.float64, "out")
+
+
+OPTIONS = [
+    {},
+    {"dilation": 2},
+    {"stride": 3, "is_causal": True},
+    {"is_causal": True, "dilation": 3},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("shape", [(2, 9, 4, 5), (1, 5, 6, 4, 5), (1, 3, 4, 5, 4, 5)], ids=str)
+def test_gradients_written_out_are_those_of_autograd(shape, options) -> None:
+    kernel_size = (3, 4, 3)[: len(shape) - 3]
+    inputs = make_inputs(shape, heads_kv=2, value_dim=3, kernel_size=kernel_size).to_float64()
+    tensors = [tensor.requires_grad_() for tensor in inputs]
+    results = neighborhood_attention(
+        *tensors[:3], kernel_size, rpb=tensors[3], return_lse=True, **options
+    )
+    d_output, d_lse = (torch.randn_like(result, requires_grad=True) for result in results)
+    expected = torch.autograd.grad(results, tensors, (d_output, d_lse), create_graph=True)
+    call = (*tensors[:3], kernel_size, d_output, d_lse)
+    found = neighborhood_gradients(*call, rpb=tensors[3], **options)
+    torch.testing.assert_close(found, expected)
+    for index in range(4):
+        wanted = [index == other for other in range(4)]
+        alone = neighborhood_gradients(*call, rpb=tensors[3], wanted=wanted, **options)
+        assert [one is not None for one in alone] == wanted
+        torch.testing.assert_close(alone[index], expected[index])
+
+    directions = [torch.randn_like(tensor) for tensor in tensors]
+    given = (d_output, d_lse, *tensors)
+    expected = torch.autograd.grad(expected, given, directions)
+    call = (*tensors[:3], kernel_size, d_output, d_lse, directions)
+    found = neighborhood_second_gradients(*call, rpb=tensors[3], **options)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_sums_over_the_queries_of_a_key_are_transposes(options) -> None:
+    query, _, vectors, rpb = make_inputs((2, 9, 4, 3), kernel_size=4).to_float64()
+    zeros = torch.zeros_like(query)
+    attn = torch.randn(2, 9, 4, 4, dtype=torch.float64)
+    keys = torch.randn_like(vectors, requires_grad=True)
+    (expected,) = torch.autograd.grad(neighborhood_sum(attn, keys, 4, **options), keys, vectors)
+    missing = neighborhood_logits(query, query, 4, **options).isneginf()
+    dirty = attn.masked_fill(missing, math.nan)
+    torch.testing.assert_close(attended_sum(dirty, vectors, 4, **options), expected)
+    rpb.requires_grad_()
+    logits = neighborhood_logits(zeros, zeros, 4, rpb=rpb, fill=0.0, **options)
+    (expected,) = torch.autograd.grad(logits, rpb, attn)
+    torch.testing.assert_close(rpb_sum(dirty, 4, **options), expected)
+    low = rpb_sum(dirty.half(), 4, **options)
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low.double(), expected, rtol=1e-2, atol=1e-2)
+
+
+def self_attention(query, key, value, bias):
+    """torch's own, of one head: [batch, positions, 1, channels]."""
+    logits = query[:, :, 0] @ key[:, :, 0].mT * query.shape[-1] ** -0.5 + bias
+    return (logits.softmax(-1) @ value[:, :, 0])[:, :, None], logits.logsumexp(-1)[:, :, None]
+
+
+@pytest.mark.parametrize("masked", ["some", "a query", "all"])
+def test_infinite_biases_are_those_of_a_softmax(masked) -> None:
+    """Over a window as large as the map, so that every query has its own row of biases."""
+    length = 5
+    rpb = torch.randn(1, 2 * length - 1, dtype=torch.float64)
+    if masked == "some":
+        rpb[0, ::2] = -math.inf
+    elif masked == "a query":
+        rpb[0, :length] = -math.inf  # every key of the last query, which has none after itself
+    else:
+        rpb[:] = -math.inf
+    offsets = torch.arange(length)[None, :] - torch.arange(length)[:, None] + length - 1
+    found = []
+    for of_torch in (False, True):
+        inputs = make_inputs((1, length, 1, 2)).to_float64()
+        tensors = [tensor.requires_grad_() for tensor in (*inputs[:3], rpb.clone())]
+        if of_torch:
+            output, lse = self_attention(*tensors[:3], tensors[3][0, offsets])
+        else:
+            output, lse = neighborhood_attention(
+                *tensors[:3], length, rpb=tensors[3], return_lse=True
+            )
+        first = torch.autograd.grad(output.sin().sum() + output.sum(), tensors)
+        found.append((output.detach(), lse.detach(), *first))
+        if not of_torch:
+            d_output = output.detach().cos() + 1
+            written = neighborhood_gradients(
+                *tensors[:3], length, d_output, rpb=tensors[3], scale=None
+            )
+            torch.testing.assert_close(written, first, equal_nan=True)
+    torch.testing.assert_close(*found, equal_nan=True)
+    dead = {"some": 0, "a query": 1, "all": length}[masked]
+    assert found[0][0].isnan().any(-1).sum() == dead
+    assert found[0][1].isneginf().sum() == dead
+
+
+def test_huge_and_infinite_scores_are_those_of_a_softmax() -> None:
+    query, key, value, _ = make_inputs((1, 5, 1, 2)).to_float64()
+    for query_factor, poison in ((1e8, None), (1e200, None), (1.0, math.inf), (1.0, math.nan)):
+        key = key.clone()
+        if poison is not None:
+            key[0, 2, 0, 0] = poison
+        output, lse = neighborhood_attention(query * query_factor, key, value, 5, return_lse=True)
+        wanted = self_attention(query * query_factor, key, value, torch.zeros(5, 5))
+        torch.testing.assert_close((output, lse), wanted, equal_nan=True)
+
+
+def test_additional_tokens_are_all_that_is_attended() -> None:
+    inputs = make_inputs((1, 5, 1, 2), kernel_size=3).to_float64()
+    more = make_inputs((1, 2, 1, 2), seed=1).to_float64()
+    rpb = torch.full_like(inputs.rpb, -math.inf)
+    output, lse = neighborhood_attention(
+        *inputs[:3], 3, rpb=rpb, additional_keys=more.key, additional_values=more.value,
+        return_lse=True,
+    )  # fmt: skip
+    wanted = self_attention(inputs.query, more.key, more.value, 0.0)
+    torch.testing.assert_close((output, lse), wanted)

@@ -1,0 +1,251 @@
+"""The unfused functions: what they return without kernels, and what is said of bad arguments."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from c_library import LibraryDirectory
+from torch import Tensor
+
+import natc
+from natc.errors import ArgumentError, ArgumentTypeError, NatcError
+from natc.reference import neighborhood_attention, neighborhood_logits, neighborhood_sum
+from natc.testing.inputs import make_inputs, noncontiguous
+
+
+@pytest.fixture(autouse=True)
+def on_the_reference(libraries: LibraryDirectory) -> Any:
+    with natc.force_reference():
+        yield
+
+
+def functions(rank: int) -> tuple[Any, Any]:
+    return (
+        getattr(natc.functional, f"na{rank}d_qk"),
+        getattr(natc.functional, f"na{rank}d_av"),
+    )
+
+
+CASES = [
+    ((2, 9, 4, 5), {"kernel_size": 4, "stride": 3, "dilation": 2}),
+    ((2, 5, 7, 4, 5), {"kernel_size": [2, 5], "stride": (2, 3), "is_causal": (True, False)}),
+    ((1, 3, 4, 5, 4, 5), {"kernel_size": (2, 3, 7), "is_causal": True, "dilation": (1, 2, 1)}),
+]
+
+
+@pytest.mark.parametrize("tokens", [None, 0, 3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("shape", "options"), CASES, ids=str)
+def test_equal_to_the_reference(
+    shape: tuple[int, ...], options: dict[str, Any], dtype: torch.dtype, tokens: int | None
+) -> None:
+    qk, av = functions(len(shape) - 3)
+    sizes = options["kernel_size"]
+    inputs = make_inputs(
+        shape, kernel_size=sizes if isinstance(sizes, int) else tuple(sizes), heads_kv=2,
+        dtype=dtype,
+    )  # fmt: skip
+    more = make_inputs((shape[0], tokens or 0, 2, 5), dtype=dtype, seed=1)
+    keys, values = (None, None) if tokens is None else (more.key, more.value)
+    # Whatever their strides.
+    query, key, value = (noncontiguous(t.movedim(-2, 1)) for t in inputs[:3])
+
+    def first(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.transpose(1, 2)
+
+    logits = qk(query, key, **options, rpb=inputs.rpb, additional_keys=first(keys))
+    wanted = neighborhood_logits(
+        *inputs[:2], **options, rpb=inputs.rpb, scale=1.0, additional_keys=keys
+    )
+    assert logits.dtype == dtype
+    torch.testing.assert_close(logits, wanted.movedim(-2, 1).to(dtype))
+    weights = wanted.softmax(-1).to(dtype)
+    output = av(weights.movedim(-2, 1), value, **options, additional_values=first(values))
+    wanted = neighborhood_sum(weights, inputs.value, **options, additional_values=values)
+    assert output.dtype == dtype
+    tolerance = 2 * torch.finfo(dtype).eps
+    torch.testing.assert_close(
+        output, wanted.movedim(-2, 1), rtol=max(tolerance, 1e-12), atol=4 * tolerance
+    )
+
+
+def test_together_they_are_attention() -> None:
+    inputs = make_inputs((2, 5, 6, 4, 3), kernel_size=3, heads_kv=2).to_float64()
+    more = make_inputs((2, 4, 2, 3), seed=1).to_float64()
+    options = {"dilation": (1, 2), "is_causal": (False, True)}
+    query, key, value = (t.movedim(-2, 1) for t in inputs[:3])
+    attn = natc.functional.na2d_qk(
+        query * 0.3, key, 3, rpb=inputs.rpb, additional_keys=more.key.transpose(1, 2), **options
+    ).softmax(-1)
+    output = natc.functional.na2d_av(
+        attn, value, 3, additional_values=more.value.transpose(1, 2), **options
+    )
+    expected = neighborhood_attention(
+        *inputs[:3], 3, rpb=inputs.rpb, scale=0.3, additional_keys=more.key,
+        additional_values=more.value, **options,
+    )  # fmt: skip
+    assert isinstance(expected, Tensor)
+    torch.testing.assert_close(output, expected.movedim(-2, 1))
+
+
+def test_taps_without_a_key() -> None:
+    query = torch.randn(1, 1, 4, 2, requires_grad=True)
+    attn = natc.functional.na1d_qk(query, query.detach(), 3, is_causal=True)
+    assert (attn[0, 0] == -math.inf).tolist() == [
+        [False, True, True], [False, False, True], [False] * 3, [False] * 3,
+    ]  # fmt: skip
+    # They have no gradient, and what stands there is ignored.
+    attn.backward(torch.full_like(attn, math.nan).masked_fill(attn.isfinite(), 1.0))
+    assert query.grad is not None and query.grad.isfinite().all()
+    weights = torch.rand(1, 1, 4, 3)
+    value = torch.randn(1, 1, 4, 2)
+    expected = natc.functional.na1d_av(weights, value, 3, is_causal=True)
+    for garbage in (math.nan, math.inf, -math.inf):
+        dirty = weights.masked_fill(attn.isneginf(), garbage).requires_grad_()
+        values = value.clone().requires_grad_()
+        output = natc.functional.na1d_av(dirty, values, 3, is_causal=True)
+        torch.testing.assert_close(output, expected, rtol=0, atol=0)
+        output.sum().backward()
+        assert dirty.grad is not None and values.grad is not None
+        assert (dirty.grad[attn.isneginf()] == 0).all()
+        assert values.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True, "dilation": 2}], ids=str)
+def test_derivatives_of_any_order(options: dict[str, Any]) -> None:
+    inputs = make_inputs((1, 4, 2, 2), kernel_size=3, heads_kv=1)
+    more = make_inputs((1, 1, 1, 2), seed=1)
+    tensors = [t.double() for t in (*inputs, more.key, more.value)]
+    tensors = [t if t.ndim == 2 else t.transpose(1, 2) for t in tensors]
+    leaves = [t.detach().clone().requires_grad_() for t in tensors]
+
+    def qk(query: Tensor, key: Tensor, rpb: Tensor, keys: Tensor) -> Tensor:
+        attn = natc.functional.na1d_qk(query, key, 3, rpb=rpb, additional_keys=keys, **options)
+        return attn[attn.isfinite()]
+
+    attn = torch.randn(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+
+    def av(attn: Tensor, value: Tensor, values: Tensor) -> Tensor:
+        return natc.functional.na1d_av(attn, value, 3, additional_values=values, **options)
+
+    query, key, value, rpb, keys, values = leaves
+    for function, given in ((qk, (query, key, rpb, keys)), (av, (attn, value, values))):
+        assert torch.autograd.gradcheck(function, given, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(function, given, check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+@pytest.mark.parametrize("tokens", [None, 2])
+def test_an_empty_axis_gives_an_empty_result(axis: int, tokens: int | None) -> None:
+    shape = [2, 3, 4, 5, 6]
+    shape[axis] = 0
+    query, key, value = (torch.randn(shape, requires_grad=True) for _ in range(3))
+    rpb = torch.randn(shape[1], 5, 5, requires_grad=True)
+    extra = None
+    if tokens is not None:
+        extra = torch.randn(shape[0], shape[1], tokens, 6, requires_grad=True)
+    attn = natc.functional.na2d_qk(query, key, 3, rpb=rpb, additional_keys=extra)
+    assert attn.shape == (*shape[:-1], 9 + (tokens or 0))
+    output = natc.functional.na2d_av(attn, value, 3, additional_values=extra)
+    assert output.shape == tuple(shape)
+    output.sum().backward()
+    for tensor in (query, key, value, rpb, extra):
+        if tensor is not None:
+            assert tensor.grad is not None
+            torch.testing.assert_close(tensor.grad, torch.zeros_like(tensor))
+
+
+def test_autocast_casts() -> None:
+    query, key, value = (torch.randn(1, 2, 5, 8) for _ in range(3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        attn = natc.functional.na1d_qk(query, key.double().float(), 3, additional_keys=key)
+        output = natc.functional.na1d_av(attn.float(), value, 3, additional_values=value)
+    low = query.bfloat16(), key.bfloat16()
+    expected = natc.functional.na1d_qk(*low, 3, additional_keys=key.bfloat16())
+    assert attn.dtype == output.dtype == torch.bfloat16
+    torch.testing.assert_close(attn, expected, rtol=0, atol=0)
+
+
+Q = torch.zeros(2, 4, 5, 6, 8)
+A = torch.zeros(2, 4, 5, 6, 9)
+E = torch.zeros(2, 4, 3, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"query": None}, ArgumentTypeError, "query is a NoneType"),
+        ({"query": Q[0]}, ArgumentError, r"query has 4 axes.*5: \[batch, heads, height, width, h"),
+        ({"query": Q[..., :0]}, ArgumentError, "query has shape .*head_dim must be at least 1"),
+        ({"query": Q.int()}, ArgumentTypeError, "query has dtype torch.int32"),
+        (
+            {"key": Q.half()},
+            ArgumentTypeError,
+            "key has dtype torch.float16; it must be that of q",
+        ),
+        ({"key": Q.to("meta")}, ArgumentError, "key is on device meta"),
+        ({"key": Q[:, :3]}, ArgumentError, "key has 3 heads.*divide that of query, 4"),
+        (
+            {"key": Q[..., :7]},
+            ArgumentError,
+            r"key has shape .*\[2, heads_kv, 5, 6, 8\], as query",
+        ),
+        ({"rpb": torch.zeros(4, 5, 3)}, ArgumentError, r"rpb has shape .*= \[4, 5, 5\]"),
+        ({"kernel_size": 1}, ArgumentError, "kernel_size is 1"),
+        ({"stride": 4}, ArgumentError, "stride is 4"),
+        ({"is_causal": 1}, ArgumentTypeError, "is_causal is 1"),
+        (
+            {"additional_keys": E[..., :3]},
+            ArgumentError,
+            r"additional_keys has shape .*\[2, 4, tokens, 8\], as key has shape",
+        ),
+    ],
+)
+def test_a_bad_argument_of_qk_is_named(
+    changes: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said) as raised:
+        natc.functional.na2d_qk(**{"query": Q, "key": Q, "kernel_size": 3, **changes})
+    assert isinstance(raised.value, NatcError)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"attn": [1]}, ArgumentTypeError, "attn is a list"),
+        (
+            {"attn": A[..., :8]},
+            ArgumentError,
+            r"attn has shape .*\[2, heads, 5, 6, 9\], 9 taps and",
+        ),
+        ({"attn": A[:, :, :4]}, ArgumentError, "attn has shape"),
+        ({"attn": A[:, :3]}, ArgumentError, "value has 4 heads.*divide that of attn, 3"),
+        (
+            {"value": Q.double()},
+            ArgumentTypeError,
+            "value has dtype torch.float64; it must be that",
+        ),
+        ({"value": Q[0]}, ArgumentError, r"value has 4 axes.*\[batch, heads_kv, height, width, v"),
+        ({"value": Q[..., :0]}, ArgumentError, "value has shape .*value_dim must be at least 1"),
+        ({"dilation": 0}, ArgumentError, "dilation is 0"),
+        (
+            {"additional_values": E},
+            ArgumentError,
+            "attn has shape .*9 taps and 3 additional tokens",
+        ),
+        (
+            {"additional_values": E[:, :2]},
+            ArgumentError,
+            r"additional_values has shape .*\[2, 4, tokens, 8\], as value has shape",
+        ),
+    ],
+)
+def test_a_bad_argument_of_av_is_named(
+    changes: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said) as raised:
+        natc.functional.na2d_av(**{"attn": A, "value": Q, "kernel_size": 3, **changes})
+    assert isinstance(raised.value, NatcError)
