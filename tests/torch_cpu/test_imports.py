@@ -98,9 +98,29 @@ try:
 except AttributeError as error:
     print(error)
 from natc import *
-print(na2d.__name__, models.__name__)
+print(na2d.__name__, models.__name__, merge_attentions.__name__)
 """
-    assert run(program) == "module 'natc' has no attribute 'absent'\nna2d natc.models\n"
+    said = "module 'natc' has no attribute 'absent'\nna2d natc.models merge_attentions\n"
+    assert run(program) == said
+
+
+def test_every_function_stays_where_it_was() -> None:
+    for name in natc.functional.__all__:
+        function = getattr(natc.functional, name)
+        assert function.__name__ == name and function.__doc__
+    for name in ("na1d", "na2d", "na3d", "neighborhood_attention"):
+        assert getattr(natc, name) is getattr(natc.functional, name)
+
+
+# What the reference may need of natc: it is the specification, and depends on nothing else.
+SPECIFICATION = ("natc.errors", "natc.window", "natc.reference")
+
+
+def test_the_reference_needs_nothing_but_windows() -> None:
+    for path in sorted((PACKAGE / "reference").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("natc"):
+                assert str(node.module).startswith(SPECIFICATION), f"{path}: {node.module}"
 
 
 @pytest.mark.parametrize("name", RUNNERS)
