@@ -17,6 +17,10 @@ class EnvVar:
         """Return the value as text, or None when it is unset or empty."""
         return os.environ.get(self.name) or None
 
+    def set(self, value: str) -> None:
+        """Set the value for this process and those that it starts."""
+        os.environ[self.name] = value
+
     def flag(self) -> bool:
         """Return whether the value is one of 1, true, yes, on (any case)."""
         return (self.get() or "").strip().lower() in ("1", "true", "yes", "on")

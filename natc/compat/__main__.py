@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
             install_from_environment()
         else:
             natc.compat.install(version)
-            os.environ[NATC_AS_NATTEN.name] = version or "1"
+            NATC_AS_NATTEN.set(version or "1")
     except NatcError as error:
         _refuse(str(error))
     sys.argv = arguments

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import multiprocessing
-import os
 import platform
 import shutil
 import signal
@@ -173,7 +172,7 @@ def _build(job: Job, directory: str, linker: str | None) -> list[str]:
     from natc.build import build_library
 
     if linker is not None:
-        os.environ[env.NATC_CC.name] = linker
+        env.NATC_CC.set(linker)
     notes: list[str] = []
     targets = job.targets if job.targets[0].kind == "cuda" else job.targets[0]
     build_library(job.spec, targets, directory, families=job.families, on_note=notes.append)

@@ -99,11 +99,12 @@ def _run(words: list[str]) -> str | None:
     # This very natc, wherever it was imported from.
     here = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    changes = {env.NATC_JIT.name: OFF, "PYTHONPATH": path}
     done = subprocess.run(
         [sys.executable, "-m", "natc", *words[1:]],
         capture_output=True,
         text=True,
-        env={**os.environ, "NATC_JIT": OFF, "PYTHONPATH": path},
+        env={**os.environ, **changes},
         check=False,
     )
     if done.returncode == 0:

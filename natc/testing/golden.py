@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,14 +54,11 @@ OPERATORS = ("fused", "unfused", "unfused_qk", "unfused_av")  # kinds that are n
 def golden_directories(root: Path) -> list[Path]:
     """Return where cases are: tests/data/golden of the checkout `root`, and the whole set.
 
-    The whole set is in the directory that NATC_GOLDEN names, else in shared/golden beside the
-    checkout, else nowhere.
+    The whole set is in shared/golden beside the checkout, where that exists.
     """
     directories = [root / "tests" / "data" / "golden"]
-    whole = Path(os.environ.get("NATC_GOLDEN", root.parent / "shared" / "golden"))
-    if "NATC_GOLDEN" in os.environ or whole.is_dir():
-        directories.append(whole)
-    return directories
+    whole = root.parent / "shared" / "golden"
+    return [*directories, whole] if whole.is_dir() else directories
 
 
 def every_golden_case(root: Path) -> list[GoldenCase]:

@@ -67,7 +67,11 @@ def test_libraries_are_looked_for_in_order(
     one, two, cache = tmp_path / "one", tmp_path / "two", tmp_path / "cache"
     monkeypatch.setenv("NATC_LIB_PATH", os.pathsep.join([str(one), "", str(two)]))
     monkeypatch.setenv("NATC_CACHE_DIR", str(cache))
+    monkeypatch.setenv("NATC_JIT", "off")
     assert workspace.library_dirs() == [one, two, cache / "lib", workspace.PACKAGED_DATA / "lib"]
+    monkeypatch.setenv("NATC_JIT", "on")
+    called = [cache / "jit" / family for family in ("forward", "backward", "unfused")]
+    assert workspace.library_dirs()[2:-1] == [cache / "lib", *called]
 
 
 def test_the_cache_is_the_platforms(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,11 @@
 """natc.reference against vectors computed by released NATTEN versions.
 
 tests/data/golden holds a part of them and is always tested. The whole set is tested where it is:
-in the directory NATC_GOLDEN, else in shared/golden beside the checkout.
+in shared/golden beside the checkout.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -14,19 +13,17 @@ import torch
 from torch import Tensor
 
 from natc.reference import neighborhood_attention, neighborhood_logits, neighborhood_sum
-from natc.testing.golden import GoldenCase, golden_cases
+from natc.testing.golden import GoldenCase, golden_cases, golden_directories
 from natc.testing.tolerance import assert_close_to_float64
 
 ROOT = Path(__file__).parents[2]
 COPIED = ROOT / "tests" / "data" / "golden"
-WHOLE = Path(os.environ.get("NATC_GOLDEN", ROOT.parent / "shared" / "golden"))
+WHOLE = ROOT.parent / "shared" / "golden"
 
 TESTED_HERE = {"fused", "unfused", "unfused_qk", "unfused_av"}
 TESTED_AS_MODULES = {"module", "model"}  # by the tests of natc.nn and natc.models
 
-DIRECTORIES = [COPIED]
-if "NATC_GOLDEN" in os.environ or WHOLE.is_dir():
-    DIRECTORIES.append(WHOLE)
+DIRECTORIES = golden_directories(ROOT)
 
 CASES = [
     pytest.param(case, id=f"{'copied' if directory == COPIED else 'whole'}-{case.name}")
