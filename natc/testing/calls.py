@@ -27,7 +27,8 @@ class Call:
 
     tokens: additional keys and values. layouts: of tensors by name, see `inputs.LAYOUTS`; the
     upstream gradients `d_output`, `d_lse` and `d_attn` have one as well. constant: names of
-    inputs that require no gradient. without_lse: only the output is asked for.
+    inputs that require no gradient. without_lse: only the output is asked for. packed: query, key
+    and value of fused attention lie in one tensor, `[batch, *spatial, 3, heads, head_dim]`.
     """
 
     spec: KernelSpec
@@ -43,6 +44,7 @@ class Call:
     layouts: Mapping[str, str] = field(default_factory=dict)
     constant: tuple[str, ...] = ()
     without_lse: bool = False
+    packed: bool = False
     seed: int = 0
 
     @property
@@ -112,6 +114,8 @@ def draw_fused(call: Call, device: str = "cpu") -> tuple[Tensors, Tensors]:
         "value": draw("value", *call.spatial, call.heads_kv, value_dim),
         **draw.rpb(),
     }
+    if call.packed:
+        inputs |= _packed(inputs)
     if call.tokens:
         tokens = (call.tokens, call.heads_kv)
         inputs["additional_keys"] = draw("additional_keys", *tokens, channels)
@@ -207,6 +211,16 @@ class _Draw:
 
     def _leaf(self, name: str, tensor: Tensor) -> Tensor:
         return tensor.requires_grad_(not name.startswith("d_") and name not in self.call.constant)
+
+
+def _packed(inputs: Tensors) -> Tensors:
+    """Return query, key and value as parts of one tensor, as one linear layer makes them."""
+    given = {name: inputs[name] for name in ("query", "key", "value")}
+    parts = torch.stack([tensor.detach() for tensor in given.values()], dim=-3).unbind(-3)
+    return {
+        name: part.requires_grad_(tensor.requires_grad)
+        for (name, tensor), part in zip(given.items(), parts, strict=True)
+    }
 
 
 def _check_linear(

@@ -63,6 +63,10 @@ def _call(
         layouts={name: draw(st.sampled_from(LAYOUTS)) for name in names if draw(st.booleans())},
         constant=draw(st.sampled_from((*((),) * 4, *((name,) for name in inputs), inputs[1:]))),
         without_lse=lse and draw(st.sampled_from((False, False, True))),
+        packed=lse
+        and heads == heads_kv
+        and spec.head_dim == spec.value_dim
+        and draw(st.sampled_from((False, True))),
         seed=draw(st.integers(0, 2**16)),
     )
 

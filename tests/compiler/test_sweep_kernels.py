@@ -6,6 +6,8 @@ More of them, drawn anew each time: `pytest -k sweep --hypothesis-profile=natc-l
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from typing import Any
 
 import pytest
@@ -15,9 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import natc
-from natc import functional
+from natc import functional, launch
 from natc.spec import KernelSpec
+from natc.targets import Target
 from natc.testing.calls import Call, check_av, check_fused, check_qk
+from natc.testing.emulate import emulated
 from natc.testing.guarded_calls import GuardedKernel
 from natc.testing.sweep import fused_calls, unfused_calls
 
@@ -101,10 +105,79 @@ def test_sweep_of_operations_between_guards(
     built: BuiltKernels, spec: KernelSpec, data: st.DataObject, chunks: int
 ) -> None:
     """Each function by itself: none writes or reads beside its tensors."""
-    kernel = guarded_kernel(built, spec, chunks=chunks)
+    check_between_guards(guarded_kernel(built, spec, chunks=chunks), spec, data)
+
+
+PARTS = [
+    KernelSpec.parse(name)
+    for name in ("na1d_k16_d12v5_float16_rpb", "na2d_k7_d32_float32_rpb", "na3d_k3_d12_float32")
+]
+
+
+@one_thread
+@pytest.mark.parametrize("spec", PARTS, ids=str)
+@once
+@given(data=st.data(), heads=st.integers(1, 5))
+def test_sweep_of_calls_in_parts(
+    built: BuiltKernels, spec: KernelSpec, data: st.DataObject, heads: int
+) -> None:
+    """Kernels count in 32 bits: larger calls are cut up. Here what fits is a few heads.
+
+    NATTEN computed positions beyond 2^31 elements in 32 bits (its pull request 337).
+    """
+    built.need(spec)
+    unfused = operators(built, spec) if spec in WITH_OPERATORS else ()
+    call = data.draw(fused_calls(spec))
+    positions = math.prod(call.spatial)
+    per_position = max(
+        spec.head_dim, spec.value_dim, *((math.prod(spec.kernel_size),) * len(unfused))
+    )
+    # The partial sums of rpb's gradient, which are for some 32 queries each, are not cut up.
+    partial = (call.batch * positions // 32 + 1) * math.prod(2 * k - 1 for k in spec.kernel_size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "MOST_ELEMENTS", max(heads * positions * per_position, partial))
+        check_fused(call, natc.neighborhood_attention)
+        for check, operator in zip((check_qk, check_av), unfused):
+            check(dataclasses.replace(call, packed=False), operator)
+
+
+GPU = Target("cuda", "sm_90")
+EMULATED = [
+    KernelSpec.parse(name)
+    for name in (
+        "na1d_k5_d20_bfloat16_rpb",
+        "na2d_k4x3_d24_float32_rpb",
+        "na2d_k3_d8v3_float16",
+        "na3d_k2x3x2_d12_float32",
+    )
+]
+
+
+@functools.cache
+def cuda_function(spec: KernelSpec, operation: str) -> Any:
+    # Threads that share nothing can be run in turn.
+    decisions = {"lanes": 1} if operation.startswith("forward") else {}
+    return emulated(spec, operation, GPU, decisions)
+
+
+@pytest.mark.parametrize("spec", EMULATED, ids=str)
+@once
+@given(data=st.data(), chunks=st.sampled_from((1, 2, 7)))
+def test_sweep_of_emulated_cuda_kernels(
+    spec: KernelSpec, data: st.DataObject, chunks: int
+) -> None:
+    """The loops of CUDA kernels, run on this CPU, between guards."""
+
+    def open_operation(operation: str, rpb: bool) -> Any:
+        return cuda_function(dataclasses.replace(spec, rpb=rpb), operation)
+
+    check_between_guards(GuardedKernel(open_operation, chunks=chunks), spec, data)
+
+
+def check_between_guards(kernel: GuardedKernel, spec: KernelSpec, data: st.DataObject) -> None:
     call = dataclasses.replace(data.draw(fused_calls(spec)), tokens=0, layouts={})
     check_fused(call, kernel.attention)
-    if spec in WITH_OPERATORS:
+    if spec.head_dim == spec.value_dim:
         check_qk(call, kernel.qk)
         check_av(call, kernel.av)
 
@@ -160,5 +233,6 @@ def test_sweep_of_large_16_bit_inputs_is_finite(
         output, lse = natc.na1d(query, key, value, 5, is_causal=is_causal, return_lse=True)
         assert bool(output.isfinite().all()) and bool(lse.isfinite().all())
         assert output.abs().max() <= value.abs().max()
-        for gradient in torch.autograd.grad((output, lse), (query, key, value), (drawn[3], lse)):
+        upstream = (drawn[3], torch.ones_like(lse))
+        for gradient in torch.autograd.grad((output, lse), (query, key, value), upstream):
             assert bool(gradient.isfinite().all())
