@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from natc import reference
-from natc.fallback import reference_is_forced, report
+from natc.fallback import find, reference_is_forced, report
 from natc.launch import launch, scalars
 from natc.reference.layout import accumulator
 from natc.runtime import registry
@@ -68,6 +68,46 @@ def run(
     inputs = (query, key, value) if rpb is None else (query, key, value, rpb)
     tail = scalars(scale, shape[1:-2], dilation, stride, is_causal)
     launch(kernel, operation, inputs, results, tail, shape[-2] // key.shape[-2])
+    return results
+
+
+def forward_packed(*call: Any) -> Tensor:
+    """Return the attention output; arguments as `run_packed` after operation."""
+    return run_packed("forward", *call)[0]
+
+
+def forward_lse_packed(*call: Any) -> tuple[Tensor, ...]:
+    """Return the attention output and the logsumexp; arguments as `run_packed`."""
+    return run_packed("forward_lse", *call)
+
+
+def run_packed(
+    operation: str,
+    qkv: Tensor,
+    rpb: Tensor | None,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    stride: Sequence[int],
+    is_causal: Sequence[bool],
+    scale: float,
+) -> tuple[Tensor, ...]:
+    """Return what `run` does of query, key and value in one tensor, read as they lie there.
+
+    qkv: `[B, *S, 3, heads, head_dim]`. Where no kernel reads that, they are taken apart.
+    """
+    *leading, _, heads, dim = qkv.shape
+    options = (kernel_size, dilation, stride, is_causal, scale)
+    kernel = None
+    if qkv.numel() > 0:
+        packed = f"{operation}_packed"
+        kernel = find(packed, kernel_size, dim, qkv.dtype, rpb is not None, dim, qkv.device)
+    if kernel is None:
+        query, key, value = qkv.unbind(-3)
+        return run(operation, query, key, value, rpb, *options)
+    output = qkv.new_empty((*leading, heads, dim))
+    results = (output, empty_lse(output)) if operation == "forward_lse" else (output,)
+    tail = scalars(scale, leading[1:], dilation, stride, is_causal)
+    launch(kernel, packed, (qkv,) if rpb is None else (qkv, rpb), results, tail, 1)
     return results
 
 

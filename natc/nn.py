@@ -1,4 +1,4 @@
-"""Neighborhood attention as modules: projections around `natc.neighborhood_attention`."""
+"""Neighborhood attention as modules: projections around `natc.functional`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from natc.errors import ArgumentError, ArgumentTypeError
-from natc.functional import neighborhood_attention
+from natc.functional import na1d_qkvpacked, na2d_qkvpacked, na3d_qkvpacked
 
 PerAxis = int | Sequence[int]
 Flags = bool | Sequence[bool]
 
+_ATTENTION = {1: na1d_qkvpacked, 2: na2d_qkvpacked, 3: na3d_qkvpacked}
 _AXES = {1: "length", 2: "height, width", 3: "depth, height, width"}
 # As messages name one entry for each axis.
 _SEVERAL = {1: "a list of one", 2: "a pair of", 3: "a triple of"}
@@ -106,11 +107,8 @@ class _NeighborhoodAttention(nn.Module):
         if self.pad_small_maps:
             x = self._pad(x)
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
-        query, key, value = qkv.unbind(dim=-3)
-        output = neighborhood_attention(
-            query,
-            key,
-            value,
+        output = _ATTENTION[self.rank](
+            qkv,
             self.kernel_size,
             dilation=self.dilation,
             stride=self.stride,

@@ -159,19 +159,22 @@ def bias(rpb: Any, query: Tensor, heads: int, kernel_size: Sequence[int]) -> Ten
     return rpb if rpb.dtype is wanted else rpb.to(wanted)
 
 
-def axes(name: str, tensor: Tensor, rank: int, layout: str) -> None:
-    """Check that a tensor has a batch, spatial axes, heads and channels, one or more of these."""
-    shape = tensor.shape
-    if len(shape) != rank + 3:
+def axes(name: str, tensor: Tensor, rank: int, layout: str, extra: int = 0) -> None:
+    """Check the number of axes, and that the last is not empty.
+
+    layout: as messages write it, with {} for the spatial axes; extra: axes beside a batch, spatial
+    axes, heads and channels.
+    """
+    shape, number = tensor.shape, rank + 3 + extra
+    layout = layout.format(_SPATIAL[rank])
+    if len(shape) != number:
         raise ArgumentError(
-            f"{name} has {len(shape)} axes, shape {list(shape)}; it must have {rank + 3}: "
-            f"{layout.format(_SPATIAL[rank])}."
+            f"{name} has {len(shape)} axes, shape {list(shape)}; it must have {number}: {layout}."
         )
     if shape[-1] == 0:
         last = layout[:-1].split(", ")[-1]
         raise ArgumentError(
-            f"{name} has shape {list(shape)}, {layout.format(_SPATIAL[rank])}; {last} must be at "
-            "least 1."
+            f"{name} has shape {list(shape)}, {layout}; {last} must be at least 1."
         )
 
 

@@ -10,6 +10,7 @@ from natc.fallback import NatcFallbackWarning, force_reference
 from natc.ops import batching as _batching  # noqa: F401 -- registers
 from natc.ops import flops as _flops  # noqa: F401 -- registers
 from natc.ops.fused import backward, forward, forward_lse
+from natc.ops.packed import forward_lse_packed, forward_packed
 from natc.ops.unfused import av, inverse_av, qk, sum_rpb
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "force_reference",
     "forward",
     "forward_lse",
+    "forward_lse_packed",
+    "forward_packed",
     "inverse_av",
     "qk",
     "sum_rpb",

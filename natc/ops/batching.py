@@ -10,6 +10,7 @@ from torch import Tensor
 
 from natc.ops.fused import backward, forward, forward_lse
 from natc.ops.library import library
+from natc.ops.packed import forward_lse_packed, forward_packed
 from natc.ops.unfused import av, inverse_av, qk, sum_rpb
 
 
@@ -76,6 +77,8 @@ def _wants_bias(*arguments: Any) -> bool:
 
 _register(forward, 4, shared=3)
 _register(forward_lse, 4, shared=3)
+_register(forward_packed, 2, shared=1)
+_register(forward_lse_packed, 2, shared=1)
 _register(backward, 8, shared=5, sums=_wants_bias)
 _register(qk, 3, shared=2)
 _register(av, 2)

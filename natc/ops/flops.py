@@ -19,6 +19,11 @@ def _(query: Any, key: Any, value: Any, rpb: Any, kernel_size: Any, *_: Any, **_
     return _products(query[:-1], kernel_size, query[-1] + value[-1])
 
 
+@register_flop_formula([torch.ops.natc.forward_packed, torch.ops.natc.forward_lse_packed])
+def _(qkv: Any, rpb: Any, kernel_size: Any, *_: Any, **__: Any) -> int:
+    return _products((*qkv[:-3], qkv[-2]), kernel_size, 2 * qkv[-1])
+
+
 @register_flop_formula(torch.ops.natc.backward)
 def _(
     d_output: Any,

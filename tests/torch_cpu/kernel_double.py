@@ -98,7 +98,7 @@ class _Call:
         first = self.tensors[self.operation.tensors[0]]
         heads_first = self.operation.layout == HEADS_FIRST
         batch, heads = first.shape[0], first.shape[1 if heads_first else -2]
-        sizes = first.shape[2:-1] if heads_first else first.shape[1:-2]
+        sizes = first.shape[2:-1] if heads_first else first.shape[1 : 1 + len(self.kernel_size)]
         assert all(d <= size for d, size in zip(self.where["dilation"], sizes, strict=True))
         channels = {"attn": math.prod(self.kernel_size), "d_attn": math.prod(self.kernel_size)}
         channels |= dict.fromkeys(("value", "output", "d_output", "d_value"), value_dim)
@@ -109,6 +109,8 @@ class _Call:
                 continue
             number = heads // self.group if name in ("key", "value") else heads
             shape = [batch, number, *sizes] if heads_first else [batch, *sizes, number]
+            if name == "qkv":
+                shape.insert(-1, 3)
             if name not in ("lse", "delta"):
                 shape.append(channels.get(name, head_dim))
             assert list(tensor.shape) == shape, name
@@ -135,6 +137,15 @@ class _Call:
                 rpb=self.tensors.get("rpb"), return_lse=True, **self.where,
             )
         )  # fmt: skip
+
+    def forward_packed(self) -> list[Tensor]:
+        return self.forward_lse_packed()[:1]
+
+    def forward_lse_packed(self) -> list[Tensor]:
+        names = ("query", "key", "value")
+        self.tensors |= dict(zip(names, self.tensors["qkv"].unbind(-3), strict=True))
+        assert self.group == 1
+        return self.forward_lse()
 
     def delta(self) -> list[Tensor]:
         d_output, output = self.last("d_output", "output")

@@ -87,6 +87,17 @@ def test_opcheck_of_the_backward(
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("operator", [ops.forward_packed, ops.forward_lse_packed])
+def test_opcheck_of_packed(
+    libraries: LibraryDirectory, quiet: None, operator: Any, requires_grad: bool
+) -> None:
+    qkv = torch.randn(2, 5, 6, 3, 2, 4, requires_grad=requires_grad)
+    rpb = make_inputs(SHAPE, kernel_size=3, requires_grad=requires_grad).rpb
+    result = torch.library.opcheck(operator, (qkv, rpb, *OPTIONS))
+    assert list(result.values()) == ["SUCCESS"] * 4
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck_of_the_unfused(
     libraries: LibraryDirectory, quiet: None, requires_grad: bool
 ) -> None:
@@ -153,6 +164,9 @@ def test_flops_are_counted(kernels: LibraryDirectory, quiet: None) -> None:
     with FlopCounterMode(display=False) as counter:
         attn = natc.functional.na2d_qk(query, key, KERNEL_SIZE)
         natc.functional.na2d_av(attn, value, KERNEL_SIZE)
+    assert counter.get_total_flops() == 4 * products
+    with FlopCounterMode(display=False) as counter:
+        natc.functional.na2d_qkvpacked(torch.stack(inputs[:3], -3), KERNEL_SIZE)
     assert counter.get_total_flops() == 4 * products
 
 

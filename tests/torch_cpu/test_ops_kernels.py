@@ -373,3 +373,101 @@ def test_vmap_of_the_unfused(doubles: Doubles) -> None:
         ]
         wanted = tuple(torch.stack(one) for one in zip(*each, strict=True))
         torch.testing.assert_close(found, wanted)
+
+
+# Query, key and value in one tensor
+
+PACKED = {1: "na1d_qkvpacked", 2: "na2d_qkvpacked", 3: "na3d_qkvpacked"}
+
+
+def packed(rank: int) -> Callable[..., Any]:
+    """The function that takes them apart, as the one of `PACKED` does not."""
+    function = getattr(natc.functional, PACKED[rank])
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Any:
+        return function(torch.stack((query, key, value), -3), **options)
+
+    return attend
+
+
+@pytest.mark.parametrize("rpb", [False, True])
+@pytest.mark.parametrize(("shape", "options"), [(case[0], case[3]) for case in CASES], ids=str)
+def test_packed(
+    doubles: Doubles, limit: Any, shape: tuple[int, ...], options: dict[str, Any], rpb: bool
+) -> None:
+    tensors = tensors_of(shape, shape[-2], shape[-1], options["kernel_size"], rpb)
+    wanted = fused(tensors, neighborhood_attention, options)
+    qkv = torch.stack(tensors[:3], -3)
+    limit(qkv, *tensors[:3], heads_axis=-2, rpb=tensors[3] if rpb else None)
+    found = fused(tensors, packed(len(shape) - 3), options)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    assert "forward_lse_packed" in doubles.operations
+    assert "forward_lse" not in doubles.operations
+
+
+@pytest.mark.parametrize("missing", [set(), {"forward_packed", "forward_lse_packed"}], ids=str)
+def test_packed_reads_what_it_is_given(doubles: Doubles, missing: set[str]) -> None:
+    doubles.missing = missing
+    qkv = torch.randn(2, 5, 6, 3, 2, 4)
+    rpb = torch.randn(2, 5, 5)
+    expected = neighborhood_attention(*qkv.unbind(-3), 3, rpb=rpb, return_lse=True)
+    with torch.no_grad():
+        output = natc.functional.na2d_qkvpacked(qkv, 3, rpb=rpb)
+        torch.testing.assert_close(output, expected[0])
+        both = natc.functional.na2d_qkvpacked(qkv, 3, rpb=rpb, return_lse=True)
+    torch.testing.assert_close(both, expected)
+    suffix = "" if missing else "_packed"
+    assert doubles.operations == [f"forward{suffix}", f"forward_lse{suffix}"]
+    doubles.calls.clear()
+    natc.functional.na2d_qkvpacked(qkv, 3, rpb=rpb.requires_grad_())[0].sum().backward()
+    assert doubles.operations == [f"forward_lse{suffix}", "delta", "d_rpb"]
+
+
+def test_derivatives_of_packed(doubles: Doubles) -> None:
+    qkv = torch.randn(1, 4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    rpb = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+
+    def function(qkv: Tensor, rpb: Tensor) -> Any:
+        return natc.functional.na1d_qkvpacked(qkv, 3, rpb=rpb, is_causal=True, return_lse=True)
+
+    assert torch.autograd.gradcheck(function, (qkv, rpb), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, (qkv, rpb), check_fwd_over_rev=True)
+
+    def loss(attend: Any) -> Callable[..., Tensor]:
+        def of(qkv: Tensor, rpb: Tensor) -> Tensor:
+            return attend(qkv, rpb).sin().sum()
+
+        return of
+
+    def plain(qkv: Tensor, rpb: Tensor) -> Any:
+        return neighborhood_attention(*qkv.unbind(-3), 3, rpb=rpb, is_causal=True)
+
+    mapped = torch.stack((qkv, qkv * 2)).detach(), torch.stack((rpb, rpb - 1)).detach()
+    for in_dims, given in (((0, 0), mapped), ((0, None), (mapped[0], rpb.detach()))):
+        found = [
+            torch.vmap(torch.func.grad(loss(attend), argnums=(0, 1)), in_dims)(*given)
+            for attend in (lambda *t: function(*t)[0], plain)
+        ]
+        torch.testing.assert_close(*found)
+
+
+def test_an_empty_packed_tensor(doubles: Doubles) -> None:
+    for shape in ((0, 4, 3, 2, 4), (2, 0, 3, 2, 4), (2, 4, 3, 0, 4)):
+        qkv = torch.zeros(shape, requires_grad=True)
+        output, lse = natc.functional.na1d_qkvpacked(qkv, 3, return_lse=True)
+        assert output.shape == (*shape[:2], *shape[3:]) and lse.shape == output.shape[:-1]
+        output.sum().backward()
+        assert qkv.grad is not None and qkv.grad.shape == shape
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((2, 4, 3, 2, 4), r"qkv has 5 axes.* 6: \[batch, height, width, 3, heads, head_dim\]"),
+        ((2, 4, 5, 2, 2, 4), "qkv has shape .*; its axis before the heads must be 3"),
+        ((2, 4, 5, 3, 2, 0), "qkv has shape .*head_dim must be at least 1"),
+    ],
+)
+def test_a_bad_packed_tensor_is_named(shape: tuple[int, ...], said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        natc.functional.na2d_qkvpacked(torch.zeros(shape), 3)

@@ -1,0 +1,130 @@
+"""Fused attention of query, key and value in one tensor, as one linear layer makes them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol, cast, overload
+
+from torch import Tensor
+
+from natc.errors import ArgumentError
+from natc.functional import arguments
+from natc.functional.fused import Flags, PerAxis
+from natc.ops import forward_lse_packed, forward_packed
+
+
+class _PackedAttention(Protocol):
+    """How every function of this module is called: the result depends on return_lse."""
+
+    @overload
+    def __call__(
+        self, qkv: Tensor, kernel_size: PerAxis, *, stride: PerAxis = ..., dilation: PerAxis = ...,
+        is_causal: Flags = ..., scale: float | None = ..., rpb: Tensor | None = ...,
+        return_lse: Literal[False] = ...,
+    ) -> Tensor: ...  # fmt: skip
+    @overload
+    def __call__(
+        self, qkv: Tensor, kernel_size: PerAxis, *, stride: PerAxis = ..., dilation: PerAxis = ...,
+        is_causal: Flags = ..., scale: float | None = ..., rpb: Tensor | None = ...,
+        return_lse: Literal[True],
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+    @overload
+    def __call__(
+        self, qkv: Tensor, kernel_size: PerAxis, *, stride: PerAxis = ..., dilation: PerAxis = ...,
+        is_causal: Flags = ..., scale: float | None = ..., rpb: Tensor | None = ...,
+        return_lse: bool,
+    ) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+def _typed(function: Any) -> _PackedAttention:
+    return cast(_PackedAttention, function)
+
+
+@_typed
+def na1d_qkvpacked(
+    qkv: Tensor,
+    kernel_size: PerAxis,
+    *,
+    stride: PerAxis = 1,
+    dilation: PerAxis = 1,
+    is_causal: Flags = False,
+    scale: float | None = None,
+    rpb: Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Return 1-D neighborhood attention of `[B, length, 3, heads, head_dim]`.
+
+    Everything else is as for `na2d_qkvpacked`.
+    """
+    return _attend(1, qkv, kernel_size, stride, dilation, is_causal, scale, rpb, return_lse)
+
+
+@_typed
+def na2d_qkvpacked(
+    qkv: Tensor,
+    kernel_size: PerAxis,
+    *,
+    stride: PerAxis = 1,
+    dilation: PerAxis = 1,
+    is_causal: Flags = False,
+    scale: float | None = None,
+    rpb: Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Return `natc.na2d(*qkv.unbind(-3), ...)`, which reads its input without a copy.
+
+    Args:
+        qkv: query, key and value in this order, `[B, height, width, 3, heads, head_dim]`, what
+            a linear layer of 3 * heads * head_dim channels makes; float32, float16, bfloat16 or
+            float64.
+        kernel_size, stride, dilation, is_causal, scale, rpb, return_lse, and Raises: as for
+            `natc.neighborhood_attention`.
+
+    Returns:
+        output `[B, height, width, heads, head_dim]` in the dtype of qkv, or (output, lse).
+    """
+    return _attend(2, qkv, kernel_size, stride, dilation, is_causal, scale, rpb, return_lse)
+
+
+@_typed
+def na3d_qkvpacked(
+    qkv: Tensor,
+    kernel_size: PerAxis,
+    *,
+    stride: PerAxis = 1,
+    dilation: PerAxis = 1,
+    is_causal: Flags = False,
+    scale: float | None = None,
+    rpb: Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Return 3-D neighborhood attention of `[B, depth, height, width, 3, heads, head_dim]`.
+
+    Everything else is as for `na2d_qkvpacked`.
+    """
+    return _attend(3, qkv, kernel_size, stride, dilation, is_causal, scale, rpb, return_lse)
+
+
+def _attend(
+    rank: int,
+    qkv: Any,
+    kernel_size: Any,
+    stride: Any,
+    dilation: Any,
+    is_causal: Any,
+    scale: Any,
+    rpb: Any,
+    return_lse: bool,
+) -> Any:
+    (qkv,) = arguments.tensors(("qkv", qkv))
+    arguments.axes("qkv", qkv, rank, "[batch, {}, 3, heads, head_dim]", extra=1)
+    *_, three, heads, head_dim = qkv.shape
+    if three != 3:
+        raise ArgumentError(
+            f"qkv has shape {list(qkv.shape)}; its axis before the heads must be 3: query, key "
+            "and value."
+        )
+    options = arguments.options(rank, kernel_size, stride, dilation, is_causal)
+    scale = arguments.scale_of(scale, head_dim)
+    if rpb is not None:
+        rpb = arguments.bias(rpb, qkv, heads, options[0])
+    return (forward_lse_packed if return_lse else forward_packed)(qkv, rpb, *options, scale)

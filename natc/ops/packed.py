@@ -1,0 +1,105 @@
+"""The operators `forward_packed` and `forward_lse_packed`: query, key and value in one tensor.
+
+It is what one linear layer makes of its input; a kernel reads it without a copy. Derivatives are
+those of `forward_lse`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from natc import fused
+from natc.fallback import reference_is_forced
+from natc.ops.fused import backward
+from natc.ops.library import (
+    OPTIONS,
+    Function,
+    apply,
+    as_in_the_forward,
+    define,
+    differentiable,
+    library,
+)
+
+_PARAMETERS = f"Tensor qkv, Tensor? rpb, {OPTIONS}, float scale"
+
+forward_packed = define("forward_packed", _PARAMETERS, "Tensor", fused.forward_packed)
+forward_lse_packed = define(
+    "forward_lse_packed", _PARAMETERS, "(Tensor, Tensor)", fused.forward_lse_packed
+)
+
+
+def _empty_output(qkv: Tensor) -> Tensor:
+    return qkv.new_empty((*qkv.shape[:-3], *qkv.shape[-2:]))
+
+
+@torch.library.register_fake(forward_packed, lib=library)
+def _(qkv: Tensor, *_: Any) -> Tensor:
+    return _empty_output(qkv)
+
+
+@torch.library.register_fake(forward_lse_packed, lib=library)
+def _(qkv: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    output = _empty_output(qkv)
+    return output, fused.empty_lse(output)
+
+
+class _PackedAttention(Function):
+    """`forward_lse_packed`, with what its gradient needs."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[..., Any], *arguments: Any) -> Any:
+        ctx.set_materialize_grads(False)
+        output, lse = run(*arguments)
+        ctx.save_for_backward(*arguments[:2], output, lse)
+        ctx.options = arguments[2:]
+        ctx.forced = reference_is_forced()
+        return output, lse
+
+    @staticmethod
+    def backward(ctx: Any, d_output: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:
+        qkv, rpb, output, lse = ctx.saved_tensors
+        nothing = (None,) * len(ctx.options)
+        if d_output is None and d_lse is None:
+            return (None, None, None, *nothing)
+        if d_output is None:
+            d_output = torch.zeros_like(output)
+        of_qkv, of_rpb = ctx.needs_input_grad[1:3]
+        with as_in_the_forward(ctx):
+            *found, d_rpb = backward(
+                d_output, d_lse, *qkv.unbind(-3), rpb, output, lse, [of_qkv] * 3 + [of_rpb],
+                *ctx.options,
+            )  # fmt: skip
+        d_qkv = torch.stack(found, -3) if of_qkv else None
+        return (None, d_qkv, d_rpb if of_rpb else None, *nothing)
+
+
+def _forward_with_gradient(run: Callable[..., Any], *arguments: Any) -> Tensor:
+    # Not `run`, which returns no logsumexp.
+    return forward_lse_packed(*arguments)[0]
+
+
+def _composed(run: Callable[..., Any], qkv: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    query, key, value = qkv.unbind(-3)
+    return fused.composed(query, key, value, *arguments)
+
+
+differentiable(
+    forward_packed,
+    fused.forward_packed,
+    2,
+    with_gradient=_forward_with_gradient,
+    with_tangent=lambda *arguments: _composed(*arguments)[0],
+)
+differentiable(
+    forward_lse_packed,
+    fused.forward_lse_packed,
+    2,
+    with_gradient=functools.partial(apply, _PackedAttention),
+    with_tangent=_composed,
+)
