@@ -166,3 +166,40 @@ def test_gradients_are_the_same_bits(spec: KernelSpec) -> None:
     for _ in range(3):
         for one, other in zip(run(), first, strict=True):
             assert torch.equal(one, other)
+
+
+def test_gradients_beyond_32_bits_are_right_at_their_end() -> None:
+    """Positions of 2^31 elements and more; NATTEN computed them in 32 bits (pull request 337)."""
+    spec = min(SPECS, key=lambda one: (getattr(torch, one.dtype).itemsize, -one.head_dim))
+    dtype, heads = getattr(torch, spec.dtype), 8
+    spatial = {1: (4096,), 2: (64, 64), 3: (16, 16, 16)}[spec.rank]
+    entry = 4096 * heads * min(spec.head_dim, spec.value_dim)
+    batch = 2**31 // entry + 2
+    needed = 16 * batch * 4096 * heads * max(spec.head_dim, spec.value_dim) * dtype.itemsize
+    if torch.cuda.mem_get_info()[0] < needed:
+        pytest.skip(f"needs {needed / 2**30:.0f} GiB of free GPU memory")
+    last = call_of(spec, spatial, heads=heads, heads_kv=heads)
+    inputs, upstream = draw_fused(last, "cuda")
+
+    def run(inputs: dict[str, torch.Tensor], d_output: torch.Tensor) -> dict[str, torch.Tensor]:
+        output = natc.neighborhood_attention(**inputs, **last.options)
+        gradients = torch.autograd.grad(output, list(inputs.values()), d_output)
+        return dict(zip(inputs, gradients, strict=True)) | {"output": output.detach()}
+
+    def among_zeros(tensor: torch.Tensor) -> torch.Tensor:
+        whole = torch.zeros(batch, *tensor.shape[1:], dtype=tensor.dtype, device="cuda")
+        whole[-1:] = tensor.detach()
+        return whole
+
+    expected = run(inputs, upstream["d_output"])
+    wide = {
+        name: (tensor.detach() if name == "rpb" else among_zeros(tensor)).requires_grad_()
+        for name, tensor in inputs.items()
+    }
+    found = run(wide, among_zeros(upstream["d_output"]))
+    for name, tensor in found.items():
+        if name == "rpb":
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-4)
+        else:
+            assert torch.equal(tensor[-1:], expected[name]), name
+            assert not bool(tensor[:-1].any()), name
