@@ -15,7 +15,8 @@ from natc.files import reason
 from natc.spec import KernelSpec
 from natc.targets import Target
 
-SCHEMA_VERSION = 1
+# 2: functions take strides, causal flags and the heads that share one of key and value.
+SCHEMA_VERSION = 2
 SUFFIX = ".json"
 
 
@@ -85,6 +86,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Header(msgspec.Struct):
     schema_version: int
+    spec: str = ""
 
 
 def dump(manifest: Manifest) -> str:
@@ -109,7 +111,8 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
     """Read the content of a manifest file; raises as `load_manifest` does, naming `name`."""
     try:
         # The version comes first: a newer file may differ in everything else.
-        version = msgspec.json.decode(data, type=_Header).schema_version
+        header = msgspec.json.decode(data, type=_Header)
+        version = header.schema_version
         if version > SCHEMA_VERSION:
             raise LibraryError(
                 f"manifest {name} has schema version {version}, written by a newer natc; this "
@@ -117,6 +120,12 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
             )
         if version < 1:
             raise ValueError(f"schema_version {version} must be 1 or more")
+        if version < SCHEMA_VERSION:
+            raise LibraryError(
+                f"manifest {name} has schema version {version}: an older natc built the library "
+                f"of {header.spec}, and its functions take other arguments. Build it again with "
+                "natc build, or upgrade the package that it is from."
+            )
         return msgspec.json.decode(data, type=Manifest)
     except LibraryError:
         raise

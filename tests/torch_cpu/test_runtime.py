@@ -23,6 +23,7 @@ from natc.testing.inputs import make_inputs
 
 SPEC = SPECS[False]
 SHAPE = (1, 5, 6, 2, HEAD_DIM)
+VERSION = f": {manifest.SCHEMA_VERSION},"
 
 
 def described(spec: KernelSpec, kind: str, archs: tuple[str, ...], **changes: Any) -> Any:
@@ -73,6 +74,7 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
     [
         ("schema_version", manifest.SCHEMA_VERSION + 1, "newer natc.*pip install -U natc"),
         ("schema_version", 0, "schema_version 0"),
+        ("schema_version", 1, "older natc built the library of na2d_k3_d8_float32, .*natc build"),
         ("schema_version", "1", "schema_version"),
         ("spec", "na2d_k7", "'na2d_k7' is not the name of a kernel"),
         ("spec", "na2d_k1_d32_float32", "kernel_size 1"),
@@ -270,12 +272,16 @@ def test_a_function_that_is_not_there_is_named(libraries: LibraryDirectory) -> N
     [
         (lambda path: path.write_text("{"), "is not valid"),
         (
-            lambda path: path.write_text(path.read_text().replace(": 1,", ": 99,", 1)),
+            lambda path: path.write_text(path.read_text().replace(VERSION, ": 99,", 1)),
             "written by a newer natc",
+        ),
+        (
+            lambda path: path.write_text(path.read_text().replace(VERSION, ": 1,", 1)),
+            "an older natc built the library",
         ),
         (lambda path: path.with_suffix(".so").unlink(), "is missing"),
     ],
-    ids=["corrupt manifest", "newer manifest", "missing library"],
+    ids=["corrupt manifest", "newer manifest", "older manifest", "missing library"],
 )
 def test_what_is_bad_is_passed_over_and_said(
     libraries: LibraryDirectory, damage: Any, said: str
