@@ -64,7 +64,8 @@ def choose(spec: KernelSpec, target: Target, *, untuned: bool = False) -> Chosen
         note = f"{what}: the schedule tuned for {sibling.name}; it has none of its own."
         return Chosen(found.decisions, "borrowed", note, found)
     note = f"{what}: the untuned default schedule; no tuned one was found{outdated}."
-    if spec.rank == 2 and spec.value_dim == spec.head_dim and spec.dtype != "float64":
+    searched = space.name == space_for(target).name
+    if searched and spec.rank == 2 and spec.value_dim == spec.head_dim and spec.dtype != "float64":
         note += f" To tune: {tune_command(spec, target)}"
     return Chosen({}, "untuned", note)
 

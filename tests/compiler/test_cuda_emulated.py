@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from tvm.tirx.build import codegen_build
 
-from natc.build.lower import scheduled
+from natc.build.cuda import lower
+from natc.build.lower import compiler_target, scheduled
 from natc.errors import ScheduleError
 from natc.operations import OPERATIONS, operations_of
 from natc.reference import neighborhood_attention
@@ -171,6 +173,21 @@ def test_threads_that_work_together_are_refused() -> None:
     # Lanes of a query add up a dot product together.
     with pytest.raises(AssertionError, match="loops over threadIdx.x follow each other"):
         emulated(KernelSpec.parse("na2d_k3_d32_float32"), "forward", GPU)
+
+
+@pytest.mark.parametrize(
+    "name", ["na1d_k3_d32_float16", "na2d_k3_d32_float16", "na3d_k2_d32_float16"]
+)
+def test_lanes_of_a_query_add_up_by_shuffles(name: str) -> None:
+    """Emulation cannot see it: a sum over lanes that was lowered to one of each lane's own."""
+    spec = KernelSpec.parse(name)
+    for lanes, shuffles in ((4, True), (1, False)):
+        module = scheduled(spec, GPU, {"lanes": lanes}, operation="forward_lse")
+        _, device = lower(module, GPU)
+        source = codegen_build(device, compiler_target(GPU)).inspect_source("cuda")
+        assert ("__shfl_down_sync(" in source) == shuffles
+        # A block of threads has no barrier that part of it may not reach.
+        assert "__syncthreads" not in source and "__shared__" not in source
 
 
 def test_the_exponential_is_the_gpus() -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from natc import manifest
 from natc.build import build_library, c_compiler
 from natc.errors import BuildError, CompilerNotFound
 from natc.manifest import load_manifest
+from natc.operations import FAMILIES, operations_of
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -29,20 +31,19 @@ except CompilerNotFound as error:
 ROOT = Path(natc.__file__).parents[1]
 ARCHS = ("sm_80", "sm_90")
 SPEC = KernelSpec.parse("na2d_k7_d32_float16_rpb")
-# Every dtype; vectors of 1, 2, 4 and 8 channels; one lane and many.
-OTHERS = [
-    KernelSpec.parse(name)
-    for name in (
-        "na2d_k7_d32_float16",
-        "na2d_k7_d32_bfloat16_rpb",
-        "na2d_k7_d32_float32",
-        "na2d_k13_d64_float16",
-        "na2d_k4x3_d12_float32_rpb",
-        "na2d_k5_d9_bfloat16",
-        "na2d_k3_d1_float16_rpb",
-        "na2d_k3_d128_float32",
-    )
-]
+# Every rank and dtype; vectors of 1, 2, 4 and 8 channels; one lane and many; one pass and two.
+FORWARDS = (
+    "na2d_k7_d32_bfloat16_rpb",
+    "na2d_k9_d64_float32",
+    "na2d_k4x3_d12_float32_rpb",
+    "na2d_k3_d1_float16_rpb",
+    "na2d_k17_d128_bfloat16_rpb",
+    "na1d_k63_d256v24_float16",
+    "na3d_k3x7x5_d20_bfloat16",
+    "na3d_k7_d24_float32_rpb",
+)
+# Every other operation of these as well.
+WHOLE = ("na1d_k5_d9_bfloat16_rpb", "na2d_k4x3_d256v12_float16", "na3d_k3_d24_float32_rpb")
 
 
 def cuobjdump() -> str:
@@ -78,7 +79,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     path = directory / f"{SPEC.name}.cuda.so"
-    assert f"built {path} (sm_80, sm_90, " in done.stdout
+    assert f"built {path} (forward, backward, unfused; sm_80, sm_90; " in done.stdout
     for arch in ARCHS:
         # Which schedule it is depends on what has been tuned; that it is said does not.
         assert f"note: {SPEC.name} for cuda-{arch}: " in done.stderr
@@ -96,10 +97,12 @@ def test_it_holds_the_kernel_of_each_entry(library: Path) -> None:
     text = dumped(library, "--dump-resource-usage")
     for functions in load_manifest(library.with_suffix(".json")).entries.values():
         for name in functions.values():
-            usage = re.search(rf"Function {name}_kernel:\s+REG:(\d+)", text)
+            usage = re.search(rf"Function {name}_kernel:\s+REG:(\d+) STACK:(\d+)", text)
             assert usage, name
-            assert 0 < int(usage[1]) <= 255
-    assert text.count("Function ") == 4
+            # On the stack lie the tables of windows and the logits, which are indexed; numbers
+            # that do not fit into registers would make it larger.
+            assert 0 < int(usage[1]) < 255 and int(usage[2]) < 512, usage[0]
+    assert text.count("Function ") == len(ARCHS) * len(operations_of(SPEC))
 
 
 def test_the_manifest_names_the_architectures(library: Path) -> None:
@@ -109,32 +112,57 @@ def test_the_manifest_names_the_architectures(library: Path) -> None:
     assert found.sha256 == manifest.file_sha256(library)
     assert found.entries == {
         entry: {arch: f"{SPEC.name}_{entry}_{arch}" for arch in ARCHS}
-        for entry in ("forward", "forward_lse")
+        for entry in operations_of(SPEC)
     }
     assert set(found.schedule) == set(ARCHS)
 
 
-@pytest.mark.parametrize("spec", OTHERS, ids=str)
-def test_every_kind_of_kernel_compiles(place: Path, spec: KernelSpec) -> None:
-    path = build_library(spec, Target("cuda", "sm_90"), place / "lib", untuned=True)
+def built(spec: KernelSpec, directory: Path, families: Sequence[str] = FAMILIES) -> str:
+    """Build operations of a kernel and return what cuobjdump says of its functions."""
+    target = Target("cuda", "sm_90")
+    path = build_library(spec, target, directory / "lib", untuned=True, families=families)
     text = dumped(path.with_suffix(".so"), "--dump-resource-usage")
-    for entry in ("forward", "forward_lse"):
-        assert f"Function {spec.name}_{entry}_sm_90_kernel" in text
+    for operation in operations_of(spec, tuple(families)):
+        assert f"Function {spec.name}_{operation}_sm_90_kernel" in text
+    return text
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_every_kind_of_forward_compiles(place: Path, name: str) -> None:
+    assert built(KernelSpec.parse(name), place, ("forward",)).count("Function ") in (2, 4)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_every_operation_compiles(place: Path, name: str) -> None:
+    spec = KernelSpec.parse(name)
+    text = built(spec, place)
+    assert text.count("Function ") == len(operations_of(spec)) > 5
+    # Threads of these share nothing.
+    for operation in operations_of(spec, ("backward", "unfused")):
+        usage = re.search(
+            rf"Function {spec.name}_{operation}_sm_90_kernel:.*?SHARED:(\d+)", text, re.S
+        )
+        assert usage and int(usage[1]) == 0, usage
 
 
 @pytest.mark.parametrize("arch", ["sm_86", "sm_89", "sm_100", "sm_103", "sm_120"])
 def test_other_architectures_compile(place: Path, arch: str) -> None:
     spec = KernelSpec.parse("na2d_k3_d8_float16")
-    path = build_library(spec, Target("cuda", arch), place / "lib", untuned=True)
+    families = ("backward",) if arch == "sm_120" else ("forward",)
+    path = build_library(
+        spec, Target("cuda", arch), place / "lib", untuned=True, families=families
+    )
     assert re.findall(r"\.(sm_\w+)\.cubin", dumped(path.with_suffix(".so"), "-lelf")) == [arch]
 
 
 def test_the_same_library_is_built_again(place: Path) -> None:
     spec = KernelSpec.parse("na2d_k3_d8_float16")
     targets = [Target("cuda", "sm_90"), Target("cuda", "sm_80")]
-    first = build_library(spec, targets, place / "one", untuned=True)
-    second = build_library(spec, [*reversed(targets)], place / "two", untuned=True)
-    assert load_manifest(first).sha256 == load_manifest(second).sha256
+    one, two = (
+        build_library(spec, chosen, place / directory, untuned=True, families=["unfused"])
+        for chosen, directory in ((targets, "one"), ([*reversed(targets)], "two"))
+    )
+    assert load_manifest(one).sha256 == load_manifest(two).sha256
 
 
 # What goes wrong
@@ -152,6 +180,20 @@ def test_an_unknown_architecture_is_named_with_those_known() -> None:
         r"sm_80, .*sm_120\.\n",
         done.stderr,
     )
+
+
+def test_float64_is_refused(place: Path) -> None:
+    spec = KernelSpec.parse("na2d_k3_d8_float64")
+    message = "dtype is float64; kernels for cuda are float32, float16, bfloat16. There, natc.ref"
+    with pytest.raises(BuildError, match=message):
+        build_library(spec, Target("cuda", "sm_90"), place / "lib")
+    done = subprocess.run(
+        [sys.executable, "-m", "natc", "build", "--kernel", "3", "--dtype", "float64", "--target",
+         "cuda", "--arch", "sm_90", "-o", str(place / "lib")],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "float64" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_no_nvcc_says_what_to_install(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +259,7 @@ query, key, value, output = (
 rpb, lse = torch.zeros(2, 13, 13), torch.zeros(1, 8, 8, 2)
 def attempt(function, *tensors):
     try:
-        function(*tensors, 1.0, 1, 1)
+        function(*tensors, 1.0, 1, 1, 1, 1, 0, 0, 1)
     except Exception as error:
         print(type(error).__name__, str(error).splitlines()[0])
     else:
@@ -268,6 +310,19 @@ attempt(module["na2d_k7_d32_float16_rpb_forward_sm_90"], *far)
     opening = "RuntimeError natc: opening the CUDA driver (libcuda.so.1) failed"
     choosing = "RuntimeError natc: choosing the device failed"
     assert messages(library, program) == [opening, opening, choosing]
+
+
+def test_a_map_with_too_many_tiles_is_refused(library: Path) -> None:
+    program = """
+shape = 1, 1, 4 * 65535 + 1, 1, 32
+given = [OnGpu(torch.zeros(shape, dtype=torch.float16)) for _ in range(3)]
+given += [OnGpu(torch.zeros(1, 13, 13)), OnGpu(torch.zeros(shape, dtype=torch.float16))]
+given = [tvm_ffi.from_dlpack(tensor) for tensor in given]
+attempt(module["na2d_k7_d32_float16_rpb_forward_sm_80"], *given)
+"""
+    assert messages(library, program) == [
+        "RuntimeError natc: launching the kernel on more than 65,535 tiles of a map's axis failed"
+    ]
 
 
 def test_it_needs_no_cuda_library(library: Path) -> None:

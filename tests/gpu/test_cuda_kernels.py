@@ -1,4 +1,4 @@
-"""CUDA kernels of the libraries in NATC_LIB_PATH, on this machine's GPUs.
+"""The forward of two-dimensional CUDA kernels in NATC_LIB_PATH, on this machine's GPUs.
 
 Needs no compiler. To make libraries, here or elsewhere: `natc build --kernel 7 --target cuda
 --arch sm_90 -o DIRECTORY`, for several kernels; then NATC_LIB_PATH=DIRECTORY.
@@ -39,21 +39,21 @@ SPECS = sorted(
     {
         library.spec
         for library in runtime.kernels()
-        if any(target.runs_on(MACHINE) for target in library.targets)
+        if any(target.runs_on(MACHINE) for target in library.targets) and library.spec.rank == 2
     },
     key=str,
 )
 if not SPECS:
     pytest.skip(
-        f"no library for {MACHINE} was found in NATC_LIB_PATH or natc's own directories; "
-        f"build some: natc build --kernel 7 --target cuda --arch {MACHINE.arch} -o DIRECTORY, and "
-        "set NATC_LIB_PATH=DIRECTORY",
+        f"no library of rank 2 for {MACHINE} was found in NATC_LIB_PATH or natc's own "
+        "directories; build some: natc build --kernel 7 --target cuda --arch "
+        f"{MACHINE.arch} -o DIRECTORY, and set NATC_LIB_PATH=DIRECTORY",
         allow_module_level=True,
     )
 
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=str)
 # Where one kernel is enough.
-SPEC = next((spec for spec in SPECS if spec.rpb), SPECS[0])
+SPEC = next((s for s in SPECS if s.rpb and s.value_dim == s.head_dim), SPECS[0])
 several = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU here")
 
 
@@ -73,6 +73,7 @@ def inputs_of(
     return make_inputs(
         (*leading, spec.head_dim),
         kernel_size=spec.kernel_size if spec.rpb else None,
+        value_dim=spec.value_dim,
         dtype=getattr(torch, spec.dtype),
         device=device,
         seed=seed,
@@ -305,6 +306,7 @@ from natc.reference import neighborhood_attention
 heads, kernel_size = 3, {SPEC.kernel_size}
 tensors = torch.randn(3, 2, 9, 8, heads, {SPEC.head_dim}, device="cuda")
 query, key, value = tensors.to(torch.{SPEC.dtype})
+value = value[..., :{SPEC.value_dim}]
 rpb = None
 if {SPEC.rpb}:
     rpb = torch.randn(heads, *(2 * size - 1 for size in kernel_size), device="cuda")
@@ -353,6 +355,8 @@ def test_a_call_beyond_32_bits_is_right_at_its_end() -> None:
     if torch.cuda.mem_get_info()[0] < needed:
         pytest.skip(f"needs {needed / 2**30:.0f} GiB of free GPU memory")
     rpb = inputs_of(SPEC, (1, 1, 1, 8)).rpb
+    if SPEC.value_dim != SPEC.head_dim:
+        pytest.skip("needs a kernel whose values have the head_dim of its keys")
     tensor = torch.zeros(
         batch, 64, 64, 8, SPEC.head_dim, dtype=getattr(torch, SPEC.dtype), device="cuda"
     )
@@ -361,6 +365,14 @@ def test_a_call_beyond_32_bits_is_right_at_its_end() -> None:
     last = tensor[-1:].clone()
     assert_same((output[-1:], lse[-1:]), attend(SPEC, Inputs(last, last, last, rpb)))
     assert not bool(output[:-1].any())
+
+
+@pytest.mark.skipif(math.prod(SPEC.kernel_size) > 225, reason="that window takes other blocks")
+def test_a_map_with_too_many_tiles_is_refused() -> None:
+    # Tiles are at most 8 high.
+    inputs = inputs_of(SPEC, (1, 8 * 65535 + 1, 1, 1))
+    with pytest.raises(RuntimeError, match="more than 65,535 tiles of a map's axis"):
+        attend(SPEC, inputs)
 
 
 # Devices
