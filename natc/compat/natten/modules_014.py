@@ -8,7 +8,7 @@ did when the published detection and segmentation networks were trained.
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -16,7 +16,6 @@ from natc.compat.natten import functions_014, functions_017
 from natc.compat.natten.arguments import WindowError, check_room
 from natc.compat.natten.modules import Attention
 from natc.compat.natten.operators import is_tracing, operator
-from natc.errors import ArgumentError
 
 
 def _traced_as_014(rank: int) -> Any:
@@ -34,6 +33,8 @@ class Padded(Attention):
 
     dilation: int | None
     window_size: int | None
+    # Whether any string is a dilation as large as the map allows.
+    takes_strings: ClassVar[bool] = False
 
     def _configure(
         self,
@@ -50,12 +51,11 @@ class Padded(Attention):
         self._heads(dim, num_heads, qk_scale)
         self._check_size(kernel_size)
         self.kernel_size = kernel_size
-        if isinstance(dilation, str):
+        if isinstance(dilation, str) and self.takes_strings:
             self.dilation = self.window_size = None
         else:
-            self._check_dilation(dilation)
-            self.dilation = dilation or 1
-            self.window_size = self.kernel_size * self.dilation
+            step = self._step(dilation)
+            self.dilation, self.window_size = step, kernel_size * step
         bias_of = (kernel_size,) * self.rank if bias else None
         self._projections(dim, bias_of, qkv_bias, attn_drop, proj_drop)
 
@@ -67,8 +67,9 @@ class Padded(Attention):
         )
 
     @staticmethod
-    def _check_dilation(dilation: int | None) -> None:
+    def _step(dilation: Any) -> int:
         assert dilation is None or dilation >= 1, f"dilation is {dilation}; it must be >= 1."
+        return dilation or 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[B, *S, dim]` for x of that shape."""
@@ -124,8 +125,6 @@ class _Early(Padded):
         dilation: int | str | None = None,
     ) -> None:
         super().__init__()
-        if self.rank == 1 and isinstance(dilation, str):
-            raise ArgumentError(f"dilation is {dilation!r}; with one axis it must be an integer.")
         self._configure(
             dim, num_heads, kernel_size, dilation, True, qkv_bias, qk_scale, attn_drop, proj_drop
         )
@@ -165,6 +164,7 @@ class UpTo0144:
         """Of maps `[B, height, width, dim]`; a dilation that is a string: as large as fits."""
 
         rank = 2
+        takes_strings = True
         operators = _traced_as_014(2)
 
     class NeighborhoodAttention(NeighborhoodAttention2D):

@@ -51,10 +51,8 @@ class UpTo0151:
             self._check_size(kernel_size)
             self.kernel_size = kernel_size
             self.kernel_size_d = kernel_size_d or kernel_size
-            self._check_dilation(dilation)
-            self._check_dilation(dilation_d)
-            self.dilation: int = dilation or 1
-            self.dilation_d: int = dilation_d or self.dilation
+            self.dilation: int = self._step(dilation)
+            self.dilation_d = self._step(dilation_d or self.dilation)
             self.window_size = self.kernel_size * self.dilation
             self.window_size_d = self.kernel_size_d * self.dilation_d
             bias_of = (self.kernel_size_d, kernel_size, kernel_size) if bias else None

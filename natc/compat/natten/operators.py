@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -104,7 +105,12 @@ class _Traced(torch.autograd.Function):
         ctx.save_for_backward(*(a for a, tensor in zip(arguments, is_tensor) if tensor))
         ctx.others = [None if tensor else a for a, tensor in zip(arguments, is_tensor)]
         ctx.is_tensor = is_tensor
-        return cls.call(*arguments)
+        with _not_tracing():
+            results = cls.call(*arguments)
+        # A trace knows no tensor that was made outside of it, and takes only copies in.
+        if isinstance(results, tuple):
+            return tuple(result.clone() for result in results)
+        return results.clone()
 
     @classmethod
     def backward(cls, ctx: Any, *grads: Any) -> Any:
@@ -118,6 +124,17 @@ class _Traced(torch.autograd.Function):
         results = results if isinstance(results, tuple) else (results,)
         found = iter(torch.autograd.grad(results, saved, grads, allow_unused=True))
         return tuple(next(found) if tensor else None for tensor in ctx.is_tensor)
+
+
+@contextlib.contextmanager
+def _not_tracing() -> Iterator[None]:
+    """Leave what runs inside out of a trace, which could not hold natc's operators."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 def named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
