@@ -86,7 +86,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Header(msgspec.Struct):
     schema_version: int
-    spec: str = ""
+    spec: Any = ""
 
 
 def dump(manifest: Manifest) -> str:

@@ -145,6 +145,11 @@ def _jit_families() -> tuple[str, ...]:
     return () if (env.NATC_JIT.get() or "").strip().lower() == "off" else FAMILIES
 
 
+def library_sources() -> dict[Path, str]:
+    """Return, for each directory of `library_places`, how natc came to look there."""
+    return {place.path: place.source for place in reversed(library_places())}
+
+
 def _wheels() -> list[Place]:
     found: dict[Path, Place] = {}
     for point in sorted(metadata.entry_points(group=ENTRY_POINTS), key=lambda point: point.name):

@@ -95,13 +95,20 @@ def _compilers(problems: list[str]) -> dict[str, str | None]:
 
 def _paths(problems: list[str]) -> dict[str, dict[str, Any]]:
     places = {"workspace": workspace.workspace(), "cache": workspace.cache_dir()}
-    for number, directory in enumerate(workspace.library_dirs(), 1):
-        places[f"libraries {number}"] = directory
+    sources = {}
+    for number, place in enumerate(workspace.library_places(), 1):
+        places[f"libraries {number}"] = place.path
+        sources[f"libraries {number}"] = place.source
     for name in ("workspace", "cache"):
         if not files.writable(places[name]):
             problems.append(f"the {name} directory {places[name]} is not writable.")
     return {
-        name: {"path": path, "exists": path.is_dir(), "writable": files.writable(path)}
+        name: {
+            "path": path,
+            "from": sources.get(name),
+            "exists": path.is_dir(),
+            "writable": files.writable(path),
+        }
         for name, path in places.items()
     }
 
@@ -110,6 +117,7 @@ def _libraries(problems: list[str]) -> list[dict[str, Any]]:
     from natc import runtime
 
     rows = []
+    sources = workspace.library_sources()
     for library in runtime.kernels():
         problem = None
         try:
@@ -120,6 +128,7 @@ def _libraries(problems: list[str]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "path": library.path,
+                "from": sources.get(library.path.parent),
                 "spec": library.manifest.spec,
                 "operations": contents(library.spec, library.manifest.entries),
                 "ok": problem is None,
@@ -147,7 +156,9 @@ def _print(document: dict[str, Any]) -> None:
     console.print("libraries", style="bold")
     for row in document["libraries"]:
         state = "intact" if row["ok"] else "DAMAGED"
-        console.print(f"  {row['path']}: {state}; {', '.join(row['operations'])}")
+        console.print(
+            f"  {row['path']}: {state}; {', '.join(row['operations'])}; from {row['from']}"
+        )
     if not document["libraries"]:
         console.print("  none; build one with: natc build --kernel 7 --target llvm")
     for problem in document["problems"]:
@@ -158,7 +169,8 @@ def _print(document: dict[str, Any]) -> None:
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        notes = [word for word, on in (("missing", not value["exists"]),
+        notes = [value["from"]] if value["from"] else []
+        notes += [word for word, on in (("missing", not value["exists"]),
                                        ("not writable", not value["writable"])) if on]  # fmt: skip
         return f"{value['path']}" + (f" ({', '.join(notes)})" if notes else "")
     if isinstance(value, list):

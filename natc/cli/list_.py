@@ -57,12 +57,14 @@ def _schedules() -> list[dict[str, Any]]:
 def _libraries() -> list[dict[str, Any]]:
     from natc import runtime
 
+    sources = workspace.library_sources()
     rows: list[dict[str, Any]] = [
         {
             "spec": library.manifest.spec,
             "target": ", ".join(target.name for target in library.targets),
             "operations": contents(library.spec, library.manifest.entries),
             "path": library.path,
+            "from": sources.get(library.path.parent),
             "built": library.manifest.built_at,
             "problems": [] if library.path.is_file() else [f"{library.path} is missing"],
         }
@@ -74,6 +76,7 @@ def _libraries() -> list[dict[str, Any]]:
             "target": None,
             "operations": None,
             "path": rejection.path,
+            "from": sources.get(rejection.path.parent) or sources.get(rejection.path),
             "built": None,
             "problems": [f"{rejection.path}: {rejection.reason}"],
         }

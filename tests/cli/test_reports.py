@@ -101,6 +101,7 @@ def test_what_was_tuned_and_built_is_listed(natc: Natc) -> None:
     assert (row["path"], row["sessions"], row["trials"], row["failures"]) == (str(log), 1, 2, 1)
     (row,) = found["libraries"]
     assert (row["spec"], row["path"]) == (SPEC.name, str(library))
+    assert row["from"] == "cache"
     assert row["operations"] == ["forward"]
     text = natc("list").out
     assert str(library) in text and "2.00x" in text
@@ -127,7 +128,13 @@ def test_damage_is_shown_and_hides_nothing_else(natc: Natc) -> None:
     found = document(natc, "doctor", code=1)
     assert len(found["problems"]) == 3
     assert found["libraries"] == [
-        {"path": str(library), "spec": SPEC.name, "operations": ["forward"], "ok": True}
+        {
+            "path": str(library),
+            "from": "cache",
+            "spec": SPEC.name,
+            "operations": ["forward"],
+            "ok": True,
+        }
     ]
     assert {path: path.read_bytes() for path in before} == before
 
