@@ -27,7 +27,7 @@ GRADIENTS = ("d_query", "d_key", "d_value", "d_rpb")
 # Partial sums take this many bytes at most, or as many as the query.
 _PARTIAL_BYTES = 4 * 2**20
 # More chunks keep no more processors busy; fewer queries than this are not worth one.
-_MOST_CHUNKS = 1024
+_MOST_CHUNKS, _MOST_CHUNKS_CUDA = 64, 1024
 _QUERIES_OF_A_CHUNK = 32
 
 
@@ -269,9 +269,10 @@ def _on_kernels(
 def chunks(query: Tensor, bytes_of_one: int) -> int:
     """Return the number of partial sums that the gradient of a bias is made of.
 
-    It depends on nothing but sizes, so that the order of additions, hence every bit, is the same
-    on every run. bytes_of_one: size of one of them.
+    It depends on nothing but sizes and the kind of device, so that the order of additions, hence
+    every bit, is the same on every run. bytes_of_one: size of one of them.
     """
     room = max(_PARTIAL_BYTES, query.numel() * query.element_size()) // max(bytes_of_one, 1)
     queries = math.prod(query.shape[:-2])
-    return max(1, min(_MOST_CHUNKS, queries // _QUERIES_OF_A_CHUNK, room))
+    most = _MOST_CHUNKS_CUDA if query.is_cuda else _MOST_CHUNKS
+    return max(1, min(most, queries // _QUERIES_OF_A_CHUNK, room))

@@ -15,6 +15,7 @@ import pytest
 import torch
 from kernel_double import Doubles
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import natc
 from natc import gradients, launch
@@ -246,22 +247,25 @@ def test_the_number_of_partial_sums_depends_on_sizes_alone(
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "bytes_of_one", "number"),
+    ("shape", "dtype", "bytes_of_one", "on_cpu", "on_cuda"),
     [
-        ((1, 1, 1, 32), torch.float32, 100, 1),
-        ((128, 56, 56, 2, 32), torch.float16, 2 * 13 * 13 * 4, 1024),
-        ((1, 56, 56, 2, 32), torch.float32, 2 * 13 * 13 * 4, 98),
+        ((1, 1, 1, 32), torch.float32, 100, 1, 1),
+        ((1, 8, 14, 2, 32), torch.float32, 2 * 13 * 13 * 4, 3, 3),
+        ((1, 56, 56, 2, 32), torch.float32, 2 * 13 * 13 * 4, 64, 98),
+        ((128, 56, 56, 2, 32), torch.float16, 2 * 13 * 13 * 4, 64, 1024),
         # No more than 4 MiB, or what the query takes.
-        ((1, 64, 64, 2, 32), torch.float32, 2**20, 4),
-        ((16, 64, 64, 2, 64), torch.float32, 2**20, 32),
-        ((1, 64, 64, 2, 32), torch.float32, 2**30, 1),
+        ((1, 64, 64, 2, 32), torch.float32, 2**20, 4, 4),
+        ((16, 64, 64, 2, 64), torch.float32, 2**20, 32, 32),
+        ((1, 64, 64, 2, 32), torch.float32, 2**30, 1, 1),
     ],
 )
 def test_partial_sums_stay_small(
-    shape: tuple[int, ...], dtype: torch.dtype, bytes_of_one: int, number: int
+    shape: tuple[int, ...], dtype: torch.dtype, bytes_of_one: int, on_cpu: int, on_cuda: int
 ) -> None:
-    query = torch.empty(shape, dtype=dtype, device="meta")
-    assert gradients.chunks(query, bytes_of_one) == number
+    with FakeTensorMode():
+        for device, number in (("cpu", on_cpu), ("cuda", on_cuda)):
+            query = torch.empty(shape, dtype=dtype, device=device)
+            assert gradients.chunks(query, bytes_of_one) == number
 
 
 def test_a_missing_operation_takes_the_gradients_to_the_reference(doubles: Doubles) -> None:
