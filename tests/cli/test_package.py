@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +180,24 @@ def test_a_resumed_package_has_the_bytes_of_a_fresh_one(
     fresh = document(natc, *WORDS, "-o", str(place / "3"))
     assert (resumed["reused"], fresh["built"]) == (2, 2)
     assert resumed["files"][0]["sha256"] == fresh["files"][0]["sha256"]
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "package.md"
+COMMANDS = [
+    line.split(maxsplit=2)[2]
+    for line in PAGE.read_text(encoding="utf-8").splitlines()
+    if line.startswith("natc package ")
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_the_commands_of_the_page_are_understood(
+    natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    monkeypatch.chdir(place)
+    add_library(place / "lib")
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", "key.pem"], check=True)
+    found = document(natc, "package", *words.split(), "--dry-run")
+    assert found["libraries"] or found["from"] == "lib"
+    if found["from"]:
+        assert natc("package", *words.split()).code == 0
