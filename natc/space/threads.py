@@ -56,7 +56,8 @@ def _grid(nest: Sequence[tirx.For], threads: int) -> tirx.For:
         rest = tirx.truncdiv(rest, loop.extent)
         # A loop of one iteration: lowering puts its index wherever it is used.
         body = tirx.For(loop.loop_var, index, 1, tirx.ForKind.SERIAL, body)
-    body = tirx.IfThenElse(number < total, body, None)
+    # Not number < total: past the end, a number may be beyond 32 bits.
+    body = tirx.IfThenElse(thread < total - block * threads, body, None)
     kept = {k: v for k, v in nest[0].annotations.items() if k not in (_THREADS, _LOOPS)}
     inner = _bound(thread, tirx.const(threads, "int32"), "threadIdx.x", body, kept)
     # Not total + threads - 1, which may be beyond 32 bits.
