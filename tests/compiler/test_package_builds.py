@@ -119,3 +119,53 @@ def test_a_killed_package_leaves_what_goes_on(tmp_path: Path) -> None:
     assert not (tmp_path / "dist").exists()
     found = package(cache, tmp_path / "dist", *words)
     assert found["reused"] >= 1 and found["reused"] + found["built"] == 2
+
+
+def test_the_package_for_the_hub_computes_attention_and_gradients(
+    caches: Path, tmp_path: Path
+) -> None:
+    """Without natc: it is a program of its own."""
+    import importlib.util
+
+    import torch
+
+    from natc import reference
+
+    # The last of two equal options counts.
+    words = ("--kernel", "3", "--head-dim", "8", "--operations", "forward,backward", "--rpb")
+    built = package(caches / "hub", tmp_path, *words, "--format", "hf")
+    path = Path(built["files"][0]["path"]) / "__init__.py"
+    spec = importlib.util.spec_from_file_location("hub_kernel_under_test", path)
+    assert spec is not None and spec.loader is not None
+    kernel = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kernel)
+
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    inputs = [random(2, 6, 7, 4, 8), random(2, 6, 7, 2, 8), random(2, 6, 7, 2, 8)]
+    d_output = random(2, 6, 7, 4, 8)
+    options = {"dilation": (2, 1), "stride": (1, 2), "is_causal": (False, True), "scale": 0.3}
+    given = [*inputs, random(4, 5, 5)]
+    exact = [t.clone().requires_grad_() for t in given]
+    query, key, value, rpb = exact
+    expected = reference.neighborhood_attention(query, key, value, 3, rpb=rpb, **options)
+    # Not aligned.
+    single = [
+        torch.cat([t.new_zeros(1), t.flatten()]).float()[1:].view(t.shape).requires_grad_()
+        for t in given
+    ]
+    query, key, value, rpb = single
+    actual = kernel.na2d(query, key, value, 3, rpb=rpb, **options)
+    assert all(t.data_ptr() % 16 for t in single)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
+    gradients = torch.autograd.grad(actual, single, d_output.float())
+    wanted = torch.autograd.grad(expected, exact, d_output)
+    for found, right in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(found.double(), right, rtol=1e-4, atol=1e-4)
+    with pytest.raises(NotImplementedError, match="no kernel covers forward.* of na2d_k5_d8"):
+        kernel.na2d(query, key, value, 5)
+    with pytest.raises(ValueError, match="stride at most kernel_size"):
+        kernel.na2d(query, key, value, 3, stride=4)
