@@ -15,6 +15,12 @@ from natc import functional
 from natc.compat.natten.operators import Operator
 from natc.errors import ArgumentError
 
+_ATTENTION = {
+    1: functional.na1d_qkvpacked,
+    2: functional.na2d_qkvpacked,
+    3: functional.na3d_qkvpacked,
+}
+
 
 class Attention(nn.Module):
     """Projections, and attention between them. Subclasses have the arguments of a release."""
@@ -58,28 +64,24 @@ class Attention(nn.Module):
                 f"{self.rank} spatial ones and channels."
             )
 
-    def _split(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return query, key and value `[B, *S, heads, head_dim]` of x `[B, *S, dim]`."""
-        shape = (*x.shape[:-1], 3, self.num_heads, self.head_dim)
-        return self.qkv(x).reshape(shape).unbind(-3)
+    def _packed(self, x: Tensor) -> Tensor:
+        """Return query, key and value `[B, *S, 3, heads, head_dim]` of x `[B, *S, dim]`."""
+        return self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
 
     def _drops(self) -> bool:
         return self.training and getattr(self.attn_drop, "p", 0.0) > 0.0
 
     def _attend(self, x: Tensor, kernel_size: Sequence[int], **options: Any) -> Tensor:
         """Return attention of x `[B, *S, dim]` to itself, same shape, in one kernel."""
-        query, key, value = self._split(x)
-        output = functional.neighborhood_attention(
-            query, key, value, kernel_size, scale=self.scale, **options
-        )
-        return output.flatten(-2)
+        attend = _ATTENTION[self.rank]
+        return attend(self._packed(x), kernel_size, scale=self.scale, **options).flatten(-2)
 
     def _attend_unfused(
         self, x: Tensor, kernel_size: Sequence[int], dilation: Any, is_causal: Any = False
     ) -> Tensor:
         """Return the same in steps: with the weights at hand, which dropout needs."""
         qk_class, av_class = self.operators
-        query, key, value = (each.movedim(-2, 1) for each in self._split(x))
+        query, key, value = (each.movedim(-2, 1) for each in self._packed(x).unbind(-3))
         where = kernel_size, dilation, is_causal
         attn = qk_class.apply(query * self.scale, key, self.rpb, None, *where)
         attn = self.attn_drop(attn.softmax(dim=-1))

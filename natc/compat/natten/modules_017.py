@@ -59,7 +59,7 @@ class _Module(Attention):
         if not SETTINGS.fused and (self._drops() or is_tracing()):
             x = self._attend_unfused(x, *where, self.is_causal)
         elif is_tracing():
-            split = self._split(x)
+            split = self._packed(x).unbind(-3)
             options = *where, self.is_causal, self.scale, None, None
             x = operators(self.rank)[2].apply(*split, self.rpb, *options)[0].flatten(-2)
         else:
