@@ -130,6 +130,11 @@ def _check(
             f"rank is {spec.rank}; natc tunes kernels of rank 2 so far. Others are built with the "
             "untuned default schedule: natc build."
         )
+    if space_for(target, spec=spec).name != space_for(target).name:
+        raise SpecError(
+            f"{spec.name} is not tuned for {target.kind}: its forward keeps more than a thread can "
+            "hold and runs in two passes, which have no search. Build it: natc build."
+        )
     for shape in shapes:
         if len(shape) != 4 or min(shape) < 1:
             raise ArgumentError(
