@@ -188,6 +188,11 @@ if __name__ == "__main__":
     assert out.split() == ["a", "0.14.5", "0.14.5"]
 
 
+def test_importing_natc_follows_the_variable() -> None:
+    program = "import natc, natten; print(natten.__version__, natc.compat.__name__)"
+    assert run("-c", program, NATC_AS_NATTEN="0.15") == "0.15.1 natc.compat\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
