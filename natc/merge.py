@@ -89,7 +89,9 @@ def merge(
         share * output.to(compute).masked_fill(without, 0)
         for share, output, without in zip(shares, outputs, ignored)
     ]
-    return sum(terms[1:], terms[0]).to(dtype), largest + total.log()
+    # An infinite lse is that of the whole, as torch.logsumexp has it; the output is NaN then.
+    lse = torch.where(largest == math.inf, largest, largest + total.log())
+    return sum(terms[1:], terms[0]).to(dtype), lse
 
 
 def _check(name: str, given: Any, first: Any) -> None:

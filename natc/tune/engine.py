@@ -132,8 +132,8 @@ def _check(
         )
     if space_for(target, spec=spec).name != space_for(target).name:
         raise SpecError(
-            f"{spec.name} is not tuned for {target.kind}: its forward keeps more than a thread can "
-            "hold and runs in two passes, which have no search. Build it: natc build."
+            f"{spec.name} is not tuned for {target.kind}: its forward would keep more than a "
+            "thread can hold, and runs in two passes, which have no search. Build it: natc build."
         )
     for shape in shapes:
         if len(shape) != 4 or min(shape) < 1:
