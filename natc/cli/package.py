@@ -21,6 +21,8 @@ from natc.operations import FAMILIES
 from natc.spec import CUDA_DTYPES, KernelSpec
 from natc.targets import ARCHS, Target, parse_archs
 
+DEFAULT_SET = "nat"
+
 if TYPE_CHECKING:
     from natc.package.build import Job
     from natc.package.pieces import Piece
@@ -56,7 +58,11 @@ def package(
     ] = None,
     named_set: Annotated[
         str | None,
-        typer.Option("--set", help="A set of kernels, nat; other options narrow it."),
+        typer.Option(
+            "--set",
+            help="A set of kernels; other options narrow it.",
+            show_default="nat, without --kernel",
+        ),
     ] = None,
     source: Annotated[
         Path | None,
@@ -88,7 +94,7 @@ def package(
 ) -> None:
     """Build kernels and pack them: a wheel, an archive, or Hugging Face's layout.
 
-    Run again after an interruption: what is built already is not built again.
+    Without --kernel, all kernels of NAT. Run again after an interruption: what is built already is not built again.
     """
     from natc.package import assemble
     from natc.package.plan import parse_list
@@ -159,9 +165,7 @@ def _plan(
     if named_set is not None and named_set not in plan.SETS:
         raise SpecError(f"set {named_set!r} is unknown; it must be {', '.join(plan.SETS)}.")
     if named_set is None and kernel is None:
-        raise SpecError(
-            "there is nothing to package: give --kernel 7, or --set nat, or --from DIR."
-        )
+        named_set = DEFAULT_SET
     kind, archs = _archs(target, arch)
     base = plan.SETS[named_set] if named_set is not None else plan.KernelSet(
         (), (options.DEFAULT_HEAD_DIM,), (options.DEFAULT_DTYPE[kind],), FAMILIES
