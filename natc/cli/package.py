@@ -94,7 +94,8 @@ def package(
 ) -> None:
     """Build kernels and pack them: a wheel, an archive, or Hugging Face's layout.
 
-    Without --kernel, all kernels of NAT. Run again after an interruption: what is built already is not built again.
+    Without --kernel, all kernels of NAT. Run again after an interruption: what is built already
+    is not built again.
     """
     from natc.package import assemble
     from natc.package.plan import parse_list
