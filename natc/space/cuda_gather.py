@@ -57,7 +57,7 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
     output = sch.get_sblock("output")
     blocks = _Blocks(output, sch.cache_write(output, 0, REGISTERS), vectors)
     if has_block(sch, "batch_of_query"):
-        _chunks(sch, spec, decisions, blocks)
+        _chunks(sch, spec, decisions, choices, blocks)
     elif has_block(sch, "weight"):
         _sums(sch, spec, decisions, choices, blocks)
     else:
@@ -113,23 +113,36 @@ def _products(sch: Schedule, spec: KernelSpec, decisions: Decisions, blocks: _Bl
         load(sch, spec, sch.get_sblock(name), thread, vectors)
 
 
-def _chunks(sch: Schedule, spec: KernelSpec, decisions: Decisions, blocks: _Blocks) -> None:
-    """A thread sums up, for one offset, over the queries of a chunk."""
-    thread = registers.one_thread_each(sch, sch.get_loops(blocks.stored), decisions)
+def _chunks(
+    sch: Schedule, spec: KernelSpec, decisions: Decisions, choices: dict[str, int], blocks: _Blocks
+) -> None:
+    """A thread sums up over the queries of a chunk, for the offsets that differ on the last axis.
+
+    With one axis, it does so for one offset. With more, what windows need is computed less often.
+    """
+    loops = sch.get_loops(blocks.stored)
+    last = f"v_r{spec.rank - 1}" if spec.rank > 1 else None
+    thread = registers.one_thread_each(sch, loops[:-1] if last else loops, decisions)
     output = place(sch, blocks.output, thread)
-    (query,) = inner_loops(sch, output, outer=thread, fixed=_OF_PARTIAL).values()
+    found = inner_loops(sch, output, outer=thread, fixed=[n for n in _OF_PARTIAL if n != last])
     # Loops of one iteration hold the conditions, which need what is computed for each query.
-    query, *conditions = sch.split(query, [None, *[1] * spec.rank])
-    inner = conditions[-1]
+    conditions = spec.rank - 1 if last else 1
+    query, *skipping = sch.split(found["v_m"], [None, *[1] * conditions])
+    inner = once = skipping[-1]
+    if last:
+        sch.reorder(query, *skipping, found[last])
+        skipping.append(found[last])
+        inner = found[last]
     place(sch, "weight", inner)
     for name in blocks.vectors:
         place(sch, name, inner)
     place_tables(sch, spec, query)
     place(sch, "batch_of_query", query)
+    kept = Kept(("query", "d_output"), once, choices["site_bytes"])
     for name, vectors in blocks.vectors.items():
-        load(sch, spec, sch.get_sblock(name), inner, vectors)
+        load(sch, spec, sch.get_sblock(name), inner, vectors, kept)
     sch.decompose_reduction(output, query)
-    for axis, loop in enumerate(conditions):
+    for axis, loop in enumerate(skipping):
         skip_unless(sch, loop, f"attended_{axis}_{REGISTERS}")
 
 
