@@ -16,7 +16,7 @@ from natc.cli import options, output
 from natc.cli.options import JsonOption
 from natc.cli.package_report import progress, show, show_plan
 from natc.cli.search import INTERRUPTED
-from natc.errors import ArgumentError, SpecError
+from natc.errors import ArgumentError, SpecError, TargetError
 from natc.operations import FAMILIES
 from natc.spec import CUDA_DTYPES, KernelSpec
 from natc.targets import ARCHS, Target, parse_archs
@@ -195,6 +195,10 @@ def _archs(target: str, arch: str | None) -> tuple[str, tuple[str, ...]]:
 
         named = parse_list(arch, "arch")
         found = tuple(Target("llvm", name).arch for name in named)
+        if "aarch64" in found and len(found) > 1:
+            raise TargetError(
+                f"arch is {arch}; a package is for x86-64 or for aarch64: make one for each."
+            )
         return target, tuple(name for name in ARCHS["llvm"] if name in found)
     one = Target.parse(target, arch)
     return one.kind, (one.arch,)

@@ -56,6 +56,24 @@ def written(pieces: list[Piece], output: Path, *forms: str, version: str = "0.1.
     return [path for _, path in found]
 
 
+LIGHT = """
+import importlib, pkgutil, sys
+import natc.package
+for module in pkgutil.iter_modules(natc.package.__path__):
+    if module.name != "hub_kernel":
+        importlib.import_module(f"natc.package.{module.name}")
+print(sorted({"torch", "tvm", "tvm_ffi", "cryptography"} & set(sys.modules)))
+"""
+
+
+def test_packing_loads_nothing_heavy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]"
+
+
 # What a library asks for
 
 

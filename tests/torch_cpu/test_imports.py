@@ -21,6 +21,7 @@ RUNNERS = (
     "compat",
     "coverage.py",
     "coverage_calls.py",
+    "elf.py",
     "env.py",
     "errors.py",
     "fallback.py",
