@@ -27,7 +27,7 @@ GRADIENTS = ("d_query", "d_key", "d_value", "d_rpb")
 # Partial sums take this many bytes at most, or as many as the query.
 _PARTIAL_BYTES = 4 * 2**20
 # More chunks keep no more processors busy; fewer queries than this are not worth one.
-_MOST_CHUNKS, _MOST_CHUNKS_CUDA = 64, 1024
+_MOST_CHUNKS, _MOST_CHUNKS_CUDA = 64, 8192
 _QUERIES_OF_A_CHUNK = 32
 
 

@@ -112,10 +112,10 @@ def test_comparison_shows_a_network_that_differs(monkeypatch: pytest.MonkeyPatch
     from natc import nn, ops
 
     forced = []
-    true_na2d = functional.na2d
+    right = functional.na2d_qkvpacked
 
     def wrong(*arguments: object, **options: object) -> object:
-        output = true_na2d(*arguments, **options)  # type: ignore[arg-type,call-overload]
+        output = right(*arguments, **options)  # type: ignore[arg-type,call-overload]
         return output if forced else -output
 
     class Forced:
@@ -125,7 +125,7 @@ def test_comparison_shows_a_network_that_differs(monkeypatch: pytest.MonkeyPatch
         def __exit__(self, *_: object) -> None:
             forced.clear()
 
-    monkeypatch.setattr(nn, "na2d", wrong)
+    monkeypatch.setitem(nn._ATTENTION, 2, wrong)
     monkeypatch.setattr(ops, "force_reference", Forced)
     comparison = compare_network(tiny(), torch.randn(1, 3, 64, 64))
     assert all(error > 1e-4 for error in comparison.feature_errors)

@@ -252,7 +252,7 @@ def test_the_number_of_partial_sums_depends_on_sizes_alone(
         ((1, 1, 1, 32), torch.float32, 100, 1, 1),
         ((1, 8, 14, 2, 32), torch.float32, 2 * 13 * 13 * 4, 3, 3),
         ((1, 56, 56, 2, 32), torch.float32, 2 * 13 * 13 * 4, 64, 98),
-        ((128, 56, 56, 2, 32), torch.float16, 2 * 13 * 13 * 4, 64, 1024),
+        ((128, 56, 56, 2, 32), torch.float16, 2 * 13 * 13 * 4, 64, 8192),
         # No more than 4 MiB, or what the query takes.
         ((1, 64, 64, 2, 32), torch.float32, 2**20, 4, 4),
         ((16, 64, 64, 2, 64), torch.float32, 2**20, 32, 32),
