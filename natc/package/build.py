@@ -6,11 +6,13 @@ import functools
 import hashlib
 import json
 import multiprocessing
+import os
 import platform
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -166,6 +168,15 @@ def _linker(job: Job) -> str | None:
 def _begin() -> None:
     # Ctrl-C goes to the process that was started by the user, which ends these.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Killed, that process tells nobody, and a worker would wait for its next job for ever.
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _build(job: Job, directory: str, linker: str | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import natc
@@ -101,6 +103,16 @@ def test_two_builds_of_one_commit_are_equal(caches: Path, tmp_path: Path) -> Non
             assert str(folder).encode() not in path.read_bytes()
 
 
+def left(group: int) -> list[int]:
+    """Return the processes of a group that still run."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
+
+
 def test_a_killed_package_leaves_what_goes_on(tmp_path: Path) -> None:
     words = ("--kernel", "3", "--head-dim", "8", "--jobs", "1")
     cache = tmp_path / "cache"
@@ -113,8 +125,14 @@ def test_a_killed_package_leaves_what_goes_on(tmp_path: Path) -> None:
         while not list(cache.rglob("*.json")) and time.monotonic() < deadline:
             assert running.poll() is None
             time.sleep(0.05)
+        running.kill()
+        running.wait()
+        while left(running.pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert left(running.pid) == [], "processes that build end with the one that was killed"
     finally:
-        os.killpg(running.pid, signal.SIGKILL)
+        for process in left(running.pid):
+            os.kill(process, signal.SIGKILL)
         running.wait()
     assert not (tmp_path / "dist").exists()
     found = package(cache, tmp_path / "dist", *words)
