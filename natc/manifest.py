@@ -48,6 +48,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         name of the exported function.
     alignment: bytes that every data pointer must be a multiple of.
     schedule: the decisions that the code was generated from, and where they came from.
+    ptx: the arch whose PTX the library holds too, which the driver of a newer GPU compiles; or "".
     versions: tvm, tvm_ffi and the compilers that made the library.
     built_at: time of the build, ISO 8601 in UTC.
     """
@@ -61,6 +62,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     entries: dict[str, dict[str, str]]
     alignment: int = 64
     schedule: dict[str, Any] = {}
+    ptx: str = ""
     versions: dict[str, str | None] = {}
     built_at: str = ""
     provenance: dict[str, Any] = {}
@@ -74,6 +76,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("sha256 must be 64 lower-case hexadecimal digits")
         if self.alignment < 1 or self.alignment & (self.alignment - 1):
             raise ValueError(f"alignment {self.alignment} must be a power of two")
+        if self.ptx and self.ptx not in self.target.archs:
+            raise ValueError(f"ptx {self.ptx!r} must be one of target.archs")
         keys = {"llvm"} if self.target.kind == "llvm" else set(self.target.archs)
         if not self.entries:
             raise ValueError("entries must name at least one operation")

@@ -7,7 +7,7 @@ image.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -72,7 +72,9 @@ def build_cuda(
     """
     entries = operations_of(spec) if entries is None else entries
     compiled = [
-        compile_arch(spec, target, chosen, directory, entries)
+        compile_arch(
+            spec, target, chosen, directory, entries, with_ptx=target == newest(decisions)
+        )
         for target, chosen in decisions.items()
     ]
     (directory / "kernels.h").write_text(_header(compiled))
@@ -94,14 +96,24 @@ def build_cuda(
     return names
 
 
+def newest(targets: Iterable[Target]) -> Target:
+    """Return the architecture of which a library also holds PTX: the one of the newest GPUs."""
+    return max(targets, key=lambda target: target.compute_capability)
+
+
 def compile_arch(
     spec: KernelSpec,
     target: Target,
     decisions: Mapping[str, int],
     directory: Path,
     entries: Sequence[str],
+    *,
+    with_ptx: bool = False,
 ) -> Compiled:
-    """Compile entries for one architecture; raise BuildError or CompilerNotFound."""
+    """Compile entries for one architecture; raise BuildError or CompilerNotFound.
+
+    with_ptx: add PTX, which drivers of newer GPUs compile when they load it.
+    """
     names = {entry: function_name(spec, entry, target) for entry in entries}
     host, device = lower(entry_module(spec, target, decisions, names), target)
     kernels = tuple(
@@ -112,10 +124,11 @@ def compile_arch(
     source.write_text(codegen_build(device, whole).inspect_source("cuda"))
     image = directory / f"{target.arch}.fatbin"
     virtual = target.arch.replace("sm_", "compute_")
+    codes = f"[{target.arch},{virtual}]" if with_ptx else target.arch
     run(
         [
             find_nvcc(),
-            f"-gencode=arch={virtual},code={target.arch}",
+            f"-gencode=arch={virtual},code={codes}",
             # A fifth of the size; in the way that drivers of this nvcc's age can read.
             "-Xfatbin=-compress-all",
             *("-O3", "-fatbin", "-w", "-o", str(image), str(source)),

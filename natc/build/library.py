@@ -11,7 +11,7 @@ import msgspec
 
 from natc import environment, workspace
 from natc.build.chosen import Chosen, choose
-from natc.build.cuda import build_cuda
+from natc.build.cuda import build_cuda, newest
 from natc.build.llvm import build_llvm
 from natc.errors import BuildError, ScheduleError
 from natc.files import make_directory, write_atomically
@@ -142,6 +142,7 @@ def _manifest(
         entries=entries,
         alignment=_ALIGNMENT[target.kind],
         schedule={found.arch: decided.record() for found, decided in chosen.items()},
+        ptx=newest(chosen).arch if target.kind == "cuda" else "",
         versions={name: versions.get(name) for name in ("natc", "tvm", "tvm_ffi")},
         built_at=environment.now(),
         provenance=msgspec.to_builtins(git) if git is not None else {},

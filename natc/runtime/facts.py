@@ -17,11 +17,13 @@ class Facts:
     """device: the device's name for messages; machine: the target whose code it runs best.
 
     machine is None where natc compiles no code for the device; problem then says why.
+    capability: compute capability (major, minor) of an NVIDIA GPU, natc's target or not.
     """
 
     device: str
     machine: Target | None
     problem: str = ""
+    capability: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         return f"{self.device} ({self.machine.name if self.machine else 'no target'})"
@@ -32,12 +34,14 @@ def detect(device: torch.device) -> Facts:
     import torch
 
     name = str(device)
+    capability = None
     try:
         if device.type == "cpu":
             return Facts(name, detect_host_cpu())
         if device.type == "cuda" and torch.version.hip is None:
-            return Facts(name, cuda_target_for(torch.cuda.get_device_capability(device)))
+            capability = torch.cuda.get_device_capability(device)
+            return Facts(name, cuda_target_for(capability), capability=capability)
     except TargetError as error:
-        return Facts(name, None, str(error))
+        return Facts(name, None, str(error), capability)
     kind = "AMD GPUs" if device.type == "cuda" else f"{device.type} devices"
     return Facts(name, None, f"natc compiles for x86-64, aarch64 and NVIDIA GPUs, not for {kind}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from natc.manifest import Manifest
 from natc.runtime.facts import Facts
 from natc.runtime.search import Library, Rejection
 from natc.spec import KernelSpec
@@ -60,11 +61,13 @@ def _fit(library: Library, spec: KernelSpec, facts: Facts, operation: str) -> Ch
     functions = manifest.entries.get(operation)
     if functions is None:
         return f"has no {operation}, only {', '.join(sorted(manifest.entries))}"
-    if facts.machine is None:
-        return facts.problem.rstrip(".")
     machine = facts.machine
-    runnable = [target for target in library.targets if target.runs_on(machine)]
+    runnable = [target for target in library.targets if machine and target.runs_on(machine)]
     if not runnable:
+        runnable = [target for target in library.targets if _has_ptx_for(manifest, target, facts)]
+    if not runnable:
+        if machine is None:
+            return facts.problem.rstrip(".")
         names = ", ".join(target.name for target in library.targets)
         return f"made for {names}, which does not run on {machine.name}"
     if not library.path.is_file():
@@ -72,6 +75,13 @@ def _fit(library: Library, spec: KernelSpec, facts: Facts, operation: str) -> Ch
     target = max(runnable, key=_age)
     key = "llvm" if target.kind == "llvm" else target.arch
     return Choice(library, target, functions[key])
+
+
+def _has_ptx_for(manifest: Manifest, target: Target, facts: Facts) -> bool:
+    """Return whether the GPU's driver can compile the PTX that was made for a target."""
+    if facts.capability is None or manifest.ptx != target.arch:
+        return False
+    return facts.capability >= target.compute_capability
 
 
 def _age(target: Target) -> int:
