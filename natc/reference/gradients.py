@@ -182,7 +182,7 @@ def of_group(of_heads: Tensor, heads_kv: int) -> Tensor:
     heads = of_heads.shape[-2]
     if heads == heads_kv:
         return of_heads
-    by_group = of_heads.reshape(*of_heads.shape[:-2], heads_kv, heads // heads_kv, -1)
+    by_group = of_heads.unflatten(-2, (heads_kv, heads // heads_kv))
     return by_group.sum(-2, dtype=accumulator(of_heads.dtype))
 
 
