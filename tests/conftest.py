@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from pathlib import Path
@@ -19,10 +20,12 @@ settings.load_profile("natc")
 
 # What a test calls must not start a build of minutes; tests of NATC_JIT set it themselves.
 os.environ["NATC_JIT"] = "off"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Threads that spin while they wait would take the core from the tests of the other process.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-_not_run: dict[str, str] = {}
 
-
+@functools.cache
 def _missing(folder: str) -> str | None:
     """Say what the folder's tests need and this machine lacks; None if nothing."""
     if folder in ("torch_cpu", "gpu") and importlib.util.find_spec("torch") is None:
@@ -49,13 +52,11 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     # Ignored as folders, because their modules could not even be imported.
     if collection_path.parent != TESTS or not collection_path.is_dir():
         return None
-    reason = _missing(collection_path.name)
-    if reason is None:
-        return None
-    _not_run[collection_path.name] = reason
-    return True
+    return True if _missing(collection_path.name) else None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for folder, reason in sorted(_not_run.items()):
-        terminalreporter.write_line(f"NOT RUN tests/{folder}: {reason}", yellow=True)
+    for folder in sorted(path.name for path in TESTS.iterdir() if path.is_dir()):
+        reason = _missing(folder)
+        if reason:
+            terminalreporter.write_line(f"NOT RUN tests/{folder}: {reason}", yellow=True)

@@ -24,8 +24,8 @@ from natc.errors import (
     LibraryError,
     NatcError,
     ScheduleError,
-    SpecError,
 )
+from natc.operations import operations_of
 from natc.records import Space
 from natc.reference import neighborhood_attention
 from natc.runtime import Facts
@@ -105,8 +105,7 @@ def test_the_manifest_says_what_was_built(make: Any, directory: Path) -> None:
     assert found.sha256 == manifest.file_sha256(code)
     assert found.alignment == 64
     assert found.entries == {
-        "forward": {"llvm": f"{SPEC.name}_forward"},
-        "forward_lse": {"llvm": f"{SPEC.name}_forward_lse"},
+        operation: {"llvm": f"{SPEC.name}_{operation}"} for operation in operations_of(SPEC)
     }
     assert found.natc == natc.__version__
     assert found.schedule[HOST.arch] == {"origin": "untuned", "decisions": {}}
@@ -146,16 +145,16 @@ def test_a_tuned_schedule_is_used(make: Any) -> None:
     assert untuned["sha256"] != content["sha256"]
 
 
-@pytest.mark.parametrize(("tuned", "built"), [(SPEC, WITH_RPB), (WITH_RPB, SPEC)], ids=str)
+@pytest.mark.parametrize(("tuned", "wanted"), [(SPEC, WITH_RPB), (WITH_RPB, SPEC)], ids=str)
 def test_a_schedule_is_borrowed_from_the_kernel_with_or_without_bias(
-    make: Any, tuned: KernelSpec, built: KernelSpec
+    make: Any, tuned: KernelSpec, wanted: KernelSpec
 ) -> None:
     schedules.save_schedule(schedule(tuned))
-    content = make(built)
+    content = make(wanted)
     used = content["schedule"][HOST.arch]
     assert (used["origin"], used["decisions"], used["of"]) == ("borrowed", DECISIONS, tuned.name)
     assert f"the schedule tuned for {tuned.name}" in content["notes"][0]
-    attend(built)
+    attend(wanted)
     other = KernelSpec.parse("na2d_k3_d16_float32")
     assert make(other)["schedule"][HOST.arch]["origin"] == "untuned"
 
@@ -239,11 +238,20 @@ def test_kernels_of_the_committed_schedules_are_right(
 # What goes wrong
 
 
-@pytest.mark.parametrize("rank", [1, 3])
-def test_a_rank_that_has_no_kernels_is_refused(place: Path, rank: int) -> None:
-    spec = KernelSpec.make(3, rank=rank)
-    with pytest.raises(SpecError, match=f"rank is {rank}; kernels are compiled for rank 2"):
-        build.build_library(spec, HOST, place / "lib")
+def test_operations_that_a_kernel_has_not_are_refused(place: Path) -> None:
+    unequal = KernelSpec.make(3, head_dim=8, value_dim=4)
+    for chosen, said in (
+        ({"families": ["sideways"]}, "operations is sideways; it must be some of forward, backw"),
+        ({"families": ["unfused"]}, "of which na2d_k3_d8v4_float32 has forward, backward"),
+        ({"families": []}, "operations is empty"),
+        ({"operations": ["qk"]}, "operations is qk; na2d_k3_d8v4_float32 has forward, forward_l"),
+        ({"operations": []}, "operations is empty"),
+    ):
+        with pytest.raises(BuildError, match=said):
+            build.build_library(unequal, HOST, place / "lib", **chosen)
+    with pytest.raises(BuildError, match="dtype is float64; kernels for cuda are float32"):
+        double = KernelSpec.make(3, dtype="float64")
+        build.build_library(double, Target("cuda", "sm_90"), place / "lib")
     assert not (place / "lib").exists()
 
 

@@ -294,7 +294,8 @@ given = np.load({str(tmp_path / "in.npz")!r})
 arrays = [aligned(given[name]) for name in {names!r}]
 output, lse = aligned(arrays[0] * np.nan), aligned(arrays[0][..., 0] * np.nan)
 function = tvm_ffi.load_module({str(library)!r})[{function_name!r}]
-function(*(tvm_ffi.from_dlpack(a) for a in (*arrays, output, lse)), 0.2, 2, 1)
+tensors = [tvm_ffi.from_dlpack(a) for a in (*arrays, output, lse)]
+function(*tensors, *{scalars(inputs, 0.2, (2, 1))!r})
 np.savez({str(tmp_path / "out.npz")!r}, output=output, lse=lse)
 maps = open("/proc/self/maps").read() if sys.platform == "linux" else ""
 print(any(name in maps for name in ("libgomp", "libomp", "libtorch")))
