@@ -40,6 +40,16 @@ class Operation:
     needs_rpb: bool = False
     one_head_dim: bool = False
 
+    @property
+    def with_lse(self) -> bool:
+        """Whether the logsumexp is a result."""
+        return "lse" in self.results
+
+    @property
+    def packed(self) -> bool:
+        """Whether query, key and value are one tensor."""
+        return "qkv" in self.tensors
+
 
 FORWARD, FORWARD_LSE = "forward", "forward_lse"
 

@@ -51,27 +51,31 @@ def delta(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
 
 def d_query(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
     """Return the function of `d_query` (`natc.operations`)."""
-    p = Problem(spec, HEADS_LAST, exponential)
-    t, g = _Tensors(p), Gather(p, from_keys=False)
-    key_tap, value_tap = g.tap_vector(t.key), g.tap_vector(t.value)
-    scores = g.product(g.site_vector(t.query), key_tap, "scores")
-    d_weights = g.product(g.site_vector(t.d_output), value_tap, "d_weights")
-    lse, of_delta = _of_site(g, t.lse), _of_site(g, t.delta)
-    weights = g.weights(_d_logit(g, t, scores, d_weights, lse, of_delta))
-    result = g.weighted_sum(weights, key_tap, "d_query", p.scale)
-    return p.function([t.query, t.key, t.value, t.rpb, t.d_output, t.lse, t.delta, result])
+    return _of_logits(spec, exponential, from_keys=False)
 
 
 def d_key(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
     """Return the function of `d_key` (`natc.operations`)."""
+    return _of_logits(spec, exponential, from_keys=True)
+
+
+def _of_logits(spec: KernelSpec, exponential: Exponential, *, from_keys: bool) -> tirx.PrimFunc:
+    """Return the gradient of one factor of the scores: the sum of ds times the other factor."""
     p = Problem(spec, HEADS_LAST, exponential)
-    t, g = _Tensors(p), Gather(p, from_keys=True)
-    query_tap, d_output_tap = g.tap_vector(t.query), g.tap_vector(t.d_output)
-    scores = g.product(g.site_vector(t.key), query_tap, "scores")
-    d_weights = g.product(g.site_vector(t.value), d_output_tap, "d_weights")
-    lse, of_delta = g.scalar_of_tap(t.lse), g.scalar_of_tap(t.delta)
-    weights = g.weights(_d_logit(g, t, scores, d_weights, lse, of_delta))
-    result = g.weighted_sum(weights, query_tap, "d_key", p.scale)
+    t, g = _Tensors(p), Gather(p, from_keys=from_keys)
+    of_queries, of_keys = (t.query, t.d_output), (t.key, t.value)
+    sites, taps = (of_keys, of_queries) if from_keys else (of_queries, of_keys)
+    scalar = g.scalar_of_tap if from_keys else g.scalar_of_site
+    tap, upstream_tap = (g.tap_vector(tensor) for tensor in taps)
+    scores = g.product(g.site_vector(sites[0]), tap, "scores")
+    d_weights = g.product(g.site_vector(sites[1]), upstream_tap, "d_weights")
+    probability = _probability(g, t, scores, scalar(t.lse))
+    of_delta = scalar(t.delta)
+
+    def d_logit(site: Sequence[Expr], at: Sequence[Expr]) -> Expr:
+        return probability(site, at) * (d_weights(*site, *at) - of_delta(site, at))
+
+    result = g.weighted_sum(g.weights(d_logit), tap, p.scale)
     return p.function([t.query, t.key, t.value, t.rpb, t.d_output, t.lse, t.delta, result])
 
 
@@ -81,12 +85,8 @@ def d_value(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
     t, g = _Tensors(p), Gather(p, from_keys=True)
     scores = g.product(g.site_vector(t.key), g.tap_vector(t.query), "scores")
     weights = g.weights(_probability(g, t, scores, g.scalar_of_tap(t.lse)))
-    result = g.weighted_sum(weights, g.tap_vector(t.d_output), "d_value")
+    result = g.weighted_sum(weights, g.tap_vector(t.d_output))
     return p.function([t.query, t.key, t.rpb, t.d_output, t.lse, result])
-
-
-def _of_site(g: Gather, tensor: te.Tensor) -> Pairwise:
-    return lambda site, tap: tensor[tuple(site)]
 
 
 def _probability(g: Gather, t: _Tensors, scores: te.Tensor, lse: Pairwise) -> Pairwise:
@@ -98,21 +98,5 @@ def _probability(g: Gather, t: _Tensors, scores: te.Tensor, lse: Pairwise) -> Pa
         if bias is not None:
             logit = logit + bias(site, tap)
         return p.probability(logit, lse(site, tap))
-
-    return value
-
-
-def _d_logit(
-    g: Gather,
-    t: _Tensors,
-    scores: te.Tensor,
-    d_weights: te.Tensor,
-    lse: Pairwise,
-    of_delta: Pairwise,
-) -> Pairwise:
-    probability = _probability(g, t, scores, lse)
-
-    def value(site: Sequence[Expr], tap: Sequence[Expr]) -> Expr:
-        return probability(site, tap) * (d_weights(*site, *tap) - of_delta(site, tap))
 
     return value

@@ -17,7 +17,7 @@ from natc.operations import HEADS_FIRST, HEADS_LAST
 from natc.spec import KernelSpec
 from natc.te.axis import window_at
 from natc.te.exponential import Exponential
-from natc.te.forward import all_of, joined_tap
+from natc.te.gather import all_of, joined_tap
 from natc.te.problem import Problem, stage
 
 Indices = Sequence[Expr]

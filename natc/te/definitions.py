@@ -6,26 +6,13 @@ from collections.abc import Callable
 
 from tvm import tirx
 
+from natc.operations import OPERATIONS
 from natc.spec import KernelSpec
 from natc.te import backward, bias, unfused
 from natc.te.exponential import Exponential
 from natc.te.forward import forward
 
-
-def _forward(
-    with_lse: bool, packed: bool = False
-) -> Callable[[KernelSpec, Exponential], tirx.PrimFunc]:
-    def define(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
-        return forward(spec, with_lse=with_lse, packed=packed, exponential=exponential)
-
-    return define
-
-
 _DEFINITIONS: dict[str, Callable[[KernelSpec, Exponential], tirx.PrimFunc]] = {
-    "forward": _forward(with_lse=False),
-    "forward_lse": _forward(with_lse=True),
-    "forward_packed": _forward(with_lse=False, packed=True),
-    "forward_lse_packed": _forward(with_lse=True, packed=True),
     "delta": backward.delta,
     "d_query": backward.d_query,
     "d_key": backward.d_key,
@@ -40,4 +27,7 @@ _DEFINITIONS: dict[str, Callable[[KernelSpec, Exponential], tirx.PrimFunc]] = {
 
 def definition(operation: str, spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
     """Return the unscheduled function of an operation, for any shape."""
+    found = OPERATIONS[operation]
+    if found.family == "forward":
+        return forward(spec, with_lse=found.with_lse, packed=found.packed, exponential=exponential)
     return _DEFINITIONS[operation](spec, exponential)

@@ -10,9 +10,9 @@ from tvm.ir import Expr
 
 from natc.operations import HEADS_LAST
 from natc.spec import KernelSpec
-from natc.te.axis import query_axes
 from natc.te.exponential import Exponential, polynomial
-from natc.te.problem import Packed, Problem, stage
+from natc.te.gather import Gather, joined_tap, split_tap
+from natc.te.problem import Problem, stage
 
 
 def forward(
@@ -34,18 +34,12 @@ def forward(
     such a function.
     """
     p = Problem(spec, HEADS_LAST, exponential, example)
-    axes = query_axes(p)
-    taps, channels = math.prod(spec.kernel_size), spec.value_dim
-    if packed:
-        qkv, (query, key, value) = p.packed()
-        inputs = [qkv]
-    else:
-        query = p.tensor("query", spec.head_dim)
-        key, value = p.kv_tensor("key", spec.head_dim), p.kv_tensor("value", channels)
-        inputs = [query, key, value]
+    g = Gather(p, from_keys=False, tables=False)
+    inputs, query, key, value = p.attention_inputs(packed=packed)
     rpb = p.bias() if spec.rpb else None
+    bias = None if rpb is None else g.bias(rpb)
     sites, site, n = p.site_shape, p.site_names, len(p.site_names)
-    window = [axis.taps for axis in axes]
+    window, taps, channels = g.window, math.prod(spec.kernel_size), spec.value_dim
 
     scaled = stage(
         query.shape,
@@ -54,19 +48,7 @@ def forward(
         "query_scaled",
     )
 
-    def gathered(tensor: te.Tensor | Packed, name: str) -> te.Tensor:
-        # A stage of its own: a schedule may hold the gathered vector in registers.
-        def element(*at: tirx.Var) -> Expr:
-            where, tap, d = at[:n], at[n:-1], at[-1]
-            _, positions, _ = p.parts(where)
-            found = [a.position[i, t] for a, i, t in zip(axes, positions, tap)]
-            return p.read(tensor, where, found, d)
-
-        return stage(
-            (*sites, *window, tensor.shape[-1]), [*site, *p.tap_names, "d"], element, name
-        )
-
-    key_tap, value_tap = gathered(key, "key_tap"), gathered(value, "value_tap")
+    key_tap, value_tap = g.tap_vector(key), g.tap_vector(value)
     d = te.reduce_axis((0, spec.head_dim), "d")
     scores = stage(
         (*sites, *window),
@@ -78,13 +60,10 @@ def forward(
     # One index for all taps from here on: the softmax vectorizes over them.
     def logit(*at: tirx.Var) -> Expr:
         where, tap = at[:n], split_tap(at[n], window)
-        _, positions, _ = p.parts(where)
         found = scores(*where, *tap)
-        if rpb is not None:
-            offsets = [a.offset(i, t) for a, i, t in zip(axes, positions, tap)]
-            found = found + p.bias_at(rpb, where, offsets)
-        attended = all_of([a.attended(i, t) for a, i, t in zip(axes, positions, tap)])
-        return tirx.Select(attended, found, p.const(-math.inf))
+        if bias is not None:
+            found = found + bias(where, tap)
+        return tirx.Select(g.attended(where, tap), found, p.const(-math.inf))
 
     logits = stage((*sites, taps), [*site, "t"], logit, "logits")
     t = te.reduce_axis((0, taps), "t")
@@ -136,28 +115,3 @@ def log_sum(p: Problem, largest: Expr, total: Expr) -> Expr:
     """
     infinite = largest == p.const(math.inf)
     return tirx.Select(infinite, largest, base(p, largest) + te.log(total))
-
-
-def all_of(conditions: Sequence[Expr]) -> Expr:
-    """Return the conjunction of one or more conditions."""
-    result, *rest = conditions
-    for condition in rest:
-        result = tirx.And(result, condition)
-    return result
-
-
-def split_tap(tap: Expr, window: Sequence[int]) -> list[Expr]:
-    """Return the tap of each axis of a flattened tap."""
-    found = []
-    for extent in reversed(window[1:]):
-        found.append(tap % extent)
-        tap = tap // extent
-    return [tap, *reversed(found)]
-
-
-def joined_tap(taps: Sequence[Expr], window: Sequence[int]) -> Expr:
-    """Return the flattened tap, row-major."""
-    found = taps[0]
-    for tap, extent in zip(taps[1:], window[1:]):
-        found = found * extent + tap
-    return found

@@ -1,4 +1,4 @@
-"""What every operation but the forward is made of: each site gathers over its taps.
+"""What operations are made of: each site gathers over its taps.
 
 A site is a query and its taps the keys it attends to, or a site is a key and its taps the queries
 that attend to it. For each pair of site and tap a few dot products make one weight; what is summed
@@ -14,8 +14,7 @@ from tvm import te, tirx
 from tvm.ir import Expr
 
 from natc.te.axis import Axis, key_axes, query_axes, skippable
-from natc.te.forward import all_of
-from natc.te.problem import Problem, stage
+from natc.te.problem import Problem, Vectors, stage
 
 # Takes the indices of a site and of its tap on each axis.
 Pairwise = Callable[[Sequence[Expr], Sequence[Expr]], Expr]
@@ -24,14 +23,14 @@ Pairwise = Callable[[Sequence[Expr], Sequence[Expr]], Expr]
 class Gather:
     """The sites and taps of one operation.
 
-    from_keys: whether sites are keys.
+    from_keys: whether sites are keys. tables: whether which taps have a pair is a table, by which
+    a space may skip the others.
     """
 
-    def __init__(self, problem: Problem, *, from_keys: bool) -> None:
-        self.problem, self.from_keys = problem, from_keys
-        self.axes: list[Axis] = skippable(
-            problem, key_axes(problem) if from_keys else query_axes(problem)
-        )
+    def __init__(self, problem: Problem, *, from_keys: bool, tables: bool = True) -> None:
+        self.problem = problem
+        axes = key_axes(problem) if from_keys else query_axes(problem)
+        self.axes: list[Axis] = skippable(problem, axes) if tables else axes
         self.window = [axis.taps for axis in self.axes]
         self._sites, self._n = problem.site_shape, len(problem.site_names)
 
@@ -55,12 +54,19 @@ class Gather:
 
         return value
 
+    def scalar_of_site(self, tensor: te.Tensor) -> Pairwise:
+        """Return what a tensor without channels holds for a site."""
+        return lambda site, tap: tensor[tuple(site)]
+
     def scalar_of_tap(self, tensor: te.Tensor) -> Pairwise:
         """Return what a tensor without channels holds for a tap."""
         return lambda site, tap: self.problem.read(tensor, site, self.positions(site, tap))
 
-    def tap_vector(self, tensor: te.Tensor) -> te.Tensor:
-        """Return the gathered vectors of taps: a stage that a schedule may hold in registers."""
+    def tap_vector(self, tensor: Vectors, name: str | None = None) -> te.Tensor:
+        """Return the gathered vectors of taps: a stage that a schedule may hold in registers.
+
+        name: of the stage, by default that of the tensor and `_tap`.
+        """
         p = self.problem
 
         def element(*at: tirx.Var) -> Expr:
@@ -71,7 +77,7 @@ class Gather:
             (*self._sites, *self.window, tensor.shape[-1]),
             [*p.site_names, *p.tap_names, "d"],
             element,
-            f"{tensor.op.name}_tap",
+            name or f"{tensor.name}_tap",
         )
 
     def site_vector(self, tensor: te.Tensor) -> te.Tensor:
@@ -86,7 +92,7 @@ class Gather:
             (*self._sites, tensor.shape[-1]),
             [*p.site_names, "d"],
             element,
-            f"{tensor.op.name}_site",
+            f"{tensor.name}_site",
         )
 
     def product(self, of_site: te.Tensor, of_tap: te.Tensor, name: str) -> te.Tensor:
@@ -112,24 +118,53 @@ class Gather:
 
         return stage((*self._sites, *self.window), [*p.site_names, *p.tap_names], weight, "weight")
 
-    def weighted_sum(
-        self, weights: te.Tensor, of_tap: te.Tensor, name: str, scale: Expr | None = None
-    ) -> te.Tensor:
-        """Return sum of weight * vector over taps, times scale, in the kernel's dtype."""
+    def summed(self, weights: te.Tensor, of_tap: te.Tensor) -> te.Tensor:
+        """Return sum of weight * vector over taps, in the accumulator's dtype."""
         p = self.problem
         taps = [te.reduce_axis((0, n), name) for n, name in zip(self.window, p.tap_names)]
-        shape = (*self._sites, of_tap.shape[-1])
-        summed = stage(
-            shape,
+        return stage(
+            (*self._sites, of_tap.shape[-1]),
             [*p.site_names, "d"],
             lambda *at: te.sum(
                 weights(*at[:-1], *taps) * p.accumulate(of_tap(*at[:-1], *taps, at[-1])), taps
             ),
             "summed",
         )
+
+    def weighted_sum(
+        self, weights: te.Tensor, of_tap: te.Tensor, scale: Expr | None = None
+    ) -> te.Tensor:
+        """Return sum of weight * vector over taps, times scale, in the kernel's dtype."""
+        p = self.problem
+        summed = self.summed(weights, of_tap)
         return stage(
-            shape,
+            summed.shape,
             [*p.site_names, "d"],
             lambda *at: p.rounded(summed[at] if scale is None else summed[at] * scale),
             "output",
         )
+
+
+def all_of(conditions: Sequence[Expr]) -> Expr:
+    """Return the conjunction of one or more conditions."""
+    result, *rest = conditions
+    for condition in rest:
+        result = tirx.And(result, condition)
+    return result
+
+
+def split_tap(tap: Expr, window: Sequence[int]) -> list[Expr]:
+    """Return the tap of each axis of a flattened tap."""
+    found = []
+    for extent in reversed(window[1:]):
+        found.append(tap % extent)
+        tap = tap // extent
+    return [tap, *reversed(found)]
+
+
+def joined_tap(taps: Sequence[Expr], window: Sequence[int]) -> Expr:
+    """Return the flattened tap, row-major."""
+    found = taps[0]
+    for tap, extent in zip(taps[1:], window[1:]):
+        found = found * extent + tap
+    return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from tvm import te, tirx
 from tvm.ir import Expr
@@ -45,6 +45,9 @@ class Packed:
         """Return an element at `[b, *s, h, d]`, as te.Tensor does."""
         *outer, head, channel = indices
         return self._qkv(*outer, self._which, head, channel)
+
+
+Vectors: TypeAlias = te.Tensor | Packed
 
 
 class Problem:
@@ -120,7 +123,21 @@ class Problem:
         self._kv_tensors.append(tensor)
         return tensor
 
-    def packed(self) -> tuple[te.Tensor, list[Packed]]:
+    def attention_inputs(
+        self, *, packed: bool
+    ) -> tuple[list[te.Tensor], Vectors, Vectors, Vectors]:
+        """Return the inputs, and query, key and value: those, or views of one packed input."""
+        if packed:
+            qkv, (query, key, value) = self._packed()
+            return [qkv], query, key, value
+        inputs = [
+            self.tensor("query", self.spec.head_dim),
+            self.kv_tensor("key", self.spec.head_dim),
+            self.kv_tensor("value", self.spec.value_dim),
+        ]
+        return inputs, *inputs
+
+    def _packed(self) -> tuple[te.Tensor, list[Packed]]:
         """Return an input `[B, *S, 3, H, D]`, and query, key and value as views of it."""
         shape = (self.batch, *self.sizes, 3, self.heads, self.spec.head_dim)
         qkv = te.placeholder(shape, self.spec.dtype, "qkv")
@@ -134,7 +151,7 @@ class Problem:
 
     def read(
         self,
-        tensor: te.Tensor | Packed,
+        tensor: Vectors,
         site: Sequence[Any],
         positions: Sequence[Any],
         *rest: Any,
@@ -144,7 +161,7 @@ class Problem:
         heads = self._kv_head_at if self._is_kv(tensor) else self._head_at
         return tensor(*self.order(self._batch_at[b], positions, heads[h]), *rest)
 
-    def _is_kv(self, tensor: te.Tensor | Packed) -> bool:
+    def _is_kv(self, tensor: Vectors) -> bool:
         return any(tensor is known for known in self._kv_tensors)
 
     def bias_at(self, rpb: te.Tensor, site: Sequence[Any], offsets: Sequence[Any]) -> Expr:

@@ -12,8 +12,7 @@ from natc.operations import HEADS_FIRST
 from natc.spec import KernelSpec
 from natc.te.axis import window_at
 from natc.te.exponential import Exponential
-from natc.te.forward import joined_tap, split_tap
-from natc.te.gather import Gather
+from natc.te.gather import Gather, joined_tap, split_tap
 from natc.te.problem import Problem, stage
 
 
@@ -46,7 +45,7 @@ def av(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
     attn = p.tensor("attn", math.prod(spec.kernel_size))
     value = p.kv_tensor("value", spec.head_dim)
     weights = g.weights(lambda site, tap: p.accumulate(attn(*site, joined_tap(tap, g.window))))
-    return p.function([attn, value, g.weighted_sum(weights, g.tap_vector(value), "output")])
+    return p.function([attn, value, g.weighted_sum(weights, g.tap_vector(value))])
 
 
 def inverse_av(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
@@ -64,7 +63,7 @@ def inverse_av(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
         return p.accumulate(p.read(attn, site, g.positions(site, tap), joined))
 
     weights = g.weights(weight)
-    return p.function([attn, vector, g.weighted_sum(weights, g.tap_vector(vector), "result")])
+    return p.function([attn, vector, g.weighted_sum(weights, g.tap_vector(vector))])
 
 
 def _tap_of_key(p: Problem, g: Gather, axis: int) -> te.Tensor:
