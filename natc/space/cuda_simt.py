@@ -11,16 +11,22 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from natc.space.decisions import Candidates, Decisions
-from natc.space.loops import TAP_AXES, depth, has_block, inner_loops, query_loops, tables_of
+from natc.space.loops import TAP_AXES, depth, inner_loops, query_loops
+from natc.space.registers import (
+    BYTES,
+    REGISTERS,
+    WIDEST_LOAD,
+    extent,
+    load_width,
+    place,
+    place_tables,
+)
 from natc.spec import KernelSpec
 from natc.targets import Target
 
 NAME = "cuda_simt"
 VERSION = 1
 
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_WIDEST_LOAD = 16  # bytes that one thread loads at once
-_REGISTERS = "local"
 _TILE_HEIGHTS = (4, 1, 2, 8)
 _MOST_THREADS = 1024  # of one block
 
@@ -30,7 +36,7 @@ def structure(spec: KernelSpec, target: Target) -> Candidates:
     # Lanes of a query are a power of two, so that no query's shuffles cross a warp.
     dims = (spec.head_dim, spec.value_dim)
     lanes = [n for n in (1, 2, 4, 8, 16, 32) if all(dim % n == 0 for dim in dims)]
-    full = [n for n in lanes if spec.head_dim // n * _BYTES[spec.dtype] >= _WIDEST_LOAD]
+    full = [n for n in lanes if spec.head_dim // n * BYTES[spec.dtype] >= WIDEST_LOAD]
     # More lanes than full loads need would leave part of each memory transaction unused.
     return {"lanes": tuple(reversed(full[-3:])) or (lanes[-1],)}
 
@@ -70,17 +76,12 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
 
     lane, channel = _share(sch, output, lanes)
     _vectorize(sch, channel, spec)
-    _place(sch, "normalized", lane)
+    place(sch, "normalized", lane)
     _weighted_sum(sch, lane, spec)
     for name in ("inverse_sum", "sum_weights", "weights", "max_logit", "logits"):
-        _place(sch, name, query)
+        place(sch, name, query)
     _dot_product(sch, query, spec, lanes)
-    for axis in range(spec.rank):
-        for name in tables_of(sch, axis):
-            _place(sch, name, query)
-    for name in ("batch_index", "head_index", "kv_head_index"):
-        if has_block(sch, name):
-            _place(sch, name, query)
+    place_tables(sch, spec, query)
     # Last, since primitives refuse loops that hold a block with its initialization apart.
     block = sch.get_sblock("summed")
     loops = sch.get_loops(block)
@@ -92,21 +93,21 @@ def _dot_product(sch: Schedule, query: LoopRV, spec: KernelSpec, lanes: int) -> 
     """Compute one tap's dot product: a vector of channels in each lane, then across lanes."""
     taps = inner_loops(sch, sch.get_sblock("logits"), outer=query)["v_t"]
     _, tap = sch.split(taps, [None, spec.kernel_size[-1]])
-    _place(sch, "scores", tap)
+    place(sch, "scores", tap)
     scaled = sch.get_sblock("query_scaled")
     # Another tensor may be a part of the same one.
-    loaded = sch.cache_read(scaled, 0, _REGISTERS, [scaled])
+    loaded = sch.cache_read(scaled, 0, REGISTERS, [scaled])
     if spec.head_dim == 1:
         # Loops of one iteration are not made, so there is none to share or to vectorize.
-        _place(sch, "key_tap", tap)
-        _place(sch, "query_scaled", query)
+        place(sch, "key_tap", tap)
+        place(sch, "query_scaled", query)
         sch.compute_at(loaded, query)
         return
     lane, channel = _share(sch, sch.get_sblock("scores"), lanes)
     sch.unroll(channel)
-    _vectorize(sch, sch.get_loops(_place(sch, "key_tap", lane))[-1], spec)
+    _vectorize(sch, sch.get_loops(place(sch, "key_tap", lane))[-1], spec)
     # The query's own vector, once for all taps; its loop over lanes is a nest of its own.
-    lane, channel = _share(sch, _place(sch, "query_scaled", query), lanes)
+    lane, channel = _share(sch, place(sch, "query_scaled", query), lanes)
     sch.unroll(channel)
     sch.compute_at(loaded, lane)
     _vectorize(sch, sch.get_loops(loaded)[-1], spec)
@@ -115,38 +116,27 @@ def _dot_product(sch: Schedule, query: LoopRV, spec: KernelSpec, lanes: int) -> 
 def _share(sch: Schedule, block: SBlockRV, lanes: int) -> tuple[LoopRV, LoopRV]:
     """Split the innermost loop of `block`, over channels, into lanes and what each one does."""
     channels = sch.get_loops(block)[-1]
-    lane, channel = sch.split(channels, [lanes, int(sch.get(channels).extent) // lanes])
+    lane, channel = sch.split(channels, [lanes, extent(sch, channels) // lanes])
     sch.bind(lane, "threadIdx.x")
     return lane, channel
 
 
 def _weighted_sum(sch: Schedule, lane: LoopRV, spec: KernelSpec) -> None:
     """Add up weight times value over taps, each lane for its own channels."""
-    block = _place(sch, "summed", lane)
+    block = place(sch, "summed", lane)
     loops = inner_loops(sch, block, outer=lane)
     channel = [loops["v_d"]] if "v_d" in loops else []
     taps = [loops[name] for name in TAP_AXES if name in loops]
     sch.reorder(*taps, *channel)
     for loop in channel:
         sch.unroll(loop)
-    block = _place(sch, "value_tap", taps[-1])
+    block = place(sch, "value_tap", taps[-1])
     if channel:
         _vectorize(sch, sch.get_loops(block)[-1], spec)
 
 
-def _place(sch: Schedule, name: str, loop: LoopRV) -> SBlockRV:
-    """Compute a stage inside a loop, its result in the thread's registers; return its block."""
-    block = sch.get_sblock(name)
-    sch.compute_at(block, loop)
-    sch.set_scope(block, 0, _REGISTERS)
-    return block
-
-
 def _vectorize(sch: Schedule, channel: LoopRV, spec: KernelSpec) -> None:
     """Move the channels of a lane in the widest loads and stores that their number allows."""
-    extent = int(sch.get(channel).extent)
-    width = _WIDEST_LOAD // _BYTES[spec.dtype]
-    while extent % width:
-        width //= 2
+    width = load_width(extent(sch, channel), spec)
     if width > 1:
         sch.vectorize(sch.split(channel, [None, width])[1])

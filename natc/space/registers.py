@@ -16,10 +16,10 @@ from natc.spec import KernelSpec
 
 REGISTERS = "local"
 
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_WIDEST_LOAD = 16  # bytes that one thread loads at once
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+WIDEST_LOAD = 16  # bytes that one thread loads at once
 _FEWEST = 16  # channels of a part
-_INDICES = ("batch_index", "kv_head_index", "head_index")
+_INDICES = ("batch_index", "head_index", "kv_head_index")
 
 
 class Kept(NamedTuple):
@@ -92,18 +92,18 @@ def load(
             place(sch, stage, outer)
         return
     channels = extent(sch, loops[-1])
-    chunk, element = sch.split(loops[-1], [None, _width(channels, spec)])
+    chunk, element = sch.split(loops[-1], [None, load_width(channels, spec)])
     sch.unroll(chunk)
     sch.unroll(element)
     for name, stage in vectors.items():
-        whole = kept and name in kept.names and channels * _BYTES[spec.dtype] <= kept.most_bytes
+        whole = kept and name in kept.names and channels * BYTES[spec.dtype] <= kept.most_bytes
         place(sch, stage, kept.loop if kept and whole else chunk)
         vectorize(sch, sch.get_loops(stage)[-1], spec)
 
 
 def vectorize(sch: Schedule, channel: LoopRV, spec: KernelSpec) -> None:
     """Move the channels of a loop in the widest loads and stores that their number allows."""
-    width = _width(extent(sch, channel), spec)
+    width = load_width(extent(sch, channel), spec)
     if width > 1:
         chunk, element = sch.split(channel, [None, width])
         sch.unroll(chunk)
@@ -136,8 +136,9 @@ def _is_part(channels: int, number: int) -> bool:
     return channels % number == 0 and channels // number >= _FEWEST
 
 
-def _width(channels: int, spec: KernelSpec) -> int:
-    width = _WIDEST_LOAD // _BYTES[spec.dtype]
+def load_width(channels: int, spec: KernelSpec) -> int:
+    """Return how many channels the widest load moves of which their number is a multiple."""
+    width = WIDEST_LOAD // BYTES[spec.dtype]
     while channels % width:
         width //= 2
     return width
