@@ -26,7 +26,7 @@ from natc.errors import NatcError, NotCoveredError, SpecError
 from natc.operations import OPERATIONS, operations_of
 from natc.runtime import registry
 from natc.runtime.load import Kernel
-from natc.spec import CUDA_DTYPES, RANKS, KernelSpec
+from natc.spec import RANKS, KernelSpec, compiles
 
 TARGETS = ("llvm", "cuda")
 KERNEL, COMPOSITION, REFERENCE, REFUSED = "kernel", "composition", "reference", "refused"
@@ -112,7 +112,7 @@ class _StandIns(dict[Any, Any]):
             return None
         if operation not in operations_of(spec):
             return None
-        if self.target == "cuda" and spec.dtype not in CUDA_DTYPES:
+        if not compiles(spec.dtype, self.target):
             return None
 
         def run(*arguments: Any) -> None:

@@ -21,9 +21,13 @@ class EnvVar:
         """Set the value for this process and those that it starts."""
         os.environ[self.name] = value
 
+    def word(self) -> str:
+        """Return the value in lower case and without blanks around it, "" when it is unset."""
+        return (self.get() or "").strip().lower()
+
     def flag(self) -> bool:
         """Return whether the value is one of 1, true, yes, on (any case)."""
-        return (self.get() or "").strip().lower() in ("1", "true", "yes", "on")
+        return self.word() in ("1", "true", "yes", "on")
 
     def paths(self) -> list[str]:
         """Return the value split at `os.pathsep`, without empty parts."""

@@ -19,7 +19,7 @@ from natc.operations import OPERATIONS
 from natc.runtime import registry
 from natc.runtime.load import Kernel
 from natc.runtime.search import Rejection
-from natc.spec import CUDA_DTYPES, KernelSpec
+from natc.spec import KernelSpec, compiles
 
 _OURS = ("natc.", "torch.")
 
@@ -80,7 +80,7 @@ def report(
     NotCoveredError where NATC_STRICT forbids the reference.
     """
     name = str(dtype).removeprefix("torch.")
-    if _forced.get() or (device.type == "cuda" and name not in CUDA_DTYPES):
+    if _forced.get() or (device.type == "cuda" and not compiles(name, "cuda")):
         return
     what = f"kernel_size {list(kernel_size)}, head_dim {head_dim}, {name}"
     try:

@@ -77,16 +77,13 @@ def backward(
     given = (query, key, value, rpb)
     names = [n for n, t, flag in zip(GRADIENTS, given, wanted) if flag and t is not None]
     options = _Options(kernel_size, dilation, stride, is_causal, scale)
-    if query.numel() == 0:
-        found = tuple(None if t is None else torch.zeros_like(t) for t in given)
-    elif not names:
-        found = (None, None, None, None)
-    else:
-        kernels = _kernels(names, query, rpb, value, kernel_size)
-        if kernels is None:
-            return composed(d_output, d_lse, query, key, value, rpb, output, lse, wanted, *options)
-        saved = _Saved(query, key, value, rpb, output, lse)
-        found = _on_kernels(kernels, d_output, d_lse, saved, options)
+    saved = _Saved(query, key, value, rpb, output, lse)
+    if not names:
+        return _complete((None,) * len(given), wanted, query)
+    kernels = _kernels(names, query, rpb, value, kernel_size) if query.numel() else None
+    if kernels is None:
+        return composed(d_output, d_lse, *saved, wanted, *options)
+    found = _on_kernels(kernels, d_output, d_lse, saved, options)
     return _complete(found, wanted, query)
 
 

@@ -65,9 +65,10 @@ def launch(
         if tensor.numel() > MOST_ELEMENTS:
             return _in_parts(kernel, operation, inputs, results, scalars, group, extra)
     arguments = (*given, *results, *scalars, group, *extra)
-    if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
+    first = results[0]
+    if first.is_cuda and first.device.index != torch.cuda.current_device():
         # Launching makes the tensors' device current and would leave it so.
-        with torch.cuda.device(tensor.device):
+        with torch.cuda.device(first.device):
             kernel.function(*arguments)
     else:
         # OpenMP counts its threads in each thread apart: this hands torch's number to this one.

@@ -13,7 +13,7 @@ MIN_KERNEL_SIZE = 2
 MAX_KERNEL_SIZE = 63
 MAX_HEAD_DIM = 256
 DTYPES = ("float32", "float16", "bfloat16", "float64")
-# There, natc.reference serves float64.
+# On GPUs, natc.reference serves float64.
 CUDA_DTYPES = ("float32", "float16", "bfloat16")
 
 _NAME = re.compile(
@@ -145,6 +145,11 @@ class KernelSpec:
         if spec.name != name:
             raise SpecError(f"{name!r} is not the name of a kernel; write {spec.name}.")
         return spec
+
+
+def compiles(dtype: str, kind: str) -> bool:
+    """Return whether there are kernels of a dtype for targets of a kind, `llvm` or `cuda`."""
+    return dtype in (CUDA_DTYPES if kind == "cuda" else DTYPES)
 
 
 def parse_kernel_size(text: str) -> tuple[int, ...]:

@@ -142,7 +142,7 @@ def library_place(directory: Path) -> Place | None:
 
 
 def _jit_families() -> tuple[str, ...]:
-    return () if (env.NATC_JIT.get() or "").strip().lower() == "off" else FAMILIES
+    return () if env.NATC_JIT.word() == "off" else FAMILIES
 
 
 def library_sources() -> dict[Path, str]:

@@ -55,6 +55,15 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if _missing(collection_path.name) else None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The name of such a test differs from process to process, and pytest-xdist then runs none.
+    for item in items:
+        values = getattr(getattr(item, "callspec", None), "params", {})
+        for name, value in values.items():
+            if isinstance(value, (set, frozenset)):
+                raise pytest.UsageError(f"{item.nodeid}: {name} is a set; pass a tuple instead.")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for folder in sorted(path.name for path in TESTS.iterdir() if path.is_dir()):
         reason = _missing(folder)

@@ -17,7 +17,7 @@ from natc.errors import BuildError, ScheduleError
 from natc.files import make_directory, write_atomically
 from natc.manifest import SUFFIX, LibraryTarget, Manifest, dump
 from natc.operations import FAMILIES, operations_of
-from natc.spec import CUDA_DTYPES, KernelSpec
+from natc.spec import CUDA_DTYPES, KernelSpec, compiles
 from natc.targets import Target
 
 # Data pointers are multiples of this: the compiler assumes so, and nothing checks it later.
@@ -99,7 +99,7 @@ def _check(
             f"target is {names}; a library is for one CPU target, or for one or more CUDA "
             "architectures."
         )
-    if kinds == {"cuda"} and spec.dtype not in CUDA_DTYPES:
+    if not compiles(spec.dtype, targets[0].kind):
         raise BuildError(
             f"dtype is {spec.dtype}; kernels for cuda are {', '.join(CUDA_DTYPES)}. There, "
             "natc.reference serves it."

@@ -12,7 +12,7 @@ import typer
 from natc import environment
 from natc.errors import NatcError, SpecError
 from natc.operations import FAMILIES
-from natc.spec import CUDA_DTYPES, DTYPES, KernelSpec, parse_kernel_size
+from natc.spec import CUDA_DTYPES, DTYPES, KernelSpec, compiles, parse_kernel_size
 
 # What is compiled when the options do not say; NAT's own head dim and precisions.
 DEFAULT_HEAD_DIM = 32
@@ -88,7 +88,7 @@ def make_spec(
         rpb=rpb,
         value_dim=value_dim,
     )
-    if kind == "cuda" and spec.dtype not in CUDA_DTYPES:
+    if not compiles(spec.dtype, kind):
         raise SpecError(
             f"dtype is {spec.dtype}; kernels for cuda are {', '.join(CUDA_DTYPES)}. On a GPU, "
             f"{spec.dtype} runs on natc.reference."

@@ -18,7 +18,7 @@ from natc.cli.package_report import progress, show, show_plan
 from natc.cli.search import INTERRUPTED
 from natc.errors import ArgumentError, SpecError, TargetError
 from natc.operations import FAMILIES
-from natc.spec import CUDA_DTYPES, KernelSpec
+from natc.spec import CUDA_DTYPES, KernelSpec, compiles
 from natc.targets import ARCHS, Target, parse_archs
 
 DEFAULT_SET = "nat"
@@ -172,7 +172,7 @@ def _plan(
         (), (options.DEFAULT_HEAD_DIM,), (options.DEFAULT_DTYPE[kind],), FAMILIES
     )  # fmt: skip
     dtypes = plan.parse_dtypes(dtype) if dtype is not None else base.dtypes
-    unfit = [name for name in dtypes if kind == "cuda" and name not in CUDA_DTYPES]
+    unfit = [name for name in dtypes if not compiles(name, kind)]
     if unfit:
         raise SpecError(f"dtype is {unfit[0]}; kernels for cuda are {', '.join(CUDA_DTYPES)}.")
     specs: list[KernelSpec] = plan.specs(

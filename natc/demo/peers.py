@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from natc import reference
 from natc.demo.times import Contestant, Inputs, Prepared, Unavailable
+from natc.launch import scalars
 from natc.window import key_position, rpb_index, window
 
 # A dense mask of every query against every key grows with the square of the map.
@@ -53,12 +54,13 @@ def from_kernel(kernel: Callable[..., Any], note: str = "") -> Contestant:
         tensors = [inputs.query, inputs.key, inputs.value]
         if inputs.rpb is not None:
             tensors.append(inputs.rpb)
-        scale = inputs.query.shape[-1] ** -0.5
-        stride, is_causal, group = (1, 1), (0, 0), 1
+        _, *sizes, _, head_dim = inputs.query.shape
+        tail = scalars(head_dim**-0.5, sizes, inputs.dilation, (1, 1), (False, False))
+        group = 1
 
         def call() -> Tensor:
             output = torch.empty_like(inputs.query)
-            kernel(*tensors, output, scale, *inputs.dilation, *stride, *is_causal, group)
+            kernel(*tensors, output, *tail, group)
             return output
 
         return Prepared(call, note)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from natc import fused, gradients
-from natc.fallback import reference_is_forced
 from natc.ops.library import (
     OPTIONS,
     Function,
@@ -24,6 +23,7 @@ from natc.ops.library import (
     define,
     differentiable,
     library,
+    run_and_keep,
 )
 
 _TENSORS = "Tensor query, Tensor key, Tensor value, Tensor? rpb"
@@ -75,12 +75,7 @@ class _Attention(Function):
 
     @staticmethod
     def forward(ctx: Any, run: Callable[..., Any], *arguments: Any) -> Any:
-        ctx.set_materialize_grads(False)
-        output, lse = run(*arguments)
-        ctx.save_for_backward(*arguments[:4], output, lse)
-        ctx.options = arguments[4:]
-        ctx.forced = reference_is_forced()
-        return output, lse
+        return run_and_keep(ctx, run, 4, arguments)
 
     @staticmethod
     def backward(ctx: Any, d_output: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:

@@ -8,14 +8,14 @@ dispatches twice.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from natc.fallback import force_reference
+from natc.fallback import force_reference, reference_is_forced
 
 OPTIONS = "int[] kernel_size, SymInt[] dilation, int[] stride, bool[] is_causal"
 _TAGS = tuple(
@@ -95,6 +95,16 @@ def apply(function: type[Function], *arguments: Any) -> Any:
         return function.apply(*arguments)  # type: ignore[attr-defined]
     with torch._functorch.utils.enable_single_level_autograd_function():
         return function.apply(*arguments)  # type: ignore[attr-defined]
+
+
+def run_and_keep(ctx: Any, run: Callable[..., Any], tensors: int, arguments: Sequence[Any]) -> Any:
+    """Return (output, lse) of a fused forward; keep these, its tensors and its options in ctx."""
+    ctx.set_materialize_grads(False)
+    output, lse = run(*arguments)
+    ctx.save_for_backward(*arguments[:tensors], output, lse)
+    ctx.options = arguments[tensors:]
+    ctx.forced = reference_is_forced()
+    return output, lse
 
 
 def as_in_the_forward(ctx: Any) -> contextlib.AbstractContextManager[None]:

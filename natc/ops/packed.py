@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from natc import fused
-from natc.fallback import reference_is_forced
 from natc.ops.fused import backward
 from natc.ops.library import (
     OPTIONS,
@@ -24,6 +23,7 @@ from natc.ops.library import (
     define,
     differentiable,
     library,
+    run_and_keep,
 )
 
 _PARAMETERS = f"Tensor qkv, Tensor? rpb, {OPTIONS}, float scale"
@@ -54,12 +54,7 @@ class _PackedAttention(Function):
 
     @staticmethod
     def forward(ctx: Any, run: Callable[..., Any], *arguments: Any) -> Any:
-        ctx.set_materialize_grads(False)
-        output, lse = run(*arguments)
-        ctx.save_for_backward(*arguments[:2], output, lse)
-        ctx.options = arguments[2:]
-        ctx.forced = reference_is_forced()
-        return output, lse
+        return run_and_keep(ctx, run, 2, arguments)
 
     @staticmethod
     def backward(ctx: Any, d_output: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:

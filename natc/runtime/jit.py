@@ -7,7 +7,6 @@ gradients builds what is missing and leaves what is loaded alone.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import logging
 import os
@@ -23,7 +22,7 @@ from natc.errors import NatcError
 from natc.files import make_directory
 from natc.operations import OPERATIONS, operations_of
 from natc.runtime.commands import build_words
-from natc.spec import CUDA_DTYPES, KernelSpec
+from natc.spec import KernelSpec, compiles
 from natc.targets import Target
 
 _log = logging.getLogger("natc")
@@ -31,13 +30,16 @@ _log = logging.getLogger("natc")
 ON, OFF, READONLY = "on", "off", "readonly"
 _MODES = (ON, OFF, READONLY)
 
+# What this process could not build, and why; not tried again.
+_failures: dict[tuple[KernelSpec, Target], str] = {}
+
 
 def mode() -> str:
     """Return what NATC_JIT says: `on` (the default), `off` or `readonly`.
 
     Raises NatcError for another value.
     """
-    said = (env.NATC_JIT.get() or ON).strip().lower()
+    said = env.NATC_JIT.word() or ON
     if said not in _MODES:
         raise NatcError(f"NATC_JIT is {said!r}; it must be one of {', '.join(_MODES)}.")
     return said
@@ -49,21 +51,19 @@ def obstacle(spec: KernelSpec, target: Target, operation: str) -> str | None:
         return f"NATC_JIT is {mode()}"
     if operation not in operations_of(spec):
         return f"{spec.name} has no {operation}"
-    if target.kind == "cuda" and spec.dtype not in CUDA_DTYPES:
-        return f"there are no {spec.dtype} kernels for cuda"
+    if not compiles(spec.dtype, target.kind):
+        return f"there are no {spec.dtype} kernels for {target.kind}"
     if importlib.util.find_spec("tvm") is None:
         return "the compiler is not installed (pip install 'natc[compiler]')"
-    return _failures().get((spec, target))
+    return _failures.get((spec, target))
 
 
-def build(
-    spec: KernelSpec, target: Target, operation: str, is_there: Callable[[], bool]
-) -> Path | None:
-    """Build the family of an operation, unless another process does; return its directory.
+def build(spec: KernelSpec, target: Target, operation: str, is_there: Callable[[], bool]) -> bool:
+    """Build the family of an operation, unless another process does; return whether it is there.
 
     is_there: called once no other process builds this kernel: whether nothing is left to do.
-    Returns None where building failed: that is logged with what the compiler said, and not tried
-    again by this process.
+    Where building fails, that is logged with what the compiler said, and not tried again by this
+    process.
     """
     family = OPERATIONS[operation].family
     directory = workspace.jit_dir(family)
@@ -72,7 +72,7 @@ def build(
         # Processes that call the same new kernel at once wait for the first one's build.
         with filelock.FileLock(directory / f".{spec.name}.{target.name}.lock"):
             if is_there():
-                return directory
+                return True
             _log.warning(
                 "natc builds %s (%s) for %s, once; NATC_JIT=off prevents it.",
                 *(spec.name, family, target.name),
@@ -83,15 +83,10 @@ def build(
     except (NatcError, OSError) as error:
         problem = str(error)
     if problem is None:
-        return directory
+        return True
     _log.warning("natc could not build %s for %s: %s", spec.name, target.name, problem)
-    _failures()[spec, target] = f"building it failed: {problem.splitlines()[-1]}"
-    return None
-
-
-@functools.cache
-def _failures() -> dict[tuple[KernelSpec, Target], str]:
-    return {}
+    _failures[spec, target] = f"building it failed: {problem.splitlines()[-1]}"
+    return False
 
 
 def _run(words: list[str]) -> str | None:

@@ -16,7 +16,7 @@ from natc.runtime.facts import Facts, detect
 from natc.runtime.load import Kernel, load
 from natc.runtime.search import Library, Rejection, Scan, scan
 from natc.runtime.select import Choice, select
-from natc.spec import CUDA_DTYPES, KernelSpec
+from natc.spec import KernelSpec, compiles
 
 if TYPE_CHECKING:
     import torch
@@ -121,7 +121,7 @@ def explain(
         found = _search()
         choice, rejections = _choose(spec, facts, operation)
     command = None
-    if facts.machine and (facts.machine.kind != "cuda" or spec.dtype in CUDA_DTYPES):
+    if facts.machine and compiles(spec.dtype, facts.machine.kind):
         command = build_command(spec, [facts.machine])
     everything = (*found.unreadable, *rejections)
     not_built = None
@@ -169,22 +169,19 @@ def _choose(
 
 
 def _choose_or_build(spec: KernelSpec, facts: Facts, operation: str) -> Choice | None:
-    global _scan
+    def again() -> Choice | None:
+        global _scan
+        _scan = None
+        return _choose(spec, facts, operation)[0]
+
     choice, _ = _choose(spec, facts, operation)
     if choice is not None or facts.machine is None:
         return choice
     if jit.obstacle(spec, facts.machine, operation):
         return None
-
-    def is_there() -> bool:
-        global _scan
-        _scan = None  # another process may have built it
-        return _choose(spec, facts, operation)[0] is not None
-
-    if jit.build(spec, facts.machine, operation, is_there) is None:
-        return None
-    _scan = None
-    return _choose(spec, facts, operation)[0]
+    # Another process may have built it meanwhile.
+    built = jit.build(spec, facts.machine, operation, lambda: again() is not None)
+    return again() if built else None
 
 
 def _search() -> Scan:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from natc import launch
+from natc.operations import OPERATIONS
 from natc.reference import neighborhood_attention
 from natc.testing.inputs import Inputs, poisoned
 from natc.testing.tolerance import RELATIVE_TOLERANCE, assert_close_to_float64
@@ -36,6 +38,33 @@ def assert_guards_hold(tensor: Tensor, name: str) -> None:
     assert bool(after.isnan().all()), f"{name}: written after its last element"
 
 
+def call_guarded(
+    function: Callable[..., Any],
+    operation: str,
+    given: Sequence[Tensor | None],
+    shapes: Sequence[tuple[Sequence[int], torch.dtype]],
+    scalars: Sequence[Any],
+) -> list[Tensor]:
+    """Return the results of one call of an operation's function on guarded copies.
+
+    given: inputs in the function's order, None for one that it does not take. shapes: of the
+    results, with their dtypes; they are NaN before the call. An empty input is not called with.
+    Raises AssertionError when it wrote beside its results or into its inputs.
+    """
+    originals = [tensor for tensor in given if tensor is not None]
+    copies = [guarded(tensor) for tensor in originals]
+    device = originals[0].device
+    results = [guarded(poisoned(shape, dtype, device)) for shape, dtype in shapes]
+    if all(tensor.numel() for tensor in copies):
+        function(*copies, *results, *scalars)
+    for result, name in zip(results, OPERATIONS[operation].results, strict=True):
+        assert_guards_hold(result, f"{name} of {operation}")
+    for copy, original in zip(copies, originals, strict=True):
+        assert_guards_hold(copy, f"an input of {operation}")
+        assert _same_bits(copy, original), f"{operation} changed an input"
+    return results
+
+
 def call(
     function: Callable[..., Any],
     inputs: Inputs,
@@ -51,20 +80,14 @@ def call(
     dilation, stride, is_causal: one for each axis; None means 1, 1 and False. Raises
     AssertionError when it wrote beside its results or into its inputs.
     """
-    given = [guarded(tensor) for tensor in inputs if tensor is not None]
     query, value = inputs.query, inputs.value
     leading = query.shape[:-1]
-    results = [guarded(poisoned((*leading, value.shape[-1]), query.dtype, query.device))]
+    shapes = [((*leading, value.shape[-1]), query.dtype)]
     if with_lse:
-        accumulator = torch.promote_types(query.dtype, torch.float32)
-        results.append(guarded(poisoned(leading, accumulator, query.device)))
-    function(*given, *results, *scalars(inputs, scale, dilation, stride, is_causal))
-    for result, name in zip(results, ("output", "lse")):
-        assert_guards_hold(result, name)
-    for tensor, original in zip(given, (t for t in inputs if t is not None)):
-        assert_guards_hold(tensor, "input")
-        assert _same_bits(tensor, original), "the kernel changed an input"
-    return tuple(results)
+        shapes.append((tuple(leading), torch.promote_types(query.dtype, torch.float32)))
+    operation = "forward_lse" if with_lse else "forward"
+    tail = scalars(inputs, scale, dilation, stride, is_causal)
+    return tuple(call_guarded(function, operation, inputs, shapes, tail))
 
 
 def scalars(
@@ -73,13 +96,12 @@ def scalars(
     dilation: Sequence[int] | None = None,
     stride: Sequence[int] | None = None,
     is_causal: Sequence[bool] | None = None,
-) -> tuple[float | int, ...]:
+) -> tuple[Any, ...]:
     """Return the scalars of a call of a heads-last function (`natc.operations.SCALARS`)."""
     sizes = inputs.query.shape[1:-2]
     ones, flags = [1] * len(sizes), [False] * len(sizes)
-    clamped = (min(step, size) for step, size in zip(dilation or ones, sizes, strict=True))
-    group = inputs.query.shape[-2] // inputs.key.shape[-2]
-    return (scale, *clamped, *(stride or ones), *map(int, is_causal or flags), group)
+    tail = launch.scalars(scale, sizes, dilation or ones, stride or ones, is_causal or flags)
+    return (*tail, inputs.query.shape[-2] // inputs.key.shape[-2])
 
 
 def assert_right(

@@ -13,8 +13,8 @@ from torch import Tensor
 from natc.operations import OPERATIONS
 from natc.reference import neighborhood_attention, neighborhood_logits, neighborhood_sum
 from natc.spec import KernelSpec
-from natc.testing.direct import guarded, scalars
-from natc.testing.inputs import Inputs, make_inputs, poisoned
+from natc.testing.direct import call_guarded, scalars
+from natc.testing.inputs import Inputs, make_inputs
 from natc.testing.tolerance import assert_close_to_float64
 
 
@@ -56,8 +56,8 @@ def assert_operations_right(
 ) -> None:
     """Raise AssertionError unless each operation gives what the reference gives in float64.
 
-    function: returns the compiled function of an operation. Inputs lie between margins of NaN and
-    results are NaN before the call; what needs an earlier result (lse) gets the reference's.
+    function: returns the compiled function of an operation. It is called by `call_guarded`; what
+    needs an earlier result (lse) gets the reference's.
     """
     shared = _Problem(spec, call, device, seed)
     for operation in operations:
@@ -65,9 +65,8 @@ def assert_operations_right(
         if operation.endswith("_packed"):  # one tensor cannot hold keys of fewer heads
             problem = _Problem(spec, replace(call, heads_kv=call.heads), device, seed)
         given, results, extra, expected = getattr(problem, operation)()
-        tensors = [guarded(t) for t in given if t is not None]
-        found = [guarded(poisoned(shape, dtype, device)) for shape, dtype in results]
-        function(operation)(*tensors, *found, *problem.scalars, *extra)
+        tail = (*problem.scalars, *extra)
+        found = call_guarded(function(operation), operation, given, results, tail)
         for tensor, exact, name in zip(found, expected, OPERATIONS[operation].results):
             compared = problem.summed(operation, tensor.double().cpu())
             assert_close_to_float64(

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natc.operations import OPERATIONS
-from natc.testing.direct import assert_guards_hold, guarded
-from natc.testing.inputs import poisoned
+from natc import launch
+from natc.testing.direct import call_guarded
 
 _Function = Callable[..., Any]
 _Open = Callable[[str, bool], _Function]
@@ -87,19 +86,7 @@ class GuardedKernel:
 
         Raises AssertionError when it wrote beside its results or into its inputs.
         """
-        given = [tensor for tensor in inputs if tensor is not None]
-        device = given[0].device
-        copies = [guarded(tensor) for tensor in given]
-        results = [guarded(poisoned(shape, dtype, device)) for shape, dtype in shapes]
-        if all(tensor.numel() for tensor in copies):
-            self._open(operation, with_rpb)(*copies, *results, *tail)
-        for result, name in zip(results, OPERATIONS[operation].results, strict=True):
-            assert_guards_hold(result, f"{name} of {operation}")
-        for copy, tensor in zip(copies, given, strict=True):
-            assert_guards_hold(copy, f"an input of {operation}")
-            unchanged = torch.equal(copy.isnan(), tensor.isnan())
-            assert unchanged and torch.equal(copy.nan_to_num(), tensor.detach().nan_to_num())
-        return results
+        return call_guarded(self._open(operation, with_rpb), operation, inputs, shapes, tail)
 
     def partial(
         self, operation: str, inputs: list[Tensor | None], rpb: Tensor, tail: tuple[Any, ...]
@@ -197,8 +184,8 @@ def _tail(
     scale: float, spatial: torch.Size, where: dict[str, tuple[Any, ...]], group: int
 ) -> tuple[Any, ...]:
     """Return the scalars of `natc.operations.SCALARS`."""
-    dilation = (min(one, length) for one, length in zip(where["dilation"], spatial, strict=True))
-    return (scale, *dilation, *where["stride"], *map(int, where["is_causal"]), group)
+    options = (where["dilation"], where["stride"], where["is_causal"])
+    return (*launch.scalars(scale, spatial, *options), group)
 
 
 def _output(query: Tensor, value: Tensor) -> tuple[tuple[int, ...], torch.dtype]:

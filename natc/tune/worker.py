@@ -91,6 +91,7 @@ def _inputs(
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     import torch
 
+    from natc.testing.direct import scalars
     from natc.testing.inputs import make_inputs, poisoned
 
     device = "cpu" if kind == "llvm" else "cuda"
@@ -104,8 +105,7 @@ def _inputs(
     )
     output = poisoned(made.query.shape, dtype, device)
     tensors = [made.query, made.key, made.value, *([made.rpb] if spec.rpb else []), output]
-    scalars = (spec.head_dim**-0.5, *(1, 1), *(1, 1), *(0, 0), 1)  # natc.operations.SCALARS
-    return (*tensors, *scalars), (made.query, made.key, made.value, made.rpb)
+    return (*tensors, *scalars(made, spec.head_dim**-0.5)), tuple(made)
 
 
 def _cpu_seconds(call: Callable[[], None]) -> float:

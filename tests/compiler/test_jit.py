@@ -31,7 +31,7 @@ assert "tvm" not in sys.modules, "the compiler runs in this process"
 def on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NATC_JIT", "on")
     monkeypatch.setenv("NATC_LIB_PATH", "")
-    jit._failures.cache_clear()
+    jit._failures.clear()
     runtime.clear()
 
 
