@@ -14,7 +14,7 @@ from c_library import LibraryDirectory
 from natc.cli.main import app
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
 EXAMPLES = sorted(ROOT.glob("examples/*.py"))
 
 # A block is run unless a comment directly above it says why not.
