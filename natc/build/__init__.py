@@ -1,5 +1,17 @@
 """From a spec and a schedule to a library that needs no compiler to run."""
 
-from natc.build.library import build_library
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from natc.build.library import build_library
 
 __all__ = ["build_library"]
+
+
+def __getattr__(name: str) -> Any:
+    # Late: what only wants a C compiler has no need of TVM.
+    if name == "build_library":
+        from natc.build.library import build_library
+
+        return build_library
+    raise AttributeError(f"module 'natc.build' has no attribute {name!r}")
