@@ -12,7 +12,7 @@ from natc import env, environment, files, gpu, schedules, workspace
 from natc.cli import output
 from natc.cli.contents import contents
 from natc.cli.options import JsonOption
-from natc.errors import LibraryError, RecordError
+from natc.errors import ArgumentError, LibraryError, RecordError
 from natc.records import read_log
 
 _COMMANDS = ("cc", "gcc", "clang", "nvcc", "cuobjdump")
@@ -23,13 +23,26 @@ def doctor(
         bool,
         typer.Option("--coverage", help="Show what serves each feature, on each target, instead."),
     ] = False,
+    why: Annotated[
+        bool,
+        typer.Option(
+            "--why", help="Show for each library whether calls here use it, and why not, instead."
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Show versions, hardware, paths and every problem; exits with 1 when there is one."""
+    if coverage and why:
+        raise ArgumentError("--coverage and --why are given; each shows something else: take one.")
     if coverage:
         from natc.cli.coverage import show
 
         show(json=json)
+        return
+    if why:
+        from natc.cli.why_libraries import show_libraries
+
+        show_libraries(json=json)
         return
     problems: list[str] = []
     document = {

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from natc import __version__
-from natc.cli import bench, build, doctor, list_, package, quickstart, tune, verify
+from natc.cli import bench, build, doctor, list_, package, quickstart, show, tune, verify
 from natc.errors import ArgumentError, ArgumentTypeError, NatcError, SpecError, TargetError
 
 BAD_INPUT = (SpecError, TargetError, ArgumentError, ArgumentTypeError)
@@ -27,6 +27,7 @@ app.command("build")(build.build)
 app.command("package")(package.package)
 app.command("verify")(verify.verify)
 app.command("list")(list_.list_)
+app.command("show")(show.show)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 

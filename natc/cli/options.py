@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import importlib.util
 import re
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import typer
 
-from natc import environment
+from natc import environment, workspace
 from natc.errors import NatcError, SpecError
 from natc.operations import FAMILIES
 from natc.spec import CUDA_DTYPES, DTYPES, KernelSpec, compiles, parse_kernel_size
+from natc.targets import ARCHS
 
 # What is compiled when the options do not say; NAT's own head dim and precisions.
 DEFAULT_HEAD_DIM = 32
@@ -31,12 +34,81 @@ class Dtype(str, enum.Enum):
 
 assert tuple(dtype.value for dtype in Dtype) == DTYPES
 
+
+def complete(words: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
+    """Return what completes an option's value, which may be several with commas, in a shell.
+
+    words: the values that there are, asked for only when a shell completes.
+    """
+
+    def completed(incomplete: str) -> list[str]:
+        before, comma, start = incomplete.rpartition(",")
+        taken = before.split(",")
+        found = [word for word in words() if word.startswith(start) and word not in taken]
+        return [f"{before}{comma}{word}" for word in found]
+
+    return completed
+
+
+def _kernels() -> Sequence[str]:
+    """Return the window sizes of NAT, and those that have schedules."""
+    found = {str(size) for size in range(3, 15, 2)}
+    for path in workspace.schedule_files():
+        with contextlib.suppress(SpecError):
+            found.add(KernelSpec.parse(path.stem).kernel_text)
+    return sorted(found, key=parse_kernel_size)
+
+
+def _targets() -> Sequence[str]:
+    return [*ARCHS, *(f"{kind}-{arch}" for kind, archs in ARCHS.items() for arch in archs)]
+
+
+def _archs() -> Sequence[str]:
+    return [arch for archs in ARCHS.values() for arch in archs]
+
+
+complete_kernel, complete_target, complete_arch = map(complete, (_kernels, _targets, _archs))
+complete_dtype = complete(lambda: DTYPES)
+complete_families = complete(lambda: FAMILIES)
+
+_KERNEL: Any = {"metavar": "K", "autocompletion": complete_kernel}
 KernelOption = Annotated[
     str,
-    typer.Option("--kernel", "-k", metavar="K", help="Window size: 7, or 7x5 or 7x5x3 by axis."),
+    typer.Option("--kernel", "-k", help="Window size: 7, or 7x5 or 7x5x3 by axis.", **_KERNEL),
+]
+OptionalKernelOption = Annotated[
+    str | None,
+    typer.Option("--kernel", "-k", help="Window size: 7, or 7x5 or 7x5x3 by axis.", **_KERNEL),
 ]
 TargetOption = Annotated[
-    str, typer.Option("--target", "-t", help="llvm (this CPU), cuda, or a full target name.")
+    str,
+    typer.Option(
+        "--target",
+        "-t",
+        metavar="TARGET",
+        help="llvm (this CPU), cuda, or a full name such as cuda-sm_90.",
+        autocompletion=complete_target,
+    ),
+]
+ArchOption = Annotated[
+    str | None,
+    typer.Option(
+        "--arch",
+        metavar="ARCH",
+        help="Architecture, such as sm_90 or x86-64-v3.",
+        show_default="this machine's own",
+        autocompletion=complete_arch,
+    ),
+]
+ArchsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--arch",
+        metavar="ARCH,ARCH",
+        help="Architectures, such as sm_80,sm_90 or x86-64-v3.",
+        show_default="this machine's own",
+        autocompletion=complete_arch,
+    ),
 ]
 HeadDimOption = Annotated[
     int, typer.Option("--head-dim", help="Channels of one head of query and key.")
@@ -49,6 +121,19 @@ RankOption = Annotated[
     int | None,
     typer.Option(
         "--rank", help="Number of spatial axes, 1 to 3.", show_default="2, or as --kernel has"
+    ),
+]
+ValueDimOption = Annotated[
+    int | None,
+    typer.Option("--value-dim", help="Channels of one head of value.", show_default="--head-dim"),
+]
+RpbOption = Annotated[
+    bool, typer.Option("--rpb/--no-rpb", help="With a relative positional bias.")
+]
+RpbVariantsOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--rpb/--no-rpb", help="With a relative positional bias.", show_default="one of each"
     ),
 ]
 ShapeOption = Annotated[

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from natc.runtime.facts import Facts
-from natc.runtime.load import Kernel, verify
+from natc.runtime.facts import Facts, facts_of, this_machine
+from natc.runtime.jit import mode as jit_mode
+from natc.runtime.load import Kernel, check, verify
 from natc.runtime.places import use
 from natc.runtime.registry import Explanation, clear, explain, kernels, problems
 from natc.runtime.search import Library, Rejection
@@ -16,11 +17,15 @@ __all__ = [
     "Kernel",
     "Library",
     "Rejection",
+    "check",
     "clear",
     "explain",
+    "facts_of",
+    "jit_mode",
     "kernels",
     "problems",
     "select",
+    "this_machine",
     "use",
     "verify",
 ]

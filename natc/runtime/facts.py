@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from natc import gpu
 from natc.errors import TargetError
 from natc.targets import Target, cuda_target_for, detect_host_cpu
 
@@ -27,6 +28,33 @@ class Facts:
 
     def __str__(self) -> str:
         return f"{self.device} ({self.machine.name if self.machine else 'no target'})"
+
+
+def facts_of(target: Target) -> Facts:
+    """Return the facts of a machine that is just what code for a target is made for."""
+    if target.kind == "llvm":
+        return Facts("cpu", target)
+    return Facts("cuda", target, capability=target.compute_capability)
+
+
+def this_machine() -> dict[str, Facts]:
+    """Return the facts of this machine's CPU, `llvm`, and of its first GPU, `cuda`.
+
+    Where there is no GPU, or none that natc compiles for, the facts say so. Needs no torch.
+    """
+    try:
+        cpu = Facts("cpu", detect_host_cpu())
+    except TargetError as error:
+        cpu = Facts("cpu", None, str(error))
+    found = gpu.driver().gpus
+    if not found:
+        problem = "this machine has no NVIDIA GPU, or its driver does not answer."
+        return {"llvm": cpu, "cuda": Facts("cuda", None, problem)}
+    capability = found[0].capability
+    try:
+        return {"llvm": cpu, "cuda": Facts("cuda", cuda_target_for(capability), "", capability)}
+    except TargetError as error:
+        return {"llvm": cpu, "cuda": Facts("cuda", None, str(error), capability)}
 
 
 def detect(device: torch.device) -> Facts:

@@ -64,9 +64,7 @@ def load(choice: Choice) -> Kernel:
     opened, or has no such function.
     """
     library = choice.library
-    verify(library)
-    _check_owner(library)
-    _check_machine(library)
+    check(library)
     module = _open(library)
     try:
         function = module[choice.function]
@@ -76,6 +74,17 @@ def load(choice: Choice) -> Kernel:
             f"names. {_remedy(library)}"
         ) from error
     return Kernel(function, library.manifest.alignment, choice)
+
+
+def check(library: Library) -> None:
+    """Check all that can be known of a library before it is opened.
+
+    Raises LibraryError when it is not what its manifest vouches for, may have been written by
+    others, or is for another processor.
+    """
+    verify(library)
+    _check_owner(library)
+    _check_machine(library)
 
 
 def _check_owner(library: Library) -> None:

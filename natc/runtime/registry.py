@@ -111,12 +111,18 @@ warned: set[str] = set()
 
 
 def explain(
-    spec: KernelSpec, device: str | torch.device = "cpu", *, operation: str = "forward"
+    spec: KernelSpec, device: str | torch.device | Facts = "cpu", *, operation: str = "forward"
 ) -> Explanation:
-    """Return how the choice for a spec on a device comes out and why; loads no library."""
-    import torch
+    """Return how the choice for a spec on a device comes out and why; loads no library.
 
-    facts = detect(torch.device(device))
+    device: a torch device or its name; or the facts of any other, which need no torch.
+    """
+    if isinstance(device, Facts):
+        facts = device
+    else:
+        import torch
+
+        facts = detect(torch.device(device))
     with _lock:
         found = _search()
         choice, rejections = _choose(spec, facts, operation)

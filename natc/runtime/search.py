@@ -80,7 +80,9 @@ def scan(directories: Iterable[Path]) -> Scan:
             try:
                 libraries.append(Library(load_manifest(path), path))
             except LibraryError as error:
-                unreadable.append(Rejection(path, str(error).rstrip(".")))
+                # The path is in the rejection already.
+                said = str(error).removeprefix(f"manifest {path} ").rstrip(".")
+                unreadable.append(Rejection(path, said))
     return Scan(order, tuple(libraries), tuple(unreadable))
 
 

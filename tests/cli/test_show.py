@@ -1,0 +1,317 @@
+"""`natc show` and `natc doctor --why`: what serves a call, and why nothing else does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Natc
+from test_reports import tuned
+from tiny_library import ARCH, SPEC, add_library
+
+from natc import gpu, manifest, workspace
+from natc.manifest import LibraryTarget
+from natc.spec import KernelSpec
+
+KERNEL = ("--kernel", "7")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is installed beside natc, the compiler among it, does not change the answers."""
+    monkeypatch.setenv("NATC_JIT", "readonly")
+
+
+def document(natc: Natc, *words: str, code: int = 0) -> Any:
+    result = natc(*words, "--json")
+    assert result.code == code, result
+    return json.loads(result.out)
+
+
+def cuda_library(directory: Path, spec: KernelSpec, archs: tuple[str, ...], ptx: str) -> Path:
+    """Put a library for GPUs, which holds no code for them, into a directory."""
+    functions = {arch: f"forward_{arch}" for arch in archs}
+    return add_library(
+        directory, spec, target=LibraryTarget("cuda", archs), entries={"forward": functions},
+        ptx=ptx,
+    )  # fmt: skip
+
+
+def reasons(account: Any) -> dict[str, str | None]:
+    """Return why each candidate was passed over, by file name; None: it was chosen."""
+    return {
+        Path(row["path"]).name: None if row["chosen"] else row["reason"]
+        for place in account["places"]
+        for row in place["candidates"]
+    }
+
+
+def test_without_any_library_the_reference_serves_and_it_says_why(natc: Natc) -> None:
+    account = document(natc, "show", *KERNEL, code=1)
+    assert (account["served_by"], account["library"]) == ("reference", None)
+    assert account["why"] == "no library fits, and a call builds none: NATC_JIT is readonly"
+    assert account["command"] == "natc build --kernel 7 --target llvm"
+    # What was built when first called has a directory for each family of operations.
+    sources = list(dict.fromkeys(place["source"] for place in account["places"]))
+    assert sources == [
+        "named in the program",
+        "NATC_LIB_PATH",
+        "wheel",
+        "cache",
+        "NATC_JIT",
+        "natc",
+    ]
+    assert {row["served_by"] for row in account["operations"]} == {"reference"}
+    code, out, err = natc("show", *KERNEL)
+    assert (code, err) == (1, "")
+    assert "served by: the reference" in out and "NATC_JIT is readonly" in out
+
+
+def test_where_the_compiler_is_a_call_builds_the_kernel(
+    natc: Natc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATC_JIT", "on")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    account = document(natc, "show", *KERNEL)
+    assert (account["served_by"], account["not_built"]) == ("build", None)
+    places = [place["path"] for place in account["places"] if place["source"] == "NATC_JIT"]
+    assert places == [str(workspace.jit_dir(name)) for name in ("forward", "backward", "unfused")]
+
+
+def test_strict_refuses_what_no_kernel_serves(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NATC_STRICT", "1")
+    account = document(natc, "show", *KERNEL, code=1)
+    assert account["served_by"] == "refused"
+    assert "NATC_STRICT forbids the reference" in account["why"]
+
+
+def test_the_first_directory_wins_and_each_other_candidate_has_its_reason(
+    natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATC_LIB_PATH", str(place / "mine"))
+    chosen = add_library(place / "mine")
+    add_library(workspace.library_dir())
+    add_library(workspace.library_dir(), KernelSpec.make(7, head_dim=16, rpb=True))
+    (workspace.library_dir() / "damaged.json").write_text("{")
+    cuda_library(place / "mine", KernelSpec.make(5, rpb=True), ("sm_90",), "")
+
+    account = document(natc, "show", *KERNEL)
+    library = chosen.with_suffix(".so")
+    assert account["served_by"] == "library"
+    assert account["library"] == str(library)
+    assert account["code_for"] == f"llvm-{ARCH}"
+    mine, cache = (
+        next(row for row in account["places"] if row["source"] == source)
+        for source in ("NATC_LIB_PATH", "cache")
+    )
+    assert [row["chosen"] for row in mine["candidates"]] == [True, False]
+    assert mine["candidates"][1]["differs_in"] == ["kernel_size 5"]
+    same, other = (
+        next(
+            row
+            for row in cache["candidates"]
+            if row["differs_in"] == differs and name in row["path"]
+        )
+        for name, differs in ((SPEC.name, []), ("d16", ["head_dim 16"]))
+    )
+    assert same["reason"] == f"{chosen} is newer or comes first"
+    assert "implements na2d_k7_d16" in other["reason"]
+    assert "is not valid" in str(reasons(account)["damaged.json"])
+    assert account["holds"]["operations"] == ["forward"]
+
+    # Only the forward is in the library.
+    served = {row["operation"]: row["served_by"] for row in account["operations"]}
+    assert (served["forward"], served["d_query"]) == ("library", "reference")
+    text = natc("show", *KERNEL).out
+    assert f"served by: {library}" in text
+    assert "another kernel (head_dim 16)" in text
+    code, out, _ = natc("show", *KERNEL, "--operation", "d_query")
+    assert code == 1 and f"{library.name}: has no d_query, only forward" in out
+
+
+def test_a_library_that_was_changed_serves_nothing(natc: Natc) -> None:
+    library = add_library(workspace.library_dir()).with_suffix(".so")
+    library.write_bytes(b"other code")
+    account = document(natc, "show", *KERNEL, code=1)
+    assert account["served_by"] == "refused"
+    assert "is not the file that its manifest vouches for" in account["why"]
+
+
+def test_a_directory_that_others_can_write_is_passed_over(natc: Natc) -> None:
+    add_library(workspace.library_dir())
+    workspace.library_dir().chmod(0o777)
+    account = document(natc, "show", *KERNEL, code=1)
+    (row,) = next(p for p in account["places"] if p["source"] == "cache")["candidates"]
+    assert "can be written by everyone" in row["reason"]
+    assert "passed over: everything: its libraries are not loaded" in natc("show", *KERNEL).out
+
+
+@pytest.mark.parametrize(
+    ("arch", "code_for", "why"),
+    [
+        ("sm_90", "cuda-sm_90", "code for cuda-sm_90, which is what this is"),
+        ("sm_89", "cuda-sm_80", "code for cuda-sm_80, which runs on cuda-sm_89"),
+        ("sm_120", "cuda-sm_90", "PTX for cuda-sm_90, which the driver compiles for this GPU"),
+    ],
+)
+def test_any_gpu_can_be_asked_about_without_one(
+    natc: Natc, arch: str, code_for: str, why: str
+) -> None:
+    spec = KernelSpec.make(7, dtype="float16", rpb=True)
+    cuda_library(workspace.library_dir(), spec, ("sm_80", "sm_90"), "sm_90")
+    words = ("show", *KERNEL, "--target", "cuda", "--arch", arch)
+    account = document(natc, *words)
+    assert (account["device"], account["machine"]) == ("cuda", f"cuda-{arch}")
+    assert (account["code_for"], account["why"]) == (code_for, why)
+    assert account["holds"]["ptx"] == "sm_90"
+    assert "PTX of sm_90 for newer GPUs" in natc(*words).out
+
+
+def test_this_machines_gpu_is_asked_about(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = gpu.Gpu("A GPU", (8, 9), 2**34)
+    monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver("13.0", (device,)))
+    account = document(natc, "show", *KERNEL, "--target", "cuda", code=1)
+    assert account["machine"] == "cuda-sm_89"
+    assert account["command"] == "natc build --kernel 7 --target cuda --arch sm_89"
+    old = gpu.Gpu("An old GPU", (7, 0), 2**34)
+    monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver("13.0", (old,)))
+    account = document(natc, "show", *KERNEL, "--target", "cuda", code=1)
+    assert account["machine"] is None and "compute capability 7.0" in account["why"]
+
+
+def test_what_has_no_kernel_by_design_is_said(natc: Natc) -> None:
+    words = ("show", *KERNEL, "--dtype", "float64", "--target", "cuda", "--arch", "sm_90")
+    account = document(natc, *words, code=1)
+    assert account["why"] == "there are no float64 kernels for cuda, by design"
+
+
+def test_the_schedule_that_a_build_would_use_is_shown(natc: Natc) -> None:
+    path, _ = tuned()
+    for words in ((), ("--no-rpb",)):
+        found = document(natc, "show", *KERNEL, "--target", "llvm-x86-64-v3", *words, code=1)[
+            "schedule"
+        ]
+        assert found["path"] == str(path)
+        assert found["origin"] == ("borrowed" if words else "tuned")
+        assert found["decisions"] == {"tile": 1}
+        assert found["measured"]["speedup"] == pytest.approx(2.0)
+    text = natc("show", SPEC.name, "--target", "llvm-x86-64-v3").out
+    assert "decisions: tile 1" in text
+    assert ["1x56x56x2x32", "1", "ms", "4", "ms", "4.00"] in [s.split() for s in text.splitlines()]
+
+
+def test_the_schedule_behind_a_library_has_its_times_while_it_is_the_same(natc: Natc) -> None:
+    path, _ = tuned()
+    written = json.loads(path.read_text())
+    for name in ("spec", "target"):
+        written[name] = {"spec": SPEC.name, "target": f"llvm-{ARCH}"}[name]
+    own = path.parent.parent / f"llvm-{ARCH}" / path.name
+    own.parent.mkdir(exist_ok=True)
+    own.write_text(json.dumps(written))
+    record = {"origin": "tuned", "of": SPEC.name, "decisions": {"tile": 1}}
+    record |= {"space": written["space"], "created": written["created"]}
+    add_library(workspace.library_dir(), schedule={ARCH: record})
+    found = document(natc, "show", *KERNEL)["schedule"]
+    assert found["path"] == str(own) and found["measured"]["trials"] == 2
+
+    record["created"] = "2001-02-03T04:05:06+00:00"
+    library = add_library(workspace.library_dir(), schedule={ARCH: record}).with_suffix(".so")
+    found = document(natc, "show", *KERNEL)["schedule"]
+    assert found["decisions"] == {"tile": 1} and found["measured"] is None
+    assert "is not here, or is of another search" in natc("show", str(library)).out
+
+
+def test_a_library_file_is_shown(natc: Natc, place: Path) -> None:
+    path = add_library(place / "lib")
+    library = path.with_suffix(".so")
+    for file in (path, library):
+        found = document(natc, "show", str(file))
+        assert (found["kind"], found["spec"]) == ("library", SPEC.name)
+        assert found["holds"]["targets"] == [f"llvm-{ARCH}"]
+        assert found["runs_here"] is None and found["used"] is None
+        assert found["manifest"]["sha256"] == manifest.file_sha256(library)
+    out = natc("show", str(library)).out
+    assert "runs on this machine: yes" in out and "name its directory in NATC_LIB_PATH" in out
+    cached = add_library(workspace.library_dir())
+    (use,) = document(natc, "show", str(cached))["used"]
+    assert use == {"operation": "forward", "device": "cpu", "used": True, "reason": None}
+
+    library.write_bytes(b"other code")
+    assert "vouches for" in document(natc, "show", str(path), code=1)["problem"]
+    path.unlink()
+    code, out, err = natc("show", str(library))
+    assert (code, out) == (1, "") and "has no manifest" in err
+
+
+def test_a_schedule_file_is_shown(natc: Natc) -> None:
+    path, _ = tuned()
+    found = document(natc, "show", str(path))
+    assert (found["kind"], found["spec"]) == ("schedule", SPEC.name)
+    assert found["schedule"]["decisions"] == {"tile": 1}
+    assert "decisions: tile 1" in natc("show", str(path)).out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "neither of NAME and --kernel"),
+        (["na2d_k7_d32_float32", "--kernel", "7"], "both of NAME and --kernel"),
+        (["dance"], "'dance' is neither a file nor the name of a kernel"),
+        (["absent.so"], "file absent.so does not exist"),
+        (["."], "natc verify"),
+        (["--kernel", "7", "--operation", "dance"], "operation is 'dance'"),
+        (["--kernel", "7", "--no-rpb", "--operation", "d_rpb"], "na2d_k7_d32_float32 has"),
+        (["--kernel", "7", "--target", "cuda"], "no NVIDIA GPU"),
+        (["--kernel", "7", "--target", "cuda", "--arch", "sm_12"], "'sm_12'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_question_that_makes_no_sense_is_refused(
+    natc: Natc, words: list[str], said: str
+) -> None:
+    code, out, err = natc("show", *words)
+    assert (code, out) == (2, "")
+    assert said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}'])
+def test_a_file_that_is_neither_is_refused(natc: Natc, place: Path, text: str) -> None:
+    (place / "x.json").write_text(text)
+    code, out, err = natc("show", str(place / "x.json"))
+    assert (code, out) == (2, "") and "x.json" in err
+
+
+def test_the_doctor_says_of_each_library_whether_it_is_used(
+    natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATC_LIB_PATH", str(place / "mine"))
+    first = add_library(place / "mine")
+    second = add_library(workspace.library_dir())
+    spec = replace(SPEC, dtype="float16")
+    cuda = cuda_library(place / "mine", spec, ("sm_80",), "sm_80")
+    (place / "mine" / "damaged.json").write_text("{")
+
+    found = document(natc, "doctor", "--why")
+    assert found["jit"] == "readonly"
+    rows = {row["library"]: row for place in found["places"] for row in place["libraries"]}
+    (use,) = rows[str(first.with_suffix(".so"))]["used"]
+    assert use["used"] is True
+    (use,) = rows[str(second.with_suffix(".so"))]["used"]
+    assert use["reason"] == f"{first} is newer or comes first"
+    (use,) = rows[str(cuda.with_suffix(".so"))]["used"]
+    assert "no NVIDIA GPU" in use["reason"]
+    assert "is not valid" in rows[str(place / "mine" / "damaged.json")]["reason"]
+    code, out, err = natc("doctor", "--why")
+    assert (code, err) == (0, "")
+    assert f"not used: {first} is newer or comes first" in out and "used on cpu" in out
+
+    # The same function answers, whichever verb asks.
+    account = document(natc, "show", *KERNEL)
+    assert reasons(account)[second.with_suffix(".so").name] in (
+        None,
+        rows[str(second.with_suffix(".so"))]["used"][0]["reason"],
+    )
+    assert natc("doctor", "--why", "--coverage").code == 2
