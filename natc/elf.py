@@ -6,10 +6,14 @@ The format is ELF, 64 bit, little endian ("System V ABI", and "Linux Standard Ba
 
 from __future__ import annotations
 
+import functools
+import os
 import platform
 import struct
 from dataclasses import dataclass
 
+# The C library of "manylinux_2_28" (PEP 600): Linux of 2019 and later has it or a newer one.
+PORTABLE_GLIBC = (2, 28)
 # e_machine of the processors that natc compiles host code for.
 MACHINES = {62: "x86_64", 183: "aarch64"}
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
@@ -62,6 +66,11 @@ class SharedLibrary:
         ]
         return max(versions, default=(0,))
 
+    @property
+    def glibc_text(self) -> str:
+        """`glibc` as text, such as `2.17`; "" if no symbol asks for a version."""
+        return ".".join(map(str, self.glibc)) if self.glibc > (0,) else ""
+
 
 @dataclass(frozen=True, slots=True)
 class _Section:
@@ -70,6 +79,11 @@ class _Section:
     offset: int
     size: int
     link: int
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """Return the numbers of a version such as `2.28`; (0,) for none."""
+    return tuple(int(part) for part in text.split(".") if part.isdigit()) or (0,)
 
 
 def machine_of(start: bytes, size: int) -> str:
@@ -94,6 +108,15 @@ def this_machine() -> str:
     """Return this machine's processor in the names of `MACHINES`."""
     machine = platform.machine().lower()
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+
+
+@functools.cache
+def this_glibc() -> tuple[int, ...]:
+    """Return the version of this system's glibc, such as (2, 28), or (0,) where there is none."""
+    try:
+        return parse_version((os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc "))
+    except (AttributeError, ValueError, OSError):
+        return (0,)
 
 
 def read(data: bytes) -> SharedLibrary:

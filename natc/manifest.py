@@ -49,7 +49,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     alignment: bytes that every data pointer must be a multiple of.
     schedule: the decisions that the code was generated from, and where they came from.
     ptx: the arch whose PTX the library holds too, which the driver of a newer GPU compiles; or "".
-    versions: tvm, tvm_ffi and the compilers that made the library.
+    glibc: the oldest version of glibc that has every symbol which the library needs, or "" where
+        that is not known.
+    versions: tvm, tvm_ffi and, for cuda, the CUDA toolkit that made the library.
     built_at: time of the build, ISO 8601 in UTC.
     """
 
@@ -63,6 +65,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     alignment: int = 64
     schedule: dict[str, Any] = {}
     ptx: str = ""
+    glibc: str = ""
     versions: dict[str, str | None] = {}
     built_at: str = ""
     provenance: dict[str, Any] = {}
@@ -78,6 +81,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"alignment {self.alignment} must be a power of two")
         if self.ptx and self.ptx not in self.target.archs:
             raise ValueError(f"ptx {self.ptx!r} must be one of target.archs")
+        if not re.fullmatch(r"(\d+(\.\d+)*)?", self.glibc):
+            raise ValueError(f"glibc {self.glibc!r} must be a version such as 2.28")
         keys = {"llvm"} if self.target.kind == "llvm" else set(self.target.archs)
         if not self.entries:
             raise ValueError("entries must name at least one operation")

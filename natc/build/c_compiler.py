@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -13,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from natc import env
+from natc.elf import PORTABLE_GLIBC
 from natc.errors import BuildError, CompilerNotFound
 
 _SYSTEM = ("cc", "gcc", "clang")
 _LAST_LINES = 12
-# What ziglang links for: every Linux since 2018 (and manylinux_2_28) has it.
-_GLIBC = "2.28"
+_ZIG = "ziglang"
 
 
 def host_machine() -> str:
@@ -27,12 +28,13 @@ def host_machine() -> str:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
 
 
-def find_c_compiler(machine: str | None = None) -> list[str]:
+def find_c_compiler(machine: str | None = None, *, portable: bool = False) -> list[str]:
     """Return the command of a C compiler that links for a machine, by default this one.
 
     NATC_CC if it is set; else cc, gcc or clang here, and `MACHINE-linux-gnu-gcc` for another
-    machine; else the one in the ziglang package. Raises CompilerNotFound that says what to
-    install.
+    machine; else the one in the ziglang package, which links for manylinux_2_28. portable: that
+    one comes before the system's, whose libraries need a system as new as this one. Raises
+    CompilerNotFound that says what to install.
     """
     machine = machine or host_machine()
     chosen = env.NATC_CC.get()
@@ -50,11 +52,13 @@ def find_c_compiler(machine: str | None = None) -> list[str]:
             )
         return command
     names = _SYSTEM if machine == host_machine() else (f"{machine}-linux-gnu-gcc",)
-    for name in names:
-        if shutil.which(name):
-            return [name]
-    if importlib.util.find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-gnu.{_GLIBC}"]
+    there = [[name] for name in names if shutil.which(name)][:1]
+    if importlib.util.find_spec(_ZIG):
+        glibc = ".".join(map(str, PORTABLE_GLIBC))
+        zig = [sys.executable, "-m", _ZIG, "cc", "-target", f"{machine}-linux-gnu.{glibc}"]
+        there.insert(0 if portable else len(there), zig)
+    if there:
+        return there[0]
     raise CompilerNotFound(
         f"no C compiler for {machine} was found to link the library (looked for NATC_CC, "
         f"{', '.join(names)} and the ziglang package); install one, or: pip install ziglang."
@@ -80,6 +84,16 @@ def find_nvcc() -> str:
     return found
 
 
+def cuda_version() -> tuple[int, ...]:
+    """Return the version of the CUDA toolkit that compiles, such as (13, 0), or () if unknown.
+
+    Raises CompilerNotFound.
+    """
+    done = subprocess.run([find_nvcc(), "--version"], capture_output=True, text=True, check=False)
+    found = re.search(r"release (\d+)\.(\d+)", done.stdout)
+    return tuple(map(int, found.groups())) if found else ()
+
+
 def link_library(
     output: Path,
     sources: Sequence[Path],
@@ -87,11 +101,13 @@ def link_library(
     exported: Sequence[str],
     directory: Path,
     machine: str | None = None,
+    portable: bool = False,
 ) -> None:
     """Link C sources and objects into the shared library `output`.
 
     exported: the only functions that the library shows. directory: for intermediate files.
-    machine: the processor it is for, by default this one. Raises CompilerNotFound or BuildError.
+    machine: the processor it is for, by default this one. portable: for older systems, too, where
+    `find_c_compiler` finds a compiler that can. Raises CompilerNotFound or BuildError.
     """
     # Pointers that another library might overwrite by name stay invisible to it.
     script = directory / "exported"
@@ -100,20 +116,31 @@ def link_library(
     script.write_text(f"{{ global: {names} __tvm_ffi__library_ctx*; local: *; }};\n")
     run(
         [
-            *find_c_compiler(machine),
+            *find_c_compiler(machine, portable=portable),
             # Stripped: debug information would carry paths of this machine.
             *("-O2", "-fPIC", "-shared", "-s", "-o", str(output)),
             *(str(source) for source in sources),
             *(f"-Wl,--version-script={script}", "-lpthread", "-ldl", "-lm"),
         ],
         "linking the library",
+        # Or zig would keep each object in the user's cache for ever.
+        ZIG_LOCAL_CACHE_DIR=str(directory / "zig"),
     )
 
 
-def run(command: Sequence[str], doing: str) -> None:
-    """Run a program; raise BuildError with the end of what it said when it fails."""
+def run(command: Sequence[str], doing: str, **variables: str) -> None:
+    """Run a program; raise BuildError with the end of what it said when it fails.
+
+    variables: of its environment, besides those of this process.
+    """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env={**os.environ, **variables},
+        )
     except OSError as error:
         raise BuildError(f"{doing} failed: {command[0]} could not be run: {error}.") from error
     if done.returncode:

@@ -16,7 +16,7 @@ import tvm
 from tvm.ir import IRModule
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
-from natc.build.c_compiler import find_nvcc, link_library, run
+from natc.build.c_compiler import cuda_version, find_nvcc, link_library, run
 from natc.build.lower import compiler_target, entry_module
 from natc.errors import BuildError
 from natc.operations import operations_of
@@ -64,11 +64,12 @@ def build_cuda(
     directory: Path,
     *,
     entries: Sequence[str] | None = None,
+    portable: bool = False,
 ) -> dict[str, dict[str, str]]:
     """Compile a kernel for each target into the shared library `output`; return its entries.
 
     entries: names of operations, by default all that the kernel has. directory: for intermediate
-    files. Raises BuildError or CompilerNotFound.
+    files. portable: as `link_library` takes it. Raises BuildError or CompilerNotFound.
     """
     entries = operations_of(spec) if entries is None else entries
     compiled = [
@@ -92,6 +93,7 @@ def build_cuda(
         [launcher, table, *(code.host_object for code in compiled)],
         exported=[f"__tvm_ffi_{n}" for archs in names.values() for n in archs.values()],
         directory=directory,
+        portable=portable,
     )
     return names
 
@@ -129,8 +131,7 @@ def compile_arch(
         [
             find_nvcc(),
             f"-gencode=arch={virtual},code={codes}",
-            # A fifth of the size; in the way that drivers of this nvcc's age can read.
-            "-Xfatbin=-compress-all",
+            _compression(),
             *("-O3", "-fatbin", "-w", "-o", str(image), str(source)),
         ],
         f"compiling CUDA code for {target.arch}",
@@ -138,6 +139,15 @@ def compile_arch(
     host_object = directory / f"{target.arch}.o"
     codegen_build(host, whole.host).write_to_file(str(host_object), "o")
     return Compiled(target, host_object, image, kernels)
+
+
+def _compression() -> str:
+    """Return the option of nvcc that makes code smallest and that its own drivers can read.
+
+    What `size` compresses, drivers of CUDA 12.4 and later decompress (documentation of nvcc,
+    "--compress-mode"): all that run code of CUDA 13, and not all that run code of CUDA 12.
+    """
+    return "--compress-mode=size" if cuda_version() >= (13,) else "-Xfatbin=-compress-all"
 
 
 def lower(module: IRModule, target: Target) -> tuple[IRModule, IRModule]:
@@ -172,7 +182,9 @@ def _parameter_type(kernel: str, parameter: tvm.tirx.Var) -> str:
 
 def _header(compiled: Sequence[Compiled]) -> str:
     kernels = [kernel for code in compiled for kernel in code.kernels]
+    major, minor = (*cuda_version(), 0, 0)[:2]
     return f"""/* Generated: the kernels of this library. */
+#define TOOLKIT {1000 * major + 10 * minor}
 #define NUM_IMAGES {len(compiled)}
 #define NUM_KERNELS {len(kernels)}
 #define NUM_LAUNCH {len(_LAUNCH)}

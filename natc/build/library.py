@@ -9,14 +9,16 @@ from pathlib import Path
 
 import msgspec
 
-from natc import environment, workspace
+from natc import elf, environment, workspace
+from natc.build.c_compiler import cuda_version
 from natc.build.chosen import Chosen, choose
 from natc.build.cuda import build_cuda, newest
 from natc.build.llvm import build_llvm
 from natc.errors import BuildError, ScheduleError
-from natc.files import make_directory, write_atomically
-from natc.manifest import SUFFIX, LibraryTarget, Manifest, dump
+from natc.files import make_directory
+from natc.manifest import SUFFIX, LibraryTarget, Manifest
 from natc.operations import FAMILIES, operations_of
+from natc.replace import write_library
 from natc.spec import CUDA_DTYPES, KernelSpec, compiles
 from natc.targets import Target
 
@@ -60,19 +62,31 @@ def build_library(
             if kind == "llvm":
                 own = decisions[targets[0]]
                 entries = build_llvm(
-                    spec, targets[0], own, output, Path(scratch), entries=operations
+                    *(spec, targets[0], own, output, Path(scratch)),
+                    entries=operations,
+                    portable=True,
                 )
             else:
-                entries = build_cuda(spec, decisions, output, Path(scratch), entries=operations)
+                entries = build_cuda(
+                    *(spec, decisions, output, Path(scratch)), entries=operations, portable=True
+                )
         except ScheduleError as error:
             raise ScheduleError(f"{_files(chosen)} cannot be built: {error}") from error
         code = output.read_bytes()
     manifest = _manifest(spec, library_target, f"{name}.so", code, entries, chosen)
-    # In this order, a kill in between leaves an old manifest whose hash refuses the new code.
-    write_atomically(directory / f"{name}.so", code)
+    if on_note is not None and elf.parse_version(manifest.glibc) > elf.PORTABLE_GLIBC:
+        on_note(_old_systems(manifest.glibc))
     path = directory / f"{name}{SUFFIX}"
-    write_atomically(path, dump(manifest))
+    write_library(path, code, manifest)
     return path
+
+
+def _old_systems(glibc: str) -> str:
+    ceiling = ".".join(map(str, elf.PORTABLE_GLIBC))
+    return (
+        f"the library needs glibc {glibc} or newer, as this system's C compiler links; with "
+        f"ziglang installed and NATC_CC unset, it runs on glibc {ceiling} and newer."
+    )
 
 
 def _files(chosen: Mapping[Target, Chosen]) -> str:
@@ -133,6 +147,9 @@ def _manifest(
 ) -> Manifest:
     versions = environment.versions()
     git = environment.git_state()
+    tools: dict[str, str | None] = {}
+    if target.kind == "cuda":
+        tools["cuda"] = ".".join(map(str, cuda_version()))
     return Manifest(
         natc=versions["natc"] or "",
         spec=spec.name,
@@ -143,10 +160,19 @@ def _manifest(
         alignment=_ALIGNMENT[target.kind],
         schedule={found.arch: decided.record() for found, decided in chosen.items()},
         ptx=newest(chosen).arch if target.kind == "cuda" else "",
-        versions={name: versions.get(name) for name in ("natc", "tvm", "tvm_ffi")},
+        glibc=_glibc(code),
+        versions={name: versions.get(name) for name in ("natc", "tvm", "tvm_ffi")} | tools,
         built_at=environment.now(),
         provenance=msgspec.to_builtins(git) if git is not None else {},
     )
+
+
+def _glibc(code: bytes) -> str:
+    """Return the version of glibc that a library needs, "" where it needs none, or is no ELF."""
+    try:
+        return elf.read(code).glibc_text
+    except elf.ElfError:
+        return ""
 
 
 def _age(target: Target) -> tuple[str, int]:

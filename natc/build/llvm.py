@@ -28,15 +28,17 @@ def build_llvm(
     directory: Path,
     *,
     entries: Sequence[str] | None = None,
+    portable: bool = False,
 ) -> dict[str, dict[str, str]]:
     """Compile a kernel for a CPU into the shared library `output`; return its entries.
 
     entries: names of operations, by default all that the kernel has. directory: for intermediate
-    files. Raises BuildError or CompilerNotFound.
+    files. portable: as `link_library` takes it. Raises BuildError or CompilerNotFound.
     """
     entries = operations_of(spec) if entries is None else entries
     names = {entry: function_name(spec, entry) for entry in entries}
-    link(entry_module(spec, target, decisions, names), target, names.values(), output, directory)
+    module = entry_module(spec, target, decisions, names)
+    link(module, target, names.values(), output, directory, portable=portable)
     return {entry: {"llvm": name} for entry, name in names.items()}
 
 
@@ -46,6 +48,8 @@ def link(
     names: Collection[str],
     output: Path,
     directory: Path,
+    *,
+    portable: bool = False,
 ) -> None:
     """Compile a module's functions into the shared library `output`, which exports `names`."""
     compiled = tvm.compile(module, target=compiler_target(target))
@@ -58,4 +62,5 @@ def link(
             exported=[f"__tvm_ffi_{name}" for name in names],
             directory=directory,
             machine="aarch64" if target.arch == "aarch64" else "x86_64",
+            portable=portable,
         )

@@ -11,7 +11,6 @@ import platform
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,9 +19,11 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import filelock
+
 from natc import __version__, env, environment, workspace
-from natc.elf import this_machine
 from natc.errors import BuildError
+from natc.files import make_directory
 from natc.manifest import LibraryTarget
 from natc.operations import operations_of
 from natc.package.portable import CEILING
@@ -119,10 +120,7 @@ def build_all(todo: Sequence[Job], tools: str, workers: int) -> Iterator[tuple[J
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(todo)), context, _begin)
     try:
-        running = {
-            pool.submit(_build, job, str(directory_of(job, tools)), _linker(job)): job
-            for job in todo
-        }
+        running = {pool.submit(_build, job, tools): job for job in todo}
         for done in as_completed(running):
             job = running[done]
             try:
@@ -153,18 +151,6 @@ def linker_note() -> str | None:
     return None
 
 
-def _linker(job: Job) -> str | None:
-    """Return the command that links, or None for the one that natc finds."""
-    if linker_note() is not None:
-        return None
-    target = job.targets[0]
-    machine = "x86_64"
-    if target.arch == "aarch64" or (target.kind == "cuda" and this_machine() == "aarch64"):
-        machine = "aarch64"
-    ceiling = ".".join(map(str, CEILING))
-    return f"{sys.executable} -m ziglang cc -target {machine}-linux-gnu.{ceiling}"
-
-
 def _begin() -> None:
     # Ctrl-C goes to the process that was started by the user, which ends these.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -179,14 +165,18 @@ def _end_with_the_parent() -> None:
         os._exit(1)
 
 
-def _build(job: Job, directory: str, linker: str | None) -> list[str]:
+def _build(job: Job, tools: str) -> list[str]:
     from natc.build import build_library
 
-    if linker is not None:
-        env.NATC_CC.set(linker)
+    directory = make_directory(directory_of(job, tools))
     notes: list[str] = []
-    targets = job.targets if job.targets[0].kind == "cuda" else job.targets[0]
-    build_library(job.spec, targets, directory, families=job.families, on_note=notes.append)
+    # Two packages that are built at once share their libraries, and build each once.
+    with filelock.FileLock(directory / ".lock", mode=0o644):
+        if built(job, tools) is None:
+            targets = job.targets if job.targets[0].kind == "cuda" else job.targets[0]
+            build_library(
+                job.spec, targets, directory, families=job.families, on_note=notes.append
+            )
     return notes
 
 
@@ -197,7 +187,7 @@ def _code_digest() -> str:
         place = _PACKAGE / name
         paths = sorted(place.rglob("*")) if place.is_dir() else [place]
         for path in paths:
-            if path.suffix in (".py", ".c", ".h", ".cu"):
+            if path.suffix in (".py", ".c", ".h", ".cu", ".cuh"):
                 digest.update(f"{path.relative_to(_PACKAGE)}\n".encode())
                 digest.update(path.read_bytes())
     return digest.hexdigest()

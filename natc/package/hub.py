@@ -70,7 +70,9 @@ def write_variant(
         f"{module}/__init__.py": constant(_compatibility()),
     }
     directory = repository / "build" / variant
-    temporary = directory.with_name(f".{variant}.{uuid.uuid4().hex}.tmp")
+    temporary, old = (
+        directory.with_name(f".{variant}.{uuid.uuid4().hex}.{what}") for what in ("tmp", "old")
+    )
     try:
         digests = {}
         for member, data in in_order(everything):
@@ -80,12 +82,14 @@ def write_variant(
         write_atomically(temporary / _METADATA, metadata)
         make_directory(directory.parent)
         if directory.exists():
-            shutil.rmtree(directory)
+            # In one step, or a kill would leave a part of it.
+            directory.rename(old)
         temporary.rename(directory)
     except OSError as error:
         raise NatcError(f"directory {directory} cannot be written: {reason(error)}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
     return directory
 
 

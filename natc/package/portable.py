@@ -6,8 +6,8 @@ from natc import elf
 from natc.manifest import Manifest
 from natc.package.fatbin import images
 
-# "manylinux_2_28" (PEP 600): every Linux of 2019 and later, Hugging Face's kernels among them.
-CEILING = (2, 28)
+# Hugging Face's kernels ask for it, too.
+CEILING = elf.PORTABLE_GLIBC
 PREFIX = "__tvm_ffi_"
 _SYSTEM = ("libc.so.", "libm.so.", "libpthread.so.", "libdl.so.", "ld-linux-")
 # The C interface of libtvm_ffi, which is in the process and never loaded by the library.
@@ -42,9 +42,9 @@ def glibc_problem(library: elf.SharedLibrary, ceiling: tuple[int, ...] = CEILING
         symbol.name
         for symbol in library.undefined
         if symbol.version.startswith("GLIBC_")
-        and _version(symbol.version.removeprefix("GLIBC_")) > ceiling
+        and elf.parse_version(symbol.version.removeprefix("GLIBC_")) > ceiling
     ]
-    return f"needs glibc {_text(library.glibc)} or newer, for {', '.join(names[:5])}"
+    return f"needs glibc {library.glibc_text} or newer, for {', '.join(names[:5])}"
 
 
 def manifest_problems(library: elf.SharedLibrary, manifest: Manifest) -> list[str]:
@@ -63,11 +63,18 @@ def manifest_problems(library: elf.SharedLibrary, manifest: Manifest) -> list[st
     ]
     if missing:
         problems.append(f"has no function {', '.join(missing[:5])}, which its manifest names")
+    if manifest.glibc and manifest.glibc != library.glibc_text:
+        problems.append(
+            f"needs glibc {library.glibc_text or 'of any version'}, not {manifest.glibc} as its "
+            "manifest says"
+        )
     if kind == "cuda":
         held = {image.arch for image in images(library.device_code)}
         lacking = [arch for arch in archs if arch not in held]
         if lacking:
             problems.append(f"has no device code for {', '.join(lacking)}")
+        if manifest.ptx and manifest.ptx.replace("sm_", "compute_") not in held:
+            problems.append(f"has no PTX of {manifest.ptx}, which its manifest names")
     return problems
 
 
@@ -81,11 +88,3 @@ def platform_tag(libraries: list[elf.SharedLibrary]) -> str:
         raise elf.ElfError(f"the libraries are for {' and '.join(machines)}")
     newest = max(CEILING, *(library.glibc for library in libraries))
     return f"manylinux_{newest[0]}_{newest[1]}_{machines[0]}"
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".") if part.isdigit())
-
-
-def _text(version: tuple[int, ...]) -> str:
-    return ".".join(map(str, version))

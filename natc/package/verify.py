@@ -133,7 +133,7 @@ def _check_library(container: Container, manifest: Manifest, row: Row, *, portab
     except elf.ElfError as error:
         row.problems.append(f"cannot be loaded: {error}")
         return
-    row.glibc = ".".join(map(str, library.glibc)) if library.glibc > (0,) else None
+    row.glibc = library.glibc_text or None
     row.problems += needs_problems(library) + manifest_problems(library, manifest)
     old = glibc_problem(library)
     if old and portable:

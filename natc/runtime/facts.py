@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from natc import gpu
+from natc import elf, gpu
 from natc.errors import TargetError
 from natc.targets import Target, cuda_target_for, detect_host_cpu
 
@@ -19,12 +19,14 @@ class Facts:
 
     machine is None where natc compiles no code for the device; problem then says why.
     capability: compute capability (major, minor) of an NVIDIA GPU, natc's target or not.
+    glibc: version of the C library that is there, (2, 28) for example; None where any may be.
     """
 
     device: str
     machine: Target | None
     problem: str = ""
     capability: tuple[int, int] | None = None
+    glibc: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
         return f"{self.device} ({self.machine.name if self.machine else 'no target'})"
@@ -42,8 +44,9 @@ def this_machine() -> dict[str, Facts]:
 
     Where there is no GPU, or none that natc compiles for, the facts say so. Needs no torch.
     """
+    glibc = elf.this_glibc()
     try:
-        cpu = Facts("cpu", detect_host_cpu())
+        cpu = Facts("cpu", detect_host_cpu(), glibc=glibc)
     except TargetError as error:
         cpu = Facts("cpu", None, str(error))
     found = gpu.driver().gpus
@@ -52,9 +55,10 @@ def this_machine() -> dict[str, Facts]:
         return {"llvm": cpu, "cuda": Facts("cuda", None, problem)}
     capability = found[0].capability
     try:
-        return {"llvm": cpu, "cuda": Facts("cuda", cuda_target_for(capability), "", capability)}
+        target = cuda_target_for(capability)
+        return {"llvm": cpu, "cuda": Facts("cuda", target, "", capability, glibc)}
     except TargetError as error:
-        return {"llvm": cpu, "cuda": Facts("cuda", None, str(error), capability)}
+        return {"llvm": cpu, "cuda": Facts("cuda", None, str(error), capability, glibc)}
 
 
 def detect(device: torch.device) -> Facts:
@@ -65,11 +69,11 @@ def detect(device: torch.device) -> Facts:
     capability = None
     try:
         if device.type == "cpu":
-            return Facts(name, detect_host_cpu())
+            return Facts(name, detect_host_cpu(), glibc=elf.this_glibc())
         if device.type == "cuda" and torch.version.hip is None:
             capability = torch.cuda.get_device_capability(device)
-            return Facts(name, cuda_target_for(capability), capability=capability)
+            return Facts(name, cuda_target_for(capability), "", capability, elf.this_glibc())
     except TargetError as error:
-        return Facts(name, None, str(error), capability)
+        return Facts(name, None, str(error), capability, elf.this_glibc())
     kind = "AMD GPUs" if device.type == "cuda" else f"{device.type} devices"
     return Facts(name, None, f"natc compiles for x86-64, aarch64 and NVIDIA GPUs, not for {kind}.")

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from natc import elf, workspace
 from natc.errors import LibraryError
 from natc.files import reason
 from natc.manifest import file_sha256
+from natc.replace import vouching
 from natc.runtime.commands import rebuild_command
 from natc.runtime.search import Library
 from natc.runtime.select import Choice
@@ -36,10 +37,11 @@ class Kernel:
     choice: Choice
 
 
-def verify(library: Library) -> None:
-    """Check that a library is the file its manifest vouches for.
+def verify(library: Library) -> Library:
+    """Check that a library is the file its manifest vouches for, and return it.
 
-    Raises LibraryError naming the file, both hashes and the command that brings it back.
+    One that was replaced since it was found is returned with its new manifest. Raises LibraryError
+    naming the file, both hashes and the command that brings it back.
     """
     expected = library.manifest.sha256
     try:
@@ -48,12 +50,26 @@ def verify(library: Library) -> None:
         raise LibraryError(
             f"library {library.path} cannot be read: {reason(error)}. {_remedy(library)}"
         ) from error
-    if actual != expected:
+    if actual == expected:
+        return library
+    replaced = _replaced(library)
+    if replaced is None:
         raise LibraryError(
             f"library {library.path} is not the file that its manifest vouches for: expected "
             f"sha256 {expected}, found {actual}. Nothing of it was run. "
             f"{_remedy(library)}"
         )
+    return replaced
+
+
+def _replaced(library: Library) -> Library | None:
+    """Return what another process put in place of a library, or None if that is not whole."""
+    try:
+        manifest, found = vouching(library.manifest_path)
+    except (LibraryError, OSError):
+        return None
+    same = (manifest.spec, manifest.library) == (library.manifest.spec, library.manifest.library)
+    return Library(manifest, library.manifest_path) if same and found == manifest.sha256 else None
 
 
 def load(choice: Choice) -> Kernel:
@@ -63,8 +79,7 @@ def load(choice: Choice) -> Kernel:
     what its manifest says, may have been written by others, is for another processor, cannot be
     opened, or has no such function.
     """
-    library = choice.library
-    check(library)
+    library = check(choice.library)
     module = _open(library)
     try:
         function = module[choice.function]
@@ -73,18 +88,19 @@ def load(choice: Choice) -> Kernel:
             f"library {library.path} has no function {choice.function!r}, which its manifest "
             f"names. {_remedy(library)}"
         ) from error
-    return Kernel(function, library.manifest.alignment, choice)
+    return Kernel(function, library.manifest.alignment, replace(choice, library=library))
 
 
-def check(library: Library) -> None:
-    """Check all that can be known of a library before it is opened.
+def check(library: Library) -> Library:
+    """Check all that can be known of a library before it is opened, and return it, as `verify`.
 
     Raises LibraryError when it is not what its manifest vouches for, may have been written by
     others, or is for another processor.
     """
-    verify(library)
+    library = verify(library)
     _check_owner(library)
     _check_machine(library)
+    return library
 
 
 def _check_owner(library: Library) -> None:

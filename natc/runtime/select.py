@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from natc.elf import parse_version
 from natc.manifest import Manifest
 from natc.runtime.facts import Facts
 from natc.runtime.search import Library, Rejection
@@ -70,6 +71,9 @@ def _fit(library: Library, spec: KernelSpec, facts: Facts, operation: str) -> Ch
             return facts.problem.rstrip(".")
         names = ", ".join(target.name for target in library.targets)
         return f"made for {names}, which does not run on {machine.name}"
+    if facts.glibc is not None and facts.glibc < parse_version(manifest.glibc):
+        here = ".".join(map(str, facts.glibc)) if facts.glibc > (0,) else "none"
+        return f"needs glibc {manifest.glibc} or newer, and this system has {here}"
     if not library.path.is_file():
         return f"library file {library.path} is missing"
     target = max(runnable, key=_age)

@@ -166,6 +166,33 @@ def test_the_same_library_is_built_again(place: Path) -> None:
     assert load_manifest(one).sha256 == load_manifest(two).sha256
 
 
+def test_where_and_when_and_by_whom_it_is_built_changes_nothing(place: Path) -> None:
+    """Other directories, another mask of permissions, time zone, language and hash seed."""
+    program = (
+        "import os, sys; os.umask(int(sys.argv[1], 8))\n"
+        "from natc.build import build_library\n"
+        "from natc.spec import KernelSpec\n"
+        "from natc.targets import Target\n"
+        "build_library(KernelSpec.parse('na2d_k3_d8_float16'), Target('cuda', 'sm_80'), 'lib',"
+        " untuned=True, operations=['forward', 'd_key'])"
+    )
+    found = []
+    for mask, seed, zone in (("022", "1", "UTC"), ("077", "2", "Asia/Tokyo")):
+        folder = place / f"folder of {mask}"
+        (folder / "scratch").mkdir(parents=True)
+        environment = {
+            **os.environ, "TMPDIR": str(folder / "scratch"), "PYTHONHASHSEED": seed, "TZ": zone,
+            "LC_ALL": "C" if seed == "1" else "C.UTF-8", "USER": seed, "PYTHONPATH": str(ROOT),
+        }  # fmt: skip
+        subprocess.run(
+            [sys.executable, "-c", program, mask], cwd=folder, env=environment, check=True
+        )
+        (code,) = (folder / "lib").glob("*.so")
+        found.append(code.read_bytes())
+        assert str(folder).encode() not in found[-1]
+    assert found[0] == found[1]
+
+
 # What goes wrong
 
 
@@ -311,6 +338,57 @@ attempt(module["na2d_k7_d32_float16_rpb_forward_sm_90"], *far)
     opening = "RuntimeError natc: opening the CUDA driver (libcuda.so.1) failed"
     choosing = "RuntimeError natc: choosing the device failed"
     assert messages(library, program) == [opening, opening, choosing]
+
+
+# A driver of CUDA 12.4 that refuses all code.
+OLD_DRIVER = """
+int cuInit(unsigned f) { return 0; }
+int cuDeviceGet(int *d, int n) { return *d = 0; }
+int cuDevicePrimaryCtxRetain(void **c, int d) { *c = (void *)8; return 0; }
+int cuCtxGetCurrent(void **c) { *c = (void *)8; return 0; }
+int cuCtxPushCurrent_v2(void *c) { return 0; }
+int cuCtxPopCurrent_v2(void **c) { return 0; }
+int cuModuleLoadData(void **m, const void *image) {
+  return *(const unsigned *)image == 0xBA55ED50 ? 209 : 1; /* whether it is a fatbin */
+}
+int cuModuleGetFunction(void **f, void *m, const char *n) { return 1; }
+int cuLaunchKernel(void) { return 1; }
+int cuGetErrorString(int e, const char **s) {
+  *s = e == 209 ? "no kernel image" : "other";
+  return 0;
+}
+int cuDriverGetVersion(int *v) { *v = 12040; return 0; }
+"""
+
+
+def test_a_driver_that_is_too_old_for_the_code_is_named(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [
+        "cc",
+        "-w",
+        "-x",
+        "c",
+        "-fPIC",
+        "-shared",
+        "-o",
+        str(tmp_path / "libcuda.so.1"),
+        "-",
+    ]
+    subprocess.run(command, input=OLD_DRIVER.encode(), check=True)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    program = """
+given = [tvm_ffi.from_dlpack(OnGpu(t)) for t in (query, key, value, rpb, output)]
+attempt(module["na2d_k7_d32_float16_rpb_forward_sm_90"], *given)
+"""
+    toolkit = c_compiler.cuda_version()
+    made = load_manifest(library.with_suffix(".json")).versions["cuda"]
+    assert toolkit > (12,) and made == ".".join(map(str, toolkit))
+    said = "RuntimeError natc: loading the kernel's machine code"
+    if toolkit >= (13,):
+        said += f", which was compiled by CUDA {made}, by a driver for CUDA 12.4 (update the "
+        said += "driver, or build with an older CUDA)"
+    assert messages(library, program) == [f"{said} failed: no kernel image"]
 
 
 def test_a_map_with_too_many_tiles_is_refused(library: Path) -> None:

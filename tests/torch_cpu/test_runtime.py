@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,16 @@ def test_every_library_that_does_not_fit_says_why(tmp_path: Path) -> None:
     ]
     choice, rejections = select([other], SPECS[True], facts, operation="forward_lse")
     assert choice is None and rejections[0].reason == "has no forward_lse, only forward"
+    for glibc, reason in (
+        (None, None),
+        ((2, 28), None),
+        ((2, 17), "needs glibc 2.28 or newer, and this system has 2.17"),
+        ((0,), "needs glibc 2.28 or newer, and this system has none"),
+    ):
+        newer = library(tmp_path, SPECS[True], "llvm", "x86-64-v3", glibc="2.28")
+        choice, rejections = select([newer], SPECS[True], replace(facts, glibc=glibc))
+        assert [item.reason for item in rejections] == ([reason] if reason else [])
+        assert (choice is None) == (reason is not None)
     nowhere = Facts("mps", None, "natc compiles nothing for it.")
     choice, rejections = select([other], SPECS[True], nowhere)
     assert choice is None and rejections[0].reason == "natc compiles nothing for it"

@@ -46,6 +46,7 @@ static struct {
   int (*LaunchKernel)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
                       void *, void **, void **);
   int (*GetErrorString)(int, const char **);
+  int (*DriverGetVersion)(int *);
 } driver;
 
 enum { MAX_DEVICES = 64, MOST_BLOCKS = 65535 }; /* blocks on a grid's second and third axis */
@@ -86,6 +87,7 @@ static int open_driver(void) {
       {&driver.ModuleGetFunction, "cuModuleGetFunction"},
       {&driver.LaunchKernel, "cuLaunchKernel"},
       {&driver.GetErrorString, "cuGetErrorString"},
+      {&driver.DriverGetVersion, "cuDriverGetVersion"},
   };
   for (unsigned i = 0; i < sizeof wanted / sizeof *wanted; ++i) {
     void *found = dlsym(library, wanted[i].name);
@@ -98,12 +100,25 @@ static int open_driver(void) {
   return 0;
 }
 
+/* A driver reads code of its own CUDA version and of earlier ones. */
+static int fail_loading(int code) {
+  char doing[256];
+  int has = 0;
+  driver.DriverGetVersion(&has);
+  if (has / 1000 >= TOOLKIT / 1000) return fail("loading the kernel's machine code", code);
+  snprintf(doing, sizeof doing,
+           "loading the kernel's machine code, which was compiled by CUDA %d.%d, by a driver for "
+           "CUDA %d.%d (update the driver, or build with an older CUDA)",
+           TOOLKIT / 1000, TOOLKIT % 1000 / 10, has / 1000, has % 1000 / 10);
+  return fail(doing, code);
+}
+
 /* Under the lock, with the device's context current. */
 static int load(const natc_kernel *kernel, int index, int device) {
   void **module = &modules[kernel->image][device];
   int code;
   if (!*module && (code = driver.ModuleLoadData(module, natc_images[kernel->image])))
-    return fail("loading the kernel's machine code", code);
+    return fail_loading(code);
   void *function;
   if ((code = driver.ModuleGetFunction(&function, *module, kernel->name)))
     return fail("finding the kernel in its machine code", code);
