@@ -15,7 +15,7 @@ from torch import Tensor
 from natc import reference
 from natc.fallback import find, reference_is_forced, report
 from natc.launch import launch, scalars
-from natc.reference.layout import accumulator
+from natc.reference.layout import accumulator, without_autocast
 from natc.runtime import registry
 
 
@@ -131,7 +131,7 @@ def composed(
     if query.numel() == 0:
         return query.new_empty((*query.shape[:-1], value.shape[-1])), empty_lse(query)
     # Autocast would run the reference's products in 16 bits, in which it does not accumulate.
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         output, lse = reference.neighborhood_attention(
             query,
             key,

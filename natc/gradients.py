@@ -19,7 +19,7 @@ from natc import reference
 from natc.fallback import find, report
 from natc.launch import launch, ready, scalars
 from natc.reference.gradients import of_group
-from natc.reference.layout import accumulator
+from natc.reference.layout import accumulator, without_autocast
 from natc.runtime.load import Kernel
 
 GRADIENTS = ("d_query", "d_key", "d_value", "d_rpb")
@@ -113,7 +113,7 @@ def composed(
         found = tuple(None if t is None else torch.zeros_like(t) for t in given)
         return _complete(found, wanted, query)
     # Autocast would run the reference's products in 16 bits, in which it does not accumulate.
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         found = reference.neighborhood_gradients(
             query,
             key,
@@ -154,7 +154,7 @@ def second(
             None if t is None else torch.zeros_like(t)
             for t in (d_output, d_lse, query, key, value, rpb)
         )
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         return reference.neighborhood_second_gradients(
             query,
             key,

@@ -90,12 +90,17 @@ class _NeighborhoodAttention(nn.Module):
         if rel_pos_bias:
             offsets = [2 * size - 1 for size in self.kernel_size]
             self.rpb = nn.Parameter(torch.empty(num_heads, *offsets))
-            nn.init.trunc_normal_(self.rpb, std=0.02, a=-2.0, b=2.0)
         else:
             self.register_parameter("rpb", None)
+        self.reset_parameters()
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(_probability("proj_drop", proj_drop))
+
+    def reset_parameters(self) -> None:
+        """Draw `rpb` anew; the projections have a `reset_parameters` of their own."""
+        if self.rpb is not None:
+            nn.init.trunc_normal_(self.rpb, std=0.02, a=-2.0, b=2.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of the shape, dtype and device of `x`, `[batch, *axes, dim]`."""

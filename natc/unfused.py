@@ -11,14 +11,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from natc import reference
 from natc.fallback import find, report
 from natc.gradients import chunks
 from natc.launch import launch, scalars
-from natc.reference.layout import accumulator
+from natc.reference.layout import accumulator, without_autocast
 from natc.runtime.load import Kernel
 
 
@@ -46,7 +45,7 @@ def qk(
         report("qk", kernel_size, dim, dtype, rpb is not None, dim, query.device)
         where = _where(dilation, stride, is_causal)
         # Autocast would run the reference's products in 16 bits, in which it does not accumulate.
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query.device):
             logits = reference.neighborhood_logits(
                 _last(query), _last(key), list(kernel_size), scale=1.0, rpb=rpb, fill=fill, **where
             )
@@ -124,7 +123,7 @@ def _weighted(
         report(operation, *kind)
         function = reference.neighborhood_sum if operation == "av" else reference.attended_sum
         where = _where(dilation, stride, is_causal)
-        with torch.autocast(attn.device.type, enabled=False):
+        with without_autocast(attn.device):
             return _first(function(_last(attn), _last(vectors), list(kernel_size), **where))
     tail = scalars(1.0, attn.shape[2:-1], dilation, stride, is_causal)
     launch(kernel, operation, (attn, vectors), (result,), tail, group)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from natc.errors import ArgumentError
 from natc.functional import arguments
-from natc.reference.layout import accumulator
+from natc.reference.layout import accumulator, without_autocast
 
 
 def both(keys: Tensor | None, values: Tensor | None) -> list[tuple[str, Tensor]]:
@@ -42,7 +41,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[T
     group = heads // max(heads_kv, 1)
     positions = math.prod(spatial)
     compute = accumulator(query.dtype)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         rows = (query.to(compute) * scale).reshape(batch, positions, heads_kv, group, head_dim)
         rows = rows.transpose(1, 2).reshape(batch, heads_kv, positions * group, head_dim)
         logits = rows @ keys.to(compute).permute(0, 2, 3, 1)

@@ -15,7 +15,7 @@ from torch import Tensor
 from natc import ops
 from natc.functional import arguments
 from natc.functional.fused import Flags, PerAxis
-from natc.reference.layout import accumulator
+from natc.reference.layout import accumulator, without_autocast
 
 
 def na1d_qk(
@@ -215,5 +215,5 @@ def _rows(tensor: Tensor, heads_kv: int) -> Tensor:
 def _product(rows: Tensor, matrix: Tensor) -> Tensor:
     """Return a product, summed in the accumulator's dtype, which the result has."""
     compute = accumulator(rows.dtype)
-    with torch.autocast(rows.device.type, enabled=False):
+    with without_autocast(rows.device):
         return rows.to(compute) @ matrix.to(compute)

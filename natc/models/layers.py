@@ -124,14 +124,22 @@ class NATBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
+        self.layer_scale = layer_scale
         self.gamma1: nn.Parameter | None
         self.gamma2: nn.Parameter | None
         if layer_scale is None:
             self.register_parameter("gamma1", None)
             self.register_parameter("gamma2", None)
         else:
-            self.gamma1 = nn.Parameter(torch.full((dim,), float(layer_scale)))
-            self.gamma2 = nn.Parameter(torch.full((dim,), float(layer_scale)))
+            self.gamma1 = nn.Parameter(torch.empty(dim))
+            self.gamma2 = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set `gamma1` and `gamma2` to where they start; the layers reset their own parameters."""
+        for gamma in (self.gamma1, self.gamma2):
+            if gamma is not None and self.layer_scale is not None:
+                nn.init.constant_(gamma, self.layer_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of the shape of `x`."""

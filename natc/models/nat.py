@@ -123,6 +123,16 @@ class NAT(nn.Module):
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.apply(_initialize)
 
+    def init_weights(self) -> None:
+        """Draw all weights anew; a network that was made on device meta needs it after `to_empty`.
+
+        From the same seed these are the weights of a new network.
+        """
+        for module in self.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()  # type: ignore[operator]
+        self.apply(_initialize)
+
     def forward_features(self, image: Tensor) -> list[Tensor]:
         """Return each level's feature map `[batch, height, width, channels]`, finest first.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -99,8 +100,16 @@ def heads_last(tensor: Tensor, spatial: Sequence[int]) -> Tensor:
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """Return the product of two matrices in their own dtype, under autocast too."""
-    with torch.autocast(a.device.type, enabled=False):
+    with without_autocast(a.device):
         return a @ b
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which products keep their dtype, under autocast too."""
+    # Meta and the like have no autocast, and asking for it to be off raises.
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def accumulator(*dtypes: torch.dtype) -> torch.dtype:

@@ -13,7 +13,7 @@ from natc.compat.natten.releases import Release
 from natc.errors import ArgumentError
 from natc.functional import arguments
 from natc.merge import merge_attentions as merge
-from natc.reference.layout import accumulator
+from natc.reference.layout import accumulator, without_autocast
 
 BACKENDS = ("blackwell-fmha", "hopper-fmha", "cutlass-fmha", "flex-fmha")
 
@@ -140,7 +140,7 @@ def _attention(
         )
         return output.permute(0, 3, 1, 2, 4).flatten(2, 3)
     compute = accumulator(query.dtype)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         logits = (query.to(compute) * scale) @ key.to(compute).transpose(-1, -2)
         if is_causal:
             hidden = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1)
