@@ -1,53 +1,118 @@
-"""What the README and the pages in docs/ show: code that runs, links that lead somewhere."""
+"""What the README and the pages in docs/ show: code that runs, and what else they name exists."""
 
 from __future__ import annotations
 
+import ast
+import importlib
+import importlib.util
+import inspect
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import doc_blocks
 import pytest
 from c_library import LibraryDirectory
+from doc_blocks import PAGES, ROOT, Block, Session, name
+from typer.main import get_command
 
+from natc.cli import options
 from natc.cli.main import app
+from natc.spec import KernelSpec, parse_kernel_size
+from natc.targets import ARCHS, Target, parse_archs
 
-ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
+BLOCKS = [block for page in PAGES for block in doc_blocks.read(page)]
 EXAMPLES = sorted(ROOT.glob("examples/*.py"))
+# Pages whose commands are run need the compiler, most of them: tests/compiler runs these.
+RUN = [
+    page
+    for page in PAGES
+    if any(block.runs for block in doc_blocks.read(page))
+    and not any(block.runs and block.language == "bash" for block in doc_blocks.read(page))
+]
 
-# A block is run unless a comment directly above it says why not.
-BLOCK = re.compile(r"(<!-- not run: .+ -->\n)?^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-CODE = re.compile(r"^```.*?^```|`[^`]+`", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"^ *```.*?^ *```|`[^`]+`", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
+COMMAND = re.compile(r"^(\$ |(natc|pip|python|export|torchrun|tar|openssl|git) )", re.MULTILINE)
 
 pytestmark = pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning")
 
 
-def blocks(page: Path) -> list[str]:
-    """Return the Python blocks of a page that are to run."""
-    found = BLOCK.findall(page.read_text(encoding="utf-8"))
-    return [code for marked, code in found if not marked]
+def _options() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_options", ROOT / "docs" / "options.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def name(path: Path) -> str:
-    return str(path.relative_to(ROOT))
-
-
-RUN = [page for page in PAGES if blocks(page)]
+OPTIONS = _options()
 
 
 def test_the_pages_that_show_code_are_found() -> None:
-    assert {"README.md", "docs/use.md", "docs/models.md"} <= set(map(name, RUN))
+    assert {"README.md", "docs/use.md", "docs/models.md", "docs/train-nat.md"} <= set(
+        map(name, RUN)
+    )
+    assert len(BLOCKS) > 60
+
+
+# --- blocks
 
 
 @pytest.mark.parametrize("page", RUN, ids=name)
-def test_python_blocks_run(page: Path, libraries: LibraryDirectory) -> None:
-    # One after another in one namespace, as a reader would type them.
-    namespace: dict[str, object] = {}
-    for code in blocks(page):
-        exec(compile(code, name(page), "exec"), namespace)
+def test_python_blocks_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, libraries: LibraryDirectory
+) -> None:
+    session = Session(tmp_path, monkeypatch)
+    for block in doc_blocks.read(page):
+        if block.runs:
+            session.run(block)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_a_block_runs_or_says_why_not(block: Block) -> None:
+    if block.language in ("python", "bash"):
+        if block.reason is not None:
+            # What a reader of the source can judge.
+            assert re.match(r"(needs|takes|changes|exits|starts|downloads) ", block.reason), block
+        return
+    assert block.language in ("", "text", "json"), f"{block}: {block.language}"
+    # Commands that no test looks at would go stale.
+    found = COMMAND.search(block.code)
+    assert not found, f"{block} shows {found and found[0]!r}; begin it with ```bash"
+
+
+def test_blocks_that_are_not_closed_or_not_seen() -> None:
+    for page in PAGES:
+        fences = re.findall(r"^ *```", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert len(fences) == 2 * len(doc_blocks.read(page)), name(page)
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "bash"], ids=str)
+def test_commands_of_natc_are_ones_that_it_takes(block: Block) -> None:
+    done = subprocess.run(
+        ["bash", "-n", "-c", block.code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for words in doc_blocks.commands(block.code):
+        if words[:3] == ["python", "-m", "natc"]:
+            words = words[2:]
+        if words[0] == "natc":
+            problem = command_problem(words[1:])
+            assert problem is None, f"{block}: {' '.join(words)}: {problem}"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [block for block in BLOCKS if block.language == "python" and not block.runs],
+    ids=str,
+)
+def test_python_that_is_not_run_names_what_exists(block: Block) -> None:
+    assert python_problems(block.code) == []
 
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=name)
@@ -64,9 +129,12 @@ def test_examples_run(script: Path, libraries: LibraryDirectory) -> None:
     assert done.stdout
 
 
+# --- what else pages name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_inside_the_repository_lead_to_files(page: Path) -> None:
-    for link in LINK.findall(page.read_text(encoding="utf-8")):
+    for link in LINK.findall(CODE.sub("", page.read_text(encoding="utf-8"))):
         if not link.startswith(("https://", "http://", "#")):
             assert (page.parent / link.split("#")[0]).exists(), f"{name(page)} links to {link}"
 
@@ -80,3 +148,184 @@ def test_every_verb_that_a_page_names_exists(page: Path) -> None:
         for verb in re.findall(r"\bnatc ([a-z]+)\b", code)
     }
     assert named <= verbs, f"{name(page)} names natc {', '.join(sorted(named - verbs))}"
+
+
+@pytest.mark.parametrize("verb", sorted(OPTIONS.verbs()))
+def test_tables_of_options_are_those_of_the_command_line(verb: str) -> None:
+    page = OPTIONS.page(verb)
+    assert page.is_file(), f"natc {verb} has no page {name(page)}"
+    text = page.read_text(encoding="utf-8")
+    assert text == OPTIONS.with_table(text, verb), "run: python docs/options.py"
+    overview = (ROOT / "docs" / "commands" / "README.md").read_text(encoding="utf-8")
+    assert f"[`natc {verb}`]({verb}.md)" in overview
+
+
+def test_the_table_names_every_option_that_the_parser_takes() -> None:
+    # The table is made from signatures, the parser by typer: neither may know more.
+    for verb, command in _commands().items():
+        words = {
+            word for option in command.params for word in (*option.opts, *option.secondary_opts)
+        }
+        expected = {word for word in words if word.startswith("-")} - {"-h", "--help"}
+        table = OPTIONS.table(verb)
+        assert set(re.findall(r"`(--?[a-z-]+)`(?=,| \|)", table)) >= expected, verb
+
+
+def test_every_environment_variable_is_documented() -> None:
+    from natc import env
+
+    text = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(NATC_\w+)`", text, flags=re.MULTILINE)) == {
+        variable.name for variable in env.ALL
+    }
+
+
+# --- how commands and code that are not run are looked at
+
+
+def _commands() -> dict[str, Any]:
+    return dict(get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def command_problem(words: list[str]) -> str | None:
+    """Return why natc's command line would refuse some words, or None."""
+    commands = _commands()
+    if words and words[0].startswith("-"):
+        top = {opt for option in get_command(app).params for opt in option.opts}
+        return None if set(words) <= top | {"--help", "-h"} else "no such option"
+    if not words or words[0] not in commands:
+        return "no such command"
+    try:
+        with commands[words[0]].make_context(words[0], list(words[1:])) as context:
+            _check_values(context.params)
+    except Exception as error:
+        return str(error)
+    return None
+
+
+def _check_values(values: dict[str, Any]) -> None:
+    """Raise NatcError for a value that the verb would refuse."""
+    for size in (values.get("kernel") or "7").split(","):
+        sizes = parse_kernel_size(size)
+        KernelSpec.make(sizes[0] if len(sizes) == 1 else sizes, rank=max(len(sizes), 1))
+    for text in values.get("shape") or ():
+        options.parse_shape(text)
+    if values.get("operations"):
+        options.parse_operations(values["operations"])
+    target, arch = values.get("target"), values.get("arch")
+    if target in ARCHS and arch:
+        for part in parse_archs(arch) if target == "cuda" else arch.split(","):
+            Target(target, part)
+    elif target and target not in ARCHS:
+        Target.parse(target, arch)
+
+
+def python_problems(code: str) -> list[str]:
+    """Return what is wrong with code that uses natc: names that are not there, wrong arguments."""
+    tree = ast.parse(code)
+    known: dict[str, Any] = {}
+    problems = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "natc":
+                    module = importlib.import_module(alias.name)
+                    known[alias.asname or "natc"] = (
+                        module if alias.asname else importlib.import_module("natc")
+                    )
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "natc":
+            module = importlib.import_module(node.module or "")
+            for alias in node.names:
+                if hasattr(module, alias.name):
+                    known[alias.asname or alias.name] = getattr(module, alias.name)
+                else:
+                    problems.append(f"{node.module} has no {alias.name}")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            problems += _lookup(node, known)[1]
+        elif isinstance(node, ast.Call):
+            function, _ = _lookup(node.func, known)
+            if callable(function):
+                problems += _call_problems(node, function)
+    return sorted(set(problems))
+
+
+def _lookup(node: ast.expr, known: dict[str, Any]) -> tuple[Any, list[str]]:
+    """Return the object that a name or attribute of natc stands for (None: not natc's)."""
+    if isinstance(node, ast.Name):
+        return known.get(node.id), []
+    if not isinstance(node, ast.Attribute):
+        return None, []
+    owner, problems = _lookup(node.value, known)
+    if owner is None or problems:
+        return None, problems
+    if not hasattr(owner, node.attr):
+        return None, [f"{ast.unparse(node.value)} has no {node.attr}"]
+    return getattr(owner, node.attr), []
+
+
+def _call_problems(node: ast.Call, function: Any) -> list[str]:
+    keywords = {word.arg: None for word in node.keywords if word.arg}
+    unpacked = len(keywords) != len(node.keywords) or any(
+        isinstance(argument, ast.Starred) for argument in node.args
+    )
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return []
+    bind = signature.bind_partial if unpacked else signature.bind
+    given = [argument for argument in node.args if not isinstance(argument, ast.Starred)]
+    try:
+        bind(*given, **keywords)
+    except TypeError as error:
+        return [f"{ast.unparse(node.func)}: {error}"]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("dance", "no such command"),
+        ("build --kernel 7 --colour red", "--colour"),
+        ("build", "kernel"),
+        ("build --kernel 7 --dtype float8", "float8"),
+        ("build --kernel 64", "64"),
+        ("tune --kernel 7 --shape 56x56", "56x56"),
+        ("build --kernel 7 --target cuda --arch sm_12", "sm_12"),
+        ("build --kernel 7 --target opencl", "opencl"),
+        ("build --kernel 7 --operations dance", "dance"),
+        ("--vresion", "no such option"),
+    ],
+)
+def test_wrong_commands_are_found(words: str, problem: str) -> None:
+    assert problem in (command_problem(words.split()) or "")
+
+
+@pytest.mark.parametrize(
+    "words", ["--version", "list --json", "build -k 7x5 --target cuda --arch sm_80,sm_90 -o lib"]
+)
+def test_right_commands_are_taken(words: str) -> None:
+    assert command_problem(words.split()) is None
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import natc\nnatc.na4d(1)",
+        "from natc.nn import NeighborhoodAttention4D",
+        "import natc\nnatc.na2d(1, 2, 3, 7, dilution=2)",
+        "import natc\nnatc.na2d(1, 2)",
+        "from natc.spec import KernelSpec\nKernelSpec.made(7)",
+    ],
+)
+def test_wrong_python_is_found(code: str) -> None:
+    assert python_problems(code)
+
+
+def test_commands_are_split_as_a_shell_does() -> None:
+    code = "A=1 natc build --kernel 7 \\\n  -o 'a b' && natc list | head  # natc dance\n"
+    assert doc_blocks.commands(code) == [
+        ["natc", "build", "--kernel", "7", "-o", "a b"],
+        ["natc", "list"],
+        ["head"],
+    ]
