@@ -16,7 +16,6 @@ import psutil
 import pytest
 
 import natc
-from natc import elf
 from natc.targets import detect_host_cpu
 
 ROOT = Path(natc.__file__).parents[1]
@@ -46,49 +45,6 @@ def package(cache: Path, output: Path, *words: str) -> Any:
 @pytest.fixture(scope="module")
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("caches")
-
-
-NAT_MINI = """
-import sys
-sys.modules.update(dict.fromkeys(("tvm", "xgboost", "natc_kernels_%(module)s")))
-import os, torch, natc
-from natc import models, runtime
-from natc.demo.compare import compare_network
-torch.manual_seed(0)
-model = models.nat_mini(num_classes=10).eval()
-with torch.inference_mode():
-    for parameter in model.parameters():
-        parameter.normal_(std=0.05)
-found = compare_network(model, torch.randn(1, 3, 224, 224))
-(library,) = runtime.kernels()
-assert os.environ["NATC_STRICT"] == "1" and not os.path.exists(os.environ["NATC_CACHE_DIR"])
-print(library.manifest_path, found.uncovered, len(found.covered), found.max_error < 1e-4)
-"""
-
-
-def test_nat_mini_runs_from_an_installed_wheel_without_a_compiler(
-    caches: Path, tmp_path: Path
-) -> None:
-    built = package(caches / "1", tmp_path, "--kernel", "7", "--rpb")
-    wheel = Path(built["files"][0]["path"])
-    assert wheel.name.endswith(f"-py3-none-manylinux_2_28_{elf.this_machine()}.whl")
-    site = tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*pip, "--target", str(site), str(wheel)], check=True)
-
-    module = wheel.name.split("-")[0].removeprefix("natc_kernels_")
-    done = subprocess.run(
-        [sys.executable, "-c", NAT_MINI % {"module": module}],
-        env=clean(tmp_path / "empty", NATC_STRICT="1", PYTHONPATH=f"{ROOT}{os.pathsep}{site}"),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    manifest = site / f"natc_kernels_{module}" / "lib"
-    name = f"na2d_k7_d32_float32_rpb.{detect_host_cpu().name}.json"
-    assert done.stdout == f"{manifest / name} () 1 True\n"
 
 
 def test_two_builds_of_one_commit_are_equal(caches: Path, tmp_path: Path) -> None:

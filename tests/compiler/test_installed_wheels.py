@@ -1,0 +1,202 @@
+"""natc's own wheel and a wheel of kernels, in an environment that has what natc asks for, no more.
+
+The environment holds links to the installed packages that natc's wheel requires, and to those that
+they require: a package that is missing from the metadata is missing there, and so is TVM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from natc import __version__, elf
+from natc.targets import detect_host_cpu
+
+CHECKOUT = Path(__file__).parents[2]
+RUNS_KERNELS = {"torch", "numpy", "apache-tvm-ffi"}
+COMMAND_LINE = {"typer", "rich", "msgspec", "platformdirs", "filelock", "packaging"}
+
+
+def clean(**more: str) -> dict[str, str]:
+    """This process's environment, in which natc and Python find nothing by themselves."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("NATC_", "PYTHON", "VIRTUAL_ENV"))
+    }
+    return {**kept, **more}
+
+
+def run(command: list[Any], **more: Any) -> str:
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, check=False, **more
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("wheels")
+
+
+@pytest.fixture(scope="module")
+def own_wheel(place: Path) -> Path:
+    """The wheel of this checkout's natc, as its build backend makes it."""
+    run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", place / "own"],
+        cwd=CHECKOUT,
+    )
+    (wheel,) = (place / "own").iterdir()
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def kernel_wheel(place: Path) -> Path:
+    """What NAT-Mini asks for on this CPU, with gradients."""
+    words = ["--kernel", "7", "--rpb", "--dtype", "float32", "--operations", "forward,backward"]
+    built = json.loads(
+        run(
+            [sys.executable, "-m", "natc", "package", "--target", detect_host_cpu().name, *words,
+             "-o", place / "dist", "--json"],
+            env=clean(PYTHONPATH=str(CHECKOUT), NATC_CACHE_DIR=str(place / "cache")),
+        )
+    )  # fmt: skip
+    (file,) = built["files"]
+    return Path(file["path"])
+
+
+def required(wheel: Path) -> set[str]:
+    """Return the names of the packages that a wheel requires, extras aside."""
+    (found,) = metadata.distributions(path=[str(wheel)])
+    return set(names(found.requires or []))
+
+
+def names(requirements: list[str]) -> Iterator[str]:
+    for text in requirements:
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield canonicalize_name(requirement.name)
+
+
+def closure(first: set[str]) -> dict[str, metadata.Distribution]:
+    """Return packages and all that they require, as they are installed here."""
+    found: dict[str, metadata.Distribution] = {}
+    todo = sorted(first)
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found[name] = metadata.distribution(name)
+            todo += sorted(names(found[name].requires or []))
+    return found
+
+
+@pytest.fixture(scope="module")
+def python(place: Path, own_wheel: Path, kernel_wheel: Path) -> Path:
+    """The interpreter of an environment in which both wheels are installed."""
+    venv.create(place / "venv", with_pip=False, symlinks=True)
+    found = place / "venv" / "bin" / "python"
+    (site,) = (place / "venv" / "lib").glob("python*/site-packages")
+    for package in closure(required(own_wheel)).values():
+        parts = {file.parts[0] for file in package.files or []}
+        for part in sorted(parts - {"..", "__pycache__"}):
+            link = site / part
+            if not link.exists():
+                link.symlink_to(Path(str(package.locate_file(part))).resolve())
+    pip = [sys.executable, "-m", "pip", "--python", found, "install", "--quiet"]
+    run([*pip, "--no-deps", "--no-index", own_wheel, kernel_wheel], env=clean())
+    return found
+
+
+def test_natc_requires_what_runs_kernels_and_a_command_line(own_wheel: Path) -> None:
+    assert required(own_wheel) == RUNS_KERNELS | COMMAND_LINE
+    # No package of those brings the compiler, either.
+    everything = set(closure(required(own_wheel)))
+    compiler = {
+        "apache-tvm",
+        "xgboost",
+        "xgboost-cpu",
+        "cloudpickle",
+        "psutil",
+        "tornado",
+        "ziglang",
+    }
+    assert not everything & compiler
+
+
+def test_a_wheel_of_kernels_requires_natc_alone(kernel_wheel: Path) -> None:
+    assert required(kernel_wheel) == {"natc"}
+    assert kernel_wheel.name.endswith(f"-py3-none-manylinux_2_28_{elf.this_machine()}.whl")
+
+
+NAT_MINI = """
+import importlib.util, json, os, sys, warnings
+import torch, natc
+warnings.simplefilter("error", natc.NatcFallbackWarning)
+from natc import models, runtime
+from natc.demo.compare import compare_network
+
+torch.manual_seed(0)
+model = models.nat_mini(num_classes=10)
+with torch.no_grad():
+    for parameter in model.parameters():
+        parameter.normal_(std=0.05)
+image = torch.randn(1, 3, 224, 224)
+forward = compare_network(model.eval(), image)
+model.train()
+model(image).square().mean().backward()
+maps = open("/proc/self/maps").read() if os.path.exists("/proc/self/maps") else ""
+(library,) = runtime.kernels()
+print(json.dumps({
+    "natc": os.path.dirname(natc.__file__),
+    "manifest": str(library.manifest_path),
+    "uncovered": list(forward.uncovered),
+    "covered": len(forward.covered),
+    "error": forward.max_error,
+    "operations": sorted({key[0] for key, kernel in runtime.registry.resolved.items() if kernel}),
+    "gradients": all(bool(p.grad.isfinite().all()) for p in model.parameters()),
+    "compilers": [n for n in ("tvm", "xgboost", "ziglang") if importlib.util.find_spec(n)],
+    "opened": [n for n in ("libtvm_runtime", "libtvm_compiler", "libtvm.so") if n in maps],
+    "imported": [n for n in sys.modules if n.startswith("natc_kernels")],
+}))
+"""
+
+
+def test_nat_mini_runs_and_trains_on_kernels_where_there_is_no_compiler(
+    python: Path, place: Path
+) -> None:
+    environment = clean(NATC_STRICT="1", NATC_CACHE_DIR=str(place / "empty"))
+    found = json.loads(run([python, "-c", NAT_MINI], env=environment, cwd=place))
+    (site,) = (place / "venv" / "lib").glob("python*/site-packages")
+    assert found["natc"] == str(site / "natc")
+    library = f"na2d_k7_d32_float32_rpb.{detect_host_cpu().name}.json"
+    (module,) = site.glob("natc_kernels_llvm_*[0-9_]")
+    assert found["manifest"] == str(module / "lib" / library)
+    assert (found["uncovered"], found["covered"]) == ([], 1) and found["error"] < 1e-4
+    assert {"d_query", "d_key", "d_value", "d_rpb", "delta"} <= set(found["operations"])
+    assert found["gradients"]
+    assert found["compilers"] == found["opened"] == found["imported"] == []
+    assert not (place / "empty").exists()
+
+
+def test_the_command_line_works_there(python: Path, place: Path) -> None:
+    natc = python.with_name("natc")
+    environment = clean(NATC_CACHE_DIR=str(place / "empty"))
+    assert run([natc, "--version"], env=environment).split()[-1] == __version__
+    found = json.loads(run([natc, "verify", "--json"], env=environment, cwd=place))
+    assert found["ok"] and sum(len(report["libraries"]) for report in found["checked"]) == 1
+    done = subprocess.run(
+        [natc, "build", "--kernel", "3"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "pip install 'natc[compiler]'" in done.stderr
