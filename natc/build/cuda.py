@@ -43,6 +43,15 @@ class DeviceKernel:
 
 
 @dataclass(frozen=True)
+class Generated:
+    """One architecture's code before nvcc: CUDA source, its kernels, and compiled host code."""
+
+    source: str
+    kernels: tuple[DeviceKernel, ...]
+    host_object: Path
+
+
+@dataclass(frozen=True)
 class Compiled:
     """One architecture's code: host code, a device image, and the kernels in it."""
 
@@ -78,19 +87,13 @@ def build_cuda(
         )
         for target, chosen in decisions.items()
     ]
-    (directory / "kernels.h").write_text(_header(compiled))
-    table = directory / "kernels.c"
-    table.write_text(_table(compiled))
-    launcher = directory / "cuda.c"
-    with resources.as_file(resources.files("natc.build") / "launcher" / "cuda.c") as source:
-        shutil.copyfile(source, launcher)
     names = {
         entry: {target.arch: function_name(spec, entry, target) for target in decisions}
         for entry in entries
     }
     link_library(
         output,
-        [launcher, table, *(code.host_object for code in compiled)],
+        launcher(compiled, directory, toolkit=cuda_version()),
         exported=[f"__tvm_ffi_{n}" for archs in names.values() for n in archs.values()],
         directory=directory,
         portable=portable,
@@ -116,14 +119,9 @@ def compile_arch(
 
     with_ptx: add PTX, which drivers of newer GPUs compile when they load it.
     """
-    names = {entry: function_name(spec, entry, target) for entry in entries}
-    host, device = lower(entry_module(spec, target, decisions, names), target)
-    kernels = tuple(
-        _device_kernel(var.name_hint, function) for var, function in device.functions.items()
-    )
-    whole = compiler_target(target)
+    code = generate(spec, target, decisions, directory, entries)
     source = directory / f"{target.arch}.cu"
-    source.write_text(codegen_build(device, whole).inspect_source("cuda"))
+    source.write_text(code.source)
     image = directory / f"{target.arch}.fatbin"
     virtual = target.arch.replace("sm_", "compute_")
     codes = f"[{target.arch},{virtual}]" if with_ptx else target.arch
@@ -136,9 +134,48 @@ def compile_arch(
         ],
         f"compiling CUDA code for {target.arch}",
     )
+    return Compiled(target, code.host_object, image, code.kernels)
+
+
+def generate(
+    spec: KernelSpec,
+    target: Target,
+    decisions: Mapping[str, int],
+    directory: Path,
+    entries: Sequence[str],
+) -> Generated:
+    """Make the CUDA source of entries for one architecture, and compile their host code.
+
+    directory: for the host code. Raises BuildError.
+    """
+    names = {entry: function_name(spec, entry, target) for entry in entries}
+    host, device = lower(entry_module(spec, target, decisions, names), target)
+    kernels = tuple(
+        _device_kernel(var.name_hint, function) for var, function in device.functions.items()
+    )
+    whole = compiler_target(target)
+    source = codegen_build(device, whole).inspect_source("cuda")
     host_object = directory / f"{target.arch}.o"
     codegen_build(host, whole.host).write_to_file(str(host_object), "o")
-    return Compiled(target, host_object, image, kernels)
+    return Generated(source, kernels, host_object)
+
+
+def launcher(
+    compiled: Sequence[Compiled], directory: Path, *, toolkit: tuple[int, ...]
+) -> list[Path]:
+    """Write what a library holds besides images; return what is to be linked.
+
+    toolkit: the version of CUDA that made the images.
+    """
+    (directory / "kernels.h").write_text(_header(compiled, toolkit))
+    (directory / "kernels.c").write_text(_table(compiled))
+    with resources.as_file(resources.files("natc.build") / "launcher" / "cuda.c") as source:
+        shutil.copyfile(source, directory / "cuda.c")
+    return [
+        directory / "cuda.c",
+        directory / "kernels.c",
+        *(code.host_object for code in compiled),
+    ]
 
 
 def _compression() -> str:
@@ -180,9 +217,9 @@ def _parameter_type(kernel: str, parameter: tvm.tirx.Var) -> str:
     return _TYPES[dtype]
 
 
-def _header(compiled: Sequence[Compiled]) -> str:
+def _header(compiled: Sequence[Compiled], toolkit: tuple[int, ...]) -> str:
     kernels = [kernel for code in compiled for kernel in code.kernels]
-    major, minor = (*cuda_version(), 0, 0)[:2]
+    major, minor = (*toolkit, 0, 0)[:2]
     return f"""/* Generated: the kernels of this library. */
 #define TOOLKIT {1000 * major + 10 * minor}
 #define NUM_IMAGES {len(compiled)}
