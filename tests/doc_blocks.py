@@ -66,6 +66,21 @@ def read(page: Path) -> list[Block]:
     return blocks
 
 
+def run(page: Path) -> bool:
+    """Return whether a page has blocks that are run."""
+    return any(block.runs for block in read(page))
+
+
+def compiles(page: Path) -> bool:
+    """Return whether what is run of a page needs the compiler."""
+    return any(
+        words[0] == "natc" and words[1] in ("tune", "build", "package")
+        for block in read(page)
+        if block.runs and block.language == "bash"
+        for words in commands(block.code)
+    )
+
+
 def name(path: Path) -> str:
     """Return a page's name for messages."""
     return str(path.relative_to(ROOT))
@@ -113,6 +128,7 @@ class Session:
         natc = programs / "natc"
         natc.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m natc "$@"\n')
         natc.chmod(0o755)
+        # And "python" may be another one on this machine's path.
         python = programs / "python"
         python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
         python.chmod(0o755)

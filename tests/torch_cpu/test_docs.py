@@ -20,6 +20,7 @@ from c_library import LibraryDirectory
 from doc_blocks import PAGES, ROOT, Block, Session, name
 from typer.main import get_command
 
+from natc import compat
 from natc.cli import options
 from natc.cli.main import app
 from natc.spec import KernelSpec, parse_kernel_size
@@ -27,13 +28,8 @@ from natc.targets import ARCHS, Target, parse_archs
 
 BLOCKS = [block for page in PAGES for block in doc_blocks.read(page)]
 EXAMPLES = sorted(ROOT.glob("examples/*.py"))
-# Pages whose commands are run need the compiler, most of them: tests/compiler runs these.
-RUN = [
-    page
-    for page in PAGES
-    if any(block.runs for block in doc_blocks.read(page))
-    and not any(block.runs and block.language == "bash" for block in doc_blocks.read(page))
-]
+# Pages that build or tune are run in tests/compiler.
+RUN = [page for page in PAGES if doc_blocks.run(page) and not doc_blocks.compiles(page)]
 
 CODE = re.compile(r"^ *```.*?^ *```|`[^`]+`", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
@@ -64,13 +60,16 @@ def test_the_pages_that_show_code_are_found() -> None:
 
 
 @pytest.mark.parametrize("page", RUN, ids=name)
-def test_python_blocks_run(
+def test_blocks_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, libraries: LibraryDirectory
 ) -> None:
     session = Session(tmp_path, monkeypatch)
-    for block in doc_blocks.read(page):
-        if block.runs:
-            session.run(block)
+    try:
+        for block in doc_blocks.read(page):
+            if block.runs:
+                session.run(block)
+    finally:
+        compat.uninstall()
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
