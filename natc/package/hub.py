@@ -107,7 +107,7 @@ def _metadata(
     short = hashlib.sha256(listed.encode()).hexdigest()[:10]
     backend: dict[str, object] = {"type": "cuda" if kind == "cuda" else "cpu"}
     if kind == "cuda":
-        backend["archs"] = [_capability(arch) for arch in archs_of(pieces)]
+        backend["archs"] = [_capability(arch, pieces) for arch in archs_of(pieces)]
     content = {
         "name": name,
         "id": f"_{module}_{variant.replace('-', '_')}_{short}",
@@ -120,9 +120,11 @@ def _metadata(
     return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
 
 
-def _capability(arch: str) -> str:
+def _capability(arch: str, pieces: Sequence[Piece]) -> str:
     number = arch.removeprefix("sm_")
-    return f"{number[:-1]}.{number[-1]}"
+    # Without it, `kernels` would refuse GPUs that are newer than all architectures.
+    ptx = "+PTX" if all(piece.manifest.ptx == arch for piece in pieces) else ""
+    return f"{number[:-1]}.{number[-1]}{ptx}"
 
 
 def _compatibility() -> bytes:

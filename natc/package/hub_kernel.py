@@ -209,7 +209,7 @@ def _function(name: str, operation: str, device: torch.device) -> tuple[Any, int
         for manifest in _manifests().get(spec, ()):
             functions = manifest["entries"].get(operation, {})
             for arch in manifest["target"]["archs"]:
-                order = _order(manifest["target"]["kind"], arch, device)
+                order = _order(manifest, arch, device)
                 named = functions.get(arch if device.type == "cuda" else "llvm")
                 if named and order > best:
                     best, chosen, entry = order, manifest, named
@@ -229,15 +229,20 @@ def _manifests() -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _order(kind: str, arch: str, device: torch.device) -> int:
-    """Return how good code for an architecture is on a device; -1 where it does not run."""
+def _order(manifest: dict[str, Any], arch: str, device: torch.device) -> int:
+    """Return how good a library's code for an architecture is on a device; -1: it does not run."""
+    kind = manifest["target"]["kind"]
     if device.type == "cuda" and kind == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         number = int(arch[len("sm_") :])
         same = number // 10 == major and number % 10 <= minor
         # Code for Tegra runs there only, and no other code does.
         tegra = (number == 87) != ((major, minor) == (8, 7))
-        return number if same and not tegra else -1
+        if same and not tegra:
+            return 1000 + number
+        # The driver compiles PTX, for any GPU that is newer.
+        ptx = manifest.get("ptx") == arch and number <= 10 * major + minor
+        return number if ptx else -1
     if device.type == "cpu" and kind == "llvm":
         if arch not in _LEVELS:
             return 0

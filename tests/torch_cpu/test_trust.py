@@ -16,7 +16,7 @@ from c_library import KERNEL_SIZE, SPECS, LibraryDirectory
 
 import natc
 from natc import elf, manifest, runtime
-from natc.errors import LibraryError, NotCoveredError
+from natc.errors import ArgumentError, LibraryError, NotCoveredError
 from natc.runtime import trust
 from natc.testing.inputs import make_inputs
 
@@ -250,3 +250,8 @@ def test_a_directory_that_a_program_names_is_searched_first(
     runtime.use(mine.path)
     attend()
     assert (libraries.calls(SPEC), mine.calls(SPEC)) == (1, 1)
+    for wrong in (tmp_path / "gone", mine.path / f"{SPEC.name}.so"):
+        with pytest.raises(ArgumentError, match=f"directory is '{wrong}', and there is no such"):
+            runtime.use(wrong)
+    attend()
+    assert mine.calls(SPEC) == 2
