@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -122,6 +123,9 @@ class Session:
         self.state = directory / "environment"
         scratch = directory / "work"
         scratch.mkdir()
+        # What commands on the pages read, as at the root of a checkout.
+        for folder in ("benchmarks", "examples", "schedules"):
+            shutil.copytree(ROOT / folder, scratch / folder)
         programs = directory / "bin"
         programs.mkdir()
         # The tests may run from a checkout that is not installed.
