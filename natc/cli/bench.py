@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import enum
+import shlex
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,13 +13,17 @@ import typer
 from natc import environment
 from natc.cli import options, output
 from natc.cli.options import DtypeOption, HeadDimOption, JsonOption
-from natc.errors import TargetError
+from natc.errors import ArgumentError, NatcError, TargetError
+from natc.files import write_atomically
 from natc.spec import KernelSpec
 
 if TYPE_CHECKING:
+    from natc.demo.results import Ceilings, Results
     from natc.demo.times import Contestant, Inputs, Prepared
 
 KERNEL = "natc kernel"
+# Spent on each ceiling, before the times and after them.
+_CEILING_SECONDS = 0.3
 
 
 class Device(str, enum.Enum):
@@ -27,34 +34,123 @@ class Device(str, enum.Enum):
 
 
 def bench(
+    context: typer.Context,
     kernel: options.KernelOption = options.NAT_KERNEL,
     device: Annotated[Device, typer.Option("--device", help="Where to run.")] = Device.cpu,
     head_dim: HeadDimOption = options.DEFAULT_HEAD_DIM,
     dtype: DtypeOption = None,
-    rpb: Annotated[
-        bool, typer.Option("--rpb/--no-rpb", help="With a relative positional bias.")
-    ] = True,
+    rpb: options.RpbOption = True,
     dilation: Annotated[int, typer.Option("--dilation", min=1, help="Dilation.")] = 1,
     shape: options.ShapeOption = None,
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.01, help="Time to spend on each shape.")
     ] = 3.0,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="FILE", help="Show results that --json printed; time nothing."
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot", metavar="FILE", help="Draw a roofline and speed-ups: a .svg or .png."
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a report that needs no network."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Time natc's kernel, the reference, and torch's attention on the same inputs."""
-    kind = "cuda" if device is Device.cuda else "llvm"
-    spec = options.make_spec(kernel, kind=kind, rank=None, head_dim=head_dim, dtype=dtype, rpb=rpb)
-    options.require_measured(spec, "bench")
-    given = [options.parse_shape(text) for text in shape or ()]
+    """Time natc's kernel, the reference, and torch's attention on the same inputs.
 
+    What the machine does at most is measured in the same run: the floor that times stand above.
+    Exits with 1 where no kernel could be timed.
+    """
+    form = _check_outputs(plot, html)
+    if source is not None:
+        _refuse_others(context)
+        from natc.demo import results
+
+        found = results.with_floors(results.read(source))
+    else:
+        kind = "cuda" if device is Device.cuda else "llvm"
+        spec = options.make_spec(
+            kernel, kind=kind, rank=None, head_dim=head_dim, dtype=dtype, rpb=rpb
+        )
+        options.require_measured(spec, "bench")
+        given = [options.parse_shape(text) for text in shape or ()]
+        found = _measure(spec, device, dilation, given, seconds)
+
+    if plot is not None and form is not None:
+        from natc.demo import plots
+
+        write_atomically(plot, plots.draw(found, form))
+    if html is not None:
+        from natc.cli import bench_html
+
+        write_atomically(html, bench_html.render(found))
+    if json:
+        output.print_json(found)
+    else:
+        from natc.cli import times_table
+
+        times_table.show(found.title, found.rows, found.ceilings)
+        for written in filter(None, (plot, html)):
+            output.stdout().print(f"wrote {written}")
+    if source is None and not any(
+        row.contestant == KERNEL and row.median_seconds for row in found.rows
+    ):
+        raise typer.Exit(1)
+
+
+def _check_outputs(plot: Path | None, html: Path | None) -> str | None:
+    """Return the format of the plot; refuses now what would fail after minutes of measuring."""
+    if plot is None and html is None:
+        return None
+    from natc.demo import plots
+
+    form = plots.format_of(plot) if plot is not None else None
+    if html is not None and html.suffix.lower() not in (".html", ".htm"):
+        raise ArgumentError(
+            f"report {html} has the suffix {html.suffix or '(none)'}; it must be .html."
+        )
+    for path in filter(None, (plot, html)):
+        output.require_writable(path)
+    plots.require_matplotlib()
+    return form
+
+
+def _refuse_others(context: typer.Context) -> None:
+    """Raise ArgumentError where an option was given that says what to measure."""
+    allowed = ("source", "plot", "html", "json")
+    for param in context.command.params:
+        name = param.name or ""
+        given = context.get_parameter_source(name)
+        if name not in allowed and given is not None and given.name == "COMMANDLINE":
+            raise ArgumentError(
+                f"--from shows results that are there; {param.opts[0]} goes with measuring. It "
+                "takes --plot, --html and --json."
+            )
+
+
+def _measure(
+    spec: KernelSpec,
+    device: Device,
+    dilation: int,
+    given: list[tuple[int, int, int, int]],
+    seconds: float,
+) -> Results:
     import torch
 
     from natc.cli import times_table
-    from natc.demo import peers, times
+    from natc.demo import peers, results, times
 
     if device is Device.cuda and not torch.cuda.is_available():
         raise TargetError("--device is cuda, but torch sees no GPU on this machine; use cpu.")
     levels = given or [level[:4] for level in times.NAT_LEVELS]
+    before = _ceilings(device, spec)
     rows = times.time_attention(
         [(*level, spec.head_dim) for level in levels],
         getattr(torch, spec.dtype),
@@ -66,20 +162,31 @@ def bench(
         seconds=seconds,
         progress=times_table.progress(),
     )
-    if json:
-        document = {
-            "spec": spec.name,
-            "device": device.value,
-            "dilation": dilation,
-            "environment": environment.collect(),
-            "rows": rows,
-        }
-        output.print_json(document)
-        return
-    title = f"{spec.name}, dilation {dilation}, on {environment.cpu_model()}"
-    if device is Device.cuda:
-        title = f"{spec.name}, dilation {dilation}, on {torch.cuda.get_device_name()}"
-    times_table.show(title, rows)
+    # Twice, because processors change their clock; the larger of both is what it could do.
+    after = _ceilings(device, spec) if before is not None else None
+    found = results.Results(
+        spec=spec.name,
+        device=device.value,
+        dilation=dilation,
+        environment=environment.collect(),
+        rows=rows,
+        ceilings=results.larger(before, after) if before and after else None,
+        command=shlex.join(["natc", *sys.argv[1:]]),
+    )
+    return results.with_floors(found)
+
+
+def _ceilings(device: Device, spec: KernelSpec) -> Ceilings | None:
+    """Return what the machine does at most, or None, with a note, where that does not work."""
+    from natc.demo import ceilings
+
+    try:
+        return ceilings.measure(device.value, spec.dtype, seconds=_CEILING_SECONDS)
+    # Out of memory is an error of torch, which is a RuntimeError.
+    except (NatcError, RuntimeError) as error:
+        said = str(error).strip().splitlines()[0]
+        output.stderr().print(f"note: no ceilings, hence no floors and no roofline: {said}")
+        return None
 
 
 def kernel_contestant(spec: KernelSpec, device: str) -> Contestant:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from natc import files
+from natc.errors import ArgumentError, NatcError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,6 +40,14 @@ def _console(*, stderr: bool) -> Console:
         emoji=False,
         soft_wrap=not terminal,
     )
+
+
+def require_writable(path: Path) -> None:
+    """Raise NatcError where a file cannot be written: found out now, not after minutes of work."""
+    if path.is_dir():
+        raise ArgumentError(f"{path} is a directory; name a file in it.")
+    if not files.writable(path.parent):
+        raise NatcError(f"directory {path.parent} is not writable, so {path.name} cannot be.")
 
 
 def print_json(document: Any) -> None:

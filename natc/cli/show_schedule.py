@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from natc import workspace
 from natc.cli import output
 from natc.cli.output import seconds_text
 from natc.errors import ScheduleError
-from natc.schedules import Schedule, read_schedule
+from natc.schedules import Schedule, near, read_schedule
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -47,7 +46,7 @@ def of_library(library: Library, target: Target) -> dict[str, Any]:
 
 def on_file(spec: KernelSpec, target: Target) -> dict[str, Any] | None:
     """Return the schedule that lies ready for a kernel that is not built, or its sibling's."""
-    for candidate in (spec, replace(spec, rpb=not spec.rpb)):
+    for candidate in near(spec):
         path, schedule = _find(candidate, target)
         if schedule is not None:
             return of_schedule(path, schedule, "tuned" if candidate == spec else "borrowed")

@@ -10,17 +10,20 @@ from natc.cli.output import seconds_text
 from natc.records import shape_key
 
 if TYPE_CHECKING:
-    from natc.demo.times import Row
+    from natc.demo.results import Ceilings, Row
 
 
-def show(title: str, rows: Sequence[Row]) -> None:
-    """Print rows on stdout: one line for each shape and contestant, and the notes below."""
+def show(title: str, rows: Sequence[Row], ceilings: Ceilings | None = None) -> None:
+    """Print rows on stdout: one line for each shape and contestant, and the notes below.
+
+    ceilings: what the floors of the rows were made of.
+    """
     columns = ("input", "contestant", "median", "quartiles", "ratio", "error")
     table = output.table(title, *columns, right=columns[2:])
-    previous = None
-    for row in rows:
-        if previous not in (None, row.shape):
-            table.add_section()
+    first, previous = rows[0].contestant, None
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        if row.shape != previous:
+            base = row.median_seconds if row.contestant == first else None
         table.add_row(
             shape_key(row.shape) if row.shape != previous else "",
             row.contestant,
@@ -30,12 +33,25 @@ def show(title: str, rows: Sequence[Row]) -> None:
             f"{row.max_error:.1e}" if row.max_error is not None else "-",
         )
         previous = row.shape
+        if following is not None and following.shape == row.shape:
+            continue
+        if row.floor_seconds:
+            ratio = f"{row.floor_seconds / base:.2g}" if base else "-"
+            table.add_row("", "floor", seconds_text(row.floor_seconds), "-", ratio, "-")
+        if following is not None:
+            table.add_section()
     console = output.stdout()
     console.print(table)
     console.print(
         "ratio: time divided by the first line's (above 1 is slower); "
         "error: largest, relative to the float64 reference."
     )
+    if ceilings is not None:
+        console.print(
+            "floor: the longer of moving each tensor once and computing what the result needs, at"
+        )
+        for line in _ceiling_lines(ceilings):
+            console.print(line)
     notes: dict[str, list[str]] = {}
     for row in rows:
         if row.note:
@@ -43,6 +59,15 @@ def show(title: str, rows: Sequence[Row]) -> None:
     shapes = len({row.shape for row in rows})
     for note, where in notes.items():
         console.print(note if len(where) == shapes else f"{note} ({', '.join(where)})")
+
+
+def _ceiling_lines(ceilings: Ceilings) -> list[str]:
+    at_least = "at least " if ceilings.lower_bound else ""
+    rates = {"memory": f"{ceilings.bytes_per_second / 1e9:.3g} GB/s"}
+    for name, rate in ceilings.operations_per_second.items():
+        rates[name] = f"{at_least}{rate / 1e9:.3g} GFLOP/s"
+    lines = [f"  {rate}, {name}" for name, rate in rates.items()]
+    return [*lines, f"  measured in the same run: {ceilings.method}"]
 
 
 def progress() -> Callable[[str], None] | None:

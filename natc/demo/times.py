@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from natc import reference
+from natc.demo.results import Row
 from natc.errors import NatcError
 from natc.testing.inputs import make_inputs
 from natc.testing.tolerance import ELEMENT_FACTOR, RELATIVE_TOLERANCE, relative_errors
@@ -56,24 +57,6 @@ class Prepared:
 
 
 Contestant = Callable[[Inputs], Prepared]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One contestant on one shape.
-
-    `median_seconds`, `quartile_seconds` (25th and 75th percentile) and `ratio_to_first` (how
-    many times as long as the first contestant) are None if it was not timed; `note` says why.
-    `max_error` is relative to the largest value of the float64 reference; None if it never ran.
-    """
-
-    contestant: str
-    shape: tuple[int, ...]
-    median_seconds: float | None
-    ratio_to_first: float | None
-    max_error: float | None
-    quartile_seconds: tuple[float, float] | None = None
-    note: str = ""
 
 
 def time_attention(

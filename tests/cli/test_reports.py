@@ -226,9 +226,10 @@ def test_bench_times_the_reference_and_says_what_kernel_is_missing(
     known = peers.torch_peers()
     few = {name: known[name] for name in ("reference", "torch SDPA")}
     monkeypatch.setattr(peers, "torch_peers", lambda: few)
+    monkeypatch.setattr("natc.cli.bench._CEILING_SECONDS", 0.01)
     words = ["bench", "--kernel", "3", "--head-dim", "8", "--shape", "1x6x5x2"]
     words += ["--seconds", "0.01"]
-    found = document(natc, *words)
+    found = document(natc, *words, code=1)
     rows = {row["contestant"]: row for row in found["rows"]}
     assert found["spec"] == "na2d_k3_d8_float32_rpb"
     assert rows["natc kernel"]["median_seconds"] is None
