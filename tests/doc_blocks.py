@@ -24,6 +24,7 @@ BLOCK = re.compile(
 )
 # What separates commands in a line, and redirections, of which the file's name follows.
 SEPARATORS = frozenset(("&&", "||", "|", ";", "&", "(", ")", "\n"))
+REDIRECTIONS = frozenset((">", ">>", "<", "<<", "&>"))
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ def commands(code: str) -> list[list[str]]:
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
         for word in lexer:
-            if word in SEPARATORS:
+            if word in REDIRECTIONS:
+                next(lexer, None)
+            elif word in SEPARATORS:
                 found.append([])
             else:
                 found[-1].append(word)

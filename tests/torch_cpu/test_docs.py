@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -179,6 +180,39 @@ def test_every_environment_variable_is_documented() -> None:
     }
 
 
+def _words(text: str) -> list[str]:
+    return re.findall(r"[\w.()=~/'-]+|[\0…]", text)
+
+
+def _pairs(text: str) -> list[tuple[str, str]]:
+    """Return each word with the next, without those beside what a message fills in."""
+    words = _words(text)
+    return [pair for pair in zip(words, words[1:]) if not {"\0", "…"} & set(pair)]
+
+
+def _texts_of_the_package() -> Iterator[str]:
+    for path in sorted((ROOT / "natc").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [v.value if isinstance(v, ast.Constant) else "\0" for v in node.values]
+                yield " ".join(map(str, parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_messages_that_troubleshooting_explains_are_natcs() -> None:
+    # Values stand in the messages, so that only some of the words can be found.
+    known = {pair for text in _texts_of_the_package() for pair in _pairs(text)}
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    bold = re.findall(r"^\*\*(.+?)\*\*", page, flags=re.MULTILINE | re.DOTALL)
+    messages = [message for text in bold for message in re.findall(r"`([^`]+)`", text)]
+    assert len(messages) > 20
+    for message in messages:
+        pairs = _pairs(message)
+        found = sum(pair in known for pair in pairs)
+        assert found and 3 * found >= len(pairs), f"natc does not say: {message}"
+
+
 # --- how commands and code that are not run are looked at
 
 
@@ -322,7 +356,7 @@ def test_wrong_python_is_found(code: str) -> None:
 
 
 def test_commands_are_split_as_a_shell_does() -> None:
-    code = "A=1 natc build --kernel 7 \\\n  -o 'a b' && natc list | head  # natc dance\n"
+    code = "A=1 natc build --kernel 7 \\\n  -o 'a b' >log && natc list | head  # natc dance\n"
     assert doc_blocks.commands(code) == [
         ["natc", "build", "--kernel", "7", "-o", "a b"],
         ["natc", "list"],
