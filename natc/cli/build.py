@@ -20,33 +20,20 @@ from natc.targets import Target, parse_archs
 def build(
     kernel: KernelOption,
     target: options.TargetOption = "llvm",
-    arch: Annotated[
-        str | None,
-        typer.Option(
-            "--arch", help="Architectures for cuda, such as sm_80,sm_90.  [default: own]"
-        ),
-    ] = None,
+    arch: options.ArchsOption = None,
     head_dim: HeadDimOption = options.DEFAULT_HEAD_DIM,
     dtype: DtypeOption = None,
     rank: RankOption = None,
-    value_dim: Annotated[
-        int | None,
-        typer.Option(
-            "--value-dim", help="Channels of one head of value.", show_default="--head-dim"
-        ),
-    ] = None,
+    value_dim: options.ValueDimOption = None,
     operations: Annotated[
         str,
-        typer.Option("--operations", help="What the library is to hold, separated by commas."),
-    ] = ",".join(FAMILIES),
-    rpb: Annotated[
-        bool | None,
         typer.Option(
-            "--rpb/--no-rpb",
-            help="With a relative positional bias.",
-            show_default="one of each",
+            "--operations",
+            help="What the library is to hold, separated by commas.",
+            autocompletion=options.complete_families,
         ),
-    ] = None,
+    ] = ",".join(FAMILIES),
+    rpb: options.RpbVariantsOption = None,
     directory: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Library directory.", show_default="natc's own"),

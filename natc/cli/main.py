@@ -3,33 +3,57 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from natc import __version__
-from natc.cli import bench, build, doctor, list_, package, quickstart, show, tune, verify
+from natc.cli import bench, build, doctor, list_, output, package, quickstart, show, tune, verify
+from natc.cli.examples import SUMMARIES, epilog
+from natc.cli.search import INTERRUPTED
 from natc.errors import ArgumentError, ArgumentTypeError, NatcError, SpecError, TargetError
 
 BAD_INPUT = (SpecError, TargetError, ArgumentError, ArgumentTypeError)
 
+
+class Verbs(TyperGroup):
+    """The verbs, each of which may be stopped with Ctrl-C."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("natc: stopped.", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+
+
 app = typer.Typer(
     name="natc",
     help="Tune, build and run neighborhood attention kernels.",
+    cls=Verbs,
     no_args_is_help=True,
     # An error that natc did not foresee is a bug: show it plainly, as Python does.
     pretty_exceptions_enable=False,
+    # Plain help: rich's columns leave little room on a terminal of 80, and take time to load.
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Every verb exits with 0; with 1 where its work failed or found a problem; with 2 for "
+    "wrong usage; with 130 when it was stopped. natc VERB --help has examples.",
 )
-app.command("quickstart")(quickstart.quickstart)
-app.command("tune")(tune.tune)
-app.command("build")(build.build)
-app.command("package")(package.package)
-app.command("verify")(verify.verify)
-app.command("list")(list_.list_)
-app.command("show")(show.show)
-app.command("bench")(bench.bench)
-app.command("doctor")(doctor.doctor)
+for _name, _function in (
+    ("quickstart", quickstart.quickstart),
+    ("tune", tune.tune),
+    ("build", build.build),
+    ("package", package.package),
+    ("verify", verify.verify),
+    ("list", list_.list_),
+    ("show", show.show),
+    ("bench", bench.bench),
+    ("doctor", doctor.doctor),
+):
+    app.command(_name, short_help=SUMMARIES[_name], epilog=epilog(_name))(_function)
 
 
 def _version(wanted: bool) -> None:
@@ -49,12 +73,18 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line in `sys.argv`; exits with 0, 1 (failed) or 2 (bad input)."""
+    """Run the command line in `sys.argv`.
+
+    Exits with 0, 1 (failed, or found a problem), 2 (wrong usage), 130 (stopped with Ctrl-C) or
+    141 (nobody reads its output any longer).
+    """
     try:
         app(prog_name="natc")
     except NatcError as error:
         print(f"natc: error: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, BAD_INPUT) else 1) from None
+    finally:
+        output.flush()
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from natc import files
 from natc.errors import ArgumentError, NatcError
@@ -13,8 +14,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-# Wide enough that nothing is cut when the output goes to a file or a pipe.
-_PIPE_WIDTH = 200
+# The shell's convention for a program that is ended by SIGPIPE, as `| head` ends most.
+PIPE_CLOSED = 141
+# More than any line: in a file or a pipe, nothing is wrapped or cut.
+_PIPE_WIDTH = 100_000
 
 
 def stdout() -> Console:
@@ -30,9 +33,15 @@ def stderr() -> Console:
 def _console(*, stderr: bool) -> Console:
     from rich.console import Console
 
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            _closed()
+
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(
+    return Output(
         stderr=stderr,
+        # Whatever FORCE_COLOR and the like say: what reads a pipe expects text.
+        force_terminal=terminal,
         width=None if terminal else _PIPE_WIDTH,
         highlight=False,
         # Text is text: a path with [brackets] is not markup.
@@ -40,6 +49,21 @@ def _console(*, stderr: bool) -> Console:
         emoji=False,
         soft_wrap=not terminal,
     )
+
+
+def flush() -> None:
+    """Write out what is buffered for stdout; exits silently where nobody reads it any longer."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _closed()
+
+
+def _closed() -> NoReturn:
+    # Python writes what is left when it ends, and would complain.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    raise SystemExit(PIPE_CLOSED)
 
 
 def require_writable(path: Path) -> None:
@@ -55,15 +79,29 @@ def print_json(document: Any) -> None:
     import msgspec
 
     data = msgspec.json.encode(document, enc_hook=str)
-    print(msgspec.json.format(data, indent=2).decode())
+    try:
+        print(msgspec.json.format(data, indent=2).decode(), flush=True)
+    except BrokenPipeError:
+        _closed()
 
 
 def table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
-    """Return an empty table; the columns named in `right` are aligned right."""
+    """Return an empty table; the columns named in `right` are aligned right.
+
+    On a terminal, values that have no room are folded; in a pipe, it is text without lines.
+    """
     from rich import box
     from rich.table import Table
 
-    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    terminal = sys.stdout.isatty()
+    result = Table(
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD if terminal else None,
+        padding=(0, 1) if terminal else (0, 2, 0, 0),
+        pad_edge=False,
+    )
     for column in columns:
         result.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return result

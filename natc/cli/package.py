@@ -31,31 +31,37 @@ if TYPE_CHECKING:
 def package(
     kernel: Annotated[
         str | None,
-        typer.Option("--kernel", "-k", metavar="K,K", help="Window sizes: 7, or 3,5,7."),
+        typer.Option(
+            "--kernel",
+            "-k",
+            metavar="K,K",
+            help="Window sizes: 7, or 3,5,7.",
+            autocompletion=options.complete_kernel,
+        ),
     ] = None,
     target: options.TargetOption = "llvm",
-    arch: Annotated[
-        str | None,
-        typer.Option("--arch", help="Architectures: sm_80,sm_90 or x86-64-v3.  [default: own]"),
-    ] = None,
+    arch: options.ArchsOption = None,
     head_dim: Annotated[
         str | None, typer.Option("--head-dim", help="Channels of one head: 32, or 32,64.")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="Element types: float16, or float16,float32.")
+        str | None,
+        typer.Option(
+            "--dtype",
+            help="Element types: float16, or float16,float32.",
+            autocompletion=options.complete_dtype,
+        ),
     ] = None,
     rank: options.RankOption = None,
     operations: Annotated[
-        str | None, typer.Option("--operations", help="What each library is to hold.")
-    ] = None,
-    rpb: Annotated[
-        bool | None,
+        str | None,
         typer.Option(
-            "--rpb/--no-rpb",
-            help="With a relative positional bias.",
-            show_default="one of each",
+            "--operations",
+            help="What each library is to hold, separated by commas.",
+            autocompletion=options.complete_families,
         ),
     ] = None,
+    rpb: options.RpbVariantsOption = None,
     named_set: Annotated[
         str | None,
         typer.Option(
@@ -75,7 +81,10 @@ def package(
         Path, typer.Option("--output", "-o", help="Where packages are written.")
     ] = Path("dist"),
     version: Annotated[
-        str, typer.Option("--package-version", help="Version of the package.")
+        str,
+        typer.Option(
+            "--package-version", help="Version of the package.", show_default="natc's own"
+        ),
     ] = __version__,
     sign: Annotated[
         Path | None,
@@ -85,7 +94,14 @@ def package(
         str, typer.Option("--cuda", help="CUDA versions that hf variants are named after.")
     ] = "13.0",
     workers: Annotated[
-        int, typer.Option("--jobs", "-j", min=1, help="Kernels built at a time.")
+        int,
+        typer.Option(
+            "--jobs",
+            "-j",
+            min=1,
+            help="Kernels built at a time.",
+            show_default="the number of CPUs",
+        ),
     ] = environment.cores(),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be built and written, and stop.")

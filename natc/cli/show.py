@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from natc import runtime
-from natc.cli import options, output, show_file, show_schedule, why
+from natc.cli import options, output
 from natc.cli.options import DtypeOption, HeadDimOption, JsonOption
 from natc.errors import ArgumentError, SpecError, TargetError
 from natc.operations import FORWARD, OPERATIONS, operations_of
@@ -22,7 +21,7 @@ def show(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[FILE|NAME]",
+            metavar="FILE|NAME",
             help="A library (.so), its manifest or a schedule (.json); or a kernel's name, as "
             "natc list prints it, instead of --kernel.",
             show_default=False,
@@ -51,6 +50,10 @@ def show(
     Candidates are named in the order in which natc looks. Exits with 1 where a call would run on
     the reference or raise. With a FILE, shows what is in a library or a schedule.
     """
+    # What finds libraries is imported here, so that natc --help need not.
+    from natc import runtime
+    from natc.cli import show_file, show_schedule, why
+
     if what is not None and show_file.is_file(what):
         document = show_file.document(what)
         if json:
@@ -93,6 +96,8 @@ def _question(
     rpb: bool,
 ) -> tuple[KernelSpec, Facts]:
     """Return the spec and the device that the options ask about."""
+    from natc.cli import why
+
     if (name is None) == (kernel is None):
         said = "neither" if name is None else "both"
         raise ArgumentError(
@@ -123,6 +128,8 @@ def _question(
 
 
 def _facts(target: str, arch: str | None) -> Facts:
+    from natc import runtime
+
     if target not in ARCHS or arch is not None:
         return runtime.facts_of(Target.parse(target, arch))
     facts = runtime.this_machine()[target]
@@ -135,6 +142,8 @@ def _facts(target: str, arch: str | None) -> Facts:
 
 
 def _print(account: dict[str, Any]) -> None:
+    from natc.cli import show_file, show_schedule, why
+
     console = output.stdout()
     machine = f" ({account['machine']})" if account["machine"] else ""
     console.print(
@@ -170,6 +179,8 @@ def _by_server(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def _server(row: dict[str, Any]) -> str:
+    from natc.cli import why
+
     words = {
         why.BUILD: "a build by the first call",
         why.REFERENCE: "the reference",

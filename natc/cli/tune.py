@@ -22,18 +22,11 @@ _DTYPES = ("float32", "float16", "bfloat16")
 def tune(
     kernel: KernelOption,
     target: options.TargetOption = "llvm",
-    arch: Annotated[
-        str | None,
-        typer.Option(
-            "--arch", help="Architecture, such as sm_90.", show_default="this machine's own"
-        ),
-    ] = None,
+    arch: options.ArchOption = None,
     head_dim: HeadDimOption = options.DEFAULT_HEAD_DIM,
     dtype: DtypeOption = None,
     rank: RankOption = None,
-    rpb: Annotated[
-        bool, typer.Option("--rpb/--no-rpb", help="With a relative positional bias.")
-    ] = True,
+    rpb: options.RpbOption = True,
     minutes: Annotated[
         float, typer.Option("--minutes", min=0.05, help="Stop after this many minutes.")
     ] = 4.0,

@@ -1,0 +1,70 @@
+"""What `natc --help` says of each verb, and the examples under each verb's own help."""
+
+from __future__ import annotations
+
+# Short enough for a line each on a terminal of 80 columns.
+SUMMARIES = {
+    "quickstart": "Tune, build and run a kernel here: all of it once.",
+    "tune": "Search for the fastest way to run a kernel here.",
+    "build": "Compile a kernel into a library.",
+    "package": "Build many kernels and pack them for other machines.",
+    "verify": "Check libraries and packages without running them.",
+    "list": "List schedules, libraries and tuning logs.",
+    "show": "Show what serves a kernel's calls here, and why.",
+    "bench": "Time kernels beside torch's attention; draw plots.",
+    "doctor": "Show versions, hardware, paths and every problem.",
+}
+
+EXAMPLES = {
+    "quickstart": (
+        "natc quickstart",
+        "natc quickstart --minutes 0.5 --output /tmp/pictures",
+    ),
+    "tune": (
+        "natc tune --kernel 7",
+        "natc tune --kernel 7 --target cuda --dtype float16 --minutes 20",
+        "natc tune --kernel 13 --shape 8x64x64x8 --head-dim 64",
+    ),
+    "build": (
+        "natc build --kernel 7",
+        "natc build --kernel 7x5 --operations forward --no-rpb",
+        "natc build --kernel 7 --target cuda --arch sm_80,sm_90 --output lib",
+    ),
+    "package": (
+        "natc package --kernel 7",
+        "natc package --target cuda --arch sm_80,sm_90 --format wheel,archive",
+        "natc package --set nat --target cuda --arch sm_90 --dry-run --json",
+    ),
+    "verify": (
+        "natc verify",
+        "natc verify dist/natc_kernels_cuda-0.1.0-py3-none-manylinux_2_28_x86_64.whl",
+        "natc verify lib --key public.pem --json",
+    ),
+    "list": (
+        "natc list",
+        "natc list --json",
+    ),
+    "show": (
+        "natc show --kernel 7",
+        "natc show --kernel 7 --dtype float16 --target cuda --arch sm_90",
+        "natc show --kernel 7 --operation d_query --json",
+        "natc show schedules/cuda-sm_90/na2d_k7_d32_float16_rpb.json",
+    ),
+    "bench": (
+        "natc bench",
+        "natc bench --device cuda --shape 128x56x56x2 --plot h100.svg",
+        "natc bench --json > results.json",
+        "natc bench --from results.json --html report.html",
+    ),
+    "doctor": (
+        "natc doctor",
+        "natc doctor --why",
+        "natc doctor --coverage --json",
+    ),
+}
+
+
+def epilog(verb: str) -> str:
+    """Return what `natc VERB --help` ends with."""
+    # \b keeps the lines of a paragraph apart.
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in EXAMPLES[verb])])
