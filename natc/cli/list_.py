@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from natc import schedules, workspace
@@ -26,8 +27,8 @@ def list_(json: JsonOption = False) -> None:
     for title, rows in document.items():
         if not rows:
             console.print(f"no {title}")
-            continue
-        console.print(_table(title, rows))
+        for where, group in _by_directory(rows):
+            console.print(_table(f"{title} in {where}", group))
     problems = [
         problem for rows in document.values() for row in rows for problem in row["problems"]
     ]
@@ -60,6 +61,7 @@ def _libraries() -> list[dict[str, Any]]:
     sources = workspace.library_sources()
     rows: list[dict[str, Any]] = [
         {
+            "library": library.path.name,
             "spec": library.manifest.spec,
             "target": ", ".join(target.name for target in library.targets),
             "operations": contents(library.spec, library.manifest.entries),
@@ -72,6 +74,7 @@ def _libraries() -> list[dict[str, Any]]:
     ]
     rows += [
         {
+            "library": None,
             "spec": None,
             "target": None,
             "operations": None,
@@ -108,21 +111,41 @@ def _logs() -> list[dict[str, Any]]:
     return rows
 
 
-def _table(title: str, rows: list[dict[str, Any]]) -> Any:
-    # Times by shape and problems have no room in a column.
-    columns = [name for name in rows[0] if name not in ("seconds", "problems")]
-    numbers = ("speedup", "sessions", "trials", "failures")
-    result = output.table(title, *columns, right=numbers)
+# What has no column: where a row belongs, times by shape, and problems, which are told below.
+_NO_COLUMN = ("path", "from", "seconds", "problems")
+_NUMBERS = ("speedup", "sessions", "trials", "failures")
+
+
+def _by_directory(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield each directory, with how natc came to look there, and the rows of what is in it."""
+    groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        result.add_row(*(_cell(name, row[name]) for name in columns))
+        # Schedules and logs lie in a folder for each target, which has a column.
+        directory = row["path"].parent.parent if "from" not in row else row["path"].parent
+        source = f" ({row['from']})" if row.get("from") else ""
+        groups.setdefault(f"{directory}{source}", []).append(row)
+    yield from groups.items()
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> Any:
+    # A library's file is named after its spec.
+    left_out = (*_NO_COLUMN, "spec") if "library" in rows[0] else _NO_COLUMN
+    columns = [name for name in rows[0] if name not in left_out]
+    result = output.table(title, *columns, right=_NUMBERS)
+    for row in rows:
+        result.add_row(*(_cell(name, row) for name in columns))
     return result
 
 
-def _cell(name: str, value: Any) -> str:
+def _cell(name: str, row: dict[str, Any]) -> str:
+    value = row[name]
     if value is None:
-        return "-"
+        # What cannot be read has nothing but a name.
+        return row["path"].name if name in ("spec", "library") else "-"
     if name == "speedup":
         return f"{value:.2f}x"
+    if name in ("created", "built"):
+        return str(value)[:10] or "-"
     if isinstance(value, list):
         return ", ".join(value)
     return str(value)

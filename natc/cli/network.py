@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import statistics
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from natc.cli import output
 from natc.cli.output import seconds_text
 from natc.errors import NatcError
 from natc.spec import KernelSpec
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from torch import Tensor
 
     from natc.models import NAT
@@ -21,8 +22,26 @@ if TYPE_CHECKING:
 ALLOWED_ERROR = 1e-4
 
 
-def run_network(spec: KernelSpec, directory: Path, *, seconds: float) -> Path:
-    """Run NAT-Mini with random weights on a photograph; return the picture that was written.
+@dataclass(frozen=True)
+class NetworkRun:
+    """What NAT-Mini did on a photograph.
+
+    library: the kernel's. Errors are relative to the largest value on the reference. Seconds are
+    medians, of the whole network on kernels and on the reference. picture: the file written.
+    """
+
+    library: Path | None
+    feature_errors: tuple[float, ...]
+    logits_error: float
+    kernel_seconds: float
+    reference_seconds: float
+    picture: Path
+
+
+def run_network(
+    spec: KernelSpec, directory: Path, *, seconds: float, console: Console
+) -> NetworkRun:
+    """Run NAT-Mini with random weights on a photograph, and say on a console what it did.
 
     spec: the kernel that its attention needs; directory: where the picture goes; seconds: time
     to spend on timing. Raises NatcError when kernels and reference differ.
@@ -42,9 +61,9 @@ def run_network(spec: KernelSpec, directory: Path, *, seconds: float) -> Path:
         # A network that quietly ran on the reference would agree with it perfectly.
         warnings.simplefilter("error", NatcFallbackWarning)
         comparison = compare_network(model, image)
-    console = output.stdout()
     choice = runtime.explain(spec, "cpu").choice
-    console.print(f"library: {choice.library.path if choice else None}")
+    library = choice.library.path if choice else None
+    console.print(f"library: {library}")
     errors = ", ".join(f"{error:.1e}" for error in comparison.feature_errors)
     console.print(
         f"largest relative error: feature maps {errors}; logits {comparison.logits_error:.1e} "
@@ -56,11 +75,24 @@ def run_network(spec: KernelSpec, directory: Path, *, seconds: float) -> Path:
             f"the network on kernels differs from the reference by {comparison.max_error:.1e}; "
             f"at most {ALLOWED_ERROR:.0e} is right. Please report this with: natc doctor --json"
         )
-    _time(model, image, seconds)
-    return feature_picture(image, comparison.feature_maps, directory / "nat_mini.png")
+    on_kernels, on_reference = _time(model, image, seconds)
+    console.print(
+        f"whole network: {seconds_text(on_kernels)} on kernels, "
+        f"{seconds_text(on_reference)} on the reference "
+        f"({on_reference / on_kernels:.2f} times as long)"
+    )
+    return NetworkRun(
+        library=library,
+        feature_errors=comparison.feature_errors,
+        logits_error=comparison.logits_error,
+        kernel_seconds=on_kernels,
+        reference_seconds=on_reference,
+        picture=feature_picture(image, comparison.feature_maps, directory / "nat_mini.png"),
+    )
 
 
-def _time(model: NAT, image: Tensor, seconds: float) -> None:
+def _time(model: NAT, image: Tensor, seconds: float) -> tuple[float, float]:
+    """Return the median seconds of the network on kernels and on the reference."""
     import torch
 
     from natc.demo.times import interleave
@@ -73,9 +105,4 @@ def _time(model: NAT, image: Tensor, seconds: float) -> None:
     with torch.inference_mode():
         calls = {"kernels": lambda: model(image), "reference": on_reference}
         samples = interleave(calls, seconds)
-    medians = {name: statistics.median(taken) for name, taken in samples.items()}
-    output.stdout().print(
-        f"whole network: {seconds_text(medians['kernels'])} on kernels, "
-        f"{seconds_text(medians['reference'])} on the reference "
-        f"({medians['reference'] / medians['kernels']:.2f} times as long)"
-    )
+    return statistics.median(samples["kernels"]), statistics.median(samples["reference"])

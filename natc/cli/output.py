@@ -99,11 +99,19 @@ def table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD if terminal else None,
-        padding=(0, 1) if terminal else (0, 2, 0, 0),
+        # Two blanks between columns in either case: five of a kind fit into 80.
+        padding=(0, 1, 0, 0) if terminal else (0, 2, 0, 0),
+        show_edge=False,
         pad_edge=False,
     )
-    for column in columns:
-        result.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for number, column in enumerate(columns):
+        # What a line is about stays whole as long as others can be folded.
+        result.add_column(
+            column,
+            justify="right" if column in right else "left",
+            overflow="fold",
+            no_wrap=number == 0,
+        )
     return result
 
 

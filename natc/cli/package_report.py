@@ -133,7 +133,7 @@ def show(
         return
     console = output.stdout()
     table = output.table(
-        f"{len(pieces)} libraries",
+        "1 library" if len(pieces) == 1 else f"{len(pieces)} libraries",
         "code for",
         "bytes",
         "compressed",

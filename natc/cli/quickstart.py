@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +18,7 @@ from natc.spec import KernelSpec
 from natc.targets import Target, detect_host_cpu
 
 if TYPE_CHECKING:
+    from natc.demo.results import Row
     from natc.demo.times import Contestant
 
 SECONDS_A_SHAPE = 4.0
@@ -30,8 +31,13 @@ def quickstart(
     directory: Annotated[
         Path, typer.Option("--output", "-o", help="Where the picture is written.")
     ] = Path("natc-quickstart"),
+    json: options.JsonOption = False,
 ) -> None:
-    """Tune a kernel for this CPU, build it, and run NAT-Mini on a photograph with it."""
+    """Tune a kernel for this CPU, build it, and run NAT-Mini on a photograph with it.
+
+    Every step is checked; exits with 1 when a result is wrong. The same command again goes on
+    with the search.
+    """
     options.require_compiler("tune")
     _require_demo()
     target = detect_host_cpu()
@@ -48,22 +54,39 @@ def quickstart(
     if not files.writable(directory):
         raise NatcError(f"directory {directory} is not writable; name another with --output.")
 
-    _step(1, f"tune {spec.name} for {target.name} ({environment.cpu_model()}), {minutes:g} min")
+    # One document on stdout, and nothing else.
+    console = output.stderr() if json else output.stdout()
+
+    def step(number: int, text: str) -> None:
+        console.print(f"[{number}/4] {text}", style="bold")
+
+    step(1, f"tune {spec.name} for {target.name} ({environment.cpu_model()}), {minutes:g} min")
     finished = search.run(spec, target, minutes=minutes)
     if finished.interrupted:
         raise KeyboardInterrupt
-    output.stdout().print(search.summary(finished))
-    _step(2, "build the tuned kernel and, to compare, the untuned one")
+    console.print(search.summary(finished))
+    step(2, "build the tuned kernel and, to compare, the untuned one")
     tuned, untuned = _build(spec, target)
-    _step(3, "run NAT-Mini on a photograph, on the kernels and on the reference")
-    picture = run_network(spec, directory, seconds=SECONDS_A_SHAPE)
-    _step(4, "time attention at the four levels of NAT")
-    _time(tuned, untuned, environment.cpu_model())
-    output.stdout().print(f"picture: {picture.absolute()}")
+    step(3, "run NAT-Mini on a photograph, on the kernels and on the reference")
+    network = run_network(spec, directory, seconds=SECONDS_A_SHAPE, console=console)
+    step(4, "time attention at the four levels of NAT")
+    rows = _time(tuned, untuned)
+    if json:
+        output.print_json(
+            {
+                "spec": spec.name,
+                "target": target.name,
+                "environment": environment.collect(),
+                "search": {**asdict(finished), "speedup": search.speedup(finished)},
+                "network": network,
+                "rows": rows,
+            }
+        )
+        return
+    from natc.cli import times_table
 
-
-def _step(number: int, text: str) -> None:
-    output.stdout().print(f"[{number}/4] {text}", style="bold")
+    times_table.show(f"7x7 neighborhood attention, float32, on {environment.cpu_model()}", rows)
+    console.print(f"picture: {network.picture.absolute()}")
 
 
 def _require_demo() -> None:
@@ -137,13 +160,13 @@ def _contestant(spec: KernelSpec, directory: Path, note: str) -> Contestant:
     return peers.from_kernel(load(choice).function, note)
 
 
-def _time(tuned: Contestant, untuned: Contestant, cpu: str) -> None:
+def _time(tuned: Contestant, untuned: Contestant) -> list[Row]:
     import torch
 
     from natc.cli import times_table
     from natc.demo import peers, times
 
-    rows = times.time_attention(
+    return times.time_attention(
         times.NAT_LEVELS,
         torch.float32,
         {"tuned kernel": tuned, "untuned kernel": untuned, **peers.torch_peers()},
@@ -151,4 +174,3 @@ def _time(tuned: Contestant, untuned: Contestant, cpu: str) -> None:
         seconds=SECONDS_A_SHAPE,
         progress=times_table.progress(),
     )
-    times_table.show(f"7x7 neighborhood attention, float32, on {cpu}", rows)

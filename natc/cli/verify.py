@@ -19,7 +19,7 @@ def verify(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[PATH]...",
+            metavar="PATH",
             help="Directories, wheels, archives.",
             show_default="where natc finds libraries",
         ),

@@ -104,7 +104,8 @@ def test_what_was_tuned_and_built_is_listed(natc: Natc) -> None:
     assert row["from"] == "cache"
     assert row["operations"] == ["forward"]
     text = natc("list").out
-    assert str(library) in text and "2.00x" in text
+    assert f"libraries in {library.parent} (cache)" in text and library.name in text
+    assert f"schedules in {schedule.parent.parent}" in text and "2.00x" in text
 
 
 def test_damage_is_shown_and_hides_nothing_else(natc: Natc) -> None:

@@ -1,0 +1,321 @@
+"""What every verb does alike: help, JSON, text in pipes, exit codes, Ctrl-C, completion."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer
+from command_line import Natc, Result
+from test_build import Builder
+from test_reports import built, tuned
+from test_tune import START, TRIALS, finish
+from tiny_library import add_library
+
+import natc.tune as natc_tune
+from natc import schedules, workspace
+from natc.cli.examples import EXAMPLES, SUMMARIES
+from natc.cli.main import app
+
+VERBS = tuple(EXAMPLES)
+SAVED = Path(__file__).parents[2] / "benchmarks" / "results" / "attention_k7_float32_cpu.json"
+
+# Each verb with something to say: its words, its exit status, and words that must be whole.
+CASES = {
+    "list": (["list"], 0),
+    "list, damaged": (["list"], 0),
+    "doctor": (["doctor"], 0),
+    "doctor, damaged": (["doctor"], 1),
+    "doctor --why": (["doctor", "--why"], 0),
+    "show": (["show", "--kernel", "7"], 0),
+    "show, nothing": (["show", "--kernel", "9"], 1),
+    "show FILE": (["show", "LIBRARY"], 0),
+    "verify": (["verify", "DIRECTORY"], 0),
+    "verify, damaged": (["verify", "DIRECTORY"], 1),
+    "package --dry-run": (["package", "--from", "DIRECTORY", "--dry-run"], 0),
+    "package": (["package", "--from", "DIRECTORY", "--output", "OUTPUT"], 0),
+    "bench --from": (["bench", "--from", str(SAVED)], 0),
+    "build": (["build", "--kernel", "5"], 0),
+    "tune": (["tune", "--kernel", "7"], 0),
+    "tune, stopped": (["tune", "--kernel", "7"], 130),
+}
+ESCAPE = "\x1b"
+LINES = re.compile("[\u2500-\u257f]")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NATC_JIT", "readonly")
+
+
+@pytest.fixture
+def run(
+    natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Natc:
+    """Return a function that runs a case of CASES on a machine with a library and a schedule."""
+    case = request.node.callspec.params["case"]
+    words, code = CASES[case]
+    # A long path, which no table may cut.
+    directory = place / ("libraries" * 12)
+    monkeypatch.setenv("NATC_LIB_PATH", str(directory))
+    library = add_library(directory).with_suffix(".so")
+    tuned()
+    if "damaged" in case:
+        library.write_bytes(b"other code")
+        (directory / "damaged.json").write_text("{")
+    if words[0] == "build":
+        request.getfixturevalue("builder")
+    if words[0] == "tune":
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+
+        def search(spec: Any, target: Any, *, on_event: Any, **rest: Any) -> None:
+            for event in (START, *TRIALS, finish(interrupted=code == 130)):
+                on_event(event)
+
+        # Not setattr, which would load the search, and TVM with it, to put it back later.
+        monkeypatch.setitem(vars(natc_tune), "tune", search)
+    stand_ins = {"LIBRARY": library, "DIRECTORY": directory, "OUTPUT": place / "dist"}
+    filled = [str(stand_ins.get(word, word)) for word in words]
+
+    def again(*more: str) -> Result:
+        result = natc(*filled, *more)
+        assert result.code == code, result
+        return result
+
+    return again
+
+
+@pytest.fixture
+def builder(monkeypatch: pytest.MonkeyPatch) -> Builder:
+    found = Builder()
+    module: Any = ModuleType("natc.build")
+    module.build_library = found
+    monkeypatch.setitem(sys.modules, "natc.build", module)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_json_is_one_document_and_nothing_else(run: Natc, case: str) -> None:
+    out = run("--json").out
+    # A document that is followed by anything is refused.
+    assert isinstance(json.loads(out), dict)
+    assert ESCAPE not in out and "NaN" not in out
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_text_in_a_pipe_is_plain_and_whole(
+    run: Natc, case: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What makes others color their output regardless, and a terminal that is not there.
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    _, out, err = run()
+    for text in (out, err):
+        assert ESCAPE not in text and not LINES.search(text)
+    assert out.strip()
+    # Nothing is folded: a path of more than 100 characters is on one line.
+    long = str(place / ("libraries" * 12))
+    if case.startswith(("list", "doctor", "show F", "verify", "package --dry-run")):
+        assert long in out + err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_takes_json_and_has_help_with_examples(natc: Natc, verb: str) -> None:
+    code, out, err = natc(verb, "--help")
+    assert (code, err) == (0, "")
+    assert "--json " in out and f"Examples:\n    natc {verb}" in out
+    assert all(len(line) <= 80 for line in out.splitlines() if "natc " not in line)
+    assert not LINES.search(out) and ESCAPE not in out
+    assert natc(verb, "-h") == (code, out, err)
+
+
+def test_the_help_of_all_names_every_verb_in_a_line(natc: Natc) -> None:
+    code, out, _ = natc("--help")
+    assert code == 0
+    for verb, summary in SUMMARIES.items():
+        assert re.search(rf"^  {verb} +{re.escape(summary)}$", out, flags=re.MULTILINE)
+    names = [command.name for command in app.registered_commands]
+    assert names == list(SUMMARIES) == list(EXAMPLES)
+
+
+@pytest.mark.parametrize("line", [line for lines in EXAMPLES.values() for line in lines])
+def test_every_example_is_understood(line: str) -> None:
+    _, verb, *words = shlex.split(line.split(" > ")[0])
+    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    context = command.make_context(verb, words)
+    assert context.params.keys() >= {"json"}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_option_that_there_is_not_is_wrong_usage(natc: Natc, verb: str) -> None:
+    code, out, err = natc(verb, "--dance")
+    assert (code, out) == (2, "")
+    assert f"Usage: natc {verb}" in err and "--dance" in err and not LINES.search(err)
+
+
+def test_one_option_means_one_thing_everywhere() -> None:
+    """Names of options, with their short forms, are the same wherever they occur."""
+    seen: dict[str, set[tuple[str, ...]]] = {}
+    group = typer.main.get_command(app)
+    for command in group.commands.values():  # type: ignore[attr-defined]
+        for parameter in command.params:
+            names = tuple(sorted((*parameter.opts, *parameter.secondary_opts)))
+            for name in names:
+                seen.setdefault(name, set()).add(names)
+    assert {name: forms for name, forms in seen.items() if len(forms) > 1} == {}
+
+
+def test_ctrl_c_ends_with_a_sentence_and_130(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(schedules, "list_schedules", stop)
+    assert natc("list") == (130, "", "natc: stopped.\n")
+    assert natc("doctor", "--json") == (130, "", "natc: stopped.\n")
+
+
+def process(place: Path, *words: str, **changes: str) -> dict[str, object]:
+    """Return what subprocess needs to run natc on a machine of one's own."""
+    variables = {"PYTHONPATH": str(Path(workspace.__file__).parents[1]), **changes}
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        variables.setdefault(name, "")
+    return {
+        "args": [sys.executable, "-m", "natc", *words],
+        "env": {**os.environ, **{k: v for k, v in variables.items() if v}},
+        "cwd": place,
+    }
+
+
+@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["--help"]], ids=" ".join)
+def test_a_reader_that_has_gone_is_no_news(place: Path, words: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        **process(place, *words), stdout=writing, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writing)
+    # What sets help ends with 1 by itself.
+    assert (done.returncode, done.stderr) == (1 if "--help" in words else 141, b"")
+
+
+def on_a_terminal(place: Path, *words: str, **changes: str) -> str:
+    """Return what natc writes to a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    done = subprocess.Popen(
+        **process(place, *words, TERM="xterm", COLUMNS="80", **changes), stdout=theirs,
+        stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    found = b""
+    try:
+        while data := os.read(ours, 65536):
+            found += data
+    except OSError:
+        pass  # The terminal has no more writers.
+    os.close(ours)
+    assert done.wait() == 0
+    return found.decode()
+
+
+def test_on_a_terminal_tables_fit_and_have_lines_and_colors(place: Path) -> None:
+    words = ("bench", "--from", str(SAVED))
+    text = on_a_terminal(place, *words)
+    assert ESCAPE in text and LINES.search(text)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    # No value is folded at 80 columns.
+    assert "torch FlexAttention  29.6 ms  29.2 ms .. 30.2 ms" in plain
+    colors = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
+    assert colors.search(on_a_terminal(place, "doctor"))
+    assert not colors.search(on_a_terminal(place, "doctor", NO_COLOR="1"))
+
+
+def complete(natc: Natc, monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:
+    """Return what a shell is told about the last word of a line."""
+    monkeypatch.setenv("_NATC_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(line.count(" ")))
+    code, out, _ = natc()
+    assert code == 0
+    return out.split()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("natc sh", ["show"]),
+        ("natc build --target llvm-a", ["llvm-aarch64"]),
+        ("natc tune --arch sm_12", ["sm_120"]),
+        ("natc build --arch sm_80,sm_9", ["sm_80,sm_90"]),
+        ("natc package --arch sm_80,sm_80", []),
+        ("natc show --dtype bf", ["bfloat16"]),
+        ("natc package --dtype float16,bf", ["float16,bfloat16"]),
+        ("natc build --operations forward,", ["forward,backward", "forward,unfused"]),
+        ("natc show --operation d_", ["d_query", "d_key", "d_value", "d_rpb"]),
+        ("natc bench --device c", ["cpu", "cuda"]),
+    ],
+)
+def test_shells_complete_values(
+    natc: Natc, monkeypatch: pytest.MonkeyPatch, line: str, words: list[str]
+) -> None:
+    assert complete(natc, monkeypatch, line) == words
+
+
+def test_shells_complete_the_kernels_that_have_schedules(
+    natc: Natc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = tuned()
+    path.with_name("na2d_k17x5_d32_float32.json").write_text("{}")
+    path.with_name("dance.json").write_text("{}")
+    assert complete(natc, monkeypatch, "natc build --kernel 1") == ["11", "13", "17x5"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_can_be_had_for_each_shell(
+    natc: Natc, monkeypatch: pytest.MonkeyPatch, shell: str
+) -> None:
+    monkeypatch.setenv("_NATC_COMPLETE", f"source_{shell}")
+    code, out, _ = natc()
+    assert code == 0 and "_NATC_COMPLETE" in out
+
+
+def test_help_and_completion_load_nothing_heavy(place: Path) -> None:
+    program = """
+import os, sys
+from natc.cli.main import main
+for words, more in (
+    (["build", "--help"], {}),
+    (["show", "--kernel", "7", "--json"], {}),
+    ([], {"_NATC_COMPLETE": "complete_bash", "COMP_WORDS": "natc build -k ", "COMP_CWORD": "3"}),
+):
+    sys.argv = ["natc", *words]
+    os.environ.update(more)
+    try:
+        main()
+    except SystemExit:
+        pass
+    heavy = {"torch", "tvm", "numpy", "matplotlib"} & set(sys.modules)
+    if "--help" in words:
+        heavy |= {"rich", "natc.runtime"} & set(sys.modules)
+    print(sorted(heavy), file=sys.stderr)
+"""
+    asked = process(place)
+    asked["args"] = [sys.executable, "-c", program]
+    done = subprocess.run(**asked, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-3:] == ["[]"] * 3
+
+
+def test_a_library_that_is_no_code_is_refused_by_show_as_by_a_call(natc: Natc) -> None:
+    library, _ = built()
+    code, out, _ = natc("show", "--kernel", "7")
+    assert code == 1
+    assert "nothing: the call raises" in out and str(library) in out
