@@ -15,6 +15,7 @@ from torch import Tensor
 
 from natc.errors import ArgumentError
 from natc.operations import HEADS_FIRST, OPERATIONS
+from natc.runtime.fork import call_alone, misses_its_threads
 from natc.runtime.load import Kernel
 
 # Kernels compute positions in memory in 32 bits.
@@ -70,6 +71,8 @@ def launch(
         # Launching makes the tensors' device current and would leave it so.
         with torch.cuda.device(first.device):
             kernel.function(*arguments)
+    elif misses_its_threads():
+        call_alone(kernel.function, arguments)
     else:
         # OpenMP counts its threads in each thread apart: this hands torch's number to this one.
         torch.get_num_threads()

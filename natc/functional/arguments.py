@@ -129,7 +129,8 @@ def scale_of(scale: Any, head_dim: int) -> float:
         return head_dim**-0.5
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise ArgumentTypeError(f"scale is {scale!r}; it must be a number or None.")
-    if not math.isfinite(scale):
+    # Not `isfinite`, which torch.compile does not trace where a scale is dynamic.
+    if not -math.inf < scale < math.inf:
         raise ArgumentError(f"scale is {scale!r}; it must be finite.")
     return float(scale)
 
