@@ -27,6 +27,7 @@ from natc.replace import vouching, write_library
 SPEC = "na2d_k3_d8_float32"
 STEPS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 MOST = 60  # steps of a writer; it has fewer
+running: set[int] = set()
 
 
 def code(number: int) -> bytes:
@@ -67,6 +68,7 @@ def start(work: Callable[[], Any], directory: Path, step: int = 0, how: int = 0)
     """Do some work in another process, which gets a signal before its step of that number."""
     process = os.fork()
     if process:
+        running.add(process)
         return process
     status = 1
     try:
@@ -90,7 +92,24 @@ def start(work: Callable[[], Any], directory: Path, step: int = 0, how: int = 0)
 
 def wait(process: int) -> int:
     """Return how a process ended: 0, or the signal that ended it, negative."""
+    running.discard(process)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def stops(process: int) -> bool:
+    """Wait until a process stops or ends; return whether it stopped."""
+    _, status = os.waitpid(process, os.WUNTRACED)
+    if not os.WIFSTOPPED(status):
+        running.discard(process)
+    return os.WIFSTOPPED(status)
+
+
+@pytest.fixture(autouse=True)
+def no_process_stays() -> Iterator[None]:
+    yield
+    for process in list(running):
+        os.kill(process, signal.SIGKILL)
+        wait(process)
 
 
 def end_at_each_step(work: Callable[[], Any], directory: Path) -> Iterator[int]:
@@ -143,8 +162,7 @@ def test_a_reader_finds_a_whole_library_while_a_writer_stands_still(path: Path) 
     steps, seen = 0, []
     for step in range(1, MOST):
         writer = start(lambda: put(path, 1), path.parent, step, signal.SIGSTOP)
-        _, status = os.waitpid(writer, os.WUNTRACED)
-        if not os.WIFSTOPPED(status):
+        if not stops(writer):
             break
         steps += 1
         seen.append(number_of(path))
@@ -159,8 +177,7 @@ def test_writers_take_turns(path: Path) -> None:
     put(path, 0)
     for step in range(1, MOST):
         first = start(lambda: put(path, 1), path.parent, step, signal.SIGSTOP)
-        _, status = os.waitpid(first, os.WUNTRACED)
-        if not os.WIFSTOPPED(status):
+        if not stops(first):
             assert step > 5
             return
         second = start(lambda: put(path, 2), path.parent)
