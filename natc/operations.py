@@ -109,6 +109,11 @@ OPERATIONS = {operation.name: operation for operation in _OPERATIONS}
 FAMILIES = ("forward", "backward", "unfused")
 
 
+def tuned_as(operation: str) -> str:
+    """Return the operation whose schedule one takes: the forwards share that of `forward`."""
+    return FORWARD if OPERATIONS[operation].family == "forward" else operation
+
+
 def operations_of(spec: KernelSpec, families: tuple[str, ...] = FAMILIES) -> tuple[str, ...]:
     """Return the names of the operations that a kernel's library holds, of some families."""
     return tuple(

@@ -10,6 +10,7 @@ import msgspec
 
 from natc.errors import RecordError
 from natc.files import append_line, reason
+from natc.operations import FORWARD
 from natc.spec import KernelSpec
 
 SCHEMA_VERSION = 1
@@ -64,6 +65,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, tag="trial"):
 
     seconds: shape `BxHxWxheadsxhead_dim` -> seconds of one call, positive; None with
     an error. environment: id of an Environment. trial: its number in the log, from 0.
+    operation: what was measured. samples: of each shape, where measuring was cut short for
+    candidates that were behind; None: as many as a measurement takes.
     Raises RecordError unless exactly one of seconds and error is given.
     """
 
@@ -76,6 +79,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, tag="trial"):
     environment: str
     timestamp: str
     trial: int
+    operation: str = FORWARD
+    samples: int | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

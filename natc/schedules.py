@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,14 +14,18 @@ import msgspec
 from natc import workspace
 from natc.errors import NatcError, ScheduleError
 from natc.files import reason, write_atomically
+from natc.operations import FORWARD, OPERATIONS
 from natc.records import Environment, Space
-from natc.spec import KernelSpec
+from natc.spec import MAX_KERNEL_SIZE, MIN_KERNEL_SIZE, KernelSpec
 from natc.targets import Target
 
 SCHEMA_VERSION = 1
 
 # Timings repeat to about 1 %: more digits would only be noise in a diff.
 _SIGNIFICANT_DIGITS = 4
+_HALVES = {"float16": "bfloat16", "bfloat16": "float16"}
+# How much longer or shorter the window of a kernel may be whose schedule is borrowed.
+_NEAR = 4
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,10 +65,11 @@ class MeasuredOn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
-    """The decisions that make one kernel fast on one target, and the evidence for them.
+    """The decisions that make one operation of a kernel fast on one target, and the evidence.
 
     spec, target: names; decisions: name of a step of the space -> index or value chosen.
-    created: time, ISO 8601 in UTC. Raises NatcError for an unknown spec or target.
+    operation: `forward`, whose schedule all forwards take, or one of the others.
+    created: time, ISO 8601 in UTC. Raises NatcError for an unknown spec, target or operation.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -73,10 +80,18 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     measured: Measured
     environment: MeasuredOn
     created: str
+    operation: str = FORWARD
 
     def __post_init__(self) -> None:
         KernelSpec.parse(self.spec)
         Target.parse(self.target)
+        if self.operation not in OPERATIONS:
+            raise ScheduleError(f"operation {self.operation!r} is unknown")
+
+    @property
+    def name(self) -> str:
+        """The name of its file, without the ending."""
+        return workspace.tuned_name(KernelSpec.parse(self.spec), self.operation)
 
 
 class _Header(msgspec.Struct):
@@ -111,6 +126,8 @@ def dump(schedule: Schedule) -> str:
             sorted(builtins["measured"][field].items(), key=_largest_first)
         )
     builtins["decisions"] = dict(sorted(builtins["decisions"].items()))
+    if schedule.operation == FORWARD:
+        del builtins["operation"]  # as in files from before there were others
     builtins["environment"]["versions"] = dict(sorted(builtins["environment"]["versions"].items()))
     return msgspec.json.format(msgspec.json.encode(builtins), indent=2).decode() + "\n"
 
@@ -120,18 +137,34 @@ def save_schedule(schedule: Schedule) -> Path:
 
     Raises NatcError naming the directory when it is not writable.
     """
-    path = workspace.schedule_path(KernelSpec.parse(schedule.spec), Target.parse(schedule.target))
+    spec, target = KernelSpec.parse(schedule.spec), Target.parse(schedule.target)
+    path = workspace.schedule_path(spec, target, schedule.operation)
     write_atomically(path, dump(schedule))
     return path
 
 
-def load_schedule(spec: KernelSpec, target: Target) -> Schedule | None:
-    """Return the schedule of a kernel from the workspace or else the package; None: no file.
+def load_schedule(spec: KernelSpec, target: Target, operation: str = FORWARD) -> Schedule | None:
+    """Return the schedule of an operation from the workspace or else the package; None: no file.
 
     Raises ScheduleError as `read_schedule`, and when the file is of another kernel.
     """
-    path = workspace.find_schedule(spec, target)
+    path = workspace.find_schedule(spec, target, operation)
     return None if path is None else read_schedule(path)
+
+
+def near(spec: KernelSpec) -> Iterator[KernelSpec]:
+    """Yield a kernel and those whose schedules may serve it, the nearest first.
+
+    The same with or without a bias; in the other 16-bit dtype; with a window that is a little
+    longer or shorter on every axis.
+    """
+    for step in sorted(range(-_NEAR, _NEAR + 1), key=lambda step: (abs(step), step)):
+        sizes = tuple(size + step for size in spec.kernel_size)
+        if not MIN_KERNEL_SIZE <= min(sizes) <= max(sizes) <= MAX_KERNEL_SIZE:
+            continue
+        for dtype in dict.fromkeys((spec.dtype, _HALVES.get(spec.dtype, spec.dtype))):
+            for rpb in (spec.rpb, not spec.rpb):
+                yield replace(spec, kernel_size=sizes, dtype=dtype, rpb=rpb)
 
 
 def read_schedule(path: Path) -> Schedule:
@@ -161,9 +194,9 @@ def read_schedule(path: Path) -> Schedule:
             f"schedule {path} is damaged: {str(error).rstrip('.')}. Restore it, or delete it and "
             "run natc tune again (the tuning log still has every measurement)."
         ) from error
-    if (path.parent.name, path.stem) != (schedule.target, schedule.spec):
+    if (path.parent.name, path.stem) != (schedule.target, schedule.name):
         raise ScheduleError(
-            f"schedule {path} is of {schedule.spec} for {schedule.target}; "
+            f"schedule {path} is of {schedule.name} for {schedule.target}; "
             "its file must carry that name."
         )
     return schedule

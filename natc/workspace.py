@@ -10,7 +10,7 @@ from pathlib import Path
 import platformdirs
 
 from natc import env
-from natc.operations import FAMILIES
+from natc.operations import FAMILIES, FORWARD
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -57,24 +57,29 @@ def read_roots() -> list[Path]:
     return [workspace(), PACKAGED_DATA]
 
 
-def schedule_path(spec: KernelSpec, target: Target) -> Path:
-    """Return the file to which the schedule of a kernel is written."""
-    return workspace() / "schedules" / target.name / f"{spec.name}.json"
+def tuned_name(spec: KernelSpec, operation: str) -> str:
+    """Return the name under which schedules and logs lie: the kernel's, for its forward."""
+    return spec.name if operation == FORWARD else f"{spec.name}.{operation}"
 
 
-def log_path(spec: KernelSpec, target: Target) -> Path:
-    """Return the file to which the tuning records of a kernel are appended."""
-    return workspace() / "tuning_logs" / target.name / f"{spec.name}.jsonl"
+def schedule_path(spec: KernelSpec, target: Target, operation: str = FORWARD) -> Path:
+    """Return the file to which the schedule of a kernel's operation is written."""
+    return workspace() / "schedules" / target.name / f"{tuned_name(spec, operation)}.json"
 
 
-def find_schedule(spec: KernelSpec, target: Target) -> Path | None:
-    """Return the schedule file that counts for a kernel, or None when there is none."""
-    return _find(Path("schedules") / target.name / f"{spec.name}.json")
+def log_path(spec: KernelSpec, target: Target, operation: str = FORWARD) -> Path:
+    """Return the file to which the tuning records of a kernel's operation are appended."""
+    return workspace() / "tuning_logs" / target.name / f"{tuned_name(spec, operation)}.jsonl"
 
 
-def find_log(spec: KernelSpec, target: Target) -> Path | None:
-    """Return the tuning log that counts for a kernel, or None when there is none."""
-    return _find(Path("tuning_logs") / target.name / f"{spec.name}.jsonl")
+def find_schedule(spec: KernelSpec, target: Target, operation: str = FORWARD) -> Path | None:
+    """Return the schedule file that counts for a kernel's operation, or None without one."""
+    return _find(Path("schedules") / target.name / f"{tuned_name(spec, operation)}.json")
+
+
+def find_log(spec: KernelSpec, target: Target, operation: str = FORWARD) -> Path | None:
+    """Return the tuning log that counts for a kernel's operation, or None without one."""
+    return _find(Path("tuning_logs") / target.name / f"{tuned_name(spec, operation)}.jsonl")
 
 
 def schedule_files() -> Iterator[Path]:

@@ -128,8 +128,8 @@ def link_library(
     )
 
 
-def run(command: Sequence[str], doing: str, **variables: str) -> None:
-    """Run a program; raise BuildError with the end of what it said when it fails.
+def run(command: Sequence[str], doing: str, **variables: str) -> str:
+    """Run a program and return what it said; raise BuildError with the end of it when it fails.
 
     variables: of its environment, besides those of this process.
     """
@@ -149,3 +149,4 @@ def run(command: Sequence[str], doing: str, **variables: str) -> None:
             f"{doing} failed: {Path(command[0]).name} ended with {done.returncode}.\n"
             + "\n".join(said[-_LAST_LINES:])
         )
+    return done.stdout + done.stderr

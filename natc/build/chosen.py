@@ -1,13 +1,17 @@
-"""Which decisions a build uses: its own schedule, a sibling's, or none."""
+"""Which decisions a build uses: its own schedules, those of near kernels, or none."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
-from natc.schedules import Schedule, load_schedule
+from natc.build.lower import joined, scheduled
+from natc.errors import ScheduleError
+from natc.operations import FORWARD, operations_of, tuned_as
+from natc.schedules import Schedule, load_schedule, near
 from natc.space import space_for
 from natc.spec import KernelSpec
 from natc.targets import Target
@@ -17,63 +21,125 @@ from natc.targets import Target
 class Chosen:
     """Decisions for one kernel on one target, and where they come from.
 
-    origin: `tuned`, `borrowed` or `untuned`. note: the same for a person, in a sentence.
+    decisions: of all operations, as `natc.build.lower.joined` names them.
+    origin: `tuned`, `borrowed` or `untuned`, of the forward. note: the same for a person, in a
+    sentence. schedule: the forward's. others: schedules of other operations that have one.
     """
 
     decisions: dict[str, int]
     origin: str
     note: str
     schedule: Schedule | None = None
+    others: tuple[Schedule, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """Return what a manifest says of it, as JSON values."""
         found: dict[str, Any] = {"origin": self.origin, "decisions": self.decisions}
         if self.schedule is not None:
-            found["of"] = self.schedule.spec
-            found["space"] = msgspec.to_builtins(self.schedule.space)
-            found["created"] = self.schedule.created
+            found |= _evidence(self.schedule)
+        if self.others:
+            found["others"] = {one.operation: _evidence(one) for one in self.others}
         return found
 
 
-def choose(spec: KernelSpec, target: Target, *, untuned: bool = False) -> Chosen:
+def choose(
+    spec: KernelSpec,
+    target: Target,
+    *,
+    untuned: bool = False,
+    operations: Sequence[str] | None = None,
+) -> Chosen:
     """Return the decisions for a kernel; raises ScheduleError for a schedule that cannot be read.
 
-    A kernel with no schedule of its own takes that of the kernel that differs in the relative
-    positional bias alone; its loops are the same. untuned: take none.
+    An operation with no schedule of its own takes that of the nearest kernel (`schedules.near`)
+    that has one whose decisions fit. untuned: take none. operations: for which, by default all.
     """
-    space = space_for(target, spec=spec)
     what = f"{spec.name} for {target.name}"
     if untuned:
         return Chosen({}, "untuned", f"{what}: the untuned default schedule, as asked.")
-    sibling = replace(spec, rpb=not spec.rpb)
+    wanted = operations_of(spec) if operations is None else operations
+    decisions: dict[str, int] = {}
+    others: list[Schedule] = []
+    origin, note, forward = "untuned", "", None
+    for operation in dict.fromkeys((FORWARD, *map(tuned_as, wanted))):
+        found, owner, outdated = _find(spec, target, operation)
+        if operation == FORWARD:
+            origin, note = _told(spec, target, found, owner, outdated)
+            forward = found
+        elif found is not None:
+            of = "" if owner == spec else f" (that of {owner.name})"
+            note += f" {operation}: its tuned schedule of {found.created}{of}."
+            others.append(found)
+        elif outdated:
+            note += f" {operation}: untuned{outdated}."
+        if found is not None:
+            decisions |= joined(found.decisions, operation)
+    return Chosen(decisions, origin, note, forward, tuple(others))
+
+
+def _find(
+    spec: KernelSpec, target: Target, operation: str
+) -> tuple[Schedule | None, KernelSpec, str]:
+    """Return the schedule for an operation, the kernel that it is of, and what was passed over."""
+    space = space_for(target, operation, spec)
     outdated = ""
-    for candidate in (spec, sibling):
-        found = load_schedule(candidate, target)
+    for candidate in near(spec):
+        if operation not in map(tuned_as, operations_of(candidate)):
+            continue
+        found = load_schedule(candidate, target, operation)
         if found is None:
             continue
         if (found.space.name, found.space.version) != (space.name, space.version):
-            outdated = (
+            outdated = outdated or (
                 f" (the schedule of {candidate.name} is of design space {found.space.name} "
                 f"version {found.space.version}, and this natc has {space.name} version "
                 f"{space.version})"
             )
             continue
-        if candidate is spec:
-            note = f"{what}: its tuned schedule of {found.created}."
-            return Chosen(found.decisions, "tuned", note, found)
-        note = f"{what}: the schedule tuned for {sibling.name}; it has none of its own."
-        return Chosen(found.decisions, "borrowed", note, found)
+        if candidate in (spec, replace(spec, rpb=not spec.rpb)) or _fits(
+            spec, target, operation, found
+        ):
+            return found, candidate, ""
+    return None, spec, outdated
+
+
+def _fits(spec: KernelSpec, target: Target, operation: str, schedule: Schedule) -> bool:
+    """Return whether a kernel's space has the decisions that were made for another's."""
+    try:
+        scheduled(spec, target, schedule.decisions, operation=operation)
+    except ScheduleError:
+        return False
+    return True
+
+
+def _told(
+    spec: KernelSpec, target: Target, found: Schedule | None, owner: KernelSpec, outdated: str
+) -> tuple[str, str]:
+    """Return where the forward's decisions come from, in a word and in a sentence."""
+    what = f"{spec.name} for {target.name}"
+    if found is not None and owner == spec:
+        return "tuned", f"{what}: its tuned schedule of {found.created}."
+    if found is not None:
+        return "borrowed", f"{what}: the schedule tuned for {owner.name}; it has none of its own."
     note = f"{what}: the untuned default schedule; no tuned one was found{outdated}."
-    searched = space.name == space_for(target).name
-    if searched and spec.rank == 2 and spec.value_dim == spec.head_dim and spec.dtype != "float64":
+    if spec.value_dim == spec.head_dim and spec.dtype != "float64":
         note += f" To tune: {tune_command(spec, target)}"
-    return Chosen({}, "untuned", note)
+    return "untuned", note
+
+
+def _evidence(schedule: Schedule) -> dict[str, Any]:
+    return {
+        "of": schedule.spec,
+        "space": msgspec.to_builtins(schedule.space),
+        "created": schedule.created,
+    }
 
 
 def tune_command(spec: KernelSpec, target: Target) -> str:
     """Return the command that searches a schedule for a kernel on a target."""
     rpb = "--rpb" if spec.rpb else "--no-rpb"
+    rank = "" if spec.rank == 2 or "x" in spec.kernel_text else f"--rank {spec.rank} "
     return (
-        f"natc tune --kernel {spec.kernel_text} --target {target.name} --head-dim {spec.head_dim} "
-        f"--dtype {spec.dtype} {rpb}"
+        f"natc tune --kernel {spec.kernel_text} {rank}--target {target.name} "
+        f"--head-dim {spec.head_dim} --dtype {spec.dtype} {rpb}"
     )

@@ -125,15 +125,18 @@ def compile_arch(
     image = directory / f"{target.arch}.fatbin"
     virtual = target.arch.replace("sm_", "compute_")
     codes = f"[{target.arch},{virtual}]" if with_ptx else target.arch
-    run(
+    said = run(
         [
             find_nvcc(),
             f"-gencode=arch={virtual},code={codes}",
             _compression(),
+            # It says what each kernel takes: `natc.build.resources`.
+            "-Xptxas=-v",
             *("-O3", "-fatbin", "-w", "-o", str(image), str(source)),
         ],
         f"compiling CUDA code for {target.arch}",
     )
+    (directory / f"{target.arch}.ptxas").write_text(said)
     return Compiled(target, code.host_object, image, code.kernels)
 
 

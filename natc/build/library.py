@@ -47,7 +47,9 @@ def build_library(
     targets = [target] if isinstance(target, Target) else sorted(set(target), key=_age)
     operations = _check(spec, targets, families, operations)
     directory = make_directory(output_dir)
-    chosen = {found: choose(spec, found, untuned=untuned) for found in targets}
+    chosen = {
+        found: choose(spec, found, untuned=untuned, operations=operations) for found in targets
+    }
     for decided in chosen.values():
         if on_note is not None:
             on_note(decided.note)
@@ -92,9 +94,10 @@ def _old_systems(glibc: str) -> str:
 def _files(chosen: Mapping[Target, Chosen]) -> str:
     """Name the schedule files that decisions are from, for a message."""
     paths = [
-        str(workspace.find_schedule(KernelSpec.parse(decided.schedule.spec), target))
+        str(workspace.find_schedule(KernelSpec.parse(one.spec), target, one.operation))
         for target, decided in chosen.items()
-        if decided.schedule is not None
+        for one in (decided.schedule, *decided.others)
+        if one is not None
     ]
     return f"schedule {', '.join(paths)}" if paths else "the untuned schedule"
 

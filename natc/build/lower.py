@@ -11,7 +11,7 @@ from tvm.s_tir import Schedule
 from tvm.target import Target as CompilerTarget
 
 from natc.build.c_compiler import host_machine
-from natc.operations import FORWARD, OPERATIONS
+from natc.operations import FORWARD, tuned_as
 from natc.space import Decisions, space_for
 from natc.space.skip import apply_skips
 from natc.space.threads import apply_threads
@@ -44,11 +44,16 @@ def compiler_target(target: Target) -> CompilerTarget:
     cuda = {
         "kind": "cuda",
         "arch": target.arch,
-        "max_shared_memory_per_block": _SHARED_MEMORY[target.arch] * 1024,
+        "max_shared_memory_per_block": most_shared_bytes(target),
         "max_threads_per_block": 1024,
         "thread_warp_size": 32,
     }
     return CompilerTarget(cuda, host=CompilerTarget({"kind": "llvm"}))
+
+
+def most_shared_bytes(target: Target) -> int:
+    """Return the bytes of shared memory that one block may have on a GPU."""
+    return _SHARED_MEMORY[target.arch] * 1024
 
 
 def entry_module(
@@ -56,13 +61,36 @@ def entry_module(
 ) -> tvm.IRModule:
     """Return a module with the scheduled function of each operation; names: operation -> its name.
 
-    decisions: of the forward operations; the others have their untuned schedules.
+    decisions: of the forward operations by their own names, and of others by `joined` ones.
     """
     module = tvm.IRModule({})
     for operation, name in names.items():
-        own = decisions if OPERATIONS[operation].family == "forward" else {}
+        own = own_decisions(decisions, operation)
         module.update(scheduled(spec, target, own, operation=operation, name=name))
     return module
+
+
+def joined(decisions: Mapping[str, int], operation: str) -> dict[str, int]:
+    """Return decisions of an operation in the form in which a kernel's are kept together.
+
+    Those of the forward have their own names; those of another begin with its name and a dot.
+    """
+    if tuned_as(operation) == FORWARD:
+        return dict(decisions)
+    return {f"{operation}.{name}": value for name, value in decisions.items()}
+
+
+def own_decisions(decisions: Mapping[str, int], operation: str) -> dict[str, int]:
+    """Return an operation's decisions of those that `joined` put together."""
+    owner = tuned_as(operation)
+    if owner == FORWARD:
+        return {name: value for name, value in decisions.items() if "." not in name}
+    start = f"{owner}."
+    return {
+        name.removeprefix(start): value
+        for name, value in decisions.items()
+        if name.startswith(start)
+    }
 
 
 def scheduled(

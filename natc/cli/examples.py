@@ -6,6 +6,7 @@ from __future__ import annotations
 SUMMARIES = {
     "quickstart": "Tune, build and run a kernel here: all of it once.",
     "tune": "Search for the fastest way to run a kernel here.",
+    "measure": "Time candidates compiled elsewhere; needs no compiler.",
     "build": "Compile a kernel into a library.",
     "package": "Build many kernels and pack them for other machines.",
     "verify": "Check libraries and packages without running them.",
@@ -24,6 +25,13 @@ EXAMPLES = {
         "natc tune --kernel 7",
         "natc tune --kernel 7 --target cuda --dtype float16 --minutes 20",
         "natc tune --kernel 13 --shape 8x64x64x8 --head-dim 64",
+        "natc tune --kernel 7 --operations forward,backward",
+        "natc tune --kernel 7 --target cuda --arch sm_90 --export round1",
+        "natc tune --import round1",
+    ),
+    "measure": (
+        "natc measure round1",
+        "natc measure round1 --minutes 5 --json",
     ),
     "build": (
         "natc build --kernel 7",

@@ -9,7 +9,19 @@ import typer
 from typer.core import TyperGroup
 
 from natc import __version__
-from natc.cli import bench, build, doctor, list_, output, package, quickstart, show, tune, verify
+from natc.cli import (
+    bench,
+    build,
+    doctor,
+    list_,
+    measure,
+    output,
+    package,
+    quickstart,
+    show,
+    tune,
+    verify,
+)
 from natc.cli.examples import SUMMARIES, epilog
 from natc.cli.search import INTERRUPTED
 from natc.errors import ArgumentError, ArgumentTypeError, NatcError, SpecError, TargetError
@@ -45,6 +57,7 @@ app = typer.Typer(
 for _name, _function in (
     ("quickstart", quickstart.quickstart),
     ("tune", tune.tune),
+    ("measure", measure.measure),
     ("build", build.build),
     ("package", package.package),
     ("verify", verify.verify),

@@ -13,7 +13,7 @@ import typer
 
 from natc import environment, workspace
 from natc.errors import NatcError, SpecError
-from natc.operations import FAMILIES
+from natc.operations import FAMILIES, operations_of, tuned_as
 from natc.spec import CUDA_DTYPES, DTYPES, KernelSpec, compiles, parse_kernel_size
 from natc.targets import ARCHS
 
@@ -208,6 +208,35 @@ def parse_operations(text: str) -> tuple[str, ...]:
             "separated by commas."
         )
     return tuple(family for family in FAMILIES if family in named)
+
+
+def parse_tuned(text: str, spec: KernelSpec) -> tuple[str, ...]:
+    """Return the operations of a kernel that text such as forward,d_query names, each once.
+
+    A family names all of its operations. Raises SpecError for any other text.
+    """
+    found: list[str] = []
+    for part in (part.strip() for part in text.split(",")):
+        names = operations_of(spec, (part,)) or (part,)
+        if not set(names) <= set(operations_of(spec)):
+            raise SpecError(
+                f"operations has {part!r}; it must be one or more of "
+                f"{', '.join(dict.fromkeys((*FAMILIES, *operations_of(spec))))}, separated by "
+                "commas."
+            )
+        found += map(tuned_as, names)
+    return tuple(dict.fromkeys(found))
+
+
+def parse_input(text: str, spec: KernelSpec) -> tuple[int, ...]:
+    """Return (batch, size of each axis, heads) from text such as 1x56x56x2.
+
+    Raises SpecError for any other text.
+    """
+    if not re.fullmatch(rf"[1-9]\d{{0,6}}(x[1-9]\d{{0,6}}){{{spec.rank + 1}}}", text, re.ASCII):
+        sizes = {1: "length", 2: "height x width", 3: "depth x height x width"}[spec.rank]
+        raise SpecError(f"shape {text!r} is not batch x {sizes} x heads, such as 1x56x56x2.")
+    return tuple(int(part) for part in text.split("x"))
 
 
 def parse_shape(text: str) -> tuple[int, int, int, int]:

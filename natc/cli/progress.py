@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from natc.cli import output
 from natc.cli.output import seconds_text
-from natc.tune.events import Event, Finished, Note, Started, Trial
+from natc.tune.events import Built, Event, Finished, Note, Started, Trial
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,6 +50,8 @@ class Lines:
         elif isinstance(event, Started):
             self.best = event.best
             self.console.print(start_text(event))
+        elif isinstance(event, Built):
+            self.console.print(built_text(event))
         elif isinstance(event, Trial) and event.best < self.best:
             self.best = event.best
             self.console.print(f"trial {event.index}: best {seconds_text(event.best)}")
@@ -70,6 +72,15 @@ class Bar:
         """Show one event."""
         if isinstance(event, Note):
             self.progress.console.print(f"note: {event.message}")
+        elif isinstance(event, Built):
+            self.progress.update(
+                self.task,
+                total=event.planned,
+                completed=event.made,
+                description="compiling",
+                trials=f"{event.made} of {event.planned}",
+                failures=f"{event.dropped} dropped",
+            )
         elif isinstance(event, Started):
             self.started, self.begin = event, time.monotonic()
             self.progress.console.print(start_text(event))
@@ -105,6 +116,11 @@ class Bar:
             failures=f"{failures} failed",
             left=f"{max(min(lefts), 0):.0f} s left" if lefts else "",
         )
+
+
+def built_text(event: Built) -> str:
+    """Return the line on candidates that were compiled."""
+    return f"compiled {event.made} of {event.planned} candidates ({event.dropped} dropped)"
 
 
 def start_text(event: Started) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from natc.cli import output
 from natc.cli.output import seconds_text
 from natc.errors import TuneError
+from natc.operations import FORWARD
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -22,7 +23,8 @@ def run(
     spec: KernelSpec,
     target: Target,
     *,
-    shapes: Sequence[tuple[int, int, int, int]] | None = None,
+    operation: str = FORWARD,
+    shapes: Sequence[tuple[int, ...]] | None = None,
     trials: int | None = None,
     minutes: float,
     seed: int = 0,
@@ -30,8 +32,9 @@ def run(
 ) -> Finished:
     """Search for the fastest schedule, showing progress on stderr; return how it ended.
 
-    shapes: inputs `(batch, height, width, heads)`, by default NAT's four levels. show: False
-    shows notes only. Raises KeyboardInterrupt when stopped before the search could say more.
+    operation: of `natc.operations`. shapes: inputs `(batch, height, width, heads)`, by default
+    NAT's four levels. show: False shows notes only. Raises KeyboardInterrupt when stopped before
+    the search could say more.
     """
     from natc.cli.progress import watch
     from natc.tune import tune
@@ -48,6 +51,7 @@ def run(
         tune(
             spec,
             target,
+            operation=operation,
             shapes=shapes,
             trials=trials,
             minutes=minutes,

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from natc import gpu
 from natc.cli import options, output, search
-from natc.cli.options import DtypeOption, HeadDimOption, JsonOption, KernelOption, RankOption
-from natc.errors import TargetError
+from natc.cli.options import DtypeOption, HeadDimOption, JsonOption, RankOption
+from natc.cli.output import seconds_text
+from natc.errors import SpecError, TargetError
+from natc.operations import FORWARD
+from natc.spec import KernelSpec
 from natc.targets import Target, detect_gpu, detect_host_cpu
 
 # What candidates are checked and timed in; float64 is for checks, where speed does not matter.
@@ -20,55 +25,171 @@ _DTYPES = ("float32", "float16", "bfloat16")
 
 
 def tune(
-    kernel: KernelOption,
+    kernel: options.OptionalKernelOption = None,
     target: options.TargetOption = "llvm",
     arch: options.ArchOption = None,
     head_dim: HeadDimOption = options.DEFAULT_HEAD_DIM,
     dtype: DtypeOption = None,
     rank: RankOption = None,
     rpb: options.RpbOption = True,
+    operations: Annotated[
+        str,
+        typer.Option(
+            "--operations",
+            help="What to tune, separated by commas: forward, backward, unfused, or single "
+            "operations such as d_query.",
+            autocompletion=options.complete_families,
+        ),
+    ] = FORWARD,
     minutes: Annotated[
-        float, typer.Option("--minutes", min=0.05, help="Stop after this many minutes.")
+        float, typer.Option("--minutes", min=0.05, help="Stop each search after so many minutes.")
     ] = 4.0,
     trials: Annotated[
         int | None, typer.Option("--trials", min=1, help="Stop after this many candidates.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the search.")] = 0,
     shape: options.ShapeOption = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            "--export",
+            metavar="DIR",
+            help="Measure nothing: compile candidates into a directory, for natc measure.",
+        ),
+    ] = None,
+    candidates: Annotated[
+        int, typer.Option("--candidates", min=2, help="With --export: how many for each search.")
+    ] = 64,
+    import_: Annotated[
+        Path | None,
+        typer.Option(
+            "--import",
+            metavar="DIR",
+            help="Take in what natc measure found in such a directory: log and schedules.",
+        ),
+    ] = None,
     json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
-    """Search for the fastest forward schedule; the same command again goes on from there."""
-    place = _measurable(target, arch, kernel)
+    """Search for the fastest schedules; the same command again goes on from there."""
+    if import_ is not None:
+        if kernel is not None or export is not None:
+            raise SpecError("--import takes no --kernel and no --export: the directory says it.")
+        options.require_compiler("tune")
+        _import(import_, json)
+        return
+    if kernel is None:
+        raise SpecError("--kernel is missing: the window to tune, such as --kernel 7.")
+    place = _measurable(target, arch, kernel) if export is None else Target.parse(target, arch)
     spec = options.make_spec(
         kernel, kind=place.kind, rank=rank, head_dim=head_dim, dtype=dtype, rpb=rpb
     )
-    options.require_measured(spec, "tune", _DTYPES)
-    shapes = [options.parse_shape(text) for text in shape] if shape else None
+    if spec.dtype not in _DTYPES:
+        raise SpecError(
+            f"dtype is {spec.dtype}; natc tune measures kernels in {', '.join(_DTYPES)}. "
+            "natc build compiles them all."
+        )
+    wanted = options.parse_tuned(operations, spec)
+    shapes = [options.parse_input(text, spec) for text in shape] if shape else None
     options.require_compiler("tune")
+    if export is not None:
+        _export(spec, place, wanted, export, shapes, candidates, seed, json, show=not quiet)
+        return
 
     again = shlex.join(["natc", *sys.argv[1:]])
-    try:
-        finished = search.run(
-            spec,
-            place,
-            shapes=shapes,
-            trials=trials,
-            minutes=minutes,
-            seed=seed,
-            show=not quiet,
-        )
-    except KeyboardInterrupt:
-        print(f"natc: stopped. Everything measured is kept; go on with: {again}", file=sys.stderr)
-        raise typer.Exit(search.INTERRUPTED) from None
+    documents = []
+    for operation in wanted:
+        try:
+            finished = search.run(
+                spec,
+                place,
+                operation=operation,
+                shapes=shapes,
+                trials=trials,
+                minutes=minutes,
+                seed=seed,
+                show=not quiet,
+            )
+        except KeyboardInterrupt:
+            said = "stopped. Everything measured is kept; go on with"
+            print(f"natc: {said}: {again}", file=sys.stderr)
+            raise typer.Exit(search.INTERRUPTED) from None
+        if json:
+            names = {"spec": spec.name, "target": place.name, "operation": operation}
+            documents.append({**names, **asdict(finished), "speedup": search.speedup(finished)})
+        else:
+            search.report(finished, again)
+        if finished.interrupted:
+            break
     if json:
-        speedup = search.speedup(finished)
-        names = {"spec": spec.name, "target": place.name}
-        output.print_json({**names, **asdict(finished), "speedup": speedup})
-    else:
-        search.report(finished, again)
+        output.print_json(documents[0] if len(wanted) == 1 else {"searches": documents})
     if finished.interrupted:
         raise typer.Exit(search.INTERRUPTED)
+
+
+def _export(
+    spec: KernelSpec,
+    target: Target,
+    operations: Sequence[str],
+    directory: Path,
+    shapes: Sequence[tuple[int, ...]] | None,
+    candidates: int,
+    seed: int,
+    json: bool,
+    *,
+    show: bool,
+) -> None:
+    from natc.cli.progress import watch
+    from natc.tune.export import export
+
+    made = []
+    for operation in operations:
+        with watch(show=show) as on_event:
+            found = export(
+                spec,
+                target,
+                directory,
+                operation=operation,
+                shapes=shapes,
+                candidates=candidates,
+                seed=seed,
+                on_event=on_event,
+            )
+        made.append(
+            {
+                "spec": spec.name,
+                "target": target.name,
+                "operation": operation,
+                "candidates": len(found.candidates),
+                "dropped": len(found.dropped),
+            }
+        )
+        if not json:
+            text = (
+                f"{found.name}: {len(found.candidates)} candidates, {len(found.dropped)} dropped"
+            )
+            output.stdout().print(text)
+    if json:
+        output.print_json({"directory": directory, "searches": made})
+    else:
+        output.stdout().print(f"Measure it on a machine of that kind: natc measure {directory}")
+
+
+def _import(directory: Path, json: bool) -> None:
+    from natc.tune import rounds
+    from natc.tune.importing import import_round
+
+    found = [import_round(place) for place in rounds.find(directory)]
+    if json:
+        output.print_json({"searches": found})
+        return
+    console = output.stdout()
+    for one in found:
+        times = f"best {seconds_text(one.best)}, untuned {seconds_text(one.untuned)}"
+        console.print(f"{one.name}: {times}; {one.trials} new trials in {one.log_path}")
+        console.print(f"schedule: {one.schedule_path}" + (f" ({one.kept})" if one.kept else ""))
+        if not one.complete:
+            console.print("Measuring was cut short, so that the winner is a guess: natc measure")
 
 
 def _measurable(text: str, arch: str | None, kernel: str) -> Target:
@@ -78,8 +199,9 @@ def _measurable(text: str, arch: str | None, kernel: str) -> Target:
         named = Target.parse(text, arch or "sm_90" if text == "cuda" else arch)
         raise TargetError(
             "this machine has no NVIDIA GPU (or its driver does not answer), so nothing can be "
-            "measured for cuda. Run this command on a machine with one and copy its schedules/ "
-            "and tuning_logs/ here, or compile without tuning, which needs no GPU: "
+            "measured for cuda. Compile candidates here with --export DIR, measure them on a "
+            "machine with one (natc measure DIR) and take them in with --import DIR; or compile "
+            "without tuning, which needs no GPU: "
             f"natc build --kernel {shlex.quote(kernel)} --target cuda --arch {named.arch}"
         )
     target = Target.parse(text, arch)

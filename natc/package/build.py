@@ -8,26 +8,27 @@ import json
 import multiprocessing
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import filelock
 
 from natc import __version__, env, environment, workspace
-from natc.errors import BuildError
+from natc.build.c_compiler import find_nvcc
+from natc.errors import BuildError, CompilerNotFound
 from natc.files import make_directory
 from natc.manifest import LibraryTarget
-from natc.operations import operations_of
+from natc.operations import operations_of, tuned_as
 from natc.package.portable import CEILING
 from natc.runtime.search import Library, scan
+from natc.schedules import near
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -93,19 +94,23 @@ def tool_versions(kind: str) -> str:
     found = [f"{name} {environment.version_of(name)}" for name in _TOOLS]
     found.append(f"host {platform.machine()}")
     if kind == "cuda":
-        nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
         try:
-            done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)
+            command = [find_nvcc(), "--version"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
             found.append(done.stdout)
-        except OSError:
+        except (OSError, CompilerNotFound):
             found.append("no nvcc")
     return "\n".join(found)
 
 
 def built(job: Job, tools: str) -> Library | None:
     """Return the library of a job if it has been built from the same inputs, else None."""
+    return _built(directory_of(job, tools))
+
+
+def _built(directory: Path) -> Library | None:
     # The manifest is written last, so that one with a library is a build that was completed.
-    found = scan([directory_of(job, tools)]).libraries
+    found = scan([directory]).libraries
     return next((library for library in found if library.path.is_file()), None)
 
 
@@ -120,7 +125,7 @@ def build_all(todo: Sequence[Job], tools: str, workers: int) -> Iterator[tuple[J
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(todo)), context, _begin)
     try:
-        running = {pool.submit(_build, job, tools): job for job in todo}
+        running = {pool.submit(_build, job, directory_of(job, tools)): job for job in todo}
         for done in as_completed(running):
             job = running[done]
             try:
@@ -165,14 +170,14 @@ def _end_with_the_parent() -> None:
         os._exit(1)
 
 
-def _build(job: Job, tools: str) -> list[str]:
+def _build(job: Job, directory: Path) -> list[str]:
     from natc.build import build_library
 
-    directory = make_directory(directory_of(job, tools))
+    make_directory(directory)
     notes: list[str] = []
     # Two packages that are built at once share their libraries, and build each once.
     with filelock.FileLock(directory / ".lock", mode=0o644):
-        if built(job, tools) is None:
+        if _built(directory) is None:
             targets = job.targets if job.targets[0].kind == "cuda" else job.targets[0]
             build_library(
                 job.spec, targets, directory, families=job.families, on_note=notes.append
@@ -193,10 +198,15 @@ def _code_digest() -> str:
     return digest.hexdigest()
 
 
-def _schedules_digest(spec: KernelSpec, target: Target) -> list[str | None]:
-    # A kernel may borrow the schedule of its sibling with, or without, a bias.
+def _schedules_digest(spec: KernelSpec, target: Target) -> list[list[str]]:
+    # A kernel may borrow the schedules of near ones.
+    operations = dict.fromkeys(map(tuned_as, operations_of(spec)))
     paths = [
-        workspace.find_schedule(candidate, target)
-        for candidate in (spec, replace(spec, rpb=not spec.rpb))
+        workspace.find_schedule(candidate, target, operation)
+        for candidate in near(spec)
+        for operation in operations
     ]
-    return [hashlib.sha256(path.read_bytes()).hexdigest() if path else None for path in paths]
+    return [
+        [path.stem, hashlib.sha256(path.read_bytes()).hexdigest()]
+        for path in dict.fromkeys(filter(None, paths))
+    ]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from natc import environment, workspace
 from natc.build.c_compiler import find_c_compiler, find_nvcc
 from natc.errors import ArgumentError, NatcError, ScheduleError, SpecError, TargetError
 from natc.files import make_directory, writable
+from natc.operations import FORWARD, operations_of, tuned_as
 from natc.records import Space, append, shape_key
 from natc.schedules import Schedule, load_schedule
 from natc.space import space_for
@@ -20,6 +22,7 @@ from natc.tune.history import History
 from natc.tune.interrupts import deferred
 from natc.tune.measurer import Measurer
 from natc.tune.proposer import Proposer, decisions_of
+from natc.tune.ranking import Ranking
 from natc.tune.session import Session
 from natc.tune.workload import Shape, default_shapes, with_head_dim
 
@@ -33,48 +36,56 @@ def tune(
     spec: KernelSpec,
     target: Target,
     *,
+    operation: str = FORWARD,
     shapes: Sequence[Shape] | None = None,
     trials: int | None = None,
     minutes: float | None = None,
     seed: int = 0,
     on_event: Callable[[Event], None] | None = None,
 ) -> Finished:
-    """Search for the fastest schedule of a kernel and write it to the workspace.
+    """Search for the fastest schedule of a kernel's operation and write it to the workspace.
 
-    shapes: inputs (batch, height, width, heads), by default NAT's four levels; what counts is
+    operation: `forward`, whose schedule all forwards take, or one of the others.
+    shapes: inputs (batch, size of each axis, heads), by default NAT's four levels; what counts is
     the geometric mean of their times. trials, minutes: when to stop, whichever comes first; with
     neither, when nothing new is left to try. seed: makes the proposals repeatable. on_event: told
     what happens, from Started to Finished.
 
     Every trial is in the log before the next begins, and what the log holds is not measured
-    again. Ctrl-C ends the search as time does. Raises SpecError for a rank other than 2,
-    ArgumentError for an impossible shape or limit, TargetError where this machine does not run
-    the target's code, CompilerNotFound, NatcError for a workspace that cannot be written,
+    again. Ctrl-C ends the search as time does. Raises SpecError for an operation that the kernel
+    has not, ArgumentError for an impossible shape or limit, TargetError where this machine does
+    not run the target's code, CompilerNotFound, NatcError for a workspace that cannot be written,
     ScheduleError for a schedule there that is damaged or of a newer natc, and TuneError when the
     untuned kernel itself fails.
     """
     tell = on_event or (lambda event: None)
     start = time.monotonic()
     chosen = list(shapes or default_shapes(spec, target))
-    _check(spec, target, chosen, trials, minutes)
-    log = workspace.log_path(spec, target)
-    found = space_for(target)
+    _check(spec, target, operation, chosen, trials, minutes)
+    log = workspace.log_path(spec, target, operation)
+    found = space_for(target, operation, spec)
     space = Space(found.name, found.version)
-    present = _present(spec, target, space)
+    present = present_schedule(spec, target, operation, space)
     machine = environment.collect(seed)
     keys = [shape_key(with_head_dim(shape, spec)) for shape in chosen]
-    history = History(log, spec, space, keys, machine)
+    history = History(log, spec, space, keys, machine, operation)
     append(log, machine)
     for note in history.notes:
         tell(Note(note))
 
     interrupted = False
-    with Measurer(spec, target, chosen) as measurer:
-        session = Session(spec, target, space, keys, log, machine, history, measurer, tell)
+    with Measurer(spec, target, chosen, operation) as measurer:
+        session = Session(
+            spec, target, space, keys, log, machine, history, measurer, tell, operation
+        )
         batch = max(_LEAST_BATCH, measurer.builders)
         with deferred():
-            proposer = Proposer(spec, target, chosen[0], batch=batch, seed=seed)
-            untuned = decisions_of(proposer.candidate({}))
+            proposer: Any
+            if operation == FORWARD and target.kind == "llvm":
+                proposer = Proposer(spec, target, chosen[0], batch=batch, seed=seed)
+            else:
+                proposer = Ranking(spec, target, operation, batch=batch, seed=seed)
+            untuned = _decided(proposer.candidate({}))
         session.measure_untuned(untuned)
         if present is not None:
             session.measure_known(present)
@@ -117,29 +128,20 @@ def tune(
     return finished
 
 
+def _decided(candidate: Any) -> dict[str, int]:
+    return candidate if isinstance(candidate, dict) else decisions_of(candidate)
+
+
 def _check(
     spec: KernelSpec,
     target: Target,
+    operation: str,
     shapes: Sequence[Shape],
     trials: int | None,
     minutes: float | None,
 ) -> None:
     """Raise for what would only fail later, when much is measured already."""
-    if spec.rank != 2:
-        raise SpecError(
-            f"rank is {spec.rank}; natc tunes kernels of rank 2 so far. Others are built with the "
-            "untuned default schedule: natc build."
-        )
-    if space_for(target, spec=spec).name != space_for(target).name:
-        raise SpecError(
-            f"{spec.name} is not tuned for {target.kind}: its forward would keep more than a "
-            "thread can hold, and runs in two passes, which have no search. Build it: natc build."
-        )
-    for shape in shapes:
-        if len(shape) != 4 or min(shape) < 1:
-            raise ArgumentError(
-                f"shapes has {shape}; each is (batch, height, width, heads), all at least 1."
-            )
+    check_problem(spec, operation, shapes)
     for name, value in (("trials", trials), ("minutes", minutes)):
         if value is not None and not value > 0:
             raise ArgumentError(f"{name} is {value}; it must be above 0, or None for no limit.")
@@ -153,27 +155,46 @@ def _check(
         find_nvcc()
 
 
-def _present(spec: KernelSpec, target: Target, space: Space) -> Schedule | None:
+def check_problem(spec: KernelSpec, operation: str, shapes: Sequence[Shape]) -> None:
+    """Raise SpecError for an operation, and ArgumentError for inputs, that a kernel has not."""
+    names = tuple(dict.fromkeys(map(tuned_as, operations_of(spec))))
+    if operation not in names:
+        raise SpecError(
+            f"operation is {operation!r}; those of {spec.name} that are tuned are "
+            f"{', '.join(names)}."
+        )
+    for shape in shapes:
+        if len(shape) != spec.rank + 2 or min(shape) < 1:
+            axes = "height, width" if spec.rank == 2 else f"size of each of {spec.rank} axes"
+            raise ArgumentError(
+                f"shapes has {shape}; each is (batch, {axes}, heads), all at least 1."
+            )
+
+
+def present_schedule(
+    spec: KernelSpec, target: Target, operation: str, space: Space
+) -> Schedule | None:
     """Return the schedule that is to be beaten, if there is one of this space.
 
     Raises ScheduleError for one that a search must not replace, and NatcError where it could not.
     """
-    place = workspace.schedule_path(spec, target)
+    place = workspace.schedule_path(spec, target, operation)
     if not writable(make_directory(place.parent)):
         raise NatcError(f"directory {place.parent} is not writable; set NATC_WORKSPACE.")
-    schedule = load_schedule(spec, target)
+    schedule = load_schedule(spec, target, operation)
     if schedule is None or schedule.space == space:
         return schedule
     if schedule.space.name == space.name and schedule.space.version > space.version:
+        path = workspace.find_schedule(spec, target, operation)
         raise ScheduleError(
-            f"schedule {workspace.find_schedule(spec, target)} is of design space {space.name} "
+            f"schedule {path} is of design space {space.name} "
             f"version {schedule.space.version}, of a newer natc; this one has version "
             f"{space.version}. Upgrade natc: pip install -U natc."
         )
     return None
 
 
-def _learn(proposer: Proposer, session: Session) -> None:
+def _learn(proposer: Any, session: Session) -> None:
     """Teach a new cost model what the log holds."""
     candidates, scores = [], []
     with deferred():
@@ -186,14 +207,14 @@ def _learn(proposer: Proposer, session: Session) -> None:
 
 
 def _search(
-    proposer: Proposer, session: Session, is_over: Callable[[], bool], trials: int | None
+    proposer: Any, session: Session, is_over: Callable[[], bool], trials: int | None
 ) -> None:
     """Propose, measure and learn until time or trials are up, or nothing new comes."""
     idle = 0
     while idle < _IDLE_ROUNDS and not is_over():
         with deferred():
             candidates = proposer.propose()
-            decided = [decisions_of(candidate) for candidate in candidates]
+            decided = [_decided(candidate) for candidate in candidates]
         before = session.measured
         session.measure(decided, is_over, None if trials is None else trials - before)
         idle = 0 if session.measured > before else idle + 1

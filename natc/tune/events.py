@@ -43,6 +43,18 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
+class Built:
+    """Candidates of a round were compiled.
+
+    made: so many of `planned` lie ready. dropped: others that are not worth measuring.
+    """
+
+    made: int
+    planned: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """Something the user should know, such as a damaged line of the log."""
 
@@ -68,4 +80,4 @@ class Finished:
     interrupted: bool = False
 
 
-Event: TypeAlias = Started | Trial | Note | Finished
+Event: TypeAlias = Started | Trial | Built | Note | Finished

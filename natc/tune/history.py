@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from natc.operations import FORWARD
 from natc.records import Environment, Space, Trial, read_log
 from natc.spec import KernelSpec
 
@@ -31,6 +32,7 @@ class History:
         space: Space,
         shapes: Sequence[str],
         machine: Environment,
+        operation: str = FORWARD,
     ) -> None:
         """Read a log; raises RecordError when the file cannot be read at all."""
         records, problems = read_log(path)
@@ -41,13 +43,13 @@ class History:
         same = {
             record.id
             for record in records
-            if isinstance(record, Environment) and _same_machine(record, machine)
+            if isinstance(record, Environment) and same_machine(record, machine)
         }
         self._found: dict[Key, Trial] = {}
         ignored: Counter[str] = Counter()
         for trial in trials:
-            if trial.spec != spec.name:
-                ignored[f"are of {trial.spec}"] += 1
+            if (trial.spec, trial.operation) != (spec.name, operation):
+                ignored[f"are of {trial.spec} {trial.operation}"] += 1
             elif trial.space != space:
                 old = f"{trial.space.name} version {trial.space.version}"
                 ignored[
@@ -77,5 +79,6 @@ class History:
         return list(self._found.values())
 
 
-def _same_machine(one: Environment, other: Environment) -> bool:
+def same_machine(one: Environment, other: Environment) -> bool:
+    """Return whether times measured in one environment compare with those of another."""
     return (one.cpu, one.cores, one.gpu) == (other.cpu, other.cores, other.gpu)

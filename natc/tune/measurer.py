@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from natc import environment
+from natc.operations import FORWARD
 from natc.spec import KernelSpec
 from natc.targets import Target
 from natc.tune import worker
 from natc.tune.history import Key, key_of
-from natc.tune.processes import JobError, Processes
+from natc.tune.processes import Processes, why
 from natc.tune.workload import Shape
 
 # Seconds for one candidate, the first import of PyTorch and the compiler included.
 _BUILD_LIMIT, _MEASURE_LIMIT = 180, 120
 _MOST_BUILDERS = 12
-_LONGEST_ERROR = 300
 
 
 class Outcome(NamedTuple):
@@ -34,7 +34,7 @@ class Built(NamedTuple):
     """A candidate's library: its file, and the promise that it is there."""
 
     path: Path
-    done: Future[None]
+    done: Future[str | None]
 
 
 class Measurer:
@@ -43,7 +43,14 @@ class Measurer:
     A context manager; leaving it ends the processes and removes the candidates' libraries.
     """
 
-    def __init__(self, spec: KernelSpec, target: Target, shapes: Sequence[Shape]) -> None:
+    def __init__(
+        self,
+        spec: KernelSpec,
+        target: Target,
+        shapes: Sequence[Shape],
+        operation: str = FORWARD,
+    ) -> None:
+        self._operation = operation
         self._spec, self._target, self._shapes = spec, target, list(shapes)
         self.builders = max(1, min(_MOST_BUILDERS, environment.cores()))
         self._directory = Path(tempfile.mkdtemp(prefix="natc-tune-"))
@@ -69,7 +76,7 @@ class Measurer:
             self._files += 1
             path = self._directory / f"candidate{self._files}.so"
             arguments = (self._spec.name, self._target.name, dict(decisions), str(path))
-            made = Built(path, self._build.submit(worker.build, *arguments))
+            made = Built(path, self._build.submit(worker.build, *arguments, self._operation))
             self._made[key_of(decisions)] = made
         return made
 
@@ -83,25 +90,14 @@ class Measurer:
         except CancelledError:
             return Outcome(None, "was not built")
         except Exception as error:
-            return Outcome(None, _why(error, "to build"))
+            return Outcome(None, why(error, "to build"))
         names = (self._spec.name, self._target.name)
-        job = self._measure.submit(worker.measure, *names, str(built.path), self._shapes)
+        arguments = (*names, str(built.path), self._shapes, self._operation)
+        job = self._measure.submit(worker.measure, *arguments)
         try:
             return Outcome(job.result(), None)
         except Exception as error:
             if self._target.kind == "cuda":
                 # After one bad access, a process can do nothing more on the GPU.
                 self._measure.restart()
-            return Outcome(None, _why(error, "to run"))
-
-
-def _why(error: Exception, doing: str) -> str:
-    """Return in one line why a candidate failed; only the candidate can be the reason."""
-    if isinstance(error, TimeoutError):
-        return f"took too long {doing}: {error}"
-    if isinstance(error, ChildProcessError):
-        return f"crashed: {error}"
-    if not isinstance(error, JobError):
-        raise error
-    text = " ".join(str(error).split())
-    return text if len(text) <= _LONGEST_ERROR else text[:_LONGEST_ERROR] + " …"
+            return Outcome(None, why(error, "to run"))

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
+_LONGEST_ERROR = 300
+
 # The search path is handed over, so that a process finds natc wherever its owner found it.
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from natc.tune.serve import serve; serve()"
 
@@ -145,3 +147,15 @@ def _how_it_ended(status: int) -> str:
     if status >= 0:
         return f"the process ended with status {status}"
     return f"the process was ended by {signal.Signals(-status).name}"
+
+
+def why(error: Exception, doing: str) -> str:
+    """Return in one line why a candidate failed; only the candidate can be the reason."""
+    if isinstance(error, TimeoutError):
+        return f"took too long {doing}: {error}"
+    if isinstance(error, ChildProcessError):
+        return f"crashed: {error}"
+    if not isinstance(error, JobError):
+        raise error
+    text = " ".join(str(error).split())
+    return text if len(text) <= _LONGEST_ERROR else text[:_LONGEST_ERROR] + " …"

@@ -11,6 +11,7 @@ import msgspec
 
 from natc import environment
 from natc.errors import TuneError
+from natc.operations import FORWARD
 from natc.records import Environment, Space, Trial, append
 from natc.schedules import Measured, Schedule, measured_on, save_schedule
 from natc.spec import KernelSpec
@@ -45,7 +46,9 @@ class Session:
         history: History,
         measurer: Measurer,
         tell: Callable[[events.Event], None],
+        operation: str = FORWARD,
     ) -> None:
+        self.operation = operation
         self.spec, self.target, self.space = spec, target, space
         self.shapes = list(shapes)
         self.log, self.machine, self.history = log, machine, history
@@ -149,6 +152,7 @@ class Session:
                 ),
                 environment=measured_on(self.machine),
                 created=environment.now(),
+                operation=self.operation,
             )
         )
 
@@ -183,6 +187,7 @@ class Session:
         trial = Trial(
             spec=self.spec.name,
             target=self.target.name,
+            operation=self.operation,
             space=self.space,
             decisions=dict(decisions),
             seconds=seconds,

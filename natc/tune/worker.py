@@ -1,6 +1,7 @@
 """What runs in processes of its own: building one candidate, and measuring one.
 
 A candidate may crash or hang; the search must not. Arguments and results are plain values.
+Measuring imports no compiler.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from natc.errors import TuneError
+from natc.operations import FORWARD
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -22,118 +23,144 @@ from natc.targets import Target
 _SECONDS, _FEWEST, _MOST = 0.08, 8, 400
 # Samples whose quartiles differ by more were disturbed; so often is sampling repeated.
 _STEADY, _ATTEMPTS = 1.5, 4
-_CHECKED_SHAPE = (2, 9, 11, 2)  # odd, with borders on every side and an interior for small kernels
-_TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+# On a GPU: samples of one sampling, and the calls and seconds that a graph holds at most.
+_REPLAYS, _CALLS, _GRAPH_SECONDS = 9, 10, 2e-3
 
 
-def build(spec_name: str, target_name: str, decisions: Mapping[str, int], output: str) -> None:
-    """Compile a candidate's `forward` into the library `output`; raises what the build raises."""
+def build(
+    spec_name: str,
+    target_name: str,
+    decisions: Mapping[str, int],
+    output: str,
+    operation: str = FORWARD,
+) -> str | None:
+    """Compile an operation of a candidate into the library `output`; raises what a build raises.
+
+    Returns why it is not worth measuring, which is known of kernels for GPUs; or None.
+    """
     from natc.build.cuda import build_cuda
     from natc.build.llvm import build_llvm
-    from natc.operations import FORWARD
+    from natc.build.lower import joined, most_shared_bytes
+    from natc.build.resources import hopeless, resources
 
     spec, target = KernelSpec.parse(spec_name), Target.parse(target_name)
+    own = joined(decisions, operation)
     with tempfile.TemporaryDirectory(prefix="natc-candidate-") as scratch:
+        directory = Path(scratch)
         if target.kind == "llvm":
-            build_llvm(spec, target, decisions, Path(output), Path(scratch), entries=[FORWARD])
-        else:
-            build_cuda(spec, {target: decisions}, Path(output), Path(scratch), entries=[FORWARD])
+            build_llvm(spec, target, own, Path(output), directory, entries=[operation])
+            return None
+        build_cuda(spec, {target: own}, Path(output), directory, entries=[operation])
+        said = (directory / f"{target.arch}.ptxas").read_text()
+        source = (directory / f"{target.arch}.cu").read_text()
+        return hopeless(resources(said, source), target, most_shared_bytes(target))
 
 
 def measure(
-    spec_name: str, target_name: str, library: str, shapes: Sequence[tuple[int, int, int, int]]
+    spec_name: str,
+    target_name: str,
+    library: str,
+    shapes: Sequence[tuple[int, ...]],
+    operation: str = FORWARD,
+    samples: int | None = None,
+    checked: bool = False,
 ) -> list[float]:
     """Return the seconds of one call of a candidate for each shape, the lower quartile of many.
 
     Whatever else runs on the machine only ever adds to a time, so the low ones are the true ones.
 
+    samples: how many; None takes as many as a quiet result needs. checked: that it computes what
+    the reference does is known.
+
     Raises TuneError when the candidate computes something else than the reference.
     """
     # First, so that the library finds PyTorch's threads when it is loaded.
     import torch  # noqa: F401
-    import tvm_ffi
+
+    from natc.tune import problems
 
     spec, target = KernelSpec.parse(spec_name), Target.parse(target_name)
-    module = tvm_ffi.load_module(library)
-    name = f"{spec.name}_forward" + ("" if target.kind == "llvm" else f"_{target.arch}")
-    kernel = module[name]
-    _check(spec, target, kernel)
-    clock = _cpu_seconds if target.kind == "llvm" else _cuda_seconds
-    found = []
-    for shape in shapes:
-        arguments, _ = _inputs(spec, target.kind, shape)
-        found.append(clock(functools.partial(kernel, *arguments)))
-    return found
+    name = f"{spec.name}_{operation}" + ("" if target.kind == "llvm" else f"_{target.arch}")
+    kernel = _module(library)[name]
+    device = "cpu" if target.kind == "llvm" else "cuda"
+    try:
+        if not checked:
+            problems.check(kernel, spec, operation, device)
+        clock = _cpu_seconds if target.kind == "llvm" else _cuda_seconds
+        return [
+            clock(
+                functools.partial(kernel, *problems.arguments(spec, operation, shape, device)),
+                samples,
+            )
+            for shape in map(tuple, shapes)
+        ]
+    except Exception:
+        # What it wrote where it should not must not be blamed on the next one.
+        problems.arguments.cache_clear()
+        raise
 
 
-def _check(spec: KernelSpec, target: Target, kernel: Callable[..., None]) -> None:
-    import torch
+def is_well(target_name: str) -> bool:
+    """Return whether this process can go on measuring: after a bad access, a GPU's cannot."""
+    if Target.parse(target_name).kind == "cuda":
+        import torch
 
-    from natc.reference import neighborhood_attention
-    from natc.testing.tolerance import relative_errors
-
-    arguments, inputs = _inputs(spec, target.kind, _CHECKED_SHAPE)
-    output = arguments[4 if spec.rpb else 3]
-    output.fill_(math.nan)  # or what an earlier candidate wrote would vouch for this one
-    kernel(*arguments)
-    query, key, value = (tensor.double() for tensor in inputs[:3])
-    rpb = None if inputs[3] is None else inputs[3].double()
-    expected = neighborhood_attention(query, key, value, spec.kernel_size, rpb=rpb)
-    assert isinstance(expected, torch.Tensor)
-    error = relative_errors(output, expected).relative
-    if not error <= _TOLERANCE[spec.dtype]:
-        raise TuneError(f"wrong result: relative error {error:.2g} against the reference")
+        torch.cuda.synchronize()
+        torch.ones(1, device="cuda").add_(1).item()
+    return True
 
 
-@functools.lru_cache(maxsize=8)
-def _inputs(
-    spec: KernelSpec, kind: str, shape: tuple[int, int, int, int]
-) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    import torch
+# Kept open: closing a library whose kernels a driver still knows is asking for trouble.
+@functools.cache
+def _module(library: str) -> Any:
+    import tvm_ffi
 
-    from natc.testing.direct import scalars
-    from natc.testing.inputs import make_inputs, poisoned
-
-    device = "cpu" if kind == "llvm" else "cuda"
-    dtype = getattr(torch, spec.dtype)
-    made = make_inputs(
-        (*shape, spec.head_dim),
-        kernel_size=spec.kernel_size if spec.rpb else None,
-        dtype=dtype,
-        device=device,
-        seed=0,
-    )
-    output = poisoned(made.query.shape, dtype, device)
-    tensors = [made.query, made.key, made.value, *([made.rpb] if spec.rpb else []), output]
-    return (*tensors, *scalars(made, spec.head_dim**-0.5)), tuple(made)
+    return tvm_ffi.load_module(library)
 
 
-def _cpu_seconds(call: Callable[[], None]) -> float:
+def _cpu_seconds(call: Callable[[], None], samples: int | None = None) -> float:
     call()
+    if samples is not None:
+        return _lower_quartile([_seconds(call) for _ in range(samples)])
     best = math.inf
     for _ in range(_ATTEMPTS):
-        samples: list[float] = []
+        found: list[float] = []
         begin = time.perf_counter()
-        while len(samples) < _FEWEST or (
-            len(samples) < _MOST and time.perf_counter() - begin < _SECONDS
+        while len(found) < _FEWEST or (
+            len(found) < _MOST and time.perf_counter() - begin < _SECONDS
         ):
-            start = time.perf_counter()
-            call()
-            samples.append(time.perf_counter() - start)
-        low, _, high = statistics.quantiles(samples, n=4)
+            found.append(_seconds(call))
+        low, _, high = statistics.quantiles(found, n=4)
         best = min(best, low)
         if high <= _STEADY * low:
             break
     return best
 
 
-def _cuda_seconds(call: Callable[[], None]) -> float:
+def _seconds(call: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _lower_quartile(samples: list[float]) -> float:
+    return statistics.quantiles(samples, n=4)[0] if len(samples) > 3 else min(samples)
+
+
+def _cuda_seconds(call: Callable[[], None], samples: int | None = None) -> float:
     """Return the seconds the device takes, by replay of a graph: no host work is in it."""
     import torch
 
-    calls = 10
+    def timed(work: Callable[[], None]) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) * 1e-3
+
     call()
-    torch.cuda.synchronize()
+    calls = max(1, min(_CALLS, int(_GRAPH_SECONDS / max(timed(call), 1e-6))))
     stream = torch.cuda.Stream()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(stream):
@@ -142,12 +169,4 @@ def _cuda_seconds(call: Callable[[], None]) -> float:
             for _ in range(calls):
                 call()
         graph.replay()
-        samples = []
-        for _ in range(9):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            samples.append(begin.elapsed_time(end) * 1e-3 / calls)
-    return statistics.quantiles(samples, n=4)[0]
+        return _lower_quartile([timed(graph.replay) / calls for _ in range(samples or _REPLAYS)])

@@ -5,19 +5,30 @@ from __future__ import annotations
 from natc.spec import KernelSpec
 from natc.targets import Target
 
-Shape = tuple[int, int, int, int]  # batch, height, width, heads
+Shape = tuple[int, ...]  # batch, a size for each axis, heads
 
-# The four levels of NAT at 224 x 224 (NAT-Mini and NAT-Tiny).
-_LEVELS = ((56, 56, 2), (28, 28, 4), (14, 14, 8), (7, 7, 16))
+# The four levels of NAT at 224 x 224 (NAT-Mini and NAT-Tiny): the side of the map, and heads.
+_LEVELS = ((56, 2), (28, 4), (14, 8), (7, 16))
+_FRAMES = 8  # of a video whose frames are such maps
 # One image is what a CPU is asked for; a GPU is only filled by a batch.
 _BATCH = {"llvm": 1, "cuda": 128}
 
 
 def default_shapes(spec: KernelSpec, target: Target) -> list[Shape]:
-    """Return NAT's four levels, each (batch, height, width, heads)."""
-    return [(_BATCH[target.kind], *level) for level in _LEVELS]
+    """Return NAT's four levels, each (batch, height, width, heads).
+
+    For other ranks, as many tokens: a line that is as long as the map, or a video of 8 frames and
+    an eighth of the batch.
+    """
+    batch = _BATCH[target.kind]
+    if spec.rank == 1:
+        return [(batch, side * side, heads) for side, heads in _LEVELS]
+    if spec.rank == 2:
+        return [(batch, side, side, heads) for side, heads in _LEVELS]
+    videos = max(1, batch // _FRAMES)
+    return [(videos, _FRAMES, side, side, heads) for side, heads in _LEVELS]
 
 
-def with_head_dim(shape: Shape, spec: KernelSpec) -> tuple[int, ...]:
+def with_head_dim(shape: Shape, spec: KernelSpec) -> Shape:
     """Return the shape of the query: (batch, height, width, heads, head_dim)."""
     return (*shape, spec.head_dim)

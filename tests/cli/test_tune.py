@@ -85,6 +85,7 @@ def test_the_options_reach_the_search(natc: Natc, search: Callable[..., Search])
     assert ran.asked == {
         "spec": "na2d_k7x5_d16_bfloat16",
         "target": "llvm-x86-64-v2",
+        "operation": "forward",
         "shapes": [(1, 56, 56, 2), (2, 7, 7, 16)],
         "trials": 9,
         "minutes": 2.0,
