@@ -23,6 +23,9 @@ from natc.manifest import LibraryTarget, Manifest, load_manifest
 from natc.package import hub, pack
 from natc.package.contents import constant
 from natc.replace import vouching, write_library
+from natc.runtime import jit
+from natc.spec import KernelSpec
+from natc.targets import Target
 
 SPEC = "na2d_k3_d8_float32"
 STEPS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
@@ -272,3 +275,26 @@ def test_a_killed_packer_leaves_a_whole_variant_for_the_hub_or_none(
         seen.add(variant.exists())
         write(repository)
     assert seen == {True, False} and contents(variant) == whole
+
+
+# Builds by calls
+
+
+def test_a_call_that_is_killed_while_it_builds_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path))
+    spec, target = KernelSpec.parse(SPEC), Target("llvm", "x86-64-v2")
+
+    def killed(words: list[str]) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(jit, "_run", killed)
+    first = start(lambda: jit.build(spec, target, "forward", lambda: False), tmp_path)
+    assert wait(first) == -signal.SIGKILL
+    built = []
+    monkeypatch.setattr(jit, "_run", built.append)
+    assert jit.build(spec, target, "forward", lambda: False)
+    assert len(built) == 1 and str(tmp_path / "jit" / "forward") in built[0]
+    # Once another process has built it, there is nothing to do.
+    assert jit.build(spec, target, "forward", lambda: True) and len(built) == 1
