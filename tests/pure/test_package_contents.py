@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,15 @@ from tiny_library import ARCH, SPEC, add_library, compile_c
 
 from natc import elf, env, workspace
 from natc.errors import ArgumentError, LibraryError, NatcError, SpecError
+from natc.manifest import LibraryTarget, Manifest
 from natc.package import assemble, build, fatbin, plan
 from natc.package.pieces import Piece, read_pieces
-from natc.package.portable import glibc_problem, needs_problems, platform_tag
+from natc.package.portable import (
+    glibc_problem,
+    manifest_problems,
+    needs_problems,
+    platform_tag,
+)
 from natc.package.sums import Signer, Verifier, parse_sums
 from natc.spec import KernelSpec
 from natc.targets import Target
@@ -134,19 +141,23 @@ def test_the_newest_version_of_glibc_counts() -> None:
     assert old.glibc == (2, 28) and glibc_problem(old) is None
     assert glibc_problem(new) == "needs glibc 2.34 or newer, for f1"
     assert symbols().glibc == (0,)
+    assert (old.glibc_text, symbols().glibc_text) == ("2.28", "")
     assert platform_tag([old]) == "manylinux_2_28_x86_64"
     assert platform_tag([old, new]) == "manylinux_2_34_x86_64"
 
 
+def entry(kind: int, arch: int, content: bytes) -> bytes:
+    """Machine code (2) or PTX (1) for an architecture, as it lies in a fatbin."""
+    header = struct.pack("<HHIQ", kind, 0x101, 64, len(content)).ljust(28, b"\0")
+    return (header + struct.pack("<I", arch)).ljust(64, b"\0") + content
+
+
+def fat(*entries: bytes) -> bytes:
+    whole = b"".join(entries)
+    return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(whole)) + whole
+
+
 def test_device_code_is_counted_by_architecture() -> None:
-    def entry(kind: int, arch: int, content: bytes) -> bytes:
-        header = struct.pack("<HHIQ", kind, 0x101, 64, len(content)).ljust(28, b"\0")
-        return (header + struct.pack("<I", arch)).ljust(64, b"\0") + content
-
-    def fat(*entries: bytes) -> bytes:
-        whole = b"".join(entries)
-        return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(whole)) + whole
-
     section = (
         fat(entry(2, 80, b"a" * 8), entry(1, 90, b"b" * 16)) + b"\0" * 8 + fat(entry(2, 120, b""))
     )
@@ -155,6 +166,36 @@ def test_device_code_is_counted_by_architecture() -> None:
     assert fatbin.images(b"") == [] and fatbin.images(b"no fatbin") == []
     for length in range(len(section)):
         fatbin.images(section[:length])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, []),
+        ({"glibc": "2.28"}, []),
+        ({"glibc": "2.17"}, ["needs glibc 2.28, not 2.17 as its manifest says"]),
+        ({"ptx": "sm_90"}, []),
+        ({"ptx": "sm_80"}, ["has no PTX of sm_80, which its manifest names"]),
+    ],
+    ids=str,
+)
+def test_what_a_manifest_says_and_is_not_so_is_named(
+    changes: dict[str, str], said: list[str]
+) -> None:
+    device = fat(entry(2, 80, b"a" * 8), entry(2, 90, b"b"), entry(1, 90, b"c"))
+    code = replace(symbols("GLIBC_2.28"), defined=("__tvm_ffi_f",), device_code=device)
+    archs = ("sm_80", "sm_90")
+    found = Manifest(
+        spec=SPEC.name,
+        target=LibraryTarget("cuda", archs),
+        library="a.so",
+        sha256="0" * 64,
+        entries={"forward": dict.fromkeys(archs, "f")},
+        **changes,
+    )
+    assert manifest_problems(code, found) == said
+    lacking = manifest_problems(replace(code, device_code=b""), found)
+    assert "has no device code for sm_80, sm_90" in lacking
 
 
 # Packing
