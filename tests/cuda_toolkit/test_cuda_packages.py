@@ -1,0 +1,68 @@
+"""A package of kernels for GPUs, from the command line, where there is no GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import natc
+from natc import elf
+from natc.build import c_compiler
+from natc.errors import CompilerNotFound
+from natc.manifest import parse_manifest
+from natc.package import plan
+
+try:
+    c_compiler.find_nvcc()
+except CompilerNotFound as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+ROOT = Path(natc.__file__).parents[1]
+# What all kernels of NAT may take for one architecture, compressed, and how many those are.
+MOST, KERNELS = 12_000_000, 72
+WORDS = (
+    "package --set nat --kernel 7 --head-dim 32 --dtype float16 --rpb --target cuda --arch sm_90"
+)
+
+
+def run(*words: str, **variables: str) -> Any:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("NATC_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "natc", *words, "--json"],
+        env={**kept, "PYTHONPATH": str(ROOT), **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_package_for_a_gpu_is_small_and_needs_nothing(tmp_path: Path) -> None:
+    found = run(*WORDS.split(), "-o", str(tmp_path / "dist"), NATC_CACHE_DIR=str(tmp_path))
+    assert (found["name"], found["archs"]) == ("natc-kernels-cuda-sm-90", ["sm_90"])
+    assert set(found["sizes"]) == {"sm_90", "compute_90", "host"}
+    (library,) = found["libraries"]
+    assert library["operations"] == ["forward", "backward"]
+    (file,) = found["files"]
+    wheel = Path(file["path"])
+    machine = elf.this_machine()
+    name = f"natc_kernels_cuda_sm_90-{natc.__version__}-py3-none-manylinux_2_28_{machine}.whl"
+    assert wheel == tmp_path / "dist" / name
+    one = plan.SETS["nat"]
+    assert 2 * len(one.kernels) * len(one.head_dims) * len(one.dtypes) == KERNELS
+    assert wheel.stat().st_size < MOST / KERNELS
+
+    assert run("verify", str(wheel))["ok"]
+    with zipfile.ZipFile(wheel) as archive:
+        (path,) = (name for name in archive.namelist() if name.endswith(".json"))
+        manifest = parse_manifest(archive.read(path), path)
+    assert manifest.ptx == "sm_90" and manifest.versions["cuda"]
+    assert elf.parse_version(manifest.glibc) <= elf.PORTABLE_GLIBC
