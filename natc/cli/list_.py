@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from natc import schedules, workspace
@@ -10,6 +11,7 @@ from natc.cli import output
 from natc.cli.contents import contents
 from natc.cli.options import JsonOption
 from natc.errors import RecordError
+from natc.operations import FORWARD
 from natc.records import Environment, Trial, read_log
 
 
@@ -42,7 +44,7 @@ def _schedules() -> list[dict[str, Any]]:
         measured = schedule.measured if schedule else None
         rows.append(
             {
-                "spec": path.stem,
+                **_kernel(path),
                 "target": path.parent.name,
                 "path": path,
                 "speedup": measured.speedup if measured else None,
@@ -53,6 +55,12 @@ def _schedules() -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _kernel(path: Path) -> dict[str, str]:
+    """Return the kernel and the operation that a schedule or a log is named after."""
+    spec, _, operation = path.stem.partition(".")
+    return {"spec": spec, "operation": operation or FORWARD}
 
 
 def _libraries() -> list[dict[str, Any]]:
@@ -99,7 +107,7 @@ def _logs() -> list[dict[str, Any]]:
         trials = [record for record in records if isinstance(record, Trial)]
         rows.append(
             {
-                "spec": path.stem,
+                **_kernel(path),
                 "target": path.parent.name,
                 "path": path,
                 "sessions": sum(isinstance(record, Environment) for record in records),
@@ -112,7 +120,7 @@ def _logs() -> list[dict[str, Any]]:
 
 
 # What has no column: where a row belongs, times by shape, and problems, which are told below.
-_NO_COLUMN = ("path", "from", "seconds", "problems")
+_NO_COLUMN = ("path", "from", "operation", "seconds", "problems")
 _NUMBERS = ("speedup", "sessions", "trials", "failures")
 
 
@@ -142,6 +150,8 @@ def _cell(name: str, row: dict[str, Any]) -> str:
     if value is None:
         # What cannot be read has nothing but a name.
         return row["path"].name if name in ("spec", "library") else "-"
+    if name == "spec" and row.get("operation", FORWARD) != FORWARD:
+        return f"{value}.{row['operation']}"
     if name == "speedup":
         return f"{value:.2f}x"
     if name in ("created", "built"):

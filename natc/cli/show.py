@@ -73,9 +73,9 @@ def show(
     choice = runtime.explain(spec, facts, operation=operation).choice
     if choice is not None:
         account["holds"] = show_file.held(choice.library)
-        account["schedule"] = show_schedule.of_library(choice.library, choice.target)
+        account["schedule"] = show_schedule.of_library(choice.library, choice.target, operation)
     elif facts.machine is not None:
-        account["schedule"] = show_schedule.on_file(spec, facts.machine)
+        account["schedule"] = show_schedule.on_file(spec, facts.machine, operation)
     if json:
         output.print_json(account)
     else:

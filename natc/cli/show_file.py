@@ -87,7 +87,11 @@ def _library(library: Library) -> dict[str, Any]:
         "holds": held(library),
         "runs_here": _runs_here(library, machine),
         "used": why.uses(library, machine) if _is_found(library) else None,
-        "schedules": [show_schedule.of_library(library, target) for target in library.targets],
+        "schedules": [
+            schedule
+            for target in library.targets
+            for schedule in show_schedule.all_of_library(library, target)
+        ],
         "manifest": msgspec.to_builtins(library.manifest),
     }
 

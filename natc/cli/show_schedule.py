@@ -11,6 +11,7 @@ from natc import workspace
 from natc.cli import output
 from natc.cli.output import seconds_text
 from natc.errors import ScheduleError
+from natc.operations import FORWARD, tuned_as
 from natc.schedules import Schedule, near, read_schedule
 from natc.spec import KernelSpec
 from natc.targets import Target
@@ -19,35 +20,58 @@ if TYPE_CHECKING:
     from natc.runtime import Library
 
 
-def of_library(library: Library, target: Target) -> dict[str, Any]:
-    """Return what the code for a target in a library was made from; its times where they are here.
+def of_library(library: Library, target: Target, operation: str) -> dict[str, Any]:
+    """Return what an operation's code for a target was made from; its times where they are here.
 
     A manifest holds the decisions; the times are in the schedule's file, if it is still the same.
     """
-    key = target.arch
-    record = library.manifest.schedule.get(key) or {}
+    operation = tuned_as(operation)
+    record = library.manifest.schedule.get(target.arch) or {}
+    evidence = record if operation == FORWARD else (record.get("others") or {}).get(operation, {})
+    origin = record.get("origin") if operation == FORWARD else "untuned"
+    if operation != FORWARD and evidence:
+        origin = "tuned" if evidence.get("of") == library.spec.name else "borrowed"
     found = {
-        "origin": record.get("origin"),
-        "of": record.get("of"),
+        "operation": operation,
+        "origin": origin,
+        "of": evidence.get("of"),
         "target": target.name,
-        "space": record.get("space"),
-        "decisions": record.get("decisions"),
-        "created": record.get("created"),
+        "space": evidence.get("space"),
+        "decisions": _own(record.get("decisions") or {}, operation),
+        "created": evidence.get("created"),
         "path": None,
         "measured": None,
         "environment": None,
     }
-    if record.get("of"):
-        path, schedule = _find(KernelSpec.parse(record["of"]), target)
-        if schedule is not None and schedule.created == record.get("created"):
+    if evidence.get("of"):
+        path, schedule = _find(KernelSpec.parse(evidence["of"]), target, operation)
+        if schedule is not None and schedule.created == evidence.get("created"):
             found |= _evidence(path, schedule)
     return found
 
 
-def on_file(spec: KernelSpec, target: Target) -> dict[str, Any] | None:
-    """Return the schedule that lies ready for a kernel that is not built, or its sibling's."""
+def all_of_library(library: Library, target: Target) -> list[dict[str, Any]]:
+    """Return what `of_library` does, for the forward and each operation with a schedule."""
+    record = library.manifest.schedule.get(target.arch) or {}
+    return [of_library(library, target, name) for name in (FORWARD, *(record.get("others") or ()))]
+
+
+def _own(decisions: dict[str, int], operation: str) -> dict[str, int]:
+    """Return an operation's decisions of a kernel's; all but the forward's begin with its name."""
+    if operation == FORWARD:
+        return {name: value for name, value in decisions.items() if "." not in name}
+    start = f"{operation}."
+    return {
+        name.removeprefix(start): value
+        for name, value in decisions.items()
+        if name.startswith(start)
+    }
+
+
+def on_file(spec: KernelSpec, target: Target, operation: str) -> dict[str, Any] | None:
+    """Return the schedule that lies ready for a kernel that is not built, or a near kernel's."""
     for candidate in near(spec):
-        path, schedule = _find(candidate, target)
+        path, schedule = _find(candidate, target, tuned_as(operation))
         if schedule is not None:
             return of_schedule(path, schedule, "tuned" if candidate == spec else "borrowed")
     return None
@@ -56,6 +80,7 @@ def on_file(spec: KernelSpec, target: Target) -> dict[str, Any] | None:
 def of_schedule(path: Path | None, schedule: Schedule, origin: str) -> dict[str, Any]:
     """Return what is in a schedule."""
     return {
+        "operation": schedule.operation,
         "origin": origin,
         "of": schedule.spec,
         "target": schedule.target,
@@ -66,8 +91,8 @@ def of_schedule(path: Path | None, schedule: Schedule, origin: str) -> dict[str,
     }
 
 
-def _find(spec: KernelSpec, target: Target) -> tuple[Path | None, Schedule | None]:
-    path = workspace.find_schedule(spec, target)
+def _find(spec: KernelSpec, target: Target, operation: str) -> tuple[Path | None, Schedule | None]:
+    path = workspace.find_schedule(spec, target, operation)
     if path is None:
         return None, None
     try:
@@ -89,7 +114,7 @@ def _evidence(path: Path | None, schedule: Schedule) -> dict[str, Any]:
 def show(found: dict[str, Any]) -> None:
     """Print what `of_library`, `on_file` or `of_schedule` returned on stdout."""
     console = output.stdout()
-    console.print(f"schedule for {found['target']}", style="bold")
+    console.print(f"schedule of {found['operation']} for {found['target']}", style="bold")
     if not found["of"]:
         # Libraries that an older natc built say less.
         console.print(f"  {found['origin'] or 'unknown'}: no search was made for this kernel")
@@ -97,7 +122,7 @@ def show(found: dict[str, Any]) -> None:
     whose = "" if found["origin"] == "tuned" else f", {found['origin']}"
     space = found["space"] or {}
     console.print(
-        f"  of {found['of']}{whose}, found {found['created']}, "
+        f"  of {found['of']}{whose}, found {str(found['created'])[:16]}, "
         f"in space {space.get('name')} {space.get('version')}"
     )
     chosen = ", ".join(f"{name} {value}" for name, value in (found["decisions"] or {}).items())

@@ -224,6 +224,48 @@ def test_the_schedule_behind_a_library_has_its_times_while_it_is_the_same(natc: 
     assert "is not here, or is of another search" in natc("show", str(library)).out
 
 
+def test_each_operation_has_its_own_schedule(natc: Natc) -> None:
+    path, _ = tuned()
+    written = json.loads(path.read_text())
+    own = path.parent.parent / f"llvm-{ARCH}"
+    own.mkdir(exist_ok=True)
+    changes = {"target": f"llvm-{ARCH}", "operation": "d_query", "decisions": {"lanes": 8}}
+    file = own / f"{SPEC.name}.d_query.json"
+    file.write_text(json.dumps(written | changes))
+    evidence = {key: written[key] for key in ("space", "created")} | {"of": SPEC.name}
+    record = {
+        "origin": "untuned",
+        "decisions": {"tile": 0, "d_query.lanes": 8, "d_key.lanes": 4},
+        "others": {"d_query": evidence},
+    }
+    library = add_library(
+        workspace.library_dir(),
+        schedule={ARCH: record},
+        entries={name: {"llvm": name} for name in ("forward", "d_query", "d_key")},
+    )
+    words = ("show", *KERNEL, "--operation")
+    forward, query, key = (
+        document(natc, *words, name)["schedule"] for name in ("forward", "d_query", "d_key")
+    )
+    assert (forward["origin"], forward["decisions"]) == ("untuned", {"tile": 0})
+    assert (query["origin"], query["decisions"]) == ("tuned", {"lanes": 8})
+    assert query["path"] == str(file) and query["measured"]["trials"] == 2
+    assert (key["origin"], key["decisions"]) == ("untuned", {"lanes": 4})
+    found = document(natc, "show", str(library))["schedules"]
+    assert [one["operation"] for one in found] == ["forward", "d_query"]
+    # Without the library, it is what a build would use.
+    library.unlink()
+    place = ("--target", f"llvm-{ARCH}")
+    found = document(natc, *words, "d_query", *place, code=1)["schedule"]
+    assert (found["origin"], found["path"]) == ("tuned", str(file))
+    rows = document(natc, "list")["schedules"]
+    assert {(row["spec"], row["operation"]) for row in rows} == {
+        (SPEC.name, "forward"),
+        (SPEC.name, "d_query"),
+    }
+    assert f"{SPEC.name}.d_query " in natc("list").out
+
+
 def test_a_library_file_is_shown(natc: Natc, place: Path) -> None:
     path = add_library(place / "lib")
     library = path.with_suffix(".so")
