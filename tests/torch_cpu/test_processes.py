@@ -1,0 +1,193 @@
+"""Modules and calls in several processes and threads: pickles, data loaders, forks, threads."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kernel_double import Doubles
+from torch import nn
+
+import natc
+from natc.models import NAT
+from natc.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
+
+pytestmark = pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning")
+
+ROOT = Path(natc.__file__).parents[1]
+
+# Each starts children, which end by themselves or by their alarm, with status 14.
+DATA_LOADER = """
+import multiprocessing, os, signal, sys, torch, natc
+from torch.utils.data import DataLoader, Dataset
+
+class Attended(Dataset):
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        x = torch.arange(48.0).reshape(1, 6, 2, 4).sin() * index
+        return natc.na1d(x, x, x, 3)[0]
+
+def begin(_):
+    signal.alarm(120)
+
+if __name__ == "__main__":
+    method = sys.argv[1]
+    dataset = Attended()
+    # Kernels and torch have used their threads before the workers start.
+    expected = torch.stack([dataset[i] for i in range(4)])
+    x = torch.randn(400_000).exp()
+    natc.na1d(*[torch.randn(8, 200, 8, 16).requires_grad_()] * 3, 3).sum().backward()
+    loader = DataLoader(
+        dataset, batch_size=2, num_workers=2, multiprocessing_context=method,
+        worker_init_fn=begin, persistent_workers=True,
+    )
+    for _ in range(2):
+        assert torch.equal(torch.cat(list(loader)), expected)
+    print(method)
+"""
+FORK = """
+import os, signal, torch, natc
+torch.set_num_threads(2)
+module = natc.nn.NeighborhoodAttention2D(32, 2, 3)
+x = torch.randn(8, 24, 24, 32)
+def step():
+    module.zero_grad()
+    module(x).square().sum().backward()
+    return [p.grad.clone() for p in module.parameters()]
+step()
+torch.set_num_threads(1)
+expected = step()
+torch.set_num_threads(2)
+pid = os.fork()
+if pid == 0:
+    signal.alarm(60)
+    # As data loaders do in their workers; torch's operators would wait for threads.
+    torch.set_num_threads(1)
+    same = all(torch.equal(*pair) for pair in zip(step(), expected))
+    os._exit(0 if same else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def run(program: str, folder: Path, *arguments: str) -> str:
+    """Run a program in a Python of its own."""
+    path = folder / "program.py"
+    path.write_text(program)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(path), *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_of_data_loaders_call_natc(tmp_path: Path, method: str) -> None:
+    assert run(DATA_LOADER, tmp_path, method) == f"{method}\n"
+
+
+def test_a_fork_trains(tmp_path: Path) -> None:
+    assert run(FORK, tmp_path) == "0\n"
+
+
+def small() -> NAT:
+    return NAT(8, (1, 1), (1, 2), mlp_ratio=2, num_classes=3, kernel_size=3, layer_scale=0.5)
+
+
+MODULES: list[tuple[str, Any, tuple[int, ...]]] = [
+    ("1D", lambda: NeighborhoodAttention1D(8, 2, 3, is_causal=True), (2, 6, 8)),
+    ("2D", lambda: NeighborhoodAttention2D(8, 2, (3, 5), dilation=(1, 2)), (2, 6, 7, 8)),
+    ("3D", lambda: NeighborhoodAttention3D(8, 2, 3, rel_pos_bias=False), (2, 4, 5, 3, 8)),
+    ("NAT", small, (2, 3, 24, 20)),
+]
+
+
+@pytest.mark.parametrize(("name", "make", "shape"), MODULES, ids=[m[0] for m in MODULES])
+def test_copies_compute_the_same(
+    tmp_path: Path, doubles: Doubles, name: str, make: Any, shape: tuple[int, ...]
+) -> None:
+    module: nn.Module = make().eval()
+    x = torch.randn(shape)
+    expected = module(x)
+    torch.save(module, tmp_path / "module.pt")
+    torch.save(module.state_dict(), tmp_path / "weights.pt")
+    loaded = make().eval()
+    loaded.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    for other in (
+        copy.deepcopy(module),
+        pickle.loads(pickle.dumps(module)),
+        torch.load(tmp_path / "module.pt", weights_only=False),
+        loaded,
+    ):
+        assert torch.equal(other(x), expected)
+        assert repr(other) == repr(module)
+        assert not {p.data_ptr() for p in other.parameters()} & {
+            p.data_ptr() for p in module.parameters()
+        }
+
+
+def test_a_pickle_is_read_by_another_process(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = small().eval()
+    x = torch.randn(1, 3, 24, 20)
+    torch.save((module, x, module(x)), tmp_path / "all.pt")
+    program = """
+import sys, torch
+module, x, expected = torch.load(sys.argv[1], weights_only=False)
+torch.testing.assert_close(module(x), expected)
+print(type(module).__name__)
+"""
+    assert run(program, tmp_path, str(tmp_path / "all.pt")) == "NAT\n"
+
+
+def test_functions_are_pickled_by_name() -> None:
+    for name in natc.functional.__all__:
+        function = getattr(natc.functional, name)
+        assert pickle.loads(pickle.dumps(function)) is function
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_eight_threads_through_one_model(doubles: Doubles, train: bool) -> None:
+    torch.manual_seed(0)
+    model = small().train(train)
+    images = [torch.randn(2, 3, 16, 16) for _ in range(8)]
+
+    def step(image: torch.Tensor) -> list[torch.Tensor]:
+        if not train:
+            with torch.inference_mode():
+                return [model(image)]
+        logits = model(image)
+        return [logits, *torch.autograd.grad(logits.square().sum(), list(model.parameters()))]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    expected = [step(image) for image in images]
+    barrier = threading.Barrier(len(images))
+    found: list[Any] = [None] * len(images)
+
+    def work(index: int) -> None:
+        barrier.wait()
+        found[index] = [step(images[index]) for _ in range(2)]
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(images))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    torch.set_num_threads(before)
+    for runs, wanted in zip(found, expected, strict=True):
+        for tensors in runs:
+            assert all(torch.equal(*pair) for pair in zip(tensors, wanted, strict=True))
