@@ -230,21 +230,27 @@ def command_problem(words: list[str]) -> str | None:
         return "no such command"
     try:
         with commands[words[0]].make_context(words[0], list(words[1:])) as context:
-            _check_values(context.params)
+            _check_values(words[0], context.params)
     except Exception as error:
         return str(error)
     return None
 
 
-def _check_values(values: dict[str, Any]) -> None:
+def _check_values(verb: str, values: dict[str, Any]) -> None:
     """Raise NatcError for a value that the verb would refuse."""
+    specs = []
     for size in (values.get("kernel") or "7").split(","):
         sizes = parse_kernel_size(size)
-        KernelSpec.make(sizes[0] if len(sizes) == 1 else sizes, rank=max(len(sizes), 1))
+        rank = len(sizes) if len(sizes) > 1 else 2
+        specs.append(KernelSpec.make(sizes[0] if len(sizes) == 1 else sizes, rank=rank))
     for text in values.get("shape") or ():
-        options.parse_shape(text)
+        options.parse_input(text, specs[0])
     if values.get("operations"):
-        options.parse_operations(values["operations"])
+        # natc tune takes single operations, too.
+        if verb == "tune":
+            options.parse_tuned(values["operations"], specs[0])
+        else:
+            options.parse_operations(values["operations"])
     target, arch = values.get("target"), values.get("arch")
     if target in ARCHS and arch:
         for part in parse_archs(arch) if target == "cuda" else arch.split(","):
@@ -327,6 +333,8 @@ def _call_problems(node: ast.Call, function: Any) -> list[str]:
         ("build --kernel 7 --target cuda --arch sm_12", "sm_12"),
         ("build --kernel 7 --target opencl", "opencl"),
         ("build --kernel 7 --operations dance", "dance"),
+        ("build --kernel 7 --operations d_query", "d_query"),
+        ("tune --kernel 7 --operations dance", "dance"),
         ("--vresion", "no such option"),
     ],
 )
@@ -335,7 +343,13 @@ def test_wrong_commands_are_found(words: str, problem: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["--version", "list --json", "build -k 7x5 --target cuda --arch sm_80,sm_90 -o lib"]
+    "words",
+    [
+        "--version",
+        "list --json",
+        "build -k 7x5 --target cuda --arch sm_80,sm_90 -o lib",
+        "tune --kernel 7 --operations forward,d_query --shape 1x14x14x2",
+    ],
 )
 def test_right_commands_are_taken(words: str) -> None:
     assert command_problem(words.split()) is None
