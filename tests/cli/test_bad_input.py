@@ -18,8 +18,11 @@ BAD = [
     (["build", "--kernel", "7", "--target", "cuda", "--arch", ","], ["no architecture"]),
     (["build", "--kernel", "7", "--target", "llvm", "--arch", "sm_90"], ["'sm_90'", "x86-64-v2"]),
     (["build", "--kernel", "7", "--target", "cuda"], ["no NVIDIA GPU", "--arch"]),
-    (["tune", "--kernel", "7", "--rank", "3"], ["rank is 3", "natc tune measures", "rank 2"]),
-    (["tune", "--kernel", "7x5x3"], ["rank is 3"]),
+    (["tune", "--kernel", "7", "--rank", "4"], ["rank is 4", "1, 2 or 3"]),
+    (["tune"], ["--kernel is missing"]),
+    (["tune", "--kernel", "7", "--import", "x"], ["--import takes no --kernel"]),
+    (["tune", "--kernel", "7", "--operations", "dance"], ["'dance'", "forward, backward"]),
+    (["tune", "--kernel", "7x5x3", "--shape", "1x9x9x2"], ["'1x9x9x2'", "depth"]),
     (["tune", "--kernel", "7", "--dtype", "float64"], ["float64", "float32, float16, bfloat16"]),
     (["bench", "--kernel", "7x5x3"], ["rank is 3", "natc bench measures"]),
     (["build", "--kernel", "7", "--rank", "4"], ["rank is 4", "1, 2 or 3"]),
@@ -61,7 +64,7 @@ def test_bad_input_is_refused_in_one_line(
 @pytest.mark.parametrize(
     "words",
     [
-        ["tune"],
+        ["build"],
         ["dance"],
         ["tune", "--kernel", "7", "--dtype", "float8"],
         ["tune", "--kernel", "7", "--minutes", "0"],
