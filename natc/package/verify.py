@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import hashlib
 import io
@@ -18,6 +19,7 @@ from natc.manifest import SUFFIX, Manifest, parse_manifest
 from natc.package.containers import DIRECTORY, HUB, WHEEL, Container, open_container
 from natc.package.portable import glibc_problem, manifest_problems, needs_problems
 from natc.package.sums import SIGNATURE, SUMS, Verifier, digest, parse_sums
+from natc.replace import vouching
 from natc.runtime.trust import distrust
 
 _LIBRARIES = (".so", ".dylib", ".dll")
@@ -107,7 +109,7 @@ def _libraries(container: Container, names: Sequence[str], *, portable: bool) ->
         if library not in names:
             row.problems.append("is missing, though there is a manifest for it")
             continue
-        _check_library(container, manifest, row, portable=portable)
+        _check_library(container, name, manifest, row, portable=portable)
     rows += [
         Row(name, problems=["no manifest vouches for it"])
         for name in names
@@ -116,13 +118,24 @@ def _libraries(container: Container, names: Sequence[str], *, portable: bool) ->
     return rows
 
 
-def _check_library(container: Container, manifest: Manifest, row: Row, *, portable: bool) -> None:
+def _replacing(path: Path, manifest: Manifest) -> Manifest:
+    """Return the manifest of a replacement that is under way or was cut off, if there is one."""
+    with contextlib.suppress(LibraryError, OSError):
+        return vouching(path)[0]
+    return manifest
+
+
+def _check_library(
+    container: Container, name: str, manifest: Manifest, row: Row, *, portable: bool
+) -> None:
     try:
         code = container.read(row.library)
     except OSError as error:
         row.problems.append(reason(error))
         return
     found = digest(code)
+    if found != manifest.sha256 and container.kind == DIRECTORY:
+        manifest = _replacing(container.path / name, manifest)
     if found != manifest.sha256:
         row.problems.append(
             f"is not the file that its manifest vouches for (sha256 {found}, expected "

@@ -14,7 +14,7 @@ import pytest
 from command_line import Natc
 from tiny_library import ARCH, SPEC, add_library
 
-from natc import manifest, workspace
+from natc import manifest, replace, workspace
 
 LIBRARY = f"{SPEC.name}.llvm-{ARCH}.so"
 
@@ -138,6 +138,21 @@ def test_damage_is_named(
     damage(path)
     found = problems(natc, str(place / "libraries"))
     assert any(said in text for text in found), found
+
+
+def test_a_replacement_that_was_cut_off_is_none_of_these(
+    natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = add_library(place / "libraries")
+    newer = add_library(place / "newer", source="int __tvm_ffi_other(void) { return 2; }")
+    code, found = newer.with_suffix(".so").read_bytes(), manifest.load_manifest(newer)
+    with monkeypatch.context() as patch:
+        patch.setattr(replace, "_rename", lambda old, new: None)
+        replace.write_library(path, code, found)
+    assert manifest.load_manifest(path).sha256 != found.sha256
+    assert problems(natc, str(path.parent)) == []
+    path.with_suffix(".so").write_bytes(code + b"\0")
+    assert any("is not the file that its" in text for text in problems(natc, str(path.parent)))
 
 
 def test_a_symbol_too_many_is_named(natc: Natc, place: Path) -> None:
