@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import tvm_ffi
 from torch import Tensor
 
@@ -27,10 +28,12 @@ INCLUDE = HERE / "include"
 GPU = Target("cuda", "sm_90")
 # The thread sanitizer's instrumentation calls a function at each access to memory, the other's
 # where it finds something wrong; memory.c has these functions.
-_CHECKS = "thread,alignment,bounds,signed-integer-overflow,shift,integer-divide-by-zero"
+_CHECKS = "alignment,array-bounds,signed-integer-overflow,shift,integer-divide-by-zero"
 _KERNEL_OPTIONS = (
+    "-O0",
     "-x", "c++", "-std=c++17", "-nostdinc++", "-fno-exceptions", "-fno-rtti",
-    f"-fsanitize={_CHECKS}",
+    # One option each: of a list with "thread" in it, zig takes nothing else.
+    "-fno-sanitize=undefined", "-fsanitize=thread", f"-fsanitize={_CHECKS}",
     # Registers that nothing was written to hold NaN.
     "-ftrivial-auto-var-init=pattern",
     # Accesses that became part of a vector would escape the instrumentation.
@@ -39,7 +42,7 @@ _KERNEL_OPTIONS = (
     "-I", str(Path(cuda.__file__).parent / "launcher"),
 )  # fmt: skip
 _RUNTIME = ("runtime.c", "collectives.c", "memory.c", "driver.c")
-_KERNEL = re.compile(r"__global__ void (?:__launch_bounds__\((\d+)\) )?(\w+)\(")
+_KERNEL = re.compile(r"__global__ void (?:__launch_bounds__\((\d+)(?:, \d+)?\) )?(\w+)\(")
 
 
 class _Library:
@@ -82,6 +85,22 @@ class Emulated(_Library):
 
         return call
 
+    def in_orders(self, operation: str) -> Callable[..., None]:
+        """Return a function that asserts that it does the same in whichever order threads run."""
+        function = self[operation]
+
+        def call(*arguments: Any) -> None:
+            runs = []
+            for order in (1, 20, 0):
+                own = [a.clone() if order and isinstance(a, Tensor) else a for a in arguments]
+                self.run_in_order(order)
+                function(*own)
+                runs.append([_bits(value) for value in own if isinstance(value, Tensor)])
+            for found in runs[:-1]:
+                assert all(map(torch.equal, found, runs[-1])), f"{operation}: order matters"
+
+        return call
+
 
 class EmulatedSource(_Library):
     """Kernels of CUDA C++ of one's own."""
@@ -102,6 +121,10 @@ class EmulatedSource(_Library):
         message = self._own.natc_set_off(name.encode(), *shapes, pointers)
         if message is not None:
             raise RuntimeError(message.decode())
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.clone().view(torch.uint8)
 
 
 def emulate(
@@ -179,7 +202,7 @@ def _runtime() -> list[Path]:
     """Return the objects of the emulated driver, compiled once."""
     directory = Path(tempfile.mkdtemp(prefix="natc-emulator"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    options = ("-std=c11", "-fvisibility=hidden")
+    options = ("-O2", "-std=c11", "-fvisibility=hidden")
     return [_compile(HERE / file, options, directory) for file in _RUNTIME]
 
 
@@ -194,7 +217,7 @@ def _compile(file: Path, options: Sequence[str], directory: Path) -> Path:
         f"{host_machine()}-linux-gnu.2.28",
     )
     # Without -g0, zig's debug information takes most of the time.
-    own = ("-O1", "-g0", "-w", "-fPIC", "-fno-stack-protector")
+    own = ("-g0", "-w", "-fPIC", "-fno-stack-protector")
     run(
         [*command, *own, *options, "-c", "-o", str(result), str(file)],
         f"compiling {file.name} for emulation",

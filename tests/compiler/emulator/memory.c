@@ -62,14 +62,15 @@ void natc_memory_begin_block(void) {
   if (shared.start) memset(shared.start, 0xff, shared.bytes);
 }
 
-static int holds(const region *it, const char *at, size_t size) {
-  return at >= it->start && at + size <= it->start + it->bytes;
+static int within(const char *start, size_t bytes, const char *at, size_t size) {
+  size_t offset = (size_t)((uintptr_t)at - (uintptr_t)start); /* huge before its start */
+  return offset <= bytes && size <= bytes - offset;
 }
 
-static int ordered(const visit *last) {
+static int ordered(const region *it, const visit *last) {
   int thread = natc_running();
   if (last->block < first_of_grid) return 1;
-  if (last->block != block_number) return 0;
+  if (last->block != block_number) return it == &shared; /* each block has its own */
   if (last->thread == thread || last->epoch < natc_block_epoch()) return 1;
   return last->warp == thread / WARP && last->warp_epoch < natc_warp_epoch(thread);
 }
@@ -116,7 +117,7 @@ static void note(region *it, const char *at, size_t size, int writes) {
   size_t last = (size_t)(at + size - 1 - it->start) / GRANULE;
   for (size_t i = first; i <= last; ++i) {
     shadow *found = &it->shadows[i];
-    if (!ordered(&found->written)) {
+    if (!ordered(it, &found->written)) {
       if (!writes || size > sizeof pending.before)
         conflict(it, at, &found->written, writes ? "writes" : "reads", "wrote");
       pending.it = it, pending.at = at, pending.size = size, pending.other = found->written;
@@ -126,7 +127,7 @@ static void note(region *it, const char *at, size_t size, int writes) {
       visited(&found->read, now);
       continue;
     }
-    if (!ordered(&found->read)) conflict(it, at, &found->read, "writes", "read");
+    if (!ordered(it, &found->read)) conflict(it, at, &found->read, "writes", "read");
     found->written = now;
   }
 }
@@ -152,11 +153,11 @@ static void touch(const void *address, size_t size, int writes) {
   if (thread < 0 || !size) return;
   natc_memory_settle();
   const char *stack = natc_stack_of(thread, &bytes);
-  if (at >= stack && at + size <= stack + bytes) return;
+  if (within(stack, bytes, at, size)) return;
   region *it = NULL;
-  if (shared.start && holds(&shared, at, size)) it = &shared;
+  if (shared.start && within(shared.start, shared.bytes, at, size)) it = &shared;
   for (int i = 0; i < num_tensors && !it; ++i)
-    if (holds(&tensors[i], at, size)) it = &tensors[i];
+    if (within(tensors[i].start, tensors[i].bytes, at, size)) it = &tensors[i];
   if (!it) {
     /* Constants that the compiler made, and the numbers of threads and blocks. */
     if (!writes && at >= __ehdr_start && at < _end) return;

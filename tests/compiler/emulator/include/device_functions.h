@@ -35,3 +35,11 @@ inline unsigned natc_pack_f16(float low, float high) {
 inline unsigned natc_pack_bf16(float low, float high) {
   return natc_pair(natc_to_bfloat16(low), natc_to_bfloat16(high));
 }
+/* Bytes of two words as one chooses: four bits of the selector for each, the lowest first. */
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+  unsigned long long bytes = (unsigned long long)b << 32 | a;
+  unsigned chosen = 0;
+  for (int i = 0; i < 4; ++i)
+    chosen |= (unsigned)(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  return chosen;
+}
