@@ -76,21 +76,30 @@ def sdpa_contestant(inputs: Inputs) -> Prepared:
 
     The mask and torch's own layout `[batch, heads, height*width, head_dim]` are made beforehand.
     """
-    batch, height, width, heads, _ = inputs.query.shape
+    _, height, width, _, _ = inputs.query.shape
+    masked = mask(inputs)
+    query, key, value = (_heads_first(t) for t in (inputs.query, inputs.key, inputs.value))
+
+    def call() -> Tensor:
+        output = functional.scaled_dot_product_attention(query, key, value, attn_mask=masked)
+        return _heads_last(output, height, width)
+
+    return Prepared(call, "mask made beforehand")
+
+
+def mask(inputs: Inputs) -> Tensor:
+    """Return the window and rpb as a mask of every query against every key.
+
+    Raises Unavailable where it would take more than `MAX_MASK_BYTES`.
+    """
+    _, height, width, heads, _ = inputs.query.shape
     tokens = height * width
     if heads * tokens**2 * inputs.query.element_size() > MAX_MASK_BYTES:
         raise Unavailable(f"its mask of {heads} x {tokens} x {tokens} takes more than 2 GiB")
     attended, bias = _dense(inputs)
-    mask: Tensor = attended
-    if bias is not None:
-        mask = bias.masked_fill(~attended, float("-inf")).to(inputs.query.dtype)
-    query, key, value = (_heads_first(t) for t in (inputs.query, inputs.key, inputs.value))
-
-    def call() -> Tensor:
-        output = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return _heads_last(output, height, width)
-
-    return Prepared(call, "mask made beforehand")
+    if bias is None:
+        return attended
+    return bias.masked_fill(~attended, float("-inf")).to(inputs.query.dtype)
 
 
 def flex_contestant(inputs: Inputs) -> Prepared:
@@ -99,6 +108,40 @@ def flex_contestant(inputs: Inputs) -> Prepared:
     It is compiled if `torch.compile` works here; otherwise it runs uncompiled and the note says
     why. The block mask, the layout and the compilation are done beforehand. Earlier results of
     `torch.compile` in this process are forgotten, because it gives up after a few recompilations.
+    """
+    _, height, width, _, _ = inputs.query.shape
+    flex_attention, block_mask, score_mod = flex_parts(inputs)
+    tensors = [_heads_first(t) for t in (inputs.query, inputs.key, inputs.value)]
+
+    def with_(attention: Callable[..., Any]) -> Callable[[], Tensor]:
+        def call() -> Tensor:
+            output = attention(*tensors, score_mod=score_mod, block_mask=block_mask)
+            return _heads_last(output, height, width)
+
+        return call
+
+    try:
+        torch._dynamo.reset()
+        call = with_(torch.compile(flex_attention, dynamic=False))
+        call()
+        return Prepared(call, "compiled")
+    except Exception as error:  # torch.compile fails with many types; every one means "cannot"
+        reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:120]
+    with warnings.catch_warnings():
+        # It warns that it is not compiled, which the note says.
+        warnings.simplefilter("ignore")
+        call = with_(flex_attention)
+        try:
+            call()
+        except (RuntimeError, NotImplementedError) as error:
+            raise Unavailable(f"FlexAttention failed: {str(error).splitlines()[0]}") from error
+    return Prepared(call, f"not compiled, because torch.compile failed ({reason})")
+
+
+def flex_parts(inputs: Inputs) -> tuple[Callable[..., Any], Any, Callable[..., Tensor] | None]:
+    """Return FlexAttention, the window as its block mask, and rpb as its change of scores.
+
+    Raises Unavailable where torch has none.
     """
     try:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -120,7 +163,6 @@ def flex_contestant(inputs: Inputs) -> Prepared:
         row = rows_index[query // width, key // width]
         return score + rpb[head, row, columns_index[query % width, key % width]]
 
-    tensors = [_heads_first(t) for t in (inputs.query, inputs.key, inputs.value)]
     block_mask = create_block_mask(
         mask_mod,
         None,
@@ -130,32 +172,7 @@ def flex_contestant(inputs: Inputs) -> Prepared:
         device=str(inputs.query.device),
         BLOCK_SIZE=128 if inputs.query.is_cuda else FLEX_BLOCK,
     )
-
-    def with_(attention: Callable[..., Any]) -> Callable[[], Tensor]:
-        def call() -> Tensor:
-            output = attention(
-                *tensors, score_mod=None if rpb is None else score_mod, block_mask=block_mask
-            )
-            return _heads_last(output, height, width)
-
-        return call
-
-    try:
-        torch._dynamo.reset()
-        call = with_(torch.compile(flex_attention, dynamic=False))
-        call()
-        return Prepared(call, "compiled")
-    except Exception as error:  # torch.compile fails with many types; every one means "cannot"
-        reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:120]
-    with warnings.catch_warnings():
-        # It warns that it is not compiled, which the note says.
-        warnings.simplefilter("ignore")
-        call = with_(flex_attention)
-        try:
-            call()
-        except (RuntimeError, NotImplementedError) as error:
-            raise Unavailable(f"FlexAttention failed: {str(error).splitlines()[0]}") from error
-    return Prepared(call, f"not compiled, because torch.compile failed ({reason})")
+    return flex_attention, block_mask, None if rpb is None else score_mod
 
 
 def torch_peers() -> dict[str, Contestant]:

@@ -218,7 +218,7 @@ class _Measuring:
     def _confirm(self, is_over: Callable[[], bool]) -> None:
         """Measure the finalists and what they must beat again, in turn."""
         always = 1 + self._round.present
-        finalists = self._ahead(RUNGS[-1][1])[: always + _FINALISTS - 1]
+        finalists = self._ahead(RUNGS[-1][1])[: always + _FINALISTS]
         latest = [self._latest[key_of(one.decisions)] for one in finalists]
         pairs = list(zip(finalists, latest, strict=True))
         # Those that failed, or were confirmed by an earlier run, stay as they are.

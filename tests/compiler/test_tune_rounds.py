@@ -1,0 +1,504 @@
+"""Searches in three steps: candidates compiled ahead, measured without a compiler, taken in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from round_jobs import crash_hang_or_err, refuse
+
+from natc import environment, schedules, workspace
+from natc.build.chosen import choose
+from natc.errors import ArgumentError, NatcError, SpecError, TargetError, TuneError
+from natc.manifest import file_sha256
+from natc.records import Environment, Space, Trial, read_log
+from natc.spec import KernelSpec
+from natc.targets import Target, detect_host_cpu
+from natc.tune import measuring, rounds, worker
+from natc.tune.events import Event, Note
+from natc.tune.export import export
+from natc.tune.importing import import_round
+from natc.tune.processes import JobError
+from natc.tune.ranking import Ranking
+from natc.tune.rounds import Candidate, Round
+
+HOST = detect_host_cpu()
+SPEC = KernelSpec.parse("na2d_k3_d8_float32")
+OPERATION = "d_query"
+SHAPE, KEY = (1, 8, 8, 1), "1x8x8x1x8"
+ROOT = Path(__file__).parents[2]
+about = pytest.approx
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    directory = tmp_path_factory.mktemp("exported")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NATC_WORKSPACE", str(directory / "workspace"))
+        export(SPEC, HOST, directory / "round", operation=OPERATION, shapes=[SHAPE], candidates=2)
+        yield directory / "round"
+
+
+@pytest.fixture
+def copied(exported: Path, tmp_path: Path) -> Path:
+    """The round on another machine, as it were."""
+    return Path(shutil.copytree(exported, tmp_path / "moved"))
+
+
+def place_in(directory: Path) -> Path:
+    (place,) = rounds.find(directory)
+    return place
+
+
+def natc(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run `natc` where the compiler might as well not be installed."""
+    program = (
+        "import sys\nsys.modules.update(dict.fromkeys(('tvm', 'xgboost')))\n"
+        f"sys.argv = {['natc', *words]!r}\nfrom natc.cli.main import main\nmain()\n"
+    )
+    # The process that measures is another one, which must not find a compiler either.
+    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def test_a_search_from_end_to_end(copied: Path, place: Path) -> None:
+    made = rounds.read(place_in(copied))
+    assert (made.spec, made.operation, made.present) == (SPEC.name, OPERATION, False)
+    done = natc("measure", str(copied), "--json", "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+    (summary,) = json.loads(done.stdout)["searches"]
+    assert summary["complete"] and summary["failures"] == 0
+    assert summary["candidates"] == len(made.candidates) == 2
+    assert 0 < summary["best"] <= summary["untuned"]
+
+    again = natc("measure", str(copied))
+    assert again.returncode == 0 and ": 0 measurements of 2 candidates" in again.stdout
+    assert f"natc tune --import {copied}" in again.stdout
+
+    imported = import_round(place_in(copied))
+    assert imported.replaced and imported.complete
+    assert imported.best == about(summary["best"]) and imported.untuned == about(
+        summary["untuned"]
+    )
+    assert imported.schedule_path == workspace.schedule_path(SPEC, HOST, OPERATION)
+    saved = schedules.load_schedule(SPEC, HOST, OPERATION)
+    assert saved is not None and saved.operation == OPERATION
+    assert saved.measured.score == about(summary["best"], rel=1e-3)
+    assert saved.decisions in [one.decisions for one in made.candidates]
+    assert schedules.load_schedule(SPEC, HOST) is None
+
+    records, problems = read_log(imported.log_path)
+    trials = [record for record in records if isinstance(record, Trial)]
+    assert problems == [] and saved.measured.trials == len(trials) == imported.trials
+    assert [trial.trial for trial in trials] == list(range(len(trials)))
+    assert {trial.operation for trial in trials} == {OPERATION}
+    machines = {record.id for record in records if isinstance(record, Environment)}
+    assert {trial.environment for trial in trials} <= machines
+    # Every candidate is there: measured, or dropped and why.
+    failed = [trial for trial in trials if trial.error]
+    assert len(failed) == len(made.dropped)
+
+    before = imported.log_path.read_bytes()
+    assert import_round(place_in(copied)).trials == 0
+    assert imported.log_path.read_bytes() == before
+
+    chosen = choose(SPEC, HOST, operations=(OPERATION,))
+    assert chosen.origin == "untuned" and [one.operation for one in chosen.others] == [OPERATION]
+    assert chosen.decisions == {f"{OPERATION}.{n}": v for n, v in saved.decisions.items()}
+    assert f"{OPERATION}: its tuned schedule" in chosen.note
+    assert chosen.record()["others"][OPERATION]["of"] == SPEC.name
+
+
+def test_what_cannot_be_exported_is_said_first(exported: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "other"
+    with pytest.raises(SpecError, match="operation is 'd_rpb'; those of .* forward, delta, d_q"):
+        export(SPEC, HOST, directory, operation="d_rpb")
+    with pytest.raises(ArgumentError, match=r"shapes has \(1, 8, 1\); .* height, width"):
+        export(SPEC, HOST, directory, shapes=[(1, 8, 1)])
+    with pytest.raises(ArgumentError, match="candidates is 1; a round has 2 or more"):
+        export(SPEC, HOST, directory, candidates=1)
+    assert not directory.exists()
+    with pytest.raises(TuneError, match="is there already. Import what was measured in it"):
+        export(SPEC, HOST, exported, operation=OPERATION)
+    with pytest.raises(TuneError, match=r"holds no candidates \(no round.json"):
+        rounds.find(tmp_path)
+
+
+def test_an_export_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "build", refuse)
+    with pytest.raises(TuneError, match="untuned kernel .* cannot be measured, .*: spills"):
+        export(SPEC, HOST, tmp_path / "round", shapes=[SHAPE])
+    assert not list((tmp_path / "round").rglob("*.*"))
+
+
+# --- rounds of made-up candidates, whose times are looked up ---
+
+
+SPACE = Space("some", 1)
+
+
+def decided(number: int) -> dict[str, int]:
+    return {"number": number}
+
+
+def write_round(directory: Path, count: int, **changes: Any) -> Round:
+    """Write a round of candidates, each a file of its own; number 0 is the untuned one."""
+    directory.mkdir(exist_ok=True)
+    candidates = []
+    for number in range(count):
+        path = directory / f"candidate_{number}.so"
+        path.write_text(f"code {number}")
+        candidates.append(
+            Candidate(decisions=decided(number), library=path.name, sha256=file_sha256(path))
+        )
+    fields: dict[str, Any] = {
+        "natc": "1",
+        "spec": SPEC.name,
+        "target": HOST.name,
+        "operation": "forward",
+        "space": SPACE,
+        "shapes": [SHAPE],
+        "candidates": candidates,
+        "present": False,
+        "dropped": [],
+        "seed": 0,
+        "exported_on": environment.collect(0),
+    }
+    made = Round(**{**fields, **changes})
+    rounds.write(directory, made)
+    return made
+
+
+class Table:
+    """Stands for a device: candidate N takes |N - fastest| + 1 ms; counts samples."""
+
+    def __init__(self, fastest: int = 40) -> None:
+        self.fastest = fastest
+        self.samples: Counter[int] = Counter()
+        self.calls: list[int] = []
+        self.unchecked: set[int] = set()
+        self.before: Callable[[int], None] = lambda number: None
+
+    def __call__(self, candidate: Candidate, samples: int, checked: bool) -> list[float]:
+        number = candidate.decisions["number"]
+        self.before(number)
+        # What is timed was checked against the reference before.
+        assert checked == (number in self.calls or number in self.unchecked)
+        self.calls.append(number)
+        self.samples[number] += samples
+        return [1e-3 * (1 + abs(number - self.fastest))]
+
+
+def trials(directory: Path) -> list[Trial]:
+    return rounds.measured(directory).trials
+
+
+def test_what_is_behind_gets_few_samples(tmp_path: Path) -> None:
+    write_round(tmp_path, 64)
+    table = Table()
+    summary = measuring.measure(tmp_path, with_=table)
+    assert summary.complete and summary.best == about(1e-3) and summary.untuned == about(41e-3)
+    assert table.calls[0] == 0  # without the untuned kernel, nothing else is worth anything
+    behind = [number for number in range(1, 64) if abs(number - 40) > 8]
+    assert {table.samples[number] for number in behind} == {3}
+    assert table.samples[40] > 100 and table.samples[0] == table.samples[40]
+    # 64 candidates measured in full would be as many times what one takes.
+    assert sum(table.samples.values()) < 15 * table.samples[40]
+    ends = list(table.calls[-15:])
+    assert Counter(ends) == dict.fromkeys(ends, 3), "finalists take turns"
+    assert all(trial.samples for trial in trials(tmp_path))
+
+
+def test_the_present_schedule_is_measured_as_finalists_are(tmp_path: Path) -> None:
+    write_round(tmp_path, 64, present=True)
+    table = Table()
+    measuring.measure(tmp_path, with_=table)
+    assert table.samples[1] == table.samples[0] == table.samples[40]
+
+
+@pytest.mark.parametrize("after", [0, 1, 30, 66, 80, 100])
+def test_a_kill_costs_what_was_being_measured(tmp_path: Path, after: int) -> None:
+    write_round(tmp_path, 64)
+    table = Table()
+
+    class Killed(BaseException):
+        pass
+
+    def kill(number: int) -> None:
+        if len(table.calls) == after:
+            raise Killed
+
+    table.before = kill
+    with pytest.raises(Killed):
+        measuring.measure(tmp_path, with_=table)
+    log = tmp_path / rounds.MEASURED
+    log.write_bytes(log.read_bytes() + b'{"type":"tri')  # it was killed in mid-line
+    known = len(trials(tmp_path))
+    rest = Table()
+    rest.unchecked = set(table.calls)
+    notes: list[Event] = []
+    summary = measuring.measure(tmp_path, with_=rest, on_event=notes.append)
+    assert summary.complete and summary.best == about(1e-3)
+    assert any("damaged record was skipped" in n.message for n in notes if isinstance(n, Note))
+    whole = Table()
+    write_round(tmp_path / "whole", 64)
+    measuring.measure(tmp_path / "whole", with_=whole)
+    # Only the confirmation, which is done in turns, starts anew.
+    assert len(rest.calls) + known <= len(whole.calls) + 15
+    assert set(rest.samples) >= {0, 40} or after > 66
+    assert import_scores(tmp_path) == import_scores(tmp_path / "whole")
+
+
+def import_scores(directory: Path) -> dict[int, float]:
+    """Return what counts for each candidate."""
+    found = {}
+    for trial in trials(directory):
+        assert trial.seconds is not None
+        found[trial.decisions["number"]] = trial.seconds[KEY]
+    return found
+
+
+def test_time_ends_it_and_the_next_call_goes_on(tmp_path: Path) -> None:
+    write_round(tmp_path, 8)
+    nothing = measuring.measure(tmp_path, until=time.monotonic() - 1, with_=Table())
+    assert (nothing.measured, nothing.complete, nothing.best) == (0, False, None)
+    assert measuring.measure(tmp_path, with_=Table()).complete
+
+
+def test_failures_are_recorded_and_not_tried_again(tmp_path: Path) -> None:
+    write_round(tmp_path, 16)
+    table = Table(fastest=8)
+
+    def fail(number: int) -> None:
+        if number == 7:
+            raise ChildProcessError("the process was ended by SIGSEGV")
+        if number == 8:
+            raise TimeoutError("it took longer than 30 s")
+        if number == 9:
+            raise JobError("wrong result: forward: output: 3 of 9 elements are NaN")
+
+    table.before = fail
+    summary = measuring.measure(tmp_path, with_=table)
+    assert summary.complete and summary.failures == 3 and summary.best == about(3e-3)
+    errors = {t.decisions["number"]: t.error for t in trials(tmp_path) if t.error}
+    assert errors == {
+        7: "crashed: the process was ended by SIGSEGV",
+        8: "took too long to run: it took longer than 30 s",
+        9: "wrong result: forward: output: 3 of 9 elements are NaN",
+    }
+    assert measuring.measure(tmp_path, with_=table).measured == 0
+
+
+def test_what_another_machine_measured_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_round(tmp_path, 4)
+    here = environment.collect()
+    other = msgspec.structs.replace(here, id="other", cpu="another CPU")
+    monkeypatch.setattr(environment, "collect", lambda seed=None: other)
+    measuring.measure(tmp_path, with_=Table())
+    monkeypatch.setattr(environment, "collect", lambda seed=None: here)
+    summary = measuring.measure(tmp_path, with_=Table())
+    assert summary.measured > 0
+    assert "were measured on another machine; measuring again" in summary.notes[0]
+
+
+# --- rounds that are not measured or taken in ---
+
+
+def edit(directory: Path, **changes: Any) -> None:
+    path = directory / rounds.NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"schema_version": 2}, "with version 2 of rounds"),
+        ({"abi": rounds.ABI - 1, "natc": "0.0.9"}, "written by natc 0.0.9"),
+        ({"spec": "na2d_k64_d8_float32"}, "is damaged: kernel_size 64"),
+        ({"operation": "sideways"}, "is damaged: operation 'sideways' is unknown"),
+        ({"shapes": [[1, 8, 1]]}, r"is damaged: shape \(1, 8, 1\)"),
+        ({"candidates": []}, "is damaged: a round has at least one candidate"),
+        (
+            {"candidates": [{"decisions": {}, "library": "../x.so", "sha256": "0"}]},
+            "is damaged: library '../x.so' must be a file name",
+        ),
+    ],
+    ids=["schema", "abi", "spec", "operation", "shapes", "none", "elsewhere"],
+)
+def test_rounds_of_another_natc_are_refused(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    write_round(tmp_path, 2)
+    edit(tmp_path, **changes)
+    table = Table()
+    with pytest.raises(TuneError, match=said) as raised:
+        measuring.measure(tmp_path, with_=table)
+    assert str(tmp_path / rounds.NAME) in str(raised.value)
+    assert "natc tune --export" in str(raised.value) and not table.calls
+
+
+def test_other_files_are_not_run(tmp_path: Path) -> None:
+    write_round(tmp_path, 3)
+    path = tmp_path / "candidate_1.so"
+    path.write_text("something else")
+    table = Table()
+    with pytest.raises(TuneError, match="candidate_1.so is not the file that round.json vouches"):
+        measuring.measure(tmp_path, with_=table)
+    path.unlink()
+    with pytest.raises(TuneError, match="candidate_1.so cannot be read"):
+        measuring.measure(tmp_path, with_=table)
+    write_round(tmp_path, 3)
+    path.chmod(0o666)
+    with pytest.raises(TuneError, match="candidate_1.so is not loaded: "):
+        measuring.measure(tmp_path, with_=table)
+    path.chmod(0o644)
+    tmp_path.chmod(0o777)
+    with pytest.raises(TuneError, match=r"libraries in .* are not loaded: "):
+        measuring.measure(tmp_path, with_=table)
+    tmp_path.chmod(0o755)
+    assert table.calls == [] and measuring.measure(tmp_path, with_=table).complete
+
+
+def test_a_round_for_another_machine_is_refused(tmp_path: Path) -> None:
+    other = "llvm-aarch64" if HOST.arch != "aarch64" else "llvm-x86-64-v2"
+    write_round(tmp_path, 2, target=other)
+    with pytest.raises(TargetError, match=f"{other} does not run on this machine"):
+        measuring.measure(tmp_path, with_=Table())
+    write_round(tmp_path, 2, target="cuda-sm_90")
+    with pytest.raises(TargetError, match=r"no NVIDIA GPU|does not run on this machine"):
+        measuring.measure(tmp_path, with_=Table())
+
+
+def test_taking_in_what_is_not_there_or_stale(copied: Path) -> None:
+    place = place_in(copied)
+    with pytest.raises(TuneError, match="was not measured yet: natc measure"):
+        import_round(place)
+    made = rounds.read(place)
+    old = msgspec.structs.replace(made, space=Space(made.space.name, made.space.version + 1))
+    rounds.write(place, old)
+    version = made.space.version
+    with pytest.raises(TuneError, match=f"version {version + 1}, and this natc has .* {version}:"):
+        import_round(place)
+    rounds.write(place, made)
+
+    def fail(candidate: Candidate, samples: int, checked: bool) -> list[float]:
+        raise JobError("no GPU any more")
+
+    measuring.measure(place, with_=fail)
+    with pytest.raises(TuneError, match="untuned kernel of .* failed: no GPU any more"):
+        import_round(place)
+    assert not workspace.schedule_path(SPEC, HOST, OPERATION).exists()
+
+
+def times(milliseconds: float) -> measuring.Outcome:
+    return lambda candidate, samples, checked: [1e-3 * milliseconds]
+
+
+def test_a_better_schedule_stays(copied: Path, tmp_path: Path) -> None:
+    measuring.measure(place_in(copied), with_=times(2))
+    first = import_round(place_in(copied))
+    assert first.replaced and first.best == about(2e-3)
+    saved = schedules.load_schedule(SPEC, HOST, OPERATION)
+    assert saved is not None
+    faster = msgspec.structs.replace(
+        saved,
+        decisions={**saved.decisions, "another": 1},
+        measured=msgspec.structs.replace(saved.measured, score=1e-3),
+    )
+    schedules.save_schedule(faster)
+    second = import_round(place_in(copied))
+    assert not second.replaced and "took 0.001 s" in second.kept
+    kept = schedules.load_schedule(SPEC, HOST, OPERATION)
+    assert kept is not None and kept.decisions["another"] == 1
+
+
+# --- processes ---
+
+
+def test_a_process_is_started_anew_only_when_it_must(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "measure", crash_hang_or_err)
+    monkeypatch.setattr(measuring, "_MEASURE_LIMIT", 20.0)
+    made = write_round(tmp_path, 5)
+    with measuring.Workers(tmp_path, made) as workers:
+        ids = []
+        for number in (0, 3, 4, 1, 0, 2, 4):
+            try:
+                ids.append(workers(made.candidates[number], 3, False)[0])
+            except (JobError, ChildProcessError, TimeoutError) as error:
+                ids.append(type(error).__name__)
+        first, wrong, same, crashed, second, hung, third = ids
+        assert (wrong, crashed, hung) == ("JobError", "ChildProcessError", "TimeoutError")
+        assert first == same and len({first, second, third}) == 3
+        assert workers.restarts == 2
+
+
+# --- which candidates ---
+
+
+def test_every_candidate_is_proposed_once_and_what_was_learnt_decides_the_order() -> None:
+    spec = KernelSpec.make(7, rpb=True, dtype="float16")
+    target = Target.parse("cuda-sm_90")
+
+    def ranked() -> Ranking:
+        return Ranking(spec, target, "d_query", batch=10, seed=1)
+
+    def seconds(decisions: dict[str, int]) -> float:
+        slow = (decisions["threads"] != 64) + (decisions["unroll"] != 16)
+        return 1e-3 * (1 + slow)
+
+    found, seen = ranked(), []
+    while batch := found.propose():
+        assert batch == batch[:10]
+        seen += batch
+        found.pass_over(batch)
+    assert len(seen) == len({tuple(one.items()) for one in seen}) > 20
+    assert found.untuned in seen
+
+    taught = ranked()
+    sample = seen[:60]
+    taught.learn(sample, [seconds(one) for one in sample])
+    proposed = taught.propose()
+    assert [one for one in proposed if one in sample] == []
+    left = [one for one in seen if one not in sample]
+    # All but those by chance are of the fastest kind, of which there are more than that.
+    assert [seconds(one) for one in proposed[:8]] == [1e-3] * 8
+    assert 8 < [seconds(one) for one in left].count(1e-3) < len(left) / 5
+    assert found.propose() == [] and ranked().propose() == seen[:10]
+    with pytest.raises(NatcError, match="no candidate"):
+        found.candidate({"threads": 7})
+
+
+def test_schedules_of_near_kernels_are_borrowed(place: Path) -> None:
+    spec = KernelSpec.make(7, rpb=True, dtype="float16")
+    near = list(schedules.near(spec))
+    assert near[0] == spec and near[1] == dataclasses.replace(spec, rpb=False)
+    assert near[2].dtype == "bfloat16" and near[2].rpb
+    assert {one.kernel_size[0] for one in near} == set(range(3, 12))
+    assert len(set(near)) == len(near) == 36
+    assert {one.dtype for one in schedules.near(KernelSpec.make(2))} == {"float32"}
+    assert [one.kernel_size for one in schedules.near(KernelSpec.make(2, rank=1))][:4] == [
+        (2,), (2,), (3,), (3,)
+    ]  # fmt: skip
