@@ -132,6 +132,16 @@ def test_the_first_directory_wins_and_each_other_candidate_has_its_reason(
     assert code == 1 and f"{library.name}: has no d_query, only forward" in out
 
 
+def test_a_kernel_without_bias_serves_what_reads_none(natc: Natc) -> None:
+    plain = add_library(
+        workspace.library_dir(), replace(SPEC, rpb=False), entries={"av": {"llvm": "av"}}
+    )
+    account = document(natc, "show", *KERNEL, "--operation", "av")
+    assert account["library"] == str(plain.with_suffix(".so"))
+    assert account["why"] == "that of na2d_k7_d32_float32, which is the same"
+    assert list(reasons(account).values()) == [None]
+
+
 def test_a_library_that_was_changed_serves_nothing(natc: Natc) -> None:
     library = add_library(workspace.library_dir()).with_suffix(".so")
     library.write_bytes(b"other code")

@@ -123,6 +123,9 @@ def test_text_in_a_pipe_is_plain_and_whole(
     for text in (out, err):
         assert ESCAPE not in text and not LINES.search(text)
     assert out.strip()
+    if case == "list":
+        row = rf"^{START.spec}  llvm-x86-64-v3 +2\.00x +2  \d{{4}}-\d\d-\d\d"
+        assert re.search(row, out, flags=re.MULTILINE)
     # Nothing is folded: a path of more than 100 characters is on one line.
     long = str(place / ("libraries" * 12))
     if case.startswith(("list", "doctor", "show F", "verify", "package --dry-run")):
