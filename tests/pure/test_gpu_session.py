@@ -1,0 +1,105 @@
+"""The session on a lent GPU: each step has its limit and its log, and none stops the next."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_session.py"
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_session", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "gpu_session", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def summary(logs: Path) -> dict[str, dict[str, Any]]:
+    return {one["name"]: one for one in json.loads((logs / "summary.json").read_text())}
+
+
+def test_a_step_that_fails_or_hangs_does_not_stop_the_next(
+    session: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Of 100 s, as long as the hanging step has; it started another program.
+    hangs = "echo begun; sleep 600 & echo $! > child; sleep 600"
+    steps = [
+        session.Step("tests", ["sh", "-c", "echo first; echo bad >&2; exit 3"]),
+        session.Step("memory", ["sh", "-c", f"cd {tmp_path}; {hangs}"]),
+        session.Step("sanitizer", ["true"], skip="is not installed"),
+        session.Step("curve", ["no-such-program"]),
+        session.Step("attention", ["sh", "-c", "echo '{}'; echo told >&2"], output="found.json"),
+    ]
+    assert session.run(steps, tmp_path / "logs", 25.0) == 1
+    found = summary(tmp_path / "logs")
+    states = [one["state"] for one in found.values()]
+    assert states == ["failed", "late", "skipped", "failed", "passed"]
+    assert list(found) == [step.name for step in steps]
+    assert found["tests"]["said"] == "bad" and found["sanitizer"]["said"] == "is not installed"
+    assert found["memory"]["said"] == "begun" and "no-such-program" in found["curve"]["said"]
+    assert (tmp_path / "logs" / "0_tests.log").read_text() == "first\nbad\n"
+    assert (tmp_path / "logs" / "found.json").read_text() == "{}\n"
+    assert (tmp_path / "logs" / "4_attention.log").read_text() == "told\n"
+    assert "not well: tests, memory, curve" in capsys.readouterr().out
+    child = int((tmp_path / "child").read_text())
+    assert not alive(child)
+
+
+def alive(process: int) -> bool:
+    """Return whether a process runs; one that ended and waits for its parent does not."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+def test_every_step_has_a_share_and_names_what_is_there(
+    session: ModuleType, tmp_path: Path
+) -> None:
+    steps = session.steps(tmp_path, tmp_path / "rounds", 600.0)
+    assert [step.name for step in steps] == list(session.SHARES)
+    assert sum(session.SHARES.values()) == pytest.approx(1.0)
+    root = SCRIPT.parents[1]
+    for step in steps:
+        for word in step.command:
+            if word.startswith(str(root)) and not word.startswith(str(tmp_path)):
+                assert Path(word).exists() or word == sys.executable
+    assert session.steps(tmp_path, None, 600.0)[-1].skip == "no --rounds were given"
+    assert session.run([session.Step("tests", ["true"])], tmp_path / "logs", 60.0) == 0
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--only", "tests,nothing"], "--only has 'nothing'; allowed are tests, sanitizer"),
+        (["--minutes", "0"], "--minutes is 0.0; it must be above 0"),
+        (["--rounds", "/no/such/place"], "--rounds is /no/such/place, which is no directory"),
+    ],
+    ids=["only", "minutes", "rounds"],
+)
+def test_wrong_options_are_named(
+    session: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_session.py", str(tmp_path / "logs"), *words])
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(SystemExit) as ended:
+        session.main()
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+    assert not (tmp_path / "logs").exists()
