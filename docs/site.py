@@ -32,7 +32,7 @@ SHOWN = (".png", ".svg", ".html", ".json", ".txt")
 
 # A link, or code, in which nothing is one.
 LINK = re.compile(
-    r"(?P<before>\[[^\]]*\]\()(?P<link>[^)\s]+)\)|^ *```.*?^ *```|`[^`\n]+`",
+    r"(?P<before>\[(?P<text>[^\]]*)\]\()(?P<link>[^)\s]+)\)|^ *```.*?^ *```|`[^`\n]+`",
     re.MULTILINE | re.DOTALL,
 )
 FETCHED = re.compile(
@@ -54,7 +54,8 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     }
     for path in sorted(linked):
         uri = _uri(path)
-        if files.get_file_from_path(uri) is None:
+        # A folder of the repository has no place in the site: such a link becomes text.
+        if files.get_file_from_path(uri) is None and not (root / path).is_dir():
             if not (root / path).is_file():
                 raise PluginError(f"a page links to {path}, which is no file of the repository.")
             files.append(File.generated(config, uri, abs_src_path=str(root / path)))
@@ -69,6 +70,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         path, anchor = _target(_source(here), match["link"] or "")
         if path is None:
             return match[0]
+        if (_root(config) / path).is_dir():
+            return match["text"]
         place = posixpath.relpath(_uri(path), posixpath.dirname(here))
         return f"{match['before']}{place}{anchor})"
 

@@ -153,6 +153,13 @@ def test_every_verb_that_a_page_names_exists(page: Path) -> None:
     assert named <= verbs, f"{name(page)} names natc {', '.join(sorted(named - verbs))}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_test_that_a_page_names_exists(page: Path) -> None:
+    named = set(re.findall(r"\btest_\w+\.py\b", page.read_text(encoding="utf-8")))
+    there = {path.name for path in ROOT.glob("tests/**/test_*.py")}
+    assert named <= there, f"{name(page)} names {', '.join(sorted(named - there))}"
+
+
 @pytest.mark.parametrize("verb", sorted(OPTIONS.verbs()))
 def test_tables_of_options_are_those_of_the_command_line(verb: str) -> None:
     page = OPTIONS.page(verb)
