@@ -1,4 +1,7 @@
-"""Design space for CPUs: each query gathers its keys and values straight from memory.
+"""Design space for CPUs: each query gathers its keys and values straight from memory, tap by tap.
+
+For kernels that `llvm_blocked` does not have: of float64, or of head dims below 16 or that are no
+multiple of 8.
 
 Rows of queries run in parallel. For one query and head, the loop over taps computes a dot product
 in `lanes` partial sums, adds them up and applies the bias; the softmax runs over all taps, the
@@ -49,7 +52,7 @@ def structure(spec: KernelSpec, target: Target) -> Candidates:
         "lanes": (1, *lanes),
         "lane_sum": (TREE, INSTRUCTION) if spec.accumulator == "float32" else (TREE,),
         "maximum": (APART, ALONG),
-        "chains": (ONE_CHAIN, CHAIN_A_COLUMN),
+        "chains": (ONE_CHAIN, CHAIN_A_COLUMN) if spec.rank > 1 else (ONE_CHAIN,),
         "parallel": (ROWS_AND_COLUMNS,) if spec.rank == 1 else (ROWS, ROWS_AND_COLUMNS),
     }
 
@@ -68,7 +71,7 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
             sch.compute_inline(sch.get_sblock(name))
     # Splitting a reduction must come before the block moves into another's loops.
     dot = dot_product.split(sch, "scores", choices["lanes"], choices["lane_sum"])
-    chains = _chains(sch, spec, choices["chains"])
+    chains = split_chains(sch, spec, choices["chains"])
 
     output = sch.get_sblock("output")
     batch, (*rows, column), head, channel = query_loops(sch, output)
@@ -102,7 +105,7 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
         for name in tables_of(sch, axis):
             sch.compute_at(sch.get_sblock(name), column if axis == spec.rank - 1 else row)
     # Last, since primitives refuse loops that hold a block with its initialization apart.
-    _weighted_sum(sch, head, chains)
+    weighted_sum(sch, head, chains)
     if choices["maximum"] == ALONG:
         block = sch.get_sblock("max_logit")
         loops = sch.get_loops(block)
@@ -110,7 +113,7 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
     decisions.annotate(sch, output)
 
 
-def _chains(sch: Schedule, spec: KernelSpec, chains: int) -> SBlockRV | None:
+def split_chains(sch: Schedule, spec: KernelSpec, chains: int) -> SBlockRV | None:
     """Give each column of the window a sum of its own; return the block that makes them."""
     if chains == ONE_CHAIN:
         return None
@@ -118,11 +121,11 @@ def _chains(sch: Schedule, spec: KernelSpec, chains: int) -> SBlockRV | None:
     return sch.rfactor(column, 2 + spec.rank)  # behind the site
 
 
-def _weighted_sum(sch: Schedule, head: LoopRV, chains: SBlockRV | None) -> None:
+def weighted_sum(sch: Schedule, site: LoopRV, chains: SBlockRV | None) -> None:
     """Add up weight times value over taps, all channels of a value at once."""
     summed = sch.get_sblock("summed")
     for block in [summed] if chains is None else [chains, summed]:
-        loops = inner_loops(sch, block, outer=head)
+        loops = inner_loops(sch, block, outer=site)
         channel = loops.pop("v_d", None)
         taps = [loop for axis, loop in loops.items() if is_reduction(sch, block, axis)]
         column = [loop for axis, loop in loops.items() if not is_reduction(sch, block, axis)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,14 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 
 from natc.operations import FORWARD, OPERATIONS
-from natc.space import cuda_gather, cuda_simt, cuda_streamed, llvm_direct, llvm_gather
+from natc.space import (
+    cuda_gather,
+    cuda_simt,
+    cuda_streamed,
+    llvm_blocked,
+    llvm_direct,
+    llvm_gather,
+)
 from natc.space.decisions import Candidates, Decisions
 from natc.spec import KernelSpec
 from natc.targets import Target
@@ -27,7 +35,8 @@ class Space:
 
     structure(spec, target): the choices of structure. apply(sch, spec, target, decisions):
     schedules a function. A version changes when old decisions would mean another kernel.
-    exponential, definition: what the functions that it schedules are made with and by.
+    exponential, definition: what the functions that it schedules are made with and by; definition
+    takes `example`, too, where it is searched (`natc.te.problem`).
     """
 
     name: str
@@ -35,7 +44,7 @@ class Space:
     structure: Callable[[KernelSpec, Target], Candidates]
     apply: Callable[[Schedule, KernelSpec, Target, Decisions], None]
     exponential: Exponential
-    definition: Callable[[str, KernelSpec, Exponential], tirx.PrimFunc] = definitions.definition
+    definition: Callable[..., tirx.PrimFunc] = definitions.definition
 
 
 _SPACES = {
@@ -65,13 +74,27 @@ _STREAMED = Space(
 def space_for(target: Target, operation: str = FORWARD, spec: KernelSpec | None = None) -> Space:
     """Return the design space of an operation on a target.
 
-    That of the forward is searched. On a GPU, a forward that would have to keep too much has one
-    of its own. spec: the kernel; None is one that has not.
+    That of the forward is searched. On a CPU, it depends on the head dim; on a GPU, a forward that
+    would have to keep too much has one of its own. spec: the kernel; None is one that has not.
     """
     is_forward = OPERATIONS[operation].family == "forward"
     if is_forward and target.kind == "cuda" and spec is not None and _keeps_much(spec, target):
         return _STREAMED
+    if is_forward and target.kind == "llvm" and spec is not None and llvm_blocked.covers(spec):
+        return _blocked(target)
     return _SPACES[target.kind, is_forward]
+
+
+@functools.cache
+def _blocked(target: Target) -> Space:
+    return Space(
+        llvm_blocked.NAME,
+        llvm_blocked.VERSION,
+        llvm_blocked.structure,
+        llvm_blocked.apply,
+        polynomial,
+        functools.partial(llvm_blocked.definition, target=target),
+    )
 
 
 def _keeps_much(spec: KernelSpec, target: Target) -> bool:

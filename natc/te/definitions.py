@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tvm import tirx
 
@@ -25,9 +25,24 @@ _DEFINITIONS: dict[str, Callable[[KernelSpec, Exponential], tirx.PrimFunc]] = {
 }
 
 
-def definition(operation: str, spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
-    """Return the unscheduled function of an operation, for any shape."""
+def definition(
+    operation: str,
+    spec: KernelSpec,
+    exponential: Exponential,
+    *,
+    example: Sequence[int] | None = None,
+) -> tirx.PrimFunc:
+    """Return the unscheduled function of an operation, for any shape.
+
+    example: for the forward, a shape to be fixed instead (`natc.te.problem`).
+    """
     found = OPERATIONS[operation]
     if found.family == "forward":
-        return forward(spec, with_lse=found.with_lse, packed=found.packed, exponential=exponential)
+        return forward(
+            spec,
+            with_lse=found.with_lse,
+            packed=found.packed,
+            exponential=exponential,
+            example=example,
+        )
     return _DEFINITIONS[operation](spec, exponential)

@@ -22,6 +22,8 @@ def forward(
     packed: bool = False,
     exponential: Exponential = polynomial,
     example: Sequence[int] | None = None,
+    columns: int | None = None,
+    copies: bool = False,
 ) -> tirx.PrimFunc:
     """Return the unscheduled function of `forward` (`natc.operations`).
 
@@ -32,14 +34,23 @@ def forward(
 
     example: (batch, *sizes, heads) to be fixed instead (`natc.te.problem`). A search reasons about
     such a function.
+
+    columns: taps of the last axis, the window's and others behind them that nothing attends to;
+    for a space whose vectors hold that many. copies: through stages key_copied and value_copied,
+    heads first, which a space may inline.
     """
     p = Problem(spec, HEADS_LAST, exponential, example)
     g = Gather(p, from_keys=False, tables=False)
     inputs, query, key, value = p.attention_inputs(packed=packed)
     rpb = p.bias() if spec.rpb else None
-    bias = None if rpb is None else g.bias(rpb)
     sites, site, n = p.site_shape, p.site_names, len(p.site_names)
-    window, taps, channels = g.window, math.prod(spec.kernel_size), spec.value_dim
+    last, channels = spec.kernel_size[-1], spec.value_dim
+    columns = columns or last
+    window = [*g.window[:-1], columns]
+    taps = math.prod(window)
+    bias = None if rpb is None else g.bias(_padded(p, rpb, columns - last))
+    if copies:
+        key, value = p.copied(key), p.copied(value)
 
     scaled = stage(
         query.shape,
@@ -50,12 +61,14 @@ def forward(
 
     key_tap, value_tap = g.tap_vector(key), g.tap_vector(value)
     d = te.reduce_axis((0, spec.head_dim), "d")
-    scores = stage(
-        (*sites, *window),
-        [*site, *p.tap_names],
-        lambda *at: te.sum(scaled(*at[:n], d) * p.accumulate(key_tap(*at, d)), d),
-        "scores",
-    )
+
+    def score(*at: tirx.Var) -> Expr:
+        where, tap = at[:n], [*at[n:]]
+        if columns > last:
+            tap[-1] = te.min(tap[-1], last - 1)
+        return te.sum(scaled(*where, d) * p.accumulate(key_tap(*where, *tap, d)), d)
+
+    scores = stage((*sites, *window), [*site, *p.tap_names], score, "scores")
 
     # One index for all taps from here on: the softmax vectorizes over them.
     def logit(*at: tirx.Var) -> Expr:
@@ -77,7 +90,7 @@ def forward(
     t = te.reduce_axis((0, taps), "t")
     total = stage(sites, site, lambda *at: te.sum(weights(*at, t), t), "sum_weights")
 
-    tap = [te.reduce_axis((0, extent), name) for extent, name in zip(window, p.tap_names)]
+    tap = [te.reduce_axis((0, extent), name) for extent, name in zip(g.window, p.tap_names)]
     summed = stage(
         (*sites, channels),
         [*site, "d"],
@@ -98,6 +111,22 @@ def forward(
     if with_lse:
         lse = stage(sites, site, lambda *at: log_sum(p, largest[at], total[at]), "lse")
     return p.function([*inputs, rpb, output, lse])
+
+
+def _padded(p: Problem, rpb: te.Tensor, columns: int) -> te.Tensor:
+    """Return the bias with columns behind it, as a stage; itself without any.
+
+    Nothing attends to them: they are there to be read, with the others in one vector.
+    """
+    if not columns:
+        return rpb
+    heads, *offsets = rpb.shape
+    return stage(
+        (heads, *offsets[:-1], offsets[-1] + columns),
+        ["h", *(f"r{axis}" for axis in range(p.rank))],
+        lambda h, *r: tirx.if_then_else(r[-1] < offsets[-1], rpb(h, *r), p.const(0.0)),
+        "bias_padded",
+    )
 
 
 def base(p: Problem, largest: Expr) -> Expr:

@@ -47,7 +47,21 @@ class Packed:
         return self._qkv(*outer, self._which, head, channel)
 
 
-Vectors: TypeAlias = te.Tensor | Packed
+class HeadsFirst:
+    """A tensor whose heads come before its positions; indexed, and seen, as if they were last."""
+
+    def __init__(self, tensor: te.Tensor, name: str) -> None:
+        self.name, self._tensor = name, tensor
+        batch, heads, *sizes, channels = tensor.shape
+        self.shape = (batch, *sizes, heads, channels)
+
+    def __call__(self, *indices: Any) -> Expr:
+        """Return an element at `[b, *s, h, d]`, as te.Tensor does."""
+        batch, *positions, head, channel = indices
+        return self._tensor(batch, head, *positions, channel)
+
+
+Vectors: TypeAlias = te.Tensor | Packed | HeadsFirst
 
 
 class Problem:
@@ -86,7 +100,7 @@ class Problem:
             self.dilation, self.stride = [1] * spec.rank, [1] * spec.rank
             self.is_causal = [False] * spec.rank
         self._exponential = exponential
-        self._kv_tensors: list[te.Tensor] = []
+        self._kv_tensors: list[Vectors] = []
 
         positions = [f"i{a}" for a in axes]
         self.site_names = self.order("b", positions, "h")
@@ -143,6 +157,20 @@ class Problem:
         qkv = te.placeholder(shape, self.spec.dtype, "qkv")
         names = ("query", "key", "value")
         return qkv, [Packed(qkv, which, name) for which, name in enumerate(names)]
+
+    def copied(self, tensor: Vectors) -> HeadsFirst:
+        """Return heads-last vectors as a stage, heads first and in the accumulator's dtype."""
+        batch, *sizes, heads, channels = tensor.shape
+        copy = stage(
+            (batch, heads, *sizes, channels),
+            ["b", "h", *(f"i{axis}" for axis in range(self.rank)), "d"],
+            lambda b, h, *rest: self.accumulate(tensor(b, *rest[:-1], h, rest[-1])),
+            f"{tensor.name}_copied",
+        )
+        found = HeadsFirst(copy, tensor.name)
+        if self._is_kv(tensor):
+            self._kv_tensors.append(found)
+        return found
 
     def bias(self) -> te.Tensor:
         """Return the relative positional bias, `[H, 2*K-1 of each axis]`."""

@@ -19,10 +19,10 @@ from tvm.s_tir.schedule import Trace
 
 from natc.build.lower import compiler_target
 from natc.errors import ScheduleError
+from natc.operations import FORWARD
 from natc.space import Decisions, combinations, read_decisions, space_for
 from natc.spec import KernelSpec
 from natc.targets import Target
-from natc.te import forward
 from natc.tune.mutator import MutateDecision
 from natc.tune.workload import Shape
 
@@ -52,8 +52,9 @@ class Proposer:
     ) -> None:
         """batch: candidates to propose at once; seed: makes the proposals repeatable."""
         self._spec, self._target = spec, target
-        self._space = space_for(target)
-        function = forward(spec, exponential=self._space.exponential, example=example)
+        self._space = space_for(target, spec=spec)
+        make = self._space.definition
+        function = make(FORWARD, spec, self._space.exponential, example=example)
         self._module = tvm.IRModule({"main": function})
         self._seed = seed + 1  # to MetaSchedule, 0 and below mean another seed every time
         self._chance = np.random.RandomState(seed).get_state()

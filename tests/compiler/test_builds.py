@@ -211,7 +211,8 @@ def test_every_schedule_that_is_committed_is_of_todays_space(
     assert found
     for listed in found:
         assert listed.schedule is not None, listed.problem
-        space = space_for(Target.parse(listed.schedule.target))
+        kernel = KernelSpec.parse(listed.schedule.spec)
+        space = space_for(Target.parse(listed.schedule.target), listed.schedule.operation, kernel)
         assert listed.schedule.space == Space(space.name, space.version), listed.path
 
 

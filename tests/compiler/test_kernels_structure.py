@@ -15,27 +15,33 @@ from tvm.s_tir import Schedule
 
 from natc.build.lower import compiler_target, scheduled
 from natc.errors import ScheduleError
+from natc.operations import FORWARD
 from natc.space import Decisions, combinations, read_decisions, space_for
+from natc.space.threads import apply_threads
 from natc.spec import KernelSpec
 from natc.targets import Target, detect_host_cpu
-from natc.te import forward
 from natc.testing.direct import assert_right, call
 from natc.testing.inputs import make_inputs
 
 HOST = detect_host_cpu()
 SPEC = KernelSpec.parse("na2d_k3x4_d16_float32_rpb")
+# Its head dim is small, and so its space another.
+DIRECT = KernelSpec.parse("na2d_k3x4_d8_float32_rpb")
 # Head dimensions and types that take other ways through a schedule.
 OTHERS = [
     KernelSpec.parse(name)
-    for name in ("na2d_k3_d1_float32", "na2d_k2_d12_float16_rpb", "na2d_k4x2_d8_bfloat16")
+    for name in (
+        *("na2d_k3_d1_float32", "na2d_k2_d12_float16_rpb", "na2d_k4x2_d8_bfloat16"),
+        *("na2d_k3x9_d24_float16_rpb", "na2d_k2x17_d16_bfloat16"),
+    )
 ]
 MOST = 72
 
 
 def sampled(spec: KernelSpec, target: Target, decisions: Mapping[str, int], seed: int) -> Schedule:
     """Return a schedule as a search makes it: what is not decided is drawn at random."""
-    space = space_for(target)
-    module = tvm.IRModule({"main": forward(spec, exponential=space.exponential)})
+    space = space_for(target, spec=spec)
+    module = tvm.IRModule({"main": space.definition(FORWARD, spec, space.exponential)})
     sch = Schedule(module, seed=seed)
     space.apply(sch, spec, target, Decisions(decisions, space.name, default_rest=False))
     return sch
@@ -47,7 +53,7 @@ def choices(spec: KernelSpec, target: Target, most: int = MOST) -> tuple[dict[st
 
     All that a space has, or a mixture of `most`. A space refuses those that repeat another.
     """
-    every = list(combinations(space_for(target).structure(spec, target)))
+    every = list(combinations(space_for(target, spec=spec).structure(spec, target)))
     random.Random(0).shuffle(every)
     found = []
     for seed, structure in enumerate(every[:most], start=1):
@@ -70,12 +76,13 @@ def check(spec: KernelSpec, decisions: Mapping[str, int]) -> None:
         assert_right(found, inputs, spec.kernel_size, scale=0.4, dilation=dilation)
 
 
-def test_every_structure_computes_the_same() -> None:
-    every = choices(SPEC, HOST)
+@pytest.mark.parametrize("spec", [SPEC, DIRECT], ids=str)
+def test_every_structure_computes_the_same(spec: KernelSpec) -> None:
+    every = choices(spec, HOST, most=36)
     assert len({tuple(sorted(found.items())) for found in every}) == len(every) > 1
     for found in every:
         try:
-            check(SPEC, found)
+            check(spec, found)
         except Exception as error:
             raise AssertionError(f"with {found}: {error}") from error
 
@@ -91,7 +98,7 @@ def test_other_kernels_under_some_structures(spec: KernelSpec) -> None:
 
 @pytest.mark.parametrize("target", [HOST, Target("cuda", "sm_90")], ids=str)
 def test_what_a_search_drew_is_built_again_exactly(target: Target) -> None:
-    space = space_for(target)
+    space = space_for(target, spec=SPEC)
     every = [
         {name: found[name] for name in space.structure(SPEC, target)}
         for found in choices(SPEC, target, most=8)
@@ -102,7 +109,9 @@ def test_what_a_search_drew_is_built_again_exactly(target: Target) -> None:
         decisions = read_decisions(sch.trace)
         drawn.add(tuple(sorted(decisions.items())))
         again = scheduled(SPEC, target, decisions)
-        assert functions(sch.mod) == functions(again), decisions
+        (drawn_function,) = sch.mod.functions.values()
+        lowered = tvm.IRModule({"main": apply_threads(drawn_function)})
+        assert functions(lowered) == functions(again), decisions
     assert len(drawn) > 2
 
 
@@ -120,7 +129,7 @@ def test_the_same_decisions_are_lowered_to_the_same_source(target: Target, opera
 
 @pytest.mark.parametrize("target", [HOST, Target("cuda", "sm_80")], ids=str)
 def test_a_decision_out_of_bounds_is_refused(target: Target) -> None:
-    space = space_for(target)
+    space = space_for(target, spec=SPEC)
     for name in read_decisions(sampled(SPEC, target, {}, 1).trace):
         with pytest.raises(ScheduleError, match=f"{name} is 12345; space {space.name} allows"):
             scheduled(SPEC, target, {name: 12345})

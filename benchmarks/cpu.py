@@ -1,0 +1,253 @@
+"""What natc does on this CPU: of its peak, beside torch's attention, and in a whole model.
+
+Three parts, each with its contestants in turn in one process, so that a slow moment of the machine
+is everybody's: 7x7 attention with bias at NAT's four levels; natc's gradients there; and NAT
+beside timm's Swin-T at batch 1 (`pip install timm`; left out without).
+
+    python benchmarks/cpu.py --json > benchmarks/results/cpu_k7_float32.json
+
+`natc build --kernel 7` comes first, or the first call builds the kernels. A time is the lower
+quartile of many samples, since whatever else runs only ever adds; the median is there too. Percent
+of peak counts useful multiply-adds: in a forward, two for each query, key of its window and
+channel; in a backward, five. The peak is measured by `natc.demo.peak` between the samples of each
+row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+import natc
+from natc import environment, reference
+from natc.demo import peak, peers
+from natc.demo.times import NAT_LEVELS, Contestant, Inputs, Unavailable
+from natc.testing.inputs import make_inputs
+from natc.testing.tolerance import relative_errors
+
+KERNEL_SIZE = 7
+MIN_SAMPLES, MIN_SAMPLE_SECONDS = 9, 2e-3
+MODELS = {"NAT-Mini": "nat_mini", "NAT-Tiny": "nat_tiny"}
+SWIN = "swin_tiny_patch4_window7_224"
+
+Calls = Mapping[str, Callable[[], Any]]
+
+
+def main() -> None:
+    """Run the parts that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", default="forward,backward,models", help="separated by commas")
+    parser.add_argument("--seconds", type=float, default=6.0, help="for each table's row")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    options = parser.parse_args()
+    probe = peak.open_probe()
+    found: dict[str, Any] = {
+        "environment": environment.collect(),
+        "threads": torch.get_num_threads(),
+        "peak": peak.measure(),
+    }
+    for part in options.parts.split(","):
+        found[part] = PARTS[part](probe, options.seconds)
+        if not options.json:
+            show(part, found[part])
+    if options.json:
+        json.dump(found, sys.stdout, indent=2, default=plain)
+        print()
+
+
+def forward(probe: peak.Probe, seconds: float) -> list[dict[str, Any]]:
+    """Return rows of natc's forward and its peers at each level."""
+    contestants = {"natc": peers.from_function(natc.na2d), **peers.torch_peers()}
+    rows = []
+    for shape in NAT_LEVELS:
+        query, key, value, rpb = make_inputs(
+            shape, kernel_size=(KERNEL_SIZE,) * 2, dtype=torch.float32, device="cpu", seed=0
+        )
+        inputs = Inputs(query, key, value, rpb, (KERNEL_SIZE,) * 2, (1, 1))
+        expected = reference.neighborhood_attention(
+            query.double(), key.double(), value.double(), KERNEL_SIZE, rpb=rpb.double()
+        )
+        calls, errors = prepared(contestants, inputs, expected)
+        work = multiply_adds(shape)
+        with torch.inference_mode():
+            rows += timed(
+                calls, seconds, probe, {"shape": shape}, errors, dict.fromkeys(calls, work)
+            )
+    return rows
+
+
+def backward(probe: peak.Probe, seconds: float) -> list[dict[str, Any]]:
+    """Return rows of natc's and the reference's gradients of all inputs at each level."""
+    rows = []
+    for shape in NAT_LEVELS:
+        inputs = make_inputs(
+            shape, kernel_size=(KERNEL_SIZE,) * 2, dtype=torch.float32, device="cpu", seed=0
+        )
+        d_output = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+        def gradients(
+            function: Callable[..., Any],
+            dtype: torch.dtype,
+            inputs: tuple[Any, ...] = inputs,
+            d_output: torch.Tensor = d_output,
+        ) -> Callable[[], Any]:
+            leaves = [t.to(dtype).requires_grad_() for t in inputs]
+            output = function(*leaves[:3], KERNEL_SIZE, rpb=leaves[3])
+            given = d_output.to(dtype)
+            return lambda: torch.autograd.grad(output, leaves, given, retain_graph=True)
+
+        expected = gradients(reference.neighborhood_attention, torch.float64)()
+        calls = {
+            "natc": gradients(natc.na2d, torch.float32),
+            "reference": gradients(reference.neighborhood_attention, torch.float32),
+        }
+        errors = {
+            name: max(relative_errors(g, e).largest for g, e in zip(call(), expected))
+            for name, call in calls.items()
+        }
+        # The logits and the weights' gradients, and three sums, each once.
+        work = dict.fromkeys(calls, 5 * multiply_adds(shape) // 2)
+        with torch.enable_grad():
+            rows += timed(calls, seconds, probe, {"shape": shape}, errors, work)
+    return rows
+
+
+def models(probe: peak.Probe, seconds: float) -> list[dict[str, Any]]:
+    """Return rows of whole networks at batch 1, eager and compiled; weights are random."""
+    image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    networks = {name: getattr(natc.models, made)().eval() for name, made in MODELS.items()}
+    try:
+        import timm
+
+        networks["Swin-T"] = timm.create_model(SWIN).eval()
+    except ImportError:
+        print("timm is not installed: no Swin-T", file=sys.stderr)
+    rows = []
+    for mode in ("eager", "compiled"):
+        torch._dynamo.reset()
+        calls, errors = {}, {}
+        for name, network in networks.items():
+            run = network if mode == "eager" else torch.compile(network)
+            calls[name] = lambda run=run: run(image)
+            with torch.inference_mode():
+                found = calls[name]()
+                if name in MODELS:
+                    with natc.force_reference():
+                        errors[name] = relative_errors(found, network(image).double()).largest
+                elif mode == "compiled":
+                    errors[name] = relative_errors(found, network(image).double()).largest
+        with torch.inference_mode():
+            rows += timed(calls, 3 * seconds, probe, {"mode": mode}, errors, {})
+    return rows
+
+
+PARTS = {"forward": forward, "backward": backward, "models": models}
+
+
+def prepared(
+    contestants: Mapping[str, Contestant], inputs: Inputs, expected: Any
+) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
+    """Return the contestants that run here, and the largest error of each."""
+    calls, errors = {}, {}
+    for name, contestant in contestants.items():
+        try:
+            with torch.inference_mode():
+                call = contestant(inputs).call
+                errors[name] = relative_errors(call(), expected).largest
+        except Unavailable as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            continue
+        calls[name] = call
+    return calls, errors
+
+
+def timed(
+    calls: Calls,
+    seconds: float,
+    probe: peak.Probe,
+    about: Mapping[str, Any],
+    errors: Mapping[str, float],
+    work: Mapping[str, int],
+) -> list[dict[str, Any]]:
+    """Return a row for each call; the probe is sampled in turn with them."""
+    threads = torch.get_num_threads()
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    rates = []
+    repeats = {
+        name: max(1, round(MIN_SAMPLE_SECONDS / sample(call, 1))) for name, call in calls.items()
+    }
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds or len(rates) < MIN_SAMPLES:
+        rates.append(probe.multiply_adds(threads))
+        for name, call in calls.items():
+            samples[name].append(sample(call, repeats[name]))
+    most = statistics.quantiles(rates, n=4)[2]
+    rows = []
+    for name, taken in samples.items():
+        quarter, median, _ = statistics.quantiles(taken, n=4)
+        row = {
+            **about,
+            "contestant": name,
+            "seconds": quarter,
+            "median_seconds": median,
+            "fastest_seconds": min(taken),
+            "samples": len(taken),
+            "error": errors.get(name),
+        }
+        if name in work:
+            row |= {
+                "multiply_adds": work[name],
+                "peak_multiply_adds_per_second": most,
+                "of_peak": work[name] / quarter / most,
+            }
+        rows.append(row)
+    return rows
+
+
+def sample(call: Callable[[], Any], repeats: int) -> float:
+    """Return seconds of one of several calls, after one that is not timed."""
+    call()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def multiply_adds(shape: tuple[int, ...]) -> int:
+    """Return those of the two products of a forward."""
+    batch, height, width, heads, channels = shape
+    return 2 * batch * height * width * heads * KERNEL_SIZE**2 * channels
+
+
+def show(part: str, rows: list[dict[str, Any]]) -> None:
+    """Print rows for people."""
+    print(part)
+    for row in rows:
+        about = row.get("mode") or "x".join(map(str, row["shape"]))
+        of_peak = f"{row['of_peak']:6.1%}" if "of_peak" in row else ""
+        error = "" if row["error"] is None else f"error {row['error']:.1e}"
+        print(
+            f"  {about:16} {row['contestant']:22} {row['seconds'] * 1e3:9.3f} ms "
+            f"(median {row['median_seconds'] * 1e3:9.3f}) {of_peak} {error}"
+        )
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    import msgspec
+
+    return msgspec.to_builtins(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Tensor intrinsics: sums of several vector registers at once, and the largest of one's lanes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+
+from tvm import tirx
+from tvm.ir import Expr
+from tvm.s_tir import TensorIntrin
+from tvm.script import tirx as T
+
+
+@functools.cache
+def vector_sums_intrinsic(count: int, lanes: int) -> str:
+    """Register the intrinsic for the sum of each of `count` rows of `lanes` float32.
+
+    Returns its name. Both are powers of two. The rows are folded into each other, so that one
+    vector of all sums comes out: about four instructions for each row, and no sum is taken apart
+    by itself.
+    """
+    row, result = f"float32x{lanes}", f"float32x{count}"
+
+    def sums(V: tirx.Buffer) -> Expr:
+        return _sums([V.vload([number, 0], row) for number in range(count)], lanes)
+
+    @T.prim_func(s_tir=True)
+    def description(rows: T.handle, totals: T.handle) -> None:
+        V = T.match_buffer(rows, (count, lanes), "float32", offset_factor=1)
+        S = T.match_buffer(totals, (count,), "float32", offset_factor=1)
+        with T.sblock("root"):
+            T.reads(S[0:count], V[0:count, 0:lanes])
+            T.writes(S[0:count])
+            for number, lane in T.grid(count, lanes):
+                with T.sblock("sum"):
+                    at, to = T.axis.remap("RS", [lane, number])
+                    S[to] = S[to] + V[to, at]
+
+    @T.prim_func(s_tir=True)
+    def implementation(rows: T.handle, totals: T.handle) -> None:
+        V = T.match_buffer(rows, (count, lanes), "float32", offset_factor=1)
+        S = T.match_buffer(totals, (count,), "float32", offset_factor=1)
+        with T.sblock("root"):
+            T.reads(S[0:count], V[0:count, 0:lanes])
+            T.writes(S[0:count])
+            S[T.Ramp(0, 1, count)] = S.vload([0], result) + sums(V)
+
+    name = f"natc.vector_sums_{count}_{lanes}"
+    TensorIntrin.register(name, description, implementation, override=True)
+    return name
+
+
+@functools.cache
+def vector_max_intrinsic(lanes: int) -> str:
+    """Register the intrinsic for the largest of `lanes` adjacent float32; return its name."""
+    vector = f"float32x{lanes}"
+
+    def largest(V: tirx.Buffer) -> Expr:
+        found, left = V.vload([0], vector), lanes
+        while left > 1:
+            left //= 2
+            halves = [_shuffled([found], range(at, at + left)) for at in (0, left)]
+            found = tirx.max(*halves)
+        return found
+
+    @T.prim_func(s_tir=True)
+    def description(values: T.handle, result: T.handle) -> None:
+        V = T.match_buffer(values, (lanes,), "float32", offset_factor=1)
+        S = T.match_buffer(result, (1,), "float32", offset_factor=1)
+        with T.sblock("root"):
+            T.reads(S[0], V[0:lanes])
+            T.writes(S[0])
+            for lane in range(lanes):
+                with T.sblock("max"):
+                    at = T.axis.reduce(lanes, lane)
+                    S[0] = T.max(S[0], V[at])
+
+    @T.prim_func(s_tir=True)
+    def implementation(values: T.handle, result: T.handle) -> None:
+        V = T.match_buffer(values, (lanes,), "float32", offset_factor=1)
+        S = T.match_buffer(result, (1,), "float32", offset_factor=1)
+        with T.sblock("root"):
+            T.reads(S[0], V[0:lanes])
+            T.writes(S[0])
+            S[0] = T.max(S[0], largest(V))
+
+    name = f"natc.vector_max_{lanes}"
+    TensorIntrin.register(name, description, implementation, override=True)
+    return name
+
+
+def _sums(rows: Sequence[Expr], lanes: int) -> Expr:
+    """Return a vector with the sum of the lanes of each row."""
+    count = len(rows)
+    if count > lanes:
+        low, high = (_sums(half, lanes) for half in (rows[: count // 2], rows[count // 2 :]))
+        return _shuffled([low, high], range(count))
+    found, granule = list(rows), count
+    while granule > 1:
+        granule //= 2
+        # Lanes whose number has this bit hold the second of two rows from here on. A blend and a
+        # swap: with two interleavings instead, LLVM makes slow horizontal additions.
+        kept = [lane + lanes * bool(lane & granule) for lane in range(lanes)]
+        swapped = [(lane ^ granule) + lanes * bool(lane & granule) for lane in range(lanes)]
+        half = len(found) // 2
+        found = [
+            _shuffled(pair, kept) + _shuffled(pair, swapped)
+            for pair in zip(found[:half], found[half:])
+        ]
+    (total,) = found
+    while lanes > count:
+        lanes //= 2
+        total = _shuffled([total], range(lanes)) + _shuffled([total], range(lanes, 2 * lanes))
+    return total
+
+
+def _shuffled(vectors: Iterable[Expr], lanes: Iterable[int]) -> Expr:
+    """Return a vector of the given lanes of vectors, counted through all of them."""
+    return tirx.Shuffle(list(vectors), [tirx.const(lane, "int32") for lane in lanes])
