@@ -46,9 +46,9 @@ def resources(said: str, source: str = "") -> list[Resources]:
     """Return what kernels take, from what `nvcc -Xptxas=-v` said and the CUDA source."""
     threads = {match["name"]: int(match["threads"]) for match in _BOUNDS.finditer(source)}
     starts = list(_KERNEL.finditer(said))
-    ends = [match.start() for match in starts[1:]] + [len(said)]
     found = []
-    for match, end in zip(starts, ends, strict=True):
+    for number, match in enumerate(starts, 1):
+        end = starts[number].start() if number < len(starts) else len(said)
         part = said[match.start() : end]
         numbers = {
             name: max((int(n) for n in pattern.findall(part)), default=0)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from natc import manifest
+from natc import gpu, manifest
 from natc.errors import NatcError, TargetError, TuneError
 from natc.files import reason, write_atomically
 from natc.manifest import file_sha256
@@ -156,6 +156,11 @@ def measured(directory: Path) -> Measured:
 def check(directory: Path, found: Round) -> None:
     """Raise TuneError or TargetError unless this machine can and may measure a round."""
     target = Target.parse(found.target)
+    if target.kind == "cuda" and not gpu.driver().gpus:
+        raise TargetError(
+            f"this machine has no NVIDIA GPU (or its driver does not answer); measure {directory} "
+            f"on one with a GPU that runs code for {target.arch}."
+        )
     machine = detect_gpu() if target.kind == "cuda" else detect_host_cpu()
     if not target.runs_on(machine):
         raise TargetError(

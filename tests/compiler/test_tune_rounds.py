@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from natc.build.chosen import choose
 from natc.errors import ArgumentError, NatcError, SpecError, TargetError, TuneError
 from natc.manifest import file_sha256
 from natc.records import Environment, Space, Trial, read_log
+from natc.space import space_for
 from natc.spec import KernelSpec
 from natc.targets import Target, detect_host_cpu
 from natc.tune import measuring, rounds, worker
@@ -491,14 +491,33 @@ def test_every_candidate_is_proposed_once_and_what_was_learnt_decides_the_order(
         found.candidate({"threads": 7})
 
 
-def test_schedules_of_near_kernels_are_borrowed(place: Path) -> None:
-    spec = KernelSpec.make(7, rpb=True, dtype="float16")
-    near = list(schedules.near(spec))
-    assert near[0] == spec and near[1] == dataclasses.replace(spec, rpb=False)
-    assert near[2].dtype == "bfloat16" and near[2].rpb
-    assert {one.kernel_size[0] for one in near} == set(range(3, 12))
-    assert len(set(near)) == len(near) == 36
-    assert {one.dtype for one in schedules.near(KernelSpec.make(2))} == {"float32"}
-    assert [one.kernel_size for one in schedules.near(KernelSpec.make(2, rank=1))][:4] == [
-        (2,), (2,), (3,), (3,)
-    ]  # fmt: skip
+def test_a_build_borrows_what_fits(place: Path) -> None:
+    spec, near_one = KernelSpec.make(7, head_dim=8), KernelSpec.make(9, head_dim=8)
+    saved = schedules.save_schedule(schedule_of(near_one, OPERATION, {"lanes": 8, "lane_sum": 0}))
+    chosen = choose(spec, HOST, operations=(OPERATION,))
+    assert chosen.decisions == {f"{OPERATION}.lanes": 8, f"{OPERATION}.lane_sum": 0}
+    assert f"(that of {near_one.name})" in chosen.note and chosen.origin == "untuned"
+    assert choose(spec, HOST, operations=("d_key",)).decisions == {}
+    assert choose(spec, HOST, untuned=True).decisions == {}
+    # One that does not fit is passed over for the next.
+    wrong = schedule_of(KernelSpec.make(8, head_dim=8), OPERATION, {"warps": 3})
+    schedules.save_schedule(wrong)
+    assert choose(spec, HOST, operations=(OPERATION,)) == chosen
+    saved.unlink()
+    assert choose(spec, HOST, operations=(OPERATION,)).decisions == {}
+
+
+def schedule_of(spec: KernelSpec, operation: str, decisions: dict[str, int]) -> schedules.Schedule:
+    space = space_for(HOST, operation, spec)
+    return schedules.Schedule(
+        spec=spec.name,
+        target=HOST.name,
+        operation=operation,
+        space=Space(space.name, space.version),
+        decisions=decisions,
+        measured=schedules.Measured(
+            seconds={KEY: 1e-3}, baseline_seconds={KEY: 2e-3}, score=1e-3, objective="", trials=1
+        ),
+        environment=schedules.measured_on(environment.collect()),
+        created=environment.now(),
+    )

@@ -1,0 +1,91 @@
+"""What kernels take of a GPU, read from what the compiler says."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from natc.build.lower import joined, most_shared_bytes, own_decisions
+from natc.build.resources import Resources, hopeless, resources
+from natc.operations import OPERATIONS
+from natc.schedules import near
+from natc.spec import KernelSpec
+from natc.targets import Target
+
+H100 = Target.parse("cuda-sm_90")
+SHARED = most_shared_bytes(H100)
+
+# As nvcc 13.0 says it.
+SAID = """ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'na2d_k7_kernel_1' for 'sm_90'
+ptxas info    : Function properties for na2d_k7_kernel_1
+    144 bytes stack frame, 32 bytes spill stores, 48 bytes spill loads
+ptxas info    : Used 128 registers, used 1 barriers, 144 bytes cumulative stack size, 4096 bytes smem
+ptxas info    : Compile time = 93.110 ms
+ptxas info    : Compiling entry function 'na2d_k7_kernel' for 'sm_90'
+ptxas info    : Function properties for na2d_k7_kernel
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 40 registers, used 0 barriers
+"""  # noqa: E501
+SOURCE = """
+extern "C" __global__ void __launch_bounds__(256) na2d_k7_kernel(half* a);
+extern "C" __global__ void __launch_bounds__(256) na2d_k7_kernel(half* a) {
+extern "C" __global__ void __launch_bounds__(128, 4) na2d_k7_kernel_1(half* a) {
+"""
+
+
+def test_what_the_compiler_says_is_read() -> None:
+    assert resources(SAID, SOURCE) == [
+        Resources(
+            kernel="na2d_k7_kernel_1",
+            registers=128,
+            shared_bytes=4096,
+            stack_bytes=144,
+            spilled_bytes=32,
+            threads=128,
+        ),
+        Resources(kernel="na2d_k7_kernel", registers=40, threads=256),
+    ]
+    assert resources("nvcc said nothing") == []
+
+
+@pytest.mark.parametrize(
+    "kernel, said",
+    [
+        (Resources(kernel="k", registers=255, threads=256), None),
+        (Resources(kernel="k", registers=64, threads=1024), None),
+        (Resources(kernel="k", registers=32, threads=128, stack_bytes=400), None),
+        (Resources(kernel="k", spilled_bytes=4), "spills 4 bytes"),
+        (Resources(kernel="k", registers=65, threads=1024), "takes 73728 registers"),
+        (Resources(kernel="k", registers=32, threads=1056), "has 1056 threads"),
+        (Resources(kernel="k", shared_bytes=SHARED), None),
+        (Resources(kernel="k", shared_bytes=SHARED + 1), f"takes {SHARED + 1} bytes of shared"),
+    ],
+    ids=["many", "full", "stack", "spills", "registers", "threads", "shared", "more-shared"],
+)
+def test_what_cannot_run_or_cannot_be_fast(kernel: Resources, said: str | None) -> None:
+    fine = Resources(kernel="fine", registers=32, threads=128)
+    found = hopeless([fine, kernel], H100, SHARED)
+    assert found is None if said is None else found is not None and found.startswith(said)
+
+
+def test_decisions_of_operations_are_kept_apart() -> None:
+    together = joined({"lanes": 4}, "forward_lse") | joined({"threads": 64}, "d_query")
+    assert together == {"lanes": 4, "d_query.threads": 64}
+    for name, operation in OPERATIONS.items():
+        expected = {"lanes": 4} if operation.family == "forward" else {}
+        expected = {"threads": 64} if name == "d_query" else expected
+        assert own_decisions(together, name) == expected
+
+
+def test_schedules_of_near_kernels_come_nearest_first() -> None:
+    spec = KernelSpec.make(7, rpb=True, dtype="float16")
+    found = list(near(spec))
+    assert found[:2] == [spec, dataclasses.replace(spec, rpb=False)]
+    assert found[2:4] == [dataclasses.replace(one, dtype="bfloat16") for one in found[:2]]
+    distances = [abs(one.kernel_size[0] - 7) for one in found]
+    assert distances == sorted(distances) and len(set(found)) == len(found) == 36
+    # Neither another element size nor a window that there is not.
+    short = list(near(KernelSpec.make((2, 63))))
+    assert {(one.dtype, one.kernel_size) for one in short} == {("float32", (2, 63))}
