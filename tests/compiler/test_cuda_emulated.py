@@ -1,19 +1,23 @@
-"""CUDA kernels whose threads share nothing, run on the CPU: what they compute, without a GPU."""
+"""CUDA kernels executed on the CPU: the source that nvcc compiles, with natc's host code.
+
+Each call is made with threads in several orders; every access to memory is checked. Tensor cores
+have tests of their own.
+"""
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import pytest
 import torch
+from emulator import emulate, emulate_code
 from torch import Tensor
-from tvm.tirx.build import codegen_build
 
-from natc.build.cuda import lower
-from natc.build.lower import compiler_target, scheduled
+from natc.build import cuda
+from natc.build.lower import scheduled
 from natc.errors import ScheduleError
 from natc.operations import OPERATIONS, operations_of
 from natc.reference import neighborhood_attention
@@ -21,7 +25,6 @@ from natc.space import registry, space_for
 from natc.spec import KernelSpec
 from natc.targets import Target
 from natc.testing.direct import call as call_forward
-from natc.testing.emulate import emulated
 from natc.testing.every_operation import Call, assert_operations_right, calls
 from natc.testing.inputs import make_inputs
 
@@ -34,22 +37,19 @@ CALLS = {
     2: (Call((9, 15), dilation=(4, 2), stride=(1, 2), is_causal=(False, True)),),
     3: (Call((3, 7, 5), batch=1, dilation=(1, 2, 1), stride=(2, 1, 2)),),
 }
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def check(
     name: str,
     operations: Sequence[str],
+    directory: Path,
     decisions: Mapping[str, int] | None = None,
-    further: Sequence[Call] = (),
 ) -> None:
     spec = KernelSpec.parse(name)
-
-    @functools.cache
-    def function(operation: str) -> Any:
-        return emulated(spec, operation, GPU, decisions)
-
-    for call in (*calls(spec.rank), *CALLS[spec.rank], *further):
-        assert_operations_right(function, spec, call, operations)
+    library = emulate(spec, operations, directory, decisions=decisions)
+    for call in (*calls(spec.rank), *CALLS[spec.rank]):
+        assert_operations_right(library.in_orders, spec, call, operations)
 
 
 def gathering(name: str) -> list[str]:
@@ -66,67 +66,81 @@ def gathering(name: str) -> list[str]:
         "na1d_k4_d20_float16_rpb",
         "na2d_k3x4_d16_float32_rpb",
         "na3d_k2x3x2_d12_bfloat16_rpb",
-        "na1d_k7_d24_float32",
         "na2d_k2x3_d8v24_bfloat16",
-        "na2d_k3x2_d5v1_float16_rpb",
         "na1d_k3_d1_float32_rpb",
     ],
 )
-def test_gathering_operations(name: str) -> None:
-    check(name, gathering(name))
+def test_gathering_operations(name: str, tmp_path: Path) -> None:
+    check(name, gathering(name), tmp_path)
 
 
-def test_channels_in_parts() -> None:
-    """Several threads to a site; vectors of sites that are read again for each tap."""
-    operations = ["d_query", "d_key", "d_value", "av"]
-    check("na1d_k3_d96_float16", operations, {"sums": 32, "site_bytes": 0})
+def test_channels_in_parts(tmp_path: Path) -> None:
+    """Several threads to a site, as its sums would need too many registers of one."""
+    check("na1d_k3_d96_float16", ["d_query", "d_value", "av"], tmp_path)
 
 
-def test_channels_that_have_no_parts() -> None:
-    check("na1d_k2_d131_float32", ["d_query", "d_value"])
+def test_channels_that_have_no_parts(tmp_path: Path) -> None:
+    check("na1d_k2_d131_float32", ["d_query", "d_value"], tmp_path)
 
 
-# The forward
+# The forward on CUDA cores
+
+
+@pytest.mark.parametrize(
+    ("name", "lanes"),
+    [
+        ("na1d_k4_d16_bfloat16_rpb", 2),
+        ("na1d_k3_d1_float32", 1),
+        ("na2d_k3x4_d16_float32_rpb", 4),
+        ("na2d_k3_d64_float16", 8),
+        ("na2d_k3x2_d5v1_float16_rpb", 1),
+        ("na3d_k2_d16v32_bfloat16_rpb", 2),
+    ],
+)
+def test_forward_in_tiles(name: str, lanes: int, tmp_path: Path) -> None:
+    """Lanes of a query add up a dot product by shuffles."""
+    spec = KernelSpec.parse(name)
+    assert space_for(GPU, "forward", spec).name == "cuda_simt"
+    check(name, FORWARD, tmp_path, {"lanes": lanes})
+    source = (tmp_path / "kernels.cu").read_text()
+    assert ("__shfl_down_sync(" in source.split("__global__", 1)[1]) == (lanes > 1)
+
+
+def test_forward_of_one_tensor_in_tiles(tmp_path: Path) -> None:
+    check("na2d_k3_d32_float16_rpb", ("forward_lse_packed",), tmp_path, {"lanes": 4})
 
 
 @pytest.mark.parametrize(
     "name",
     ["na1d_k4_d20_bfloat16", "na2d_k3x4_d16_float32_rpb", "na3d_k2x3x2_d12v96_float16_rpb"],
 )
-def test_forward_in_two_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forward_in_two_passes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "MOST_LOGITS", 1)
-    operations = [o for o in operations_of(KernelSpec.parse(name)) if o not in gathering(name)]
-    check(name, operations)
+    assert space_for(GPU, "forward", KernelSpec.parse(name)).name == "cuda_streamed"
+    check(name, FORWARD, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["na2d_k17_d8_float16", BIG])
-def test_large_windows_take_two_passes(name: str) -> None:
+def test_large_windows_take_two_passes(name: str, tmp_path: Path) -> None:
     spec = KernelSpec.parse(name)
     assert space_for(GPU, "forward_lse", spec).name == "cuda_streamed"
     assert space_for(GPU, "d_key", spec).name == "cuda_gather"
     large = {2: (18, 21), 3: (8, 9, 7)}[spec.rank]
-    function = emulated(spec, "forward_lse", GPU)
+    library = emulate(spec, ["forward_lse"], tmp_path)
     for sizes in (large, tuple(size // 3 for size in large)):
         call = Call(sizes, batch=1, heads=2, heads_kv=1)
-        assert_operations_right(lambda _: function, spec, call, ["forward_lse"])
-
-
-@pytest.mark.parametrize(
-    "name", ["na1d_k4_d16_bfloat16_rpb", "na2d_k3x4_d16_float32", "na3d_k2x3x2_d12v20_float16"]
-)
-def test_forward_in_tiles_with_one_lane(name: str) -> None:
-    spec = KernelSpec.parse(name)
-    assert space_for(GPU, "forward", spec).name == "cuda_simt"
-    check(name, FORWARD, {"lanes": 1})
+        assert_operations_right(library.__getitem__, spec, call, ["forward_lse"])
 
 
 @pytest.mark.parametrize("passes", [1, 2])
-def test_softmax_of_infinities_and_nan(passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_softmax_of_infinities_and_nan(
+    passes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if passes == 2:
         monkeypatch.setattr(registry, "MOST_LOGITS", 1)
-    spec = KernelSpec.parse("na1d_k3_d4_float32_rpb")
-    function = emulated(spec, "forward_lse", GPU, {"lanes": 1} if passes == 1 else None)
-    inputs = make_inputs((1, 6, 7, 4), kernel_size=spec.kernel_size)
+    spec = KernelSpec.parse("na1d_k3_d16_float32_rpb")
+    function = emulate(spec, ["forward_lse"], tmp_path)["forward_lse"]
+    inputs = make_inputs((1, 6, 7, 16), kernel_size=spec.kernel_size)
     assert inputs.rpb is not None
     bias = inputs.rpb  # a head each: the offsets -2 .. 2 from a query to its keys
     bias[0] = -math.inf
@@ -150,6 +164,124 @@ def same(found: Tensor, exact: Tensor) -> None:
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
+# Mistakes are found
+
+
+MISTAKES: dict[str, tuple[str, str, str, str]] = {
+    # What: (operation, what is replaced, by what, the error)
+    "a shuffle left out": (
+        "forward_lse",
+        "t0_ptr[0] = __shfl_down_sync(mask_ptr[0], red_buf0_ptr[0], 1, 32)",
+        "t0_ptr[0] = red_buf0_ptr[0]",
+        "relative error",
+    ),
+    "the sum of another query": (
+        "forward_lse",
+        "(((int)threadIdx.y) * 4), 32)",
+        "0, 32)",
+        "relative error",
+    ),
+    "a lane too far": (
+        "forward_lse",
+        "__shfl_down_sync(mask_ptr[0], red_buf0_ptr[0], 2, 32)",
+        "__shfl_down_sync(mask_ptr[0], red_buf0_ptr[0], 3, 32)",
+        "relative error|are NaN",
+    ),
+    "half a mask": (
+        "forward_lse",
+        "= __activemask()",
+        "= 0xffffu",
+        "lane 16 calls a shuffle with mask 0000ffff, in which it is not",
+    ),
+    "a shuffle that a lane passes by": (
+        "forward_lse",
+        "t0_ptr[0] = __shfl_down_sync(",
+        "if (threadIdx.x != 1) t0_ptr[0] = __shfl_down_sync(",
+        "lanes that meet differ in their masks or kinds",
+    ),
+    "a sum that starts anywhere": (
+        "forward_lse",
+        "in_thread_scores_local_ptr[0] = 0x0p+0f/*0.000000e+00*/;",
+        "",
+        "are NaN",
+    ),
+    "a tile beyond the map": ("forward_lse", "< size_1)", "< size_1 + 1)", "tensor|a race"),
+    "a vector between two others": (
+        "forward_lse",
+        "*(float4*)(key_ptr + (",
+        "*(float4*)(key_ptr + (1 + ",
+        "at an address that is no multiple of them",
+    ),
+    "too few logits": (
+        "forward_lse",
+        "logits_local_ptr[6];",
+        "logits_local_ptr[5];",
+        "outside of",
+    ),
+    "too many threads": (
+        "forward_lse",
+        "__launch_bounds__(64)",
+        "__launch_bounds__(32)",
+        r"a grid of \(.*\) blocks of \(4, 16, 1\) threads, at most 32",
+    ),
+    "a neighbor's result": (
+        "d_key",
+        "*(float4*)(output_ptr + (",
+        "*(float4*)(output_ptr + (4 + ",
+        "a race|of tensor",
+    ),
+    "the end of the grid": (
+        "d_key",
+        "((int)threadIdx.x) < ",
+        "((int)threadIdx.x) <= ",
+        "a race|of tensor",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], cuda.Generated]:
+    directory = tmp_path_factory.mktemp("generated")
+    made: dict[str, cuda.Generated] = {}
+
+    def of(operation: str) -> cuda.Generated:
+        if operation not in made:
+            decisions = {"lanes": 4}
+            made[operation] = cuda.generate(MISTAKEN, GPU, decisions, directory, [operation])
+            own = directory / f"{operation}.o"
+            made[operation].host_object.rename(own)
+            made[operation] = dataclasses.replace(made[operation], host_object=own)
+        return made[operation]
+
+    return of
+
+
+MISTAKEN = KernelSpec.parse("na2d_k3x2_d16_float32_rpb")
+
+
+@pytest.mark.parametrize("what", [None, *MISTAKES])
+def test_mistakes_are_found(
+    what: str | None, generated: Callable[[str], cuda.Generated], tmp_path: Path
+) -> None:
+    operation, old, new, message = MISTAKES[what] if what else ("forward_lse", "", "", "")
+    code = generated(operation)
+    assert old in code.source
+    if what:
+        code = dataclasses.replace(code, source=code.source.replace(old, new))
+    names = {operation: cuda.function_name(MISTAKEN, operation, GPU)}
+    library = emulate_code(code, names, tmp_path)
+
+    def call() -> None:
+        for one in (Call((5, 6)), Call((3, 7), heads_kv=1)):
+            assert_operations_right(library.__getitem__, MISTAKEN, one, [operation])
+
+    if not what:
+        call()
+        return
+    with pytest.raises((AssertionError, RuntimeError), match=message):
+        call()
+
+
 # The design spaces
 
 
@@ -166,28 +298,7 @@ def test_decisions_are_checked(space: str, name: str) -> None:
         scheduled(spec, GPU, {"colour": 1}, operation=operation)
 
 
-# What is emulated
-
-
-def test_threads_that_work_together_are_refused() -> None:
-    # Lanes of a query add up a dot product together.
-    with pytest.raises(AssertionError, match="loops over threadIdx.x follow each other"):
-        emulated(KernelSpec.parse("na2d_k3_d32_float32"), "forward", GPU)
-
-
-@pytest.mark.parametrize(
-    "name", ["na1d_k3_d32_float16", "na2d_k3_d32_float16", "na3d_k2_d32_float16"]
-)
-def test_lanes_of_a_query_add_up_by_shuffles(name: str) -> None:
-    """Emulation cannot see it: a sum over lanes that was lowered to one of each lane's own."""
-    spec = KernelSpec.parse(name)
-    for lanes, shuffles in ((4, True), (1, False)):
-        module = scheduled(spec, GPU, {"lanes": lanes}, operation="forward_lse")
-        _, device = lower(module, GPU)
-        source = codegen_build(device, compiler_target(GPU)).inspect_source("cuda")
-        assert ("__shfl_down_sync(" in source) == shuffles
-        # A block of threads has no barrier that part of it may not reach.
-        assert "__syncthreads" not in source and "__shared__" not in source
+# The source
 
 
 def test_the_exponential_is_the_gpus() -> None:

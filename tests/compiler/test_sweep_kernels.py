@@ -8,20 +8,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from built_kernels import BuiltKernels
+from emulator import Emulated, emulate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import natc
 from natc import functional, launch
+from natc.operations import operations_of
 from natc.spec import KernelSpec
-from natc.targets import Target
 from natc.testing.calls import Call, check_av, check_fused, check_qk
-from natc.testing.emulate import emulated
 from natc.testing.guarded_calls import GuardedKernel
 from natc.testing.sweep import fused_calls, unfused_calls
 
@@ -141,35 +142,42 @@ def test_sweep_of_calls_in_parts(
             check(dataclasses.replace(call, packed=False), operator)
 
 
-GPU = Target("cuda", "sm_90")
 EMULATED = [
     KernelSpec.parse(name)
     for name in (
         "na1d_k5_d20_bfloat16_rpb",
-        "na2d_k4x3_d24_float32_rpb",
+        "na2d_k2x3_d12_float32_rpb",
         "na2d_k3_d8v3_float16",
         "na3d_k2x3x2_d12_float32",
     )
 ]
 
 
-@functools.cache
-def cuda_function(spec: KernelSpec, operation: str) -> Any:
-    # Threads that share nothing can be run in turn.
-    decisions = {"lanes": 1} if operation.startswith("forward") else {}
-    return emulated(spec, operation, GPU, decisions)
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[KernelSpec], Emulated]:
+    """Return what builds every operation of a kernel for a GPU, to be executed on this CPU."""
+
+    @functools.cache
+    def build(spec: KernelSpec) -> Emulated:
+        return emulate(spec, operations_of(spec), tmp_path_factory.mktemp("emulated"))
+
+    return build
 
 
+@one_thread
 @pytest.mark.parametrize("spec", EMULATED, ids=str)
 @once
 @given(data=st.data(), chunks=st.sampled_from((1, 2, 7)))
 def test_sweep_of_emulated_cuda_kernels(
-    spec: KernelSpec, data: st.DataObject, chunks: int
+    emulated: Callable[[KernelSpec], Emulated],
+    spec: KernelSpec,
+    data: st.DataObject,
+    chunks: int,
 ) -> None:
-    """The loops of CUDA kernels, run on this CPU, between guards."""
+    """The CUDA source of kernels, executed on this CPU, between guards."""
 
     def open_operation(operation: str, rpb: bool) -> Any:
-        return cuda_function(dataclasses.replace(spec, rpb=rpb), operation)
+        return emulated(dataclasses.replace(spec, rpb=rpb))[operation]
 
     check_between_guards(GuardedKernel(open_operation, chunks=chunks), spec, data)
 
