@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from natc.errors import ArgumentError
@@ -98,7 +97,8 @@ class NAT(nn.Module):
         self.num_classes = num_classes
         self.num_features = embed_dim * 2 ** (len(depths) - 1)
         self.patch_embed = ConvTokenizer(in_chans, embed_dim)
-        rates = iter(torch.linspace(0.0, drop_path_rate, sum(depths), device="cpu").tolist())
+        total = sum(depths)
+        rates = iter(drop_path_rate * index / max(total - 1, 1) for index in range(total))
         self.levels = nn.ModuleList()
         for index, (level_dilations, heads) in enumerate(zip(dilations, num_heads, strict=True)):
             dim = embed_dim * 2**index

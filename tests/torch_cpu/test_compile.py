@@ -1,0 +1,164 @@
+"""`torch.compile`: whole graphs, from a process's first call on, and one graph for every size."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from c_library import KERNEL_SIZE, LibraryDirectory
+from kernel_double import Doubles
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+import natc
+from natc.models import NAT
+from natc.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
+
+ROOT = Path(natc.__file__).parents[1]
+MODULES = {1: NeighborhoodAttention1D, 2: NeighborhoodAttention2D, 3: NeighborhoodAttention3D}
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def graphs() -> int:
+    return int(counters["stats"]["unique_graphs"])
+
+
+def compiled(function: Any, dynamic: bool | None = None) -> Any:
+    return torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+
+
+# The first call of natc in each of these processes is a compiled one.
+FIRST = """
+import sys, torch, natc
+from torch._dynamo.utils import counters
+from natc.nn import NeighborhoodAttention2D
+options = {"fullgraph": True, "backend": "aot_eager"}
+which = sys.argv[1]
+torch.manual_seed(0)
+if which == "functions":
+    def attend(qkv, rpb):
+        query, key, value = qkv.unbind(-3)
+        output, lse = natc.na1d(query, key, value, 3, rpb=rpb, return_lse=True)
+        packed = natc.functional.na1d_qkvpacked(qkv, 3, rpb=rpb, is_causal=True)
+        heads_first = query.movedim(-2, 1)
+        attn = natc.functional.na1d_qk(heads_first, heads_first, 3, dilation=2)
+        half = natc.functional.na1d_av(attn.softmax(-1), heads_first, 3, dilation=2)
+        tokens = natc.na1d(
+            query, key, value, 3, additional_keys=key, additional_values=value
+        )
+        merged, _ = natc.merge_attentions([output, tokens], [lse, lse])
+        return output, lse, packed, half.movedim(1, -2), merged
+    # Sizes that are equal at first, torch takes for one and the same.
+    call = torch.compile(attend, dynamic=True, **options)
+    with torch.no_grad():
+        for batch, length in ((6, 7), (4, 7), (9, 12), (5, 4)):
+            tensors = torch.randn(batch, length, 3, 2, 8), torch.randn(2, 5)
+            torch.testing.assert_close(call(*tensors), attend(*tensors))
+else:
+    module = NeighborhoodAttention2D(16, 2, 3, pad_small_maps=True)
+    call = torch.compile(module, **options)
+    for batch in (2, 3, 4, 6):
+        x = torch.randn(batch, 5, 4, 16, requires_grad=True)
+        every = [x, *module.parameters()]
+        first = torch.autograd.grad(call(x).sin().sum(), every)
+        torch.testing.assert_close(first, torch.autograd.grad(module(x).sin().sum(), every))
+print(counters["stats"]["unique_graphs"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("which", "number"),
+    # Without `dynamic`, torch compiles the first size, then any size.
+    [("functions", 1), ("training", 2)],
+)
+def test_the_first_call_of_a_process(which: str, number: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FIRST, which],
+        cwd=ROOT,
+        env={**os.environ, "NATC_JIT": "off"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{number}\n"
+
+
+@pytest.mark.parametrize("rank", MODULES)
+def test_one_graph_serves_every_batch_and_map(doubles: Doubles, rank: int) -> None:
+    module = MODULES[rank](8, 2, 3, dilation=(2,) * rank)
+    call = compiled(module, dynamic=True)
+    with torch.no_grad():
+        for batch, larger in ((2, 0), (3, 0), (7, 4), (5, 1)):
+            x = torch.randn(batch, *(n + larger for n in (5, 4, 3)[:rank]), 8)
+            torch.testing.assert_close(call(x), module(x))
+    assert graphs() == 1
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_network_is_compiled_once_for_its_batches(doubles: Doubles, train: bool) -> None:
+    torch.manual_seed(0)
+    model = NAT(8, (1, 1), (1, 2), mlp_ratio=2, num_classes=3, kernel_size=3)
+    weights = list(model.parameters())
+    call = compiled(model)
+    for batch in (2, 3, 4, 8):
+        image = torch.randn(batch, 3, 20, 16)
+        if not train:
+            with torch.inference_mode():
+                torch.testing.assert_close(call(image), model(image))
+            continue
+        found = torch.autograd.grad(call(image).square().mean(), weights)
+        torch.testing.assert_close(
+            found, torch.autograd.grad(model(image).square().mean(), weights)
+        )
+    assert graphs() == 2  # the first size, and any other
+
+
+def test_a_dynamic_scale_is_checked_inside_a_graph(doubles: Doubles) -> None:
+    def attend(x: Tensor, scale: float) -> Tensor:
+        return natc.na1d(x, x, x, 3, scale=scale)
+
+    call = compiled(attend, dynamic=True)
+    x = torch.randn(2, 6, 2, 4)
+    for scale in (0.5, 0.25, 0.0):
+        torch.testing.assert_close(call(x, scale), attend(x, scale), rtol=0, atol=0)
+    with pytest.raises(Exception, match="scale is nan; it must be finite"):
+        call(x, float("nan"))
+
+
+def test_wrong_arguments_are_named_inside_a_graph() -> None:
+    x = torch.randn(2, 6, 2, 4)
+    call = compiled(lambda key: natc.na1d(x, key, x, 3))
+    with pytest.raises(Exception, match="key has shape .*; it must be"):
+        call(x[:, 1:])
+
+
+def test_inductor_compiles_what_is_around_a_kernel(
+    kernels: LibraryDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("NOT RUN: inductor needs a C++ compiler, g++ or that of CXX")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+    def block(x: Tensor, rpb: Tensor) -> Tensor:
+        x = x.relu() * 2
+        return natc.na2d(x, x.transpose(1, 2).transpose(1, 2), x, KERNEL_SIZE, rpb=rpb).sin() + x
+
+    x, rpb = torch.randn(2, 5, 6, 2, 8), torch.randn(2, 5, 5)
+    call = torch.compile(block, fullgraph=True)
+    torch.testing.assert_close(call(x, rpb), block(x, rpb))
