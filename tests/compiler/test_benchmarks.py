@@ -125,3 +125,27 @@ def test_networks_are_timed_and_profiled(tmp_path: Path) -> None:
     parts = document["profiles"]["nat_mini"]
     assert {"attention", "linear", "convolution", "normalization"} <= set(parts)
     assert sum(parts.values()) == pytest.approx(1.0) and min(parts.values()) >= 0
+
+
+@pytest.mark.parametrize("suite", ["small", "curve"])
+def test_plots_are_drawn_from_results(
+    document: dict[str, Any], tmp_path: Path, suite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import plot
+
+    monkeypatch.delitem(sys.modules, "plot")
+    drawn = {**document, "suite": suite}
+    for name in ("one.svg", "two.svg", "one.png"):
+        plot.draw(drawn, tmp_path / name)
+    text = (tmp_path / "one.svg").read_text()
+    assert text == (tmp_path / "two.svg").read_text() and "</svg>" in text
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+    rows = [row for row in document["rows"] if row["pass"] == "forward" and row["call"]]
+    found = plot.ratios(rows)
+    assert set(found) == {"natc", "sdpa", "sdpa-masked", "reference"}
+    (one,) = [row for row in rows if row["contestant"] == "natc"]
+    assert list(found["natc"].values()) == [
+        pytest.approx(one["call"]["median_us"] / one["floor_us"])
+    ]
