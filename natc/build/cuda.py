@@ -23,6 +23,10 @@ from natc.operations import operations_of
 from natc.spec import KernelSpec
 from natc.targets import Target
 
+# Device functions that kernels may call. They are compiled away where none does.
+_HEADER = "mma.cuh"
+_INCLUDE = f'#include "{_HEADER}"\n'
+
 # What the launcher's table calls each type of a kernel parameter, and each launch parameter.
 _TYPES = {"int32": "i", "int64": "l", "float32": "f", "float64": "d"}
 _LAUNCH = {
@@ -120,6 +124,7 @@ def compile_arch(
     with_ptx: add PTX, which drivers of newer GPUs compile when they load it.
     """
     code = generate(spec, target, decisions, directory, entries)
+    _copy(_HEADER, directory)
     source = directory / f"{target.arch}.cu"
     source.write_text(code.source)
     image = directory / f"{target.arch}.fatbin"
@@ -157,7 +162,7 @@ def generate(
         _device_kernel(var.name_hint, function) for var, function in device.functions.items()
     )
     whole = compiler_target(target)
-    source = codegen_build(device, whole).inspect_source("cuda")
+    source = _INCLUDE + codegen_build(device, whole).inspect_source("cuda")
     host_object = directory / f"{target.arch}.o"
     codegen_build(host, whole.host).write_to_file(str(host_object), "o")
     return Generated(source, kernels, host_object)
@@ -172,13 +177,17 @@ def launcher(
     """
     (directory / "kernels.h").write_text(_header(compiled, toolkit))
     (directory / "kernels.c").write_text(_table(compiled))
-    with resources.as_file(resources.files("natc.build") / "launcher" / "cuda.c") as source:
-        shutil.copyfile(source, directory / "cuda.c")
+    _copy("cuda.c", directory)
     return [
         directory / "cuda.c",
         directory / "kernels.c",
         *(code.host_object for code in compiled),
     ]
+
+
+def _copy(name: str, directory: Path) -> None:
+    with resources.as_file(resources.files("natc.build") / "launcher" / name) as source:
+        shutil.copyfile(source, directory / name)
 
 
 def _compression() -> str:

@@ -13,6 +13,7 @@ from tvm.target import Target as CompilerTarget
 from natc.build.c_compiler import host_machine
 from natc.operations import FORWARD, tuned_as
 from natc.space import Decisions, space_for
+from natc.space.cuda_mma import apply_tiles
 from natc.space.skip import apply_skips
 from natc.space.threads import apply_threads
 from natc.spec import KernelSpec
@@ -112,5 +113,8 @@ def scheduled(
     sch.work_on(name)
     space.apply(sch, spec, target, Decisions(decisions, space.name))
     return tvm.IRModule(
-        {var: apply_threads(apply_skips(found)) for var, found in sch.mod.functions.items()}
+        {
+            var: apply_tiles(apply_threads(apply_skips(found)), spec)
+            for var, found in sch.mod.functions.items()
+        }
     )

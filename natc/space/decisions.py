@@ -33,6 +33,11 @@ class Decisions:
         self._answers: dict[str, int | ExprRV] = {}
         self.candidates: dict[str, list[int]] = {}  # every question asked, and what it allowed
 
+    @property
+    def is_untuned(self) -> bool:
+        """Whether nothing is fixed."""
+        return not self._fixed
+
     def choose(self, name: str, candidates: Sequence[int]) -> int:
         """Return a choice of structure: fixed, or the first of `candidates`.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 from tvm.s_tir import Schedule
@@ -13,6 +13,7 @@ from tvm.s_tir import Schedule
 from natc.operations import FORWARD, OPERATIONS
 from natc.space import (
     cuda_gather,
+    cuda_mma,
     cuda_simt,
     cuda_streamed,
     llvm_blocked,
@@ -47,6 +48,19 @@ class Space:
     definition: Callable[..., tirx.PrimFunc] = definitions.definition
 
 
+def _or_tensor_cores(space: Space) -> Space:
+    """Return a design space of the forward on a GPU with the choice of tensor cores in it.
+
+    Decisions that do not name the choice mean what they meant without it, hence the same version.
+    """
+    base = space.structure, space.apply
+    return replace(
+        space,
+        structure=functools.partial(cuda_mma.structure, space.structure),
+        apply=functools.partial(cuda_mma.apply, base),
+    )
+
+
 _SPACES = {
     ("llvm", True): Space(
         llvm_direct.NAME, llvm_direct.VERSION, llvm_direct.structure, llvm_direct.apply, polynomial
@@ -54,20 +68,22 @@ _SPACES = {
     ("llvm", False): Space(
         llvm_gather.NAME, llvm_gather.VERSION, llvm_gather.structure, llvm_gather.apply, polynomial
     ),
-    ("cuda", True): Space(
-        cuda_simt.NAME, cuda_simt.VERSION, cuda_simt.structure, cuda_simt.apply, base_two
+    ("cuda", True): _or_tensor_cores(
+        Space(cuda_simt.NAME, cuda_simt.VERSION, cuda_simt.structure, cuda_simt.apply, base_two)
     ),
     ("cuda", False): Space(
         cuda_gather.NAME, cuda_gather.VERSION, cuda_gather.structure, cuda_gather.apply, base_two
     ),
 }
-_STREAMED = Space(
-    cuda_streamed.NAME,
-    cuda_streamed.VERSION,
-    cuda_streamed.structure,
-    cuda_streamed.apply,
-    base_two,
-    streamed.definition,
+_STREAMED = _or_tensor_cores(
+    Space(
+        cuda_streamed.NAME,
+        cuda_streamed.VERSION,
+        cuda_streamed.structure,
+        cuda_streamed.apply,
+        base_two,
+        streamed.definition,
+    )
 )
 
 

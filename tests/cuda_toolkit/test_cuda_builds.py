@@ -103,7 +103,9 @@ def test_it_holds_the_kernel_of_each_entry(library: Path) -> None:
             # On the stack lie the tables of windows and the logits, which are indexed; numbers
             # that do not fit into registers would make it larger.
             assert 0 < int(usage[1]) < 255 and int(usage[2]) < 512, usage[0]
-    assert text.count("Function ") == len(ARCHS) * len(operations_of(SPEC))
+    # Forwards that use tensor cores have a second kernel.
+    fewest = len(ARCHS) * len(operations_of(SPEC))
+    assert fewest <= text.count("Function ") <= fewest + len(ARCHS) * 4
 
 
 def test_the_manifest_names_the_architectures(library: Path) -> None:
@@ -130,14 +132,37 @@ def built(spec: KernelSpec, directory: Path, families: Sequence[str] = FAMILIES)
 
 @pytest.mark.parametrize("name", FORWARDS)
 def test_every_kind_of_forward_compiles(place: Path, name: str) -> None:
-    assert built(KernelSpec.parse(name), place, ("forward",)).count("Function ") in (2, 4)
+    assert built(KernelSpec.parse(name), place, ("forward",)).count("Function ") in (2, 4, 8)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "na2d_k3_d32_float16_rpb",
+        "na2d_k7_d32_bfloat16_rpb",
+        "na2d_k13_d32_float16_rpb",
+        "na2d_k7_d64_float16_rpb",
+        "na2d_k13_d64_float16",
+    ],
+)
+def test_scores_stay_in_registers(place: Path, name: str) -> None:
+    """Tensor cores: nothing on the stack, and nothing shared."""
+    spec = KernelSpec.parse(name)
+    library = build_library(
+        spec, Target("cuda", "sm_90"), place / "lib", untuned=True, operations=["forward_lse"]
+    )
+    text = dumped(library.with_suffix(".so"), "--dump-resource-usage")
+    start = rf"Function {name}_forward_lse_sm_90_kernel:\s+"
+    usage = re.search(start + r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", text)
+    assert usage, text
+    assert int(usage[1]) <= 255 and (usage[2], usage[3]) == ("0", "0"), usage[0]
 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_every_operation_compiles(place: Path, name: str) -> None:
     spec = KernelSpec.parse(name)
     text = built(spec, place)
-    assert text.count("Function ") == len(operations_of(spec)) > 5
+    assert text.count("Function ") >= len(operations_of(spec)) > 5
     # Threads of these share nothing.
     for operation in operations_of(spec, ("backward", "unfused")):
         usage = re.search(

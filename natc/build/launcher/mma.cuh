@@ -1,0 +1,89 @@
+/* Device functions of the kernels for tensor cores. Each is an instruction or two that neither CUDA
+ * C++ nor the compiler's own operations name; all lanes of a warp call those that work together.
+ *
+ * A warp's 32 lanes hold a product of 16 x 16 and 16 x 8 numbers as the PTX ISA lays them out for
+ * mma.m16n8k16: with g = lane / 4 and t = lane % 4, sums d[0], d[1] are row g, d[2], d[3] row
+ * g + 8, columns 2t and 2t + 1. a0, a1 (rows g, g + 8) and b0 (column g) hold k = 2t and 2t + 1;
+ * a2, a3 and b1 hold k = 2t + 8 and 2t + 9.
+ */
+#ifdef __CUDACC__
+__device__ __forceinline__ void natc_mma_f16(float *d, unsigned a0, unsigned a1, unsigned a2,
+                                             unsigned a3, unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void natc_mma_bf16(float *d, unsigned a0, unsigned a1, unsigned a2,
+                                              unsigned a3, unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+/* Two numbers rounded to nearest, the first in the lower half. */
+__device__ __forceinline__ unsigned natc_pack_f16(float low, float high) {
+  unsigned packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+__device__ __forceinline__ unsigned natc_pack_bf16(float low, float high) {
+  unsigned packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+/* 2^x: exp2f would spend three instructions more on results that are subnormal numbers. */
+__device__ __forceinline__ float natc_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float natc_shuffle_xor(float x, int lanes) {
+  return __shfl_xor_sync(~0u, x, lanes);
+}
+/* What every lane has alike, where the compiler may know it. */
+__device__ __forceinline__ int natc_uniform(int x) { return __shfl_sync(~0u, x, 0); }
+__device__ __forceinline__ int natc_any(int x) { return __any_sync(~0u, x); }
+#endif
+
+/* The largest, and the sum, of a number of the four lanes that hold a row of sums. */
+__device__ __forceinline__ float natc_row_max(float x) {
+  x = fmaxf(x, natc_shuffle_xor(x, 1));
+  return fmaxf(x, natc_shuffle_xor(x, 2));
+}
+__device__ __forceinline__ float natc_row_sum(float x) {
+  x += natc_shuffle_xor(x, 1);
+  return x + natc_shuffle_xor(x, 2);
+}
+/* Whether a lane has NaN or an infinity. */
+__device__ __forceinline__ int natc_any_not_finite(float x) { return natc_any(x - x != 0.0f); }
+/* Bytes of two words: of the first both lower halves, of the second both upper halves. */
+__device__ __forceinline__ unsigned natc_low_halves(unsigned a, unsigned b) {
+  return __byte_perm(a, b, 0x5410);
+}
+__device__ __forceinline__ unsigned natc_high_halves(unsigned a, unsigned b) {
+  return __byte_perm(a, b, 0x7632);
+}
+/* n / d for n >= 0 and d >= 1, without the division's twenty instructions. inverse: (2^31 - 1) / d,
+ * with which the quotient is the wanted one or one less. */
+__device__ __forceinline__ int natc_divide(int n, int d, int inverse) {
+  int q = (int)(((unsigned long long)n * (2u * (unsigned)inverse)) >> 32);
+  return n - q * d >= d ? q + 1 : q;
+}
+__device__ __forceinline__ void natc_load_16(unsigned *to, const void *from) {
+  uint4 found = *(const uint4 *)from;
+  to[0] = found.x, to[1] = found.y, to[2] = found.z, to[3] = found.w;
+}
+__device__ __forceinline__ void natc_load_8(unsigned *to, const void *from) {
+  uint2 found = *(const uint2 *)from;
+  to[0] = found.x, to[1] = found.y;
+}
+__device__ __forceinline__ void natc_load_4(unsigned *to, const void *from) {
+  to[0] = *(const unsigned *)from;
+}
+__device__ __forceinline__ void natc_store_16(void *to, const unsigned *from) {
+  *(uint4 *)to = make_uint4(from[0], from[1], from[2], from[3]);
+}
+__device__ __forceinline__ void natc_store_8(void *to, const unsigned *from) {
+  *(uint2 *)to = make_uint2(from[0], from[1]);
+}

@@ -1,0 +1,6 @@
+"""Kernels for tensor cores: the forward in float16 and bfloat16, a tile of queries a warp."""
+
+from natc.space.cuda_mma.choice import apply, serves, structure
+from natc.space.cuda_mma.launch import apply_tiles
+
+__all__ = ["apply", "apply_tiles", "serves", "structure"]

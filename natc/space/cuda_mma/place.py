@@ -1,0 +1,212 @@
+"""Where a warp is, and what its queries attend to: numbers that the kernel finds out at run time.
+
+Indices count members of a dilation group, as in `natc.window`, whose formulas these are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from tvm import tirx
+from tvm.ir import Expr
+
+from natc import window
+from natc.space.cuda_mma.statements import Statements, call
+from natc.space.cuda_mma.tile import HALF, Tile
+from natc.te.axis import TENSOR_EXPRESSION
+
+LANES = 32
+
+
+class Tensor(NamedTuple):
+    """A tensor by its elements in memory: those of one token are `stride` after the last's."""
+
+    buffer: Any
+    stride: Any
+    first: Any  # the first channel of this head at token 0
+
+    def address(self, element: Any) -> Expr:
+        """Return the address of an element, counted from the tensor's first."""
+        zeros = [0] * (len(self.buffer.ty.shape) - 1)
+        index = (*zeros, element)
+        return tirx.address_of(self.buffer[index])
+
+
+class Axis(NamedTuple):
+    """An axis: its size, dilation group and members of the group; the first of the tile's queries.
+
+    first_key: the first key of the tile's halo.
+    """
+
+    size: Any
+    dilation: Any
+    group: Any
+    length: Any
+    start: Any
+    first_key: Any
+
+    def position(self, index: Any) -> Any:
+        """Return the position of a member of the group."""
+        return index * self.dilation + self.group
+
+
+class Window(NamedTuple):
+    """The keys of a query on an axis: `first`, and the others of `count` behind it."""
+
+    first: Any
+    count: Any
+
+    def has(self, key: Any) -> Expr:
+        """Return whether a key is attended to."""
+        return tirx.And(key >= self.first, key < self.first + self.count)
+
+
+class Place:
+    """The tile of a warp: s, where statements go; p, parameters by name; axes; lane numbers.
+
+    row, column: number of the lane among those that hold a column, and a row, of a product.
+    """
+
+    def __init__(self, s: Statements, p: Mapping[str, Any], tile: Tile) -> None:
+        self.packed = "qkv" in p
+        self.s, self.p, self.tile, self.spec = s, p, tile, tile.spec
+        tensor = p["qkv" if self.packed else "query"]
+        self.batch_size, *self.sizes = list(tensor.ty.shape)[: self.spec.rank + 1]
+        self.heads = p["output"].ty.shape[-2]
+        self.heads_kv = self.heads if self.packed else p["key"].ty.shape[-2]
+        # Found before the launch: kernels take what they need of it as parameters.
+        self.dilation = [p[f"dilation_{axis}"] for axis in range(self.spec.rank)]
+        self.shortest, self.blocks, self.tiles = [], [], tirx.const(1)
+        for axis, (size, dilation) in enumerate(zip(self.sizes, self.dilation)):
+            self.shortest.append(s.name(f"shortest_{axis}", tirx.truncdiv(size, dilation)))
+            covered = tile.extents[axis] * tile.warps[axis]
+            blocks = tirx.truncdiv(tirx.truncdiv(size - 1, dilation), covered) + 1
+            self.blocks.append(s.name(f"blocks_{axis}", blocks))
+            self.tiles = self.tiles * (self.blocks[axis] * dilation)
+        self._inverses: dict[Any, Any] = {}
+        for axis, blocks in enumerate(self.blocks):
+            self._prepare(f"blocks_{axis}", blocks)
+            if axis:
+                self._prepare(f"tiles_{axis}", blocks * self.dilation[axis])
+        if not self.packed:
+            self._prepare("group", p["group"])
+
+    def _prepare(self, name: str, divisor: Any) -> None:
+        divisor = self.s.name(f"all_{name}", divisor)
+        inverse = self.s.name(f"inverse_{name}", tirx.truncdiv(tirx.const(2**31 - 1), divisor))
+        self._inverses[name] = divisor, inverse
+
+    def divided(self, number: Any, name: str) -> Any:
+        """Return number / divisor for one of the divisors that were prepared before the launch."""
+        return call("int32", "natc_divide", number, *self._inverses[name])
+
+    def find(self, block: Any, head: Any, batch: Any, warp: Any, lane: Any) -> None:
+        """Work out which tile a warp has, from its numbers in the grid and in its block."""
+        s, rank = self.s, self.spec.rank
+        self.head, self.batch = head, batch
+        self.row = s.let("row", lane >> 2)
+        self.column = s.let("column", lane & 3)
+        warp = s.let("warp", call("int32", "natc_uniform", warp))
+        starts: list[Any] = [None] * rank
+        groups: list[Any] = [None] * rank
+        rest, rest_warp = block, warp
+        for axis in reversed(range(rank)):
+            blocks, dilation = self.blocks[axis], self.dilation[axis]
+            number = rest
+            if axis:
+                outer = s.let(f"rest_{axis}", self.divided(rest, f"tiles_{axis}"))
+                number = s.let(f"number_{axis}", rest - outer * (blocks * dilation))
+                rest = outer
+            groups[axis] = s.let(f"group_{axis}", self.divided(number, f"blocks_{axis}"))
+            in_group = number - groups[axis] * blocks
+            warps, extent = self.tile.warps[axis], self.tile.extents[axis]
+            own, rest_warp = rest_warp & (warps - 1), rest_warp >> (warps.bit_length() - 1)
+            starts[axis] = s.let(f"start_{axis}", (in_group * warps + own) * extent)
+        self.axes = []
+        for axis in range(rank):
+            size, dilation, short = self.sizes[axis], self.dilation[axis], self.shortest[axis]
+            # The first groups have one member more where the dilation does not divide the size.
+            more = tirx.Select(groups[axis] < size - short * dilation, 1, 0)
+            length = s.let(f"length_{axis}", short + more)
+            self.axes.append(Axis(size, dilation, groups[axis], length, starts[axis], None))
+
+    @property
+    def is_there(self) -> Expr:
+        """Whether the tile has a query at all."""
+        found = tirx.const(True, "bool")
+        for axis in self.axes:
+            found = tirx.And(found, axis.start < axis.length)
+        return found
+
+    def attend(self) -> None:
+        """Work out the windows of the tile's queries."""
+        s = self.s
+        for number, axis in enumerate(self.axes):
+            first = self.window(number, axis.start).first
+            self.axes[number] = axis._replace(first_key=s.let(f"first_key_{number}", first))
+        self.query_index: list[list[Any]] = []  # of each half, on each axis
+        self.windows: list[list[Window]] = []
+        for half in range(2):
+            index = [axis.start for axis in self.axes]
+            if self.tile.has_rows:
+                index[-2] = index[-2] + half
+                index[-1] = index[-1] + self.row
+            else:
+                index[-1] = index[-1] + self.row + HALF * half
+            inside = [
+                s.let(f"query_{half}_{a}", tirx.min(i, self.axes[a].length - 1))
+                if not half or not self.tile.has_rows or a == self.spec.rank - 2
+                else self.query_index[0][a]
+                for a, i in enumerate(index)
+            ]
+            self.query_index.append(inside)
+            self.windows.append([])
+            for number in range(self.spec.rank):
+                if half and self.tile.has_rows and number != self.spec.rank - 2:
+                    # The halves differ on one axis alone.
+                    self.windows[half].append(self.windows[0][number])
+                    continue
+                found = self.window(number, inside[number])
+                first = s.let(f"first_{half}_{number}", found.first)
+                self.windows[half].append(
+                    Window(first, s.let(f"count_{half}_{number}", found.count))
+                )
+
+    def window(self, number: int, index: Any) -> Window:
+        """Return the window of a query, by its number in its group, on an axis."""
+        found = window.window(
+            index,
+            self.axes[number].length,
+            self.spec.kernel_size[number],
+            is_causal=self.p[f"is_causal_{number}"] > 0,
+            ops=TENSOR_EXPRESSION,
+        )
+        return Window(found.first, found.count)
+
+    def token(self, index: list[Any]) -> Any:
+        """Return the number of the token at members of the group, one for each axis."""
+        found = self.batch
+        for axis, member in zip(self.axes, index):
+            found = found * axis.size + axis.position(member)
+        return found
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query, key and value as this head sees them."""
+        spec, head = self.spec, self.head
+        if self.packed:
+            stride, size = 3 * self.heads * spec.head_dim, self.heads * spec.head_dim
+            first = self.s.let("first_channel", head * spec.head_dim)
+            q, k, v = (Tensor(self.p["qkv"], stride, first + size * i) for i in range(3))
+            return q, k, v
+        kv = self.s.let("head_kv", self.divided(head, "group"))
+        return (
+            Tensor(self.p["query"], self.heads * spec.head_dim, head * spec.head_dim),
+            Tensor(self.p["key"], self.heads_kv * spec.head_dim, kv * spec.head_dim),
+            Tensor(self.p["value"], self.heads_kv * spec.value_dim, kv * spec.value_dim),
+        )
+
+    def output(self) -> Tensor:
+        """Return the output as this head sees it."""
+        dim = self.spec.value_dim
+        return Tensor(self.p["output"], self.heads * dim, self.head * dim)

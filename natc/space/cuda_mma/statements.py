@@ -1,0 +1,124 @@
+"""Writing the body of a kernel: statements one after the other, as TIR."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tvm import tirx
+from tvm.ir import Expr, Range
+
+_THREAD_INDEX = 1  # tvm.tirx.IterVar.ThreadIndex
+
+
+class Statements:
+    """Statements in the order in which they are added; blocks open and close with `with`."""
+
+    def __init__(self) -> None:
+        self._open: list[list[tirx.Stmt]] = [[]]
+
+    def add(self, statement: tirx.Stmt) -> None:
+        """Add a statement to the innermost open block."""
+        self._open[-1].append(statement)
+
+    def name(self, name: str, value: Any) -> Any:
+        """Name a number; return its variable, which lowering may replace by the value."""
+        value = tirx.convert(value)
+        variable = tirx.Var(name, _dtype(value))
+        self.add(tirx.Bind(variable, value))
+        return variable
+
+    def let(self, name: str, value: Any) -> Any:
+        """Keep a number in a register; return what reads it.
+
+        Lowering does not see through it. A variable it would replace by its value wherever it is
+        used, and numbers that depend on each other would grow without end.
+        """
+        value = tirx.convert(value)
+        register = self.registers(name, 1, _dtype(value))
+        self.store(register, 0, value)
+        return register[0]
+
+    def registers(self, name: str, count: int, dtype: str = "float32") -> tirx.Buffer:
+        """Return a lane's own array, which unrolled loops turn into registers."""
+        array = tirx.decl_buffer((count,), dtype, name, scope="local")
+        self.add(tirx.AllocBuffer(array))
+        return array
+
+    def store(self, array: tirx.Buffer, index: Any, value: Any) -> None:
+        """Write an element of an array in registers."""
+        self.add(tirx.BufferStore(array, tirx.convert(value), [tirx.convert(index)]))
+
+    def call(self, function: str, *arguments: Any) -> None:
+        """Call a device function that returns nothing."""
+        self.add(tirx.Evaluate(tirx.call_extern("int32", function, *arguments)))
+
+    @contextmanager
+    def unrolled(self, name: str, extent: int) -> Iterator[Any]:
+        """Repeat the block for 0 .. extent-1, each written out by CUDA's compiler."""
+        variable = tirx.Var(name, "int32")
+        with self._block() as body:
+            yield variable
+        loop = tirx.For(variable, 0, extent, tirx.ForKind.UNROLLED, body())
+        # Left to CUDA's compiler: written out here, lowering would take minutes.
+        self.add(tirx.AttrStmt(variable, "pragma_unroll_explicit", tirx.const(0), loop))
+
+    @contextmanager
+    def loop(self, name: str, extent: Any) -> Iterator[Any]:
+        """Repeat the block for 0 .. extent-1."""
+        variable = tirx.Var(name, "int32")
+        with self._block() as body:
+            yield variable
+        self.add(tirx.For(variable, 0, extent, tirx.ForKind.SERIAL, body()))
+
+    @contextmanager
+    def when(self, condition: Expr) -> Iterator[None]:
+        """Do the block where a condition holds."""
+        with self._block() as body:
+            yield
+        self.add(tirx.IfThenElse(condition, body(), None))
+
+    @contextmanager
+    def threads(self, tag: str, extent: Any) -> Iterator[Any]:
+        """Do the block in each thread of an axis of the grid or the block."""
+        variable = tirx.Var(tag.replace(".", "_"), "int32")
+        with self._block() as body:
+            yield variable
+        axis = tirx.IterVar(Range(0, extent), variable, _THREAD_INDEX, tag)
+        self.add(
+            tirx.For(variable, tirx.const(0), extent, tirx.ForKind.THREAD_BINDING, body(), axis)
+        )
+
+    @contextmanager
+    def attribute(self, key: str, value: int) -> Iterator[None]:
+        """Do the block with an attribute of the kernel."""
+        with self._block() as body:
+            yield
+        self.add(tirx.AttrStmt(tirx.const(0), key, tirx.const(value), body()))
+
+    def statement(self) -> tirx.Stmt:
+        """Return all that was added as one statement."""
+        (found,) = self._open
+        return tirx.stmt_seq(*found)
+
+    @contextmanager
+    def _block(self) -> Iterator[Any]:
+        inside: list[tirx.Stmt] = []
+        self._open.append(inside)
+        yield lambda: tirx.stmt_seq(*inside)
+        assert self._open.pop() is inside
+
+
+def _dtype(value: Expr) -> str:
+    return str(value.ty).removeprefix("T.")
+
+
+def call(dtype: str, function: str, *arguments: Any) -> Expr:
+    """Return what a device function without side effects returns."""
+    return tirx.call_pure_extern(dtype, function, *arguments)
+
+
+def at(array: tirx.Buffer, index: Any) -> Expr:
+    """Return the address of an element of an array in registers."""
+    return tirx.address_of(array[index])
