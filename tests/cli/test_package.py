@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -196,9 +197,11 @@ def test_the_commands_of_the_page_are_understood(
     natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
     monkeypatch.chdir(place)
-    add_library(place / "lib")
+    given = shlex.split(words.replace("$NATC_LIB_PATH", "lib"))
+    source = given[given.index("--from") + 1] if "--from" in given else "lib"
+    add_library(place / source)
     subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", "key.pem"], check=True)
-    found = document(natc, "package", *words.split(), "--dry-run")
-    assert found["libraries"] or found["from"] == "lib"
+    found = document(natc, "package", *given, "--dry-run")
+    assert found["libraries"] or found["from"] == source
     if found["from"]:
-        assert natc("package", *words.split()).code == 0
+        assert natc("package", *given).code == 0
