@@ -1,4 +1,4 @@
-"""All that needs a GPU, by one command, on a machine that is lent for minutes:
+"""All that needs a GPU, by one command, on a machine that is rented for minutes:
 
     python benchmarks/gpu_session.py LOGS --libraries lib --rounds rounds
 

@@ -1,4 +1,4 @@
-"""The session on a lent GPU: each step has its limit and its log, and none stops the next."""
+"""The session on a rented GPU: each step has its limit and its log, and none stops the next."""
 
 from __future__ import annotations
 
