@@ -22,6 +22,7 @@ from typing import Any
 os.environ.update({"NATC_STRICT": "1", "NATC_JIT": "off"})
 
 import clocks
+import documents
 import torch
 from contestants import CONTESTANTS, FULL, Way
 from problems import RESULTS, SUITES, Problem, expected, largest_error, tensors_of, variants
@@ -29,7 +30,6 @@ from problems import RESULTS, SUITES, Problem, expected, largest_error, tensors_
 from natc import environment
 from natc.cli import output
 from natc.demo.times import Unavailable
-from natc.files import write_atomically
 from natc.testing.tolerance import ELEMENT_FACTOR, RELATIVE_TOLERANCE
 
 SCHEMA_VERSION = 1
@@ -80,10 +80,10 @@ def main() -> None:
             document["rows"].append(row)
             print(line(row), file=sys.stderr, flush=True)
             if given.output:  # whatever ends the run, what was measured is there
-                _write(given.output, document)
+                documents.write(given.output, document)
     document["host"] = host(given.device, names, given.samples)
     if given.output:
-        _write(given.output, document)
+        documents.write(given.output, document)
     if given.json:
         output.print_json(document)
     else:
@@ -307,13 +307,6 @@ def show(document: dict[str, Any]) -> None:
         what = "with a gradient" if row["gradient"] else "without a gradient"
         text = row["note"] or f"{row['median_us']:.3g} us"
         console.print(f"host time of a call {what}, {row['contestant']}: {text}")
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    import msgspec
-
-    text = msgspec.json.format(msgspec.json.encode(document, enc_hook=str), indent=2).decode()
-    write_atomically(path, text + "\n")
 
 
 if __name__ == "__main__":

@@ -21,14 +21,13 @@ from typing import Any
 os.environ.update({"NATC_STRICT": "1", "NATC_JIT": "off"})
 
 import clocks
-import msgspec
+import documents
 import torch
 from torch import Tensor, nn
 
 from natc import environment, models
 from natc.cli import output
 from natc.errors import NatcError
-from natc.files import write_atomically
 
 SCHEMA_VERSION = 1
 MODES = ("eager", "compiled")
@@ -99,12 +98,12 @@ def main() -> None:
                 document["rows"].append(row)
                 print(line(row), file=sys.stderr, flush=True)
                 if given.output:
-                    _write(given.output, document)
+                    documents.write(given.output, document)
             if given.profile and document["rows"][-1]["images_per_second"]:
                 network, own = open_network(name, images)
                 document["profiles"][name] = profile(functools.partial(network, own), given.device)
     if given.output:
-        _write(given.output, document)
+        documents.write(given.output, document)
     if given.json:
         output.print_json(document)
     else:
@@ -269,11 +268,6 @@ def show(document: dict[str, Any]) -> None:
     for name, parts in document["profiles"].items():
         shares = ", ".join(f"{part} {100 * share:.0f} %" for part, share in parts.items())
         console.print(f"{name}, eager: {shares}")
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    text = msgspec.json.format(msgspec.json.encode(document, enc_hook=str), indent=2).decode()
-    write_atomically(path, text + "\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ import msgspec
 from natc import workspace
 from natc.errors import NatcError, ScheduleError
 from natc.files import reason, write_atomically
-from natc.operations import FORWARD, OPERATIONS
+from natc.operations import FORWARD, OPERATIONS, tuned_as
 from natc.records import Environment, Space
 from natc.spec import MAX_KERNEL_SIZE, MIN_KERNEL_SIZE, KernelSpec
 from natc.targets import Target
@@ -223,3 +223,26 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     return value
+
+
+def joined(decisions: Mapping[str, int], operation: str) -> dict[str, int]:
+    """Return decisions of an operation in the form in which a kernel's are kept together.
+
+    Those of the forward have their own names; those of another begin with its name and a dot.
+    """
+    if tuned_as(operation) == FORWARD:
+        return dict(decisions)
+    return {f"{operation}.{name}": value for name, value in decisions.items()}
+
+
+def own_decisions(decisions: Mapping[str, int], operation: str) -> dict[str, int]:
+    """Return an operation's decisions of those that `joined` put together."""
+    owner = tuned_as(operation)
+    if owner == FORWARD:
+        return {name: value for name, value in decisions.items() if "." not in name}
+    start = f"{owner}."
+    return {
+        name.removeprefix(start): value
+        for name, value in decisions.items()
+        if name.startswith(start)
+    }

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from natc.build.lower import joined, scheduled
+from natc.build.lower import scheduled
 from natc.errors import ScheduleError
 from natc.operations import FORWARD, operations_of, tuned_as
-from natc.schedules import Schedule, load_schedule, near
+from natc.schedules import Schedule, joined, load_schedule, near
 from natc.space import space_for
 from natc.spec import KernelSpec
 from natc.targets import Target
@@ -21,7 +21,7 @@ from natc.targets import Target
 class Chosen:
     """Decisions for one kernel on one target, and where they come from.
 
-    decisions: of all operations, as `natc.build.lower.joined` names them.
+    decisions: of all operations, as `natc.schedules.joined` names them.
     origin: `tuned`, `borrowed` or `untuned`, of the forward. note: the same for a person, in a
     sentence. schedule: the forward's. others: schedules of other operations that have one.
     """

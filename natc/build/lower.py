@@ -11,7 +11,8 @@ from tvm.s_tir import Schedule
 from tvm.target import Target as CompilerTarget
 
 from natc.build.c_compiler import host_machine
-from natc.operations import FORWARD, tuned_as
+from natc.operations import FORWARD
+from natc.schedules import own_decisions
 from natc.space import Decisions, space_for
 from natc.space.cuda_mma import apply_tiles
 from natc.space.skip import apply_skips
@@ -62,36 +63,14 @@ def entry_module(
 ) -> tvm.IRModule:
     """Return a module with the scheduled function of each operation; names: operation -> its name.
 
-    decisions: of the forward operations by their own names, and of others by `joined` ones.
+    decisions: of the forward operations by their own names, and of others as
+        `natc.schedules.joined` has them.
     """
     module = tvm.IRModule({})
     for operation, name in names.items():
         own = own_decisions(decisions, operation)
         module.update(scheduled(spec, target, own, operation=operation, name=name))
     return module
-
-
-def joined(decisions: Mapping[str, int], operation: str) -> dict[str, int]:
-    """Return decisions of an operation in the form in which a kernel's are kept together.
-
-    Those of the forward have their own names; those of another begin with its name and a dot.
-    """
-    if tuned_as(operation) == FORWARD:
-        return dict(decisions)
-    return {f"{operation}.{name}": value for name, value in decisions.items()}
-
-
-def own_decisions(decisions: Mapping[str, int], operation: str) -> dict[str, int]:
-    """Return an operation's decisions of those that `joined` put together."""
-    owner = tuned_as(operation)
-    if owner == FORWARD:
-        return {name: value for name, value in decisions.items() if "." not in name}
-    start = f"{owner}."
-    return {
-        name.removeprefix(start): value
-        for name, value in decisions.items()
-        if name.startswith(start)
-    }
 
 
 def scheduled(

@@ -12,7 +12,7 @@ from natc.cli import output
 from natc.cli.output import seconds_text
 from natc.errors import ScheduleError
 from natc.operations import FORWARD, tuned_as
-from natc.schedules import Schedule, near, read_schedule
+from natc.schedules import Schedule, near, own_decisions, read_schedule
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -37,7 +37,7 @@ def of_library(library: Library, target: Target, operation: str) -> dict[str, An
         "of": evidence.get("of"),
         "target": target.name,
         "space": evidence.get("space"),
-        "decisions": _own(record.get("decisions") or {}, operation),
+        "decisions": own_decisions(record.get("decisions") or {}, operation),
         "created": evidence.get("created"),
         "path": None,
         "measured": None,
@@ -54,18 +54,6 @@ def all_of_library(library: Library, target: Target) -> list[dict[str, Any]]:
     """Return what `of_library` does, for the forward and each operation with a schedule."""
     record = library.manifest.schedule.get(target.arch) or {}
     return [of_library(library, target, name) for name in (FORWARD, *(record.get("others") or ()))]
-
-
-def _own(decisions: dict[str, int], operation: str) -> dict[str, int]:
-    """Return an operation's decisions of a kernel's; all but the forward's begin with its name."""
-    if operation == FORWARD:
-        return {name: value for name, value in decisions.items() if "." not in name}
-    start = f"{operation}."
-    return {
-        name.removeprefix(start): value
-        for name, value in decisions.items()
-        if name.startswith(start)
-    }
 
 
 def on_file(spec: KernelSpec, target: Target, operation: str) -> dict[str, Any] | None:

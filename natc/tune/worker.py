@@ -40,8 +40,9 @@ def build(
     """
     from natc.build.cuda import build_cuda
     from natc.build.llvm import build_llvm
-    from natc.build.lower import joined, most_shared_bytes
+    from natc.build.lower import most_shared_bytes
     from natc.build.resources import hopeless, resources
+    from natc.schedules import joined
 
     spec, target = KernelSpec.parse(spec_name), Target.parse(target_name)
     own = joined(decisions, operation)

@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
-from natc.build.lower import joined, most_shared_bytes, own_decisions
+from natc.build.lower import most_shared_bytes
 from natc.build.resources import Resources, hopeless, resources
 from natc.operations import OPERATIONS
-from natc.schedules import near
+from natc.schedules import joined, near, own_decisions
 from natc.spec import KernelSpec
 from natc.targets import Target
 
