@@ -34,7 +34,9 @@ from natc.targets import Target
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # What a library is made by, besides its schedule and tools.
-_CODE = ("build", "space", "te", "operations.py", "spec.py", "targets.py", "window.py")
+_CODE = (
+    "build", "space", "te", "operations.py", "schedules.py", "spec.py", "targets.py", "window.py",
+)  # fmt: skip
 _TOOLS = ("apache-tvm", "apache-tvm-ffi", "ziglang")
 
 
