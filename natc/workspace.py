@@ -44,6 +44,10 @@ def checkout() -> Path | None:
     return root if found else None
 
 
+# The schedules and logs that natc comes with.
+SHIPPED = checkout() or PACKAGED_DATA
+
+
 def workspace() -> Path:
     """Return the directory that holds `schedules/` and `tuning_logs/`; it may not exist yet."""
     named = env.NATC_WORKSPACE.get()
@@ -54,7 +58,7 @@ def workspace() -> Path:
 
 def read_roots() -> list[Path]:
     """Return the directories to read schedules and logs from, first match wins."""
-    return [workspace(), PACKAGED_DATA]
+    return list(dict.fromkeys((workspace(), SHIPPED)))
 
 
 def tuned_name(spec: KernelSpec, operation: str) -> str:

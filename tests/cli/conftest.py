@@ -17,7 +17,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(variable.name, raising=False)
     monkeypatch.setenv("NATC_WORKSPACE", str(tmp_path / "workspace"))
     monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(workspace, "PACKAGED_DATA", tmp_path / "shipped")
+    for name in ("PACKAGED_DATA", "SHIPPED"):
+        monkeypatch.setattr(workspace, name, tmp_path / "shipped")
     monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver(None, ()))
     runtime.clear()
     return tmp_path

@@ -28,7 +28,8 @@ def place(tmp_path: Path, built: BuiltKernels, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("NATC_LIB_PATH", os.pathsep.join(map(str, built.directories)))
     monkeypatch.setenv("NATC_STRICT", "1")
-    monkeypatch.setattr(workspace, "PACKAGED_DATA", tmp_path / "packaged")
+    for name in ("PACKAGED_DATA", "SHIPPED"):
+        monkeypatch.setattr(workspace, name, tmp_path / "packaged")
     runtime.clear()
     yield tmp_path
     runtime.clear()

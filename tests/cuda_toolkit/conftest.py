@@ -13,5 +13,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NATC_WORKSPACE", str(tmp_path / "workspace"))
     monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("NATC_LIB_PATH", str(tmp_path / "lib"))
-    monkeypatch.setattr(workspace, "PACKAGED_DATA", tmp_path / "packaged")
+    for name in ("PACKAGED_DATA", "SHIPPED"):
+        monkeypatch.setattr(workspace, name, tmp_path / "packaged")
     return tmp_path

@@ -40,7 +40,8 @@ def make_schedule(**changes: object) -> Schedule:
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NATC_WORKSPACE", str(tmp_path))
-    monkeypatch.setattr(workspace, "PACKAGED_DATA", tmp_path / "shipped")
+    for name in ("PACKAGED_DATA", "SHIPPED"):
+        monkeypatch.setattr(workspace, name, tmp_path / "shipped")
     return tmp_path
 
 

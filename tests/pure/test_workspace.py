@@ -48,7 +48,7 @@ def test_the_workspace_hides_what_the_package_ships(
 ) -> None:
     mine, shipped = tmp_path / "mine", tmp_path / "shipped"
     monkeypatch.setenv("NATC_WORKSPACE", str(mine))
-    monkeypatch.setattr(workspace, "PACKAGED_DATA", shipped)
+    monkeypatch.setattr(workspace, "SHIPPED", shipped)
     assert workspace.find_schedule(SPEC, TARGET) is None
     assert list(workspace.schedule_files()) == []
 
@@ -59,6 +59,15 @@ def test_the_workspace_hides_what_the_package_ships(
         path.touch()
         assert workspace.find_schedule(SPEC, TARGET) == path
         assert list(workspace.schedule_files()) == [path]
+
+
+def test_what_natc_ships_is_found_from_another_workspace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATC_WORKSPACE", str(tmp_path))
+    found = list(workspace.schedule_files())
+    assert found and all(path.is_relative_to(workspace.SHIPPED) for path in found)
+    assert list(workspace.log_files())
 
 
 def test_libraries_are_looked_for_in_order(
