@@ -93,7 +93,7 @@ def scheduled(
     space.apply(sch, spec, target, Decisions(decisions, space.name))
     return tvm.IRModule(
         {
-            var: apply_tiles(apply_threads(apply_skips(found)), spec)
+            var: apply_tiles(apply_threads(apply_skips(found)), spec, operation)
             for var, found in sch.mod.functions.items()
         }
     )

@@ -48,16 +48,18 @@ class Space:
     definition: Callable[..., tirx.PrimFunc] = definitions.definition
 
 
-def _or_tensor_cores(space: Space) -> Space:
-    """Return a design space of the forward on a GPU with the choice of tensor cores in it.
+@functools.cache
+def _or_tensor_cores(space: Space, operation: str) -> Space:
+    """Return a GPU's design space of an operation with the choice of tensor cores in it.
 
-    Decisions that do not name the choice mean what they meant without it, hence the same version.
+    Kernels that they cannot serve have no choice. Decisions that do not name the choice mean what
+    they meant without it, hence the same version.
     """
     base = space.structure, space.apply
     return replace(
         space,
-        structure=functools.partial(cuda_mma.structure, space.structure),
-        apply=functools.partial(cuda_mma.apply, base),
+        structure=functools.partial(cuda_mma.structure, space.structure, operation),
+        apply=functools.partial(cuda_mma.apply, base, operation),
     )
 
 
@@ -68,22 +70,20 @@ _SPACES = {
     ("llvm", False): Space(
         llvm_gather.NAME, llvm_gather.VERSION, llvm_gather.structure, llvm_gather.apply, polynomial
     ),
-    ("cuda", True): _or_tensor_cores(
-        Space(cuda_simt.NAME, cuda_simt.VERSION, cuda_simt.structure, cuda_simt.apply, base_two)
+    ("cuda", True): Space(
+        cuda_simt.NAME, cuda_simt.VERSION, cuda_simt.structure, cuda_simt.apply, base_two
     ),
     ("cuda", False): Space(
         cuda_gather.NAME, cuda_gather.VERSION, cuda_gather.structure, cuda_gather.apply, base_two
     ),
 }
-_STREAMED = _or_tensor_cores(
-    Space(
-        cuda_streamed.NAME,
-        cuda_streamed.VERSION,
-        cuda_streamed.structure,
-        cuda_streamed.apply,
-        base_two,
-        streamed.definition,
-    )
+_STREAMED = Space(
+    cuda_streamed.NAME,
+    cuda_streamed.VERSION,
+    cuda_streamed.structure,
+    cuda_streamed.apply,
+    base_two,
+    streamed.definition,
 )
 
 
@@ -94,11 +94,12 @@ def space_for(target: Target, operation: str = FORWARD, spec: KernelSpec | None 
     would have to keep too much has one of its own. spec: the kernel; None is one that has not.
     """
     is_forward = OPERATIONS[operation].family == "forward"
-    if is_forward and target.kind == "cuda" and spec is not None and _keeps_much(spec, target):
-        return _STREAMED
-    if is_forward and target.kind == "llvm" and spec is not None and llvm_blocked.covers(spec):
+    if target.kind == "cuda":
+        large = is_forward and spec is not None and _keeps_much(spec, target)
+        return _or_tensor_cores(_STREAMED if large else _SPACES["cuda", is_forward], operation)
+    if is_forward and spec is not None and llvm_blocked.covers(spec):
         return _blocked(target)
-    return _SPACES[target.kind, is_forward]
+    return _SPACES["llvm", is_forward]
 
 
 @functools.cache

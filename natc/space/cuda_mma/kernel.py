@@ -1,208 +1,56 @@
-"""The kernel for tensor cores: fused neighborhood attention, forward, a tile of queries a warp.
-
-Scores stay in registers: those of a matrix product are laid out as the next product takes them.
-Queries, keys and values are loaded from memory through the cache of the multiprocessor, as
-products take them; nothing is shared, so no warp waits for another.
-"""
+"""A kernel for tensor cores as an operation of the design space has it, and its grid of warps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from tvm import tirx
 
-from natc.space.cuda_mma.place import LANES, Place, Tensor
-from natc.space.cuda_mma.scores import LOG2_E, Part, finish, load_queries, products
-from natc.space.cuda_mma.statements import Statements, at, call
-from natc.space.cuda_mma.tile import HALF, Tile
-from natc.space.cuda_mma.values import Sums, packed_weights
+from natc.space.cuda_mma.place import LANES, Place
+from natc.spec import KernelSpec
 
-_SHORT = {"float16": "f16", "bfloat16": "bf16"}
-_INFINITY = math.inf
+# Names of the sampled numbers, and of their annotations on the block `output`.
+WARPS_0, WARPS_1, PRODUCTS, RESIDENT = "warps_0", "warps_1", "products", "resident_warps"
+# What the device functions of a dtype have in their names.
+SHORT = {"float16": "f16", "bfloat16": "bf16"}
 
 
-def kernel(p: Mapping[str, Any], tile: Tile, blocks_per_processor: int) -> tirx.Stmt:
-    """Return the statement that launches the kernel of a forward operation.
+class TensorCoreKernel(NamedTuple):
+    """How an operation is computed on tensor cores.
 
-    p: the function's parameters by name. blocks_per_processor: how many blocks' registers a
-    multiprocessor must hold.
+    numbers(spec): the candidates of each sampled number, the untuned kernel's first.
+    launch(p, spec, numbers): the statement that launches the kernel; p: the function's parameters
+    by name.
     """
-    s = Statements()
-    place = Place(s, p, tile)
-    warps = math.prod(tile.warps)
+
+    numbers: Callable[[KernelSpec], dict[str, Sequence[int]]]
+    launch: Callable[[Mapping[str, Any], KernelSpec, Mapping[str, int]], tirx.Stmt]
+
+
+def warps_of(numbers: Mapping[str, int]) -> tuple[int, int]:
+    """Return the warps of a block on the axes of rows and columns."""
+    return numbers.get(WARPS_0, 1), numbers[WARPS_1]
+
+
+@contextmanager
+def grid(place: Place, resident_warps: int) -> Iterator[None]:
+    """Do the block in every warp that has a tile, once its place is found.
+
+    resident_warps: warps of a multiprocessor for whose registers there must be room.
+    """
+    s = place.s
+    warps = math.prod(place.tile.warps)
     with (
         s.threads("blockIdx.x", place.tiles) as block,
         s.threads("blockIdx.y", place.heads) as head,
         s.threads("blockIdx.z", place.batch_size) as batch,
         s.threads("threadIdx.y", warps) as warp,
         s.threads("threadIdx.x", LANES) as lane,
-        s.attribute("tirx.launch_bounds_min_blocks_per_sm", blocks_per_processor),
+        s.attribute("tirx.launch_bounds_min_blocks_per_sm", max(1, resident_warps // warps)),
     ):
         place.find(block, head, batch, warp, lane)
         with s.when(place.is_there):
-            place.attend()
-            _attention(place)
-    return s.statement()
-
-
-class _State:
-    """What a lane sums up: for each half, the largest logit, the sum, and of values the sums."""
-
-    def __init__(self, place: Place) -> None:
-        s = place.s
-        self.largest = s.registers("largest", 2)
-        self.total = s.registers("total", 2)
-        self.sums = [
-            s.registers(f"output_{i}", n // 2) for i, n in enumerate(place.tile.value_blocks)
-        ]
-
-
-def _attention(place: Place) -> None:
-    s, p, tile, spec = place.s, place.p, place.tile, place.spec
-    query, key, value = place.tensors()
-    queries = load_queries(place, query)
-    scale = s.let("scale_2", p["scale"] * tirx.const(LOG2_E, "float32"))
-    state = _State(place)
-    with s.unrolled("half", 2) as half:
-        s.store(state.largest, half, tirx.const(-_INFINITY, "float32"))
-        s.store(state.total, half, tirx.const(0.0, "float32"))
-    for sums, channels in zip(state.sums, tile.value_blocks):
-        with s.unrolled("i", channels // 2) as i:
-            s.store(sums, i, tirx.const(0.0, "float32"))
-
-    def run(part: Part) -> None:
-        kind = _SHORT[spec.dtype]
-        scores = products(place, part, queries, key, f"natc_mma_{kind}")
-        finish(place, part, scores, p.get("rpb"), scale)
-        corrections = _softmax(place, scores, state)
-        words = packed_weights(place, scores, f"natc_pack_{kind}")
-        first = 0
-        for sums, channels in zip(state.sums, tile.value_blocks):
-            added = Sums(place, part, value, f"natc_mma_{kind}").add(words, first, channels)
-            for half in range(2):
-                with s.unrolled("v", channels // HALF) as v, s.unrolled("e", 2) as e:
-                    index = v * 4 + 2 * half + e
-                    before = sums[index] * corrections[half] if tile.in_parts else sums[index]
-                    s.store(sums, index, before + added[index])
-            first += channels
-
-    def plane(index: Any | None) -> None:
-        if not tile.has_rows:
-            run(Part(place, None, None))
-        elif tile.is_whole:
-            run(Part(place, index, place.axes[-2].first_key))
-        else:
-            # Only as far as the windows of the lower half reach.
-            last = place.windows[1][-2]
-            needed = last.first + last.count - place.axes[-2].first_key
-            chunks = tirx.truncdiv(needed + (tile.chunk_rows - 1), tile.chunk_rows)
-            with s.loop("chunk", chunks) as chunk:
-                row = s.let("chunk_row", place.axes[-2].first_key + chunk * tile.chunk_rows)
-                run(Part(place, index, row))
-
-    if spec.rank == 3:
-        with s.loop("plane", place.windows[0][0].count) as number:
-            plane(s.let("plane_index", place.axes[0].first_key + number))
-    else:
-        plane(None)
-    _finish(place, state)
-
-
-def _softmax(place: Place, scores: Any, state: _State) -> Any:
-    """Turn logits into weights; return, for each half, what corrects earlier sums."""
-    s, tile = place.s, place.tile
-    zero, minus = (tirx.const(x, "float32") for x in (0.0, -_INFINITY))
-
-    @contextmanager
-    def each() -> Iterator[tuple[Any, Any, Any]]:
-        """Do the block for every score: its product, its half, its index."""
-        with (
-            s.unrolled("n", tile.products) as n,
-            s.unrolled("half", 2) as half,
-            s.unrolled("e", 2) as e,
-        ):
-            yield n, half, n * 4 + 2 * half + e
-
-    found = s.registers("found", 2)
-    with s.unrolled("half", 2) as half:
-        s.store(found, half, minus)
-    with each() as (_, half, i):
-        s.store(found, half, tirx.max(found[half], scores[i]))
-    base, corrections = s.registers("base", 2), s.registers("corrections", 2)
-    for half in range(2):
-        largest = s.let(f"largest_{half}", call("float32", "natc_row_max", found[half]))
-        if tile.in_parts:
-            largest = s.let(f"now_{half}", tirx.max(largest, state.largest[half]))
-        # Of logits that are all -inf, nothing is taken: their weights are 0.
-        s.store(base, half, tirx.Select(largest == minus, zero, largest))
-        if tile.in_parts:
-            # 0 where nothing was before.
-            factor = call("float32", "natc_exp2", state.largest[half] - base[half])
-            s.store(corrections, half, factor)
-            s.store(state.total, half, state.total[half] * corrections[half])
-        s.store(state.largest, half, largest)
-    with each() as (n, half, i):
-        weight = call("float32", "natc_exp2", scores[i] - base[half])
-        if tile.has_rows and tile.is_whole:
-            # The last row is the second half's alone.
-            others = tirx.Or(half != 0, n < (tile.rows - 1) * tile.columns)
-            weight = tirx.Select(others, weight, zero)
-        s.store(scores, i, weight)
-        s.store(state.total, half, state.total[half] + scores[i])
-    return corrections
-
-
-def _finish(place: Place, state: _State) -> None:
-    """Divide by the sums of weights and store the results."""
-    s, tile, spec = place.s, place.tile, place.spec
-    output: Tensor = place.output()
-    pack = f"natc_pack_{_SHORT[spec.dtype]}"
-    for half in range(2):
-        total = s.let(f"total_{half}", call("float32", "natc_row_sum", state.total[half]))
-        inverse = s.let(f"inverse_{half}", tirx.const(1.0, "float32") / total)
-        index = [axis.start for axis in place.axes]
-        index[-1] = index[-1] + place.row
-        if tile.has_rows:
-            index[-2] = index[-2] + half
-        else:
-            index[-1] = index[-1] + HALF * half
-        exists = tirx.const(True, "bool")
-        for axis, member in zip(place.axes, index):
-            exists = tirx.And(exists, member < axis.length)
-        with s.when(exists):
-            token = s.let("token", place.token(place.query_index[half]))
-            first = 0
-            for sums, channels in zip(state.sums, tile.value_blocks):
-                # A lane's columns 2t and 2t + 1 are channels side by side.
-                own = channels // HALF
-                words = s.registers("words", own, "uint32")
-                for word in range(own):
-                    column, v = divmod(2 * word, own)
-                    pair = (sums[(v + e) * 4 + 2 * half + column] * inverse for e in range(2))
-                    s.store(words, word, call("uint32", pack, *pair))
-                element = token * output.stride + output.first + first + 2 * own * place.column
-                for start in range(0, own, 4):
-                    size = min(own - start, 4)
-                    s.call(
-                        f"natc_store_{4 * size}",
-                        output.address(element + 2 * start),
-                        at(words, start),
-                    )
-                first += channels
-            if "lse" in place.p:
-                with s.when(place.column == 0):
-                    _store_lse(place, token, state.largest[half], total)
-
-
-def _store_lse(place: Place, token: Any, largest: Any, total: Any) -> None:
-    """Store the logsumexp; inf where that is the largest logit, for `total` is NaN then."""
-    s, lse = place.s, place.p["lse"]
-    minus, plus = (tirx.const(x, "float32") for x in (-_INFINITY, _INFINITY))
-    base = tirx.Select(largest == minus, tirx.const(0.0, "float32"), largest)
-    found = base * tirx.const(math.log(2.0), "float32") + tirx.log(total)
-    zeros = [0] * (len(lse.ty.shape) - 1)
-    value = tirx.Select(largest == plus, largest, found)
-    s.add(tirx.BufferStore(lse, value, [*zeros, token * place.heads + place.head]))
+            yield

@@ -1,4 +1,4 @@
-"""Putting the kernel for tensor cores beside a scheduled forward, as the last step of a schedule.
+"""Putting a kernel for tensor cores beside the scheduled one, as the last step of a schedule.
 
 Schedule primitives move loops; none of them describes what the lanes of a warp hold of a matrix
 product. So a schedule only names its numbers, and the kernel is written when it is complete.
@@ -12,26 +12,23 @@ import tvm_ffi
 from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
-from natc.space.cuda_mma.choice import ANNOTATION, PRODUCTS, RESIDENT, WARPS_0, WARPS_1
-from natc.space.cuda_mma.kernel import kernel
-from natc.space.cuda_mma.tile import Tile
+from natc.space.cuda_mma.choice import ANNOTATION
+from natc.space.cuda_mma.operations import KERNELS
 from natc.spec import KernelSpec
 
 _MOST_BLOCKS = 65535  # on a grid's second and third axis
 
 
-def apply_tiles(function: tirx.PrimFunc, spec: KernelSpec) -> tirx.PrimFunc:
+def apply_tiles(function: tirx.PrimFunc, spec: KernelSpec, operation: str) -> tirx.PrimFunc:
     """Return a scheduled function that launches the kernel its schedule asked for, if it did."""
     numbers = _numbers(function)
     if not numbers:
         return function
     p = {parameter.name: parameter for parameter in function.params}
-    warps = numbers.get(WARPS_0, 1), numbers[WARPS_1]
-    tile = Tile(spec, *warps, numbers[PRODUCTS])
-    blocks = max(1, numbers[RESIDENT] // (warps[0] * warps[1]))
     root = function.body
     other = root.block
-    body = tirx.IfThenElse(_fits(p, spec), kernel(p, tile, blocks), other.body)
+    kernel = KERNELS[operation].launch(p, spec, numbers)
+    body = tirx.IfThenElse(_fits(p, spec), kernel, other.body)
     block = SBlock(
         other.iter_vars, other.reads, other.writes, other.name_hint, body, other.init,
         other.alloc_buffers, other.match_buffers, other.annotations,
@@ -53,7 +50,7 @@ def _numbers(function: tirx.PrimFunc) -> dict[str, int]:
 
 def _fits(p: dict[str, Any], spec: KernelSpec) -> Any:
     """Return whether tiles can serve a call: a window begins a key after the last at most."""
-    batch, *_, heads, _ = p["output"].ty.shape
+    batch, *_, heads, _ = p["qkv" if "qkv" in p else "query"].ty.shape
     found = tirx.And(heads <= _MOST_BLOCKS, batch <= _MOST_BLOCKS)
     for axis in range(spec.rank):
         found = tirx.And(found, p[f"stride_{axis}"] == 1)

@@ -73,7 +73,7 @@ class Place:
         self.s, self.p, self.tile, self.spec = s, p, tile, tile.spec
         tensor = p["qkv" if self.packed else "query"]
         self.batch_size, *self.sizes = list(tensor.ty.shape)[: self.spec.rank + 1]
-        self.heads = p["output"].ty.shape[-2]
+        self.heads = tensor.ty.shape[-2]
         self.heads_kv = self.heads if self.packed else p["key"].ty.shape[-2]
         # Found before the launch: kernels take what they need of it as parameters.
         self.dilation = [p[f"dilation_{axis}"] for axis in range(self.spec.rank)]

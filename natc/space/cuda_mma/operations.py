@@ -1,0 +1,12 @@
+"""Which operations have a kernel for tensor cores."""
+
+from __future__ import annotations
+
+from natc.operations import OPERATIONS
+from natc.space.cuda_mma import forward
+from natc.space.cuda_mma.kernel import TensorCoreKernel
+
+_FORWARD = TensorCoreKernel(forward.numbers, forward.launch)
+KERNELS: dict[str, TensorCoreKernel] = {
+    name: _FORWARD for name, found in OPERATIONS.items() if found.family == "forward"
+}
