@@ -6,9 +6,14 @@ import contextlib
 import fcntl
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
+
 from natc.errors import NatcError
+
+_LOCK = ".natc.lock"
 
 
 def make_directory(path: str | os.PathLike[str]) -> Path:
@@ -55,6 +60,25 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the lock of a directory, for which writers wait and readers do not.
+
+    Raises NatcError naming the lock when it cannot be had.
+    """
+    path = make_directory(directory) / _LOCK
+    # The system lets go of it when a process ends, however it ends.
+    lock = filelock.FileLock(path, mode=0o644)
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise NatcError(f"file {path} cannot be locked: {reason(error)}.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _for_the_user(path: str, flags: int) -> int:

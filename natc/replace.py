@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import glob
-from collections.abc import Iterator
 from pathlib import Path
 
-import filelock
-
 from natc.errors import LibraryError, NatcError
-from natc.files import make_directory, reason, write_atomically
+from natc.files import locked, reason, write_atomically
 from natc.manifest import Manifest, dump, file_sha256, load_manifest
 
 # Between reading a manifest and its library, another process may replace both: then once more.
 _ATTEMPTS = 3
-_LOCK = ".natc.lock"
 
 
 def write_library(path: Path, code: bytes, manifest: Manifest) -> None:
@@ -30,8 +26,7 @@ def write_library(path: Path, code: bytes, manifest: Manifest) -> None:
     Whenever this ends, of a kill too, `vouching` finds a manifest of what is there: the old
     library or the new one. Raises NatcError naming what cannot be written.
     """
-    make_directory(path.parent)
-    with _locked(path):
+    with locked(path.parent):
         _finish(path)
         write_atomically(_pending(path), dump(manifest))
         write_atomically(path.with_name(manifest.library), code)
@@ -80,14 +75,3 @@ def _rename(old: Path, new: Path) -> None:
         old.replace(new)
     except OSError as error:
         raise NatcError(f"file {new} cannot be written: {reason(error)}.") from error
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    lock = path.with_name(_LOCK)
-    try:
-        # The system lets go of it when a process ends, however it ends.
-        with filelock.FileLock(lock, mode=0o644):
-            yield
-    except OSError as error:
-        raise NatcError(f"file {lock} cannot be locked: {reason(error)}.") from error

@@ -12,6 +12,7 @@ from packaging.version import InvalidVersion, Version
 
 from natc import elf, workspace
 from natc.errors import ArgumentError, LibraryError
+from natc.files import locked
 from natc.operations import FAMILIES, operations_of
 from natc.package import hub, pack
 from natc.package.contents import Contents, below, library_files
@@ -124,33 +125,37 @@ def write(
     signer: Signer | None = None,
     cuda: Sequence[str] = (),
 ) -> list[tuple[str, Path]]:
-    """Write packages into a directory and return each as (format, path).
+    """Write packages into a directory, one writer at a time, and return each as (format, path).
 
     forms: of `FORMATS`. when: see `epoch`. cuda: versions that variants for the hub are named
     after. Raises NatcError when one cannot be written, LibraryError for a library that changed.
     """
     files = library_files(pieces, names.distribution, signer)
+    variants = hub.variants(pieces, names.machine, cuda) if "hf" in forms else []
     written = []
-    for form in forms:
-        path = output / names.file(form)
-        if form == "wheel":
-            pack.write_wheel(
-                path,
-                _wheel(files, names),
-                metadata=_metadata(pieces, names),
-                entry_points=f"[{workspace.ENTRY_POINTS}]\n{names.target} = {names.module}\n",
-                epoch=when,
-            )
-        elif form == "hf":
-            major = Version(names.version).major
-            for variant in hub.variants(pieces, names.machine, cuda):
-                place = hub.write_variant(path, variant, pieces, files, version=major)
-                written.append((form, place))
-            continue
-        else:
-            folder = below(f"{names.distribution}-{names.version}", files)
-            (pack.write_tar if form == "archive" else pack.write_zip)(path, folder, epoch=when)
-        written.append((form, path))
+    with locked(output):
+        pack.remove_unfinished(output)
+        hub.remove_unfinished(output / HUB_NAME)
+        for form in forms:
+            path = output / names.file(form)
+            if form == "wheel":
+                pack.write_wheel(
+                    path,
+                    _wheel(files, names),
+                    metadata=_metadata(pieces, names),
+                    entry_points=f"[{workspace.ENTRY_POINTS}]\n{names.target} = {names.module}\n",
+                    epoch=when,
+                )
+            elif form == "hf":
+                major = Version(names.version).major
+                for variant in variants:
+                    place = hub.write_variant(path, variant, pieces, files, version=major)
+                    written.append((form, place))
+                continue
+            else:
+                folder = below(f"{names.distribution}-{names.version}", files)
+                (pack.write_tar if form == "archive" else pack.write_zip)(path, folder, epoch=when)
+            written.append((form, path))
     return written
 
 

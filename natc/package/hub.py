@@ -8,6 +8,7 @@ libraries and manifests lie in its folder `lib`, which may be named in NATC_LIB_
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import re
 import shutil
@@ -91,6 +92,21 @@ def write_variant(
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     return directory
+
+
+def remove_unfinished(repository: Path) -> None:
+    """Remove what writers that were killed left in a repository; none may be at work in it.
+
+    A variant that one of them had moved away, and nothing put in its place, comes back.
+    """
+    for path in (repository / "build").glob(".tvm-ffi*.old"):
+        variant = path.with_name(path.name[1:].rsplit(".", 2)[0])
+        with contextlib.suppress(OSError):
+            if not variant.exists():
+                path.rename(variant)
+    for what in ("tmp", "old"):
+        for path in (repository / "build").glob(f".tvm-ffi*.{what}"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _metadata(

@@ -7,6 +7,7 @@ zlib may write other bytes, with the same contents.
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import io
@@ -90,6 +91,14 @@ def write_tar(path: Path, files: Contents, *, epoch: int) -> Path:
                 archive.addfile(info, io.BytesIO(data))
 
     return _write(path, write)
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove what writers that were killed left in a directory; none may be at work in it."""
+    for suffix in (".whl", ".tar.gz", ".zip"):
+        for path in directory.glob(f".natc[-_]kernels*{suffix}.*.tmp"):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _add(archive: zipfile.ZipFile, member: str, data: bytes, epoch: int) -> None:

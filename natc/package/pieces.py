@@ -13,6 +13,7 @@ import msgspec
 from natc.errors import LibraryError
 from natc.files import reason
 from natc.manifest import Manifest, dump
+from natc.runtime.load import verify
 from natc.runtime.search import Library, scan
 from natc.spec import KernelSpec
 
@@ -52,8 +53,9 @@ class Piece:
 def read_pieces(directory: Path, epoch: int) -> list[Piece]:
     """Return the libraries of a directory, sorted by name.
 
-    epoch: seconds since 1970 that manifests get as the time of the build, so that equal libraries
-    make equal packages. Raises LibraryError for a manifest that is bad, and for no library.
+    A replacement that was cut off is read as a call would read it. epoch: seconds since 1970 that
+    manifests get as the time of the build, so that equal libraries make equal packages. Raises
+    LibraryError for a manifest that is bad, a library that it does not vouch for, and for none.
     """
     found = scan([directory])
     if found.unreadable:
@@ -61,7 +63,7 @@ def read_pieces(directory: Path, epoch: int) -> list[Piece]:
         raise LibraryError(f"{bad.path} cannot be packaged: {bad.reason}.")
     if not found.libraries:
         raise LibraryError(f"directory {directory} holds no library.")
-    return [piece(library, epoch) for library in found.libraries]
+    return [piece(verify(library), epoch) for library in found.libraries]
 
 
 def piece(library: Library, epoch: int) -> Piece:

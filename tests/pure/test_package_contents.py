@@ -14,13 +14,15 @@ import tarfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from tiny_library import ARCH, SPEC, add_library, compile_c
 
 from natc import elf, env, workspace
 from natc.errors import ArgumentError, LibraryError, NatcError, SpecError
-from natc.manifest import LibraryTarget, Manifest
+from natc.manifest import LibraryTarget, Manifest, load_manifest
 from natc.package import assemble, build, fatbin, plan
 from natc.package.pieces import Piece, read_pieces
 from natc.package.portable import (
@@ -30,6 +32,9 @@ from natc.package.portable import (
     platform_tag,
 )
 from natc.package.sums import Signer, Verifier, parse_sums
+from natc.replace import write_library
+from natc.runtime import load
+from natc.runtime.search import scan
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -283,7 +288,46 @@ def test_a_library_that_changed_is_not_packed(tmp_path: Path) -> None:
         file.write(b"\0")
     with pytest.raises(LibraryError, match=f"{path.with_suffix('.so')} is not the file"):
         assemble.write(("wheel",), pieces, names, tmp_path / "out", when=WHEN)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert list((tmp_path / "out").glob("[!.]*")) == []
+    with pytest.raises(LibraryError, match="(?s)is not the file.*natc build"):
+        read_pieces(tmp_path / "lib", WHEN)
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 2, 3])
+def test_a_replacement_that_was_cut_off_is_packed_as_a_call_would_run_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renamed: int
+) -> None:
+    """renamed: how many of the three files that a replacement writes have their names."""
+    add_library(tmp_path / "new", natc="0.2.0", source="int __tvm_ffi_new(void) { return 1; }")
+    old = add_library(tmp_path / "lib")
+    library, new = old.with_suffix(".so"), tmp_path / "new" / old.name
+    said, code = load_manifest(new), new.with_suffix(".so").read_bytes()
+    monkeypatch.setattr(os, "replace", stopping_after(os.replace, renamed))
+    monkeypatch.setattr(Path, "replace", stopping_after(Path.replace, renamed - 2))
+    with contextlib.suppress(KeyboardInterrupt):
+        write_library(old, code, said)
+    assert (load_manifest(old) == said) is (renamed == 3)
+    (piece,) = read_pieces(tmp_path / "lib", WHEN)
+    assert piece.code() == library.read_bytes()
+    assert (piece.code() == code) is (piece.manifest.natc == "0.2.0") is (renamed > 1)
+    runs = load.check(scan([tmp_path / "lib"]).libraries[0])
+    assert runs.manifest == msgspec.structs.replace(
+        piece.manifest, built_at=runs.manifest.built_at
+    )
+
+
+def stopping_after(rename: Any, steps: int) -> Any:
+    """A function that renames so many times, and then acts as if Ctrl-C came."""
+    done = 0
+
+    def stop(*arguments: Any) -> Any:
+        nonlocal done
+        done += 1
+        if done > steps:
+            raise KeyboardInterrupt
+        return rename(*arguments)
+
+    return stop
 
 
 def test_a_library_that_no_other_system_could_load_is_not_packed(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ they open, rename or remove a file of the directory.
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import hashlib
 import os
@@ -20,8 +21,9 @@ import pytest
 from natc.errors import LibraryError, NatcError
 from natc.files import write_atomically
 from natc.manifest import LibraryTarget, Manifest, load_manifest
-from natc.package import hub, pack
+from natc.package import assemble, hub, pack
 from natc.package.contents import constant
+from natc.package.pieces import Piece
 from natc.replace import vouching, write_library
 from natc.runtime import jit
 from natc.spec import KernelSpec
@@ -275,6 +277,79 @@ def test_a_killed_packer_leaves_a_whole_variant_for_the_hub_or_none(
         seen.add(variant.exists())
         write(repository)
     assert seen == {True, False} and contents(variant) == whole
+
+
+NAMES = assemble.Names("natc-kernels-llvm", "natc_kernels_llvm", "llvm", "1.0", "linux_x86_64")
+FORMS = ("wheel", "hf")
+WAITS = 7
+
+
+@pytest.fixture
+def piece(tmp_path: Path) -> Piece:
+    library = tmp_path / manifest(1).library
+    library.write_bytes(code(1))
+    return Piece(library, manifest(1), f"{library.stem}.json")
+
+
+def package(piece: Piece, output: Path) -> None:
+    """Write packages of several kinds; those of two calls have the same bytes."""
+    assemble.write(FORMS, [piece], NAMES, output, when=0)
+
+
+def package_unless_it_waits(piece: Piece, output: Path) -> None:
+    """The same, but a process that would wait for another ends with WAITS."""
+    attempts = 0
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal attempts
+        if event == "fcntl.flock" and arguments[1] != fcntl.LOCK_UN:
+            attempts += 1
+            if attempts > 1:
+                os._exit(WAITS)
+
+    sys.addaudithook(watch)
+    package(piece, output)
+
+
+def everything(directory: Path) -> dict[str, bytes]:
+    """All files of a directory and below, hidden ones too, but for the lock."""
+    return {
+        str(file.relative_to(directory)): file.read_bytes()
+        for file in directory.rglob("*")
+        if file.is_file() and file.name != ".natc.lock"
+    }
+
+
+def test_what_a_killed_packer_left_goes_with_the_next(tmp_path: Path, piece: Piece) -> None:
+    output = tmp_path / "dist"
+    package(piece, output)
+    (output / ".natc_kernels_of_mine.tmp").write_text("stays")
+    whole, left = everything(output), 0
+    for _ in end_at_each_step(lambda: package(piece, output), output):
+        left += len(everything(output)) > len(whole)
+        # Whatever the next one writes.
+        assemble.write((), [], NAMES, output, when=0)
+        assert everything(output) == whole
+    assert left > len(FORMS)
+
+
+def test_a_packer_leaves_the_files_of_another_that_is_at_work(
+    tmp_path: Path, piece: Piece
+) -> None:
+    output = tmp_path / "dist"
+    package(piece, output)
+    whole, waited = everything(output), 0
+    for step in range(1, MOST, 3):
+        first = start(lambda: package(piece, output), output, step, signal.SIGSTOP)
+        if not stops(first):
+            assert waited > step / 6
+            return
+        ended = wait(start(lambda: package_unless_it_waits(piece, output), output))
+        assert ended in (0, WAITS)
+        waited += ended == WAITS
+        os.kill(first, signal.SIGCONT)
+        assert wait(first) == 0 and everything(output) == whole
+    raise AssertionError(f"more than {MOST} steps")
 
 
 # Builds by calls
