@@ -23,6 +23,7 @@ class Tensor(NamedTuple):
     """A tensor by its elements in memory: those of one token are `stride` after the last's."""
 
     buffer: Any
+    dim: int  # channels of a head
     stride: Any
     first: Any  # the first channel of this head at token 0
 
@@ -197,16 +198,22 @@ class Place:
         if self.packed:
             stride, size = 3 * self.heads * spec.head_dim, self.heads * spec.head_dim
             first = self.s.let("first_channel", head * spec.head_dim)
-            q, k, v = (Tensor(self.p["qkv"], stride, first + size * i) for i in range(3))
+            q, k, v = (
+                Tensor(self.p["qkv"], spec.head_dim, stride, first + size * i) for i in range(3)
+            )
             return q, k, v
+        query = self.of_heads("query", spec.head_dim)
         kv = self.s.let("head_kv", self.divided(head, "group"))
-        return (
-            Tensor(self.p["query"], self.heads * spec.head_dim, head * spec.head_dim),
-            Tensor(self.p["key"], self.heads_kv * spec.head_dim, kv * spec.head_dim),
-            Tensor(self.p["value"], self.heads_kv * spec.value_dim, kv * spec.value_dim),
-        )
+        return query, self.of_kv("key", spec.head_dim, kv), self.of_kv("value", spec.value_dim, kv)
+
+    def of_heads(self, name: str, dim: int) -> Tensor:
+        """Return a tensor with the heads of the query as this head sees it."""
+        return Tensor(self.p[name], dim, self.heads * dim, self.head * dim)
+
+    def of_kv(self, name: str, dim: int, head: Any) -> Tensor:
+        """Return a tensor with the heads of key and value as one of them sees it."""
+        return Tensor(self.p[name], dim, self.heads_kv * dim, head * dim)
 
     def output(self) -> Tensor:
         """Return the output as this head sees it."""
-        dim = self.spec.value_dim
-        return Tensor(self.p["output"], self.heads * dim, self.head * dim)
+        return self.of_heads("output", self.spec.value_dim)

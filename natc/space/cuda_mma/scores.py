@@ -50,14 +50,13 @@ def column_offset(place: Place, tensor: Tensor, key: Any) -> Any:
 
 
 def load_channels(place: Place, words: Any, first: int, tensor: Tensor, element: Any) -> None:
-    """Load this lane's channels of a query or key, in the order in which products take them.
+    """Load this lane's channels of a token, in the order in which products take them.
 
     Lane t of those that share a token has every t-th vector of 8 channels, or of 4 where 16 are
     left over: both sides of a product have their channels in the same order, whichever it is.
     """
-    dim = place.spec.head_dim
-    for start in range(0, dim, 32):
-        size = min(dim - start, 32) // 4
+    for start in range(0, tensor.dim, 32):
+        size = min(tensor.dim - start, 32) // 4
         place.s.call(
             f"natc_load_{2 * size}",
             at(words, first + start // 8),
@@ -67,7 +66,7 @@ def load_channels(place: Place, words: Any, first: int, tensor: Tensor, element:
 
 def load_queries(place: Place, query: Tensor) -> Any:
     """Return the channels of both halves: words [dim / 8, half] of a lane."""
-    s, words = place.s, place.spec.head_dim // 8
+    s, words = place.s, query.dim // 8
     loaded = s.registers("query_loaded", 2 * words, "uint32")
     for half in range(2):
         token = s.let(f"token_{half}", place.token(place.query_index[half]))

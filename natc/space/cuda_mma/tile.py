@@ -81,10 +81,15 @@ class Tile:
 
     @property
     def value_blocks(self) -> list[int]:
-        """Channels of the value that are summed at a time: 64, or 32 and 16 of what is left."""
-        left, found = self.spec.value_dim, []
-        for size in (64, 32, 16):
-            while left >= size:
-                found.append(size)
-                left -= size
-        return found
+        """Channels of the value that are summed at a time."""
+        return channel_blocks(self.spec.value_dim)
+
+
+def channel_blocks(dim: int) -> list[int]:
+    """Return the channels that are summed at a time: 64, or 32 and 16 of what is left."""
+    found = []
+    for size in (64, 32, 16):
+        while dim >= size:
+            found.append(size)
+            dim -= size
+    return found
