@@ -38,8 +38,29 @@ __device__ __forceinline__ float natc_exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+/* The smaller number; NaN where one is NaN. */
+__device__ __forceinline__ float natc_min(float x, float y) {
+  float z;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+}
+/* The larger of two pairs of float16 numbers that are not negative. */
+__device__ __forceinline__ unsigned natc_max_f16x2(unsigned x, unsigned y) {
+  unsigned z;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(z) : "r"(x), "r"(y));
+  return z;
+}
+__device__ __forceinline__ float natc_low_f16(unsigned x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"((unsigned short)x));
+  return y;
+}
 __device__ __forceinline__ float natc_shuffle_xor(float x, int lanes) {
   return __shfl_xor_sync(~0u, x, lanes);
+}
+/* What another lane has. */
+__device__ __forceinline__ unsigned natc_shuffle_from(unsigned x, int lane) {
+  return __shfl_sync(~0u, x, lane);
 }
 /* What every lane has alike, where the compiler may know it. */
 __device__ __forceinline__ int natc_uniform(int x) { return __shfl_sync(~0u, x, 0); }
@@ -55,6 +76,9 @@ __device__ __forceinline__ float natc_row_sum(float x) {
   x += natc_shuffle_xor(x, 1);
   return x + natc_shuffle_xor(x, 2);
 }
+/* The softmax of a logit x, to the base of two and less that of the sum of exponentials. Made anew,
+ * a logit may differ in its last bit, and so be too large, which of huge numbers is a lot. */
+__device__ __forceinline__ float natc_probability(float x) { return natc_exp2(natc_min(x, 0.0f)); }
 /* Whether a lane has NaN or an infinity. */
 __device__ __forceinline__ int natc_any_not_finite(float x) { return natc_any(x - x != 0.0f); }
 /* Bytes of two words: of the first both lower halves, of the second both upper halves. */

@@ -16,6 +16,16 @@ inline void natc_mma_bf16(float *d, unsigned a0, unsigned a1, unsigned a2, unsig
   unsigned a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};
   natc_mma(NATC_BF16, d, a, b);
 }
+inline float natc_min(float x, float y) { return x != x || x < y ? x : y; }
+/* max.f16x2: of a number and NaN, the number. */
+inline unsigned natc_max_f16(unsigned x, unsigned y) {
+  return natc_to_half(fmaxf(natc_from_half((unsigned short)x), natc_from_half((unsigned short)y)));
+}
+inline unsigned natc_max_f16x2(unsigned x, unsigned y) {
+  return natc_max_f16(x & 0xffff, y & 0xffff) | natc_max_f16(x >> 16, y >> 16) << 16;
+}
+inline float natc_low_f16(unsigned x) { return natc_from_half((unsigned short)x); }
+inline unsigned natc_shuffle_from(unsigned x, int lane) { return __shfl_sync(~0u, x, lane); }
 inline float natc_shuffle_xor(float x, int lanes) { return __shfl_xor_sync(~0u, x, lanes); }
 inline int natc_any(int x) { return __any_sync(~0u, x); }
 inline int natc_uniform(int x) {
