@@ -23,9 +23,10 @@ from natc.space.cuda_mma.kernel import (
     grid,
     warps_of,
 )
-from natc.space.cuda_mma.place import Place, Tensor
-from natc.space.cuda_mma.scores import LOG2_E, Part, finish, load_queries, products
-from natc.space.cuda_mma.statements import Statements, at, call
+from natc.space.cuda_mma.place import Place
+from natc.space.cuda_mma.results import store_channels
+from natc.space.cuda_mma.scores import LOG2_E, Part, each_part, finish, load_queries, products
+from natc.space.cuda_mma.statements import Statements, call
 from natc.space.cuda_mma.tile import HALF, Tile
 from natc.space.cuda_mma.values import Sums, packed_weights
 from natc.spec import KernelSpec
@@ -92,7 +93,7 @@ def _attention(place: Place) -> None:
         words = packed_weights(place, scores, f"natc_pack_{kind}")
         first = 0
         for sums, channels in zip(state.sums, tile.value_blocks):
-            added = Sums(place, part, value, f"natc_mma_{kind}").add(words, first, channels)
+            added = Sums(place, part, value).add(words, first, channels)
             for half in range(2):
                 with s.unrolled("v", channels // HALF) as v, s.unrolled("e", 2) as e:
                     index = v * 4 + 2 * half + e
@@ -100,25 +101,7 @@ def _attention(place: Place) -> None:
                     s.store(sums, index, before + added[index])
             first += channels
 
-    def plane(index: Any | None) -> None:
-        if not tile.has_rows:
-            run(Part(place, None, None))
-        elif tile.is_whole:
-            run(Part(place, index, place.axes[-2].first_key))
-        else:
-            # Only as far as the windows of the lower half reach.
-            last = place.windows[1][-2]
-            needed = last.first + last.count - place.axes[-2].first_key
-            chunks = tirx.truncdiv(needed + (tile.chunk_rows - 1), tile.chunk_rows)
-            with s.loop("chunk", chunks) as chunk:
-                row = s.let("chunk_row", place.axes[-2].first_key + chunk * tile.chunk_rows)
-                run(Part(place, index, row))
-
-    if spec.rank == 3:
-        with s.loop("plane", place.windows[0][0].count) as number:
-            plane(s.let("plane_index", place.axes[0].first_key + number))
-    else:
-        plane(None)
+    each_part(place, run)
     _finish(place, state)
 
 
@@ -168,41 +151,13 @@ def _softmax(place: Place, scores: Any, state: _State) -> Any:
 
 def _finish(place: Place, state: _State) -> None:
     """Divide by the sums of weights and store the results."""
-    s, tile, spec = place.s, place.tile, place.spec
-    output: Tensor = place.output()
-    pack = f"natc_pack_{SHORT[spec.dtype]}"
+    s, output = place.s, place.output()
     for half in range(2):
         total = s.let(f"total_{half}", call("float32", "natc_row_sum", state.total[half]))
         inverse = s.let(f"inverse_{half}", tirx.const(1.0, "float32") / total)
-        index = [axis.start for axis in place.axes]
-        index[-1] = index[-1] + place.row
-        if tile.has_rows:
-            index[-2] = index[-2] + half
-        else:
-            index[-1] = index[-1] + HALF * half
-        exists = tirx.const(True, "bool")
-        for axis, member in zip(place.axes, index):
-            exists = tirx.And(exists, member < axis.length)
-        with s.when(exists):
+        with s.when(place.has_query(half)):
             token = s.let("token", place.token(place.query_index[half]))
-            first = 0
-            for sums, channels in zip(state.sums, tile.value_blocks):
-                # A lane's columns 2t and 2t + 1 are channels side by side.
-                own = channels // HALF
-                words = s.registers("words", own, "uint32")
-                for word in range(own):
-                    column, v = divmod(2 * word, own)
-                    pair = (sums[(v + e) * 4 + 2 * half + column] * inverse for e in range(2))
-                    s.store(words, word, call("uint32", pack, *pair))
-                element = token * output.stride + output.first + first + 2 * own * place.column
-                for start in range(0, own, 4):
-                    size = min(own - start, 4)
-                    s.call(
-                        f"natc_store_{4 * size}",
-                        output.address(element + 2 * start),
-                        at(words, start),
-                    )
-                first += channels
+            store_channels(place, output, state.sums, half, token, inverse)
             if "lse" in place.p:
                 with s.when(place.column == 0):
                     _store_lse(place, token, state.largest[half], total)

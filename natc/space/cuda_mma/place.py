@@ -192,6 +192,19 @@ class Place:
             found = found * axis.size + axis.position(member)
         return found
 
+    def has_query(self, half: int) -> Expr:
+        """Return whether the lane's query of a half is one of the map's."""
+        index = [axis.start for axis in self.axes]
+        index[-1] = index[-1] + self.row
+        if self.tile.has_rows:
+            index[-2] = index[-2] + half
+        else:
+            index[-1] = index[-1] + HALF * half
+        exists = tirx.const(True, "bool")
+        for axis, member in zip(self.axes, index):
+            exists = tirx.And(exists, member < axis.length)
+        return exists
+
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return query, key and value as this head sees them."""
         spec, head = self.spec, self.head

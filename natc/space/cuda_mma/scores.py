@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
@@ -10,7 +11,7 @@ from tvm.ir import Expr
 
 from natc.space.cuda_mma.place import Place, Tensor, Window
 from natc.space.cuda_mma.statements import at
-from natc.space.cuda_mma.tile import HALF
+from natc.space.cuda_mma.tile import HALF, Tile
 
 LOG2_E = 1 / math.log(2.0)
 
@@ -41,6 +42,31 @@ class Part:
         """Return whether the queries of a half attend to a row."""
         window: Window = self.place.windows[half][-2]
         return window.has(self.first_row + row)
+
+
+def each_part(place: Place, run: Callable[[Part], None]) -> None:
+    """Run what is to be done for each part of the halo."""
+    s, tile = place.s, place.tile
+
+    def plane(index: Any | None) -> None:
+        if not tile.has_rows:
+            run(Part(place, None, None))
+        elif tile.is_whole:
+            run(Part(place, index, place.axes[-2].first_key))
+        else:
+            # Only as far as the windows of the lower half reach.
+            last = place.windows[1][-2]
+            needed = last.first + last.count - place.axes[-2].first_key
+            chunks = tirx.truncdiv(needed + (tile.chunk_rows - 1), tile.chunk_rows)
+            with s.loop("chunk", chunks) as chunk:
+                row = s.let("chunk_row", place.axes[-2].first_key + chunk * tile.chunk_rows)
+                run(Part(place, index, row))
+
+    if place.spec.rank == 3:
+        with s.loop("plane", place.windows[0][0].count) as number:
+            plane(s.let("plane_index", place.axes[0].first_key + number))
+    else:
+        plane(None)
 
 
 def column_offset(place: Place, tensor: Tensor, key: Any) -> Any:
@@ -108,7 +134,7 @@ def products(place: Place, part: Part, queries: Any, key: Tensor, mma: str) -> A
 def finish(place: Place, part: Part, scores: Any, rpb: Any | None, scale: Any) -> None:
     """Turn scores into logits to the base of two; -inf where a query does not attend to a key."""
     s, tile = place.s, place.tile
-    bias = None if rpb is None else _biases(place, part, rpb)
+    bias = None if rpb is None else biases(place, part, rpb)
     minus_infinity = tirx.const(-math.inf, "float32")
     behind: Any = None
     for half in range(2):
@@ -129,7 +155,7 @@ def finish(place: Place, part: Part, scores: Any, rpb: Any | None, scale: Any) -
             index = (k * tile.columns + u) * 4 + (2 * half + e)
             logit = scores[index] * scale
             if bias is not None:
-                logit = logit + bias[_bias_index(tile, half, k, u, e)]
+                logit = logit + bias[bias_index(tile, half, k, u, e)]
             # One comparison, since negative numbers become large.
             key = (behind + (HALF * u + e)).astype("uint32")
             valid = key < window.count.astype("uint32")
@@ -172,7 +198,8 @@ def _mask_rows(place: Place, part: Part, scores: Any) -> None:
                     s.store(scores, index, masked)
 
 
-def _bias_index(tile: Any, half: int, k: Any, u: Any, e: Any) -> Any:
+def bias_index(tile: Tile, half: int, k: Any, u: Any, e: Any) -> Any:
+    """Return which of the biases of a part one of a half's queries has."""
     # With rows, the second half's queries are a row below the first's: biases are a row above.
     row = k + (1 - half) if tile.has_rows else half
     if tile.is_whole and tile.has_rows and not half:
@@ -180,7 +207,7 @@ def _bias_index(tile: Any, half: int, k: Any, u: Any, e: Any) -> Any:
     return (row * tile.columns + u) * 2 + e
 
 
-def _biases(place: Place, part: Part, rpb: Any) -> Any:
+def biases(place: Place, part: Part, rpb: Any) -> Any:
     """Return the biases of a part, to the base of two: [row, product, 2] of a lane."""
     s, tile, spec = place.s, place.tile, place.spec
     rows = tile.chunk_rows + (not tile.is_whole) if tile.has_rows else 2

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
 
+from natc.space.cuda_mma.kernel import SHORT
 from natc.space.cuda_mma.place import Place, Tensor, Window
 from natc.space.cuda_mma.scores import Part, column_offset
 from natc.space.cuda_mma.statements import at, call
@@ -28,11 +30,75 @@ def packed_weights(place: Place, weights: Any, pack: str) -> Any:
     return found
 
 
+def token_columns(place: Place, tensor: Tensor, channel: Any) -> Any:
+    """Return how far behind a row's first token a channel of the lane's keys is: [product, e].
+
+    As products over keys take them, a lane has keys 2 * `column` and the next of each 8.
+    """
+    s, tile = place.s, place.tile
+    columns = s.registers("value_columns", tile.columns * 2, "int32")
+    with s.unrolled("u", tile.columns) as u, s.unrolled("e", 2) as e:
+        key = HALF * u + 2 * place.column + e
+        s.store(columns, 2 * u + e, column_offset(place, tensor, key) + channel)
+    return columns
+
+
+def load_pair(
+    part: Part,
+    tensor: Tensor,
+    columns: Any,
+    step: Any,
+    number: int,
+    loaded: Callable[[Any, int, Any, Any, int], None],
+) -> Any:
+    """Load words of the lane's keys of a step, 16 keys: [product of the step, e, word].
+
+    columns: as `token_columns` has them. number: words of a key. loaded: takes the words, the
+    index of a key's first, the row of its product in the part, the product's number in the row,
+    and e.
+    """
+    place, tile = part.place, part.tile
+    s = place.s
+    values = s.registers("value_words", 4 * number, "uint32")
+    for which in range(_PAIR):
+        product = step * _PAIR + which
+        # Beyond the last product, weights are 0 and values are those of the last.
+        product = tirx.min(product, tile.products - 1) if tile.products % 2 else product
+        k, u = tirx.truncdiv(product, tile.columns), tirx.truncmod(product, tile.columns)
+        row = s.let("value_row", part.offset(tensor, k))
+        for e in range(2):
+            place_of = (2 * which + e) * number
+            element = row + columns[2 * u + e]
+            s.call(f"natc_load_{4 * number}", at(values, place_of), tensor.address(element))
+            loaded(values, place_of, k, u, e)
+    return values
+
+
+def multiply(
+    place: Place,
+    sums: Any,
+    index: int,
+    weights: Sequence[Any],
+    values: Any,
+    word: int,
+    number: int,
+) -> None:
+    """Add weights times a word of a step's keys, two channels, to sums from 2 * index on."""
+    for upper, halves in enumerate(("natc_low_halves", "natc_high_halves")):
+        pairs = [
+            call("uint32", halves, values[first * number + word],
+                 values[(first + 1) * number + word])
+            for first in (0, 2)
+        ]  # fmt: skip
+        mma = f"natc_mma_{SHORT[place.spec.dtype]}"
+        place.s.call(mma, at(sums, (2 * index + upper) * 4), *weights, *pairs)
+
+
 class Sums:
     """The sums of a block of channels: products [channel of a lane's, 4]."""
 
-    def __init__(self, place: Place, part: Part, value: Tensor, mma: str) -> None:
-        self.place, self.part, self.value, self.mma = place, part, value, mma
+    def __init__(self, place: Place, part: Part, value: Tensor) -> None:
+        self.place, self.part, self.value = place, part, value
 
     def add(self, words: Any, first: int, channels: int) -> Any:
         """Return weights times values for channels first .. first+channels-1.
@@ -97,37 +163,20 @@ class Sums:
         """
         place, tile, value = self.place, self.place.tile, self.value
         s = place.s
-        columns = s.registers("value_columns", tile.columns * 2, "int32")
-        with s.unrolled("u", tile.columns) as u, s.unrolled("e", 2) as e:
-            key = HALF * u + 2 * place.column + e
-            channel = first + own * place.row + 2 * first_word
-            s.store(columns, 2 * u + e, column_offset(place, value, key) + channel)
+        columns = token_columns(place, value, first + own * place.row + 2 * first_word)
         with s.unrolled("step", -(-tile.products // _PAIR)) as step:
-            values = s.registers("value_words", 4 * number, "uint32")
-            for which in range(_PAIR):
-                product = step * _PAIR + which
-                # Beyond the last product, weights are 0 and values are those of the last.
-                product = tirx.min(product, tile.products - 1) if tile.products % 2 else product
-                k, u = tirx.truncdiv(product, tile.columns), tirx.truncmod(product, tile.columns)
-                row = s.let("value_row", self.part.offset(value, k))
-                for e in range(2):
-                    place_of = (2 * which + e) * number
-                    element = row + columns[2 * u + e]
-                    s.call(f"natc_load_{4 * number}", at(values, place_of), value.address(element))
-                    if windows is not None:
-                        key = place.axes[-1].first_key + HALF * u + 2 * place.column + e
-                        counts = windows[-1].has(key)
-                        if tile.has_rows:
-                            row_index = self.part.first_row + k
-                            counts = tirx.And(counts, windows[-2].has(row_index))
-                        zero = tirx.const(0, "uint32")
-                        s.store(values, place_of, tirx.Select(counts, values[place_of], zero))
+
+            def loaded(values: Any, index: int, k: Any, u: Any, e: int) -> None:
+                if windows is None:
+                    return
+                key = place.axes[-1].first_key + HALF * u + 2 * place.column + e
+                counts = windows[-1].has(key)
+                if tile.has_rows:
+                    counts = tirx.And(counts, windows[-2].has(self.part.first_row + k))
+                zero = tirx.const(0, "uint32")
+                s.store(values, index, tirx.Select(counts, values[index], zero))
+
+            values = load_pair(self.part, value, columns, step, number, loaded)
             for word in range(number):
-                for upper, halves in enumerate(("natc_low_halves", "natc_high_halves")):
-                    pairs = [
-                        call("uint32", halves, values[first_ * number + word],
-                             values[(first_ + 1) * number + word])
-                        for first_ in (0, 2)
-                    ]  # fmt: skip
-                    weights = (words[step * 4 + i] for i in range(4))
-                    s.call(self.mma, at(sums, (2 * word + upper) * 4), *weights, *pairs)
+                weights = [words[step * 4 + i] for i in range(4)]
+                multiply(place, sums, word, weights, values, word, number)
