@@ -7,6 +7,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+import platformdirs
 import pytest
 from hypothesis import settings
 
@@ -20,6 +21,8 @@ settings.load_profile("natc")
 
 # What a test calls must not start a build of minutes; tests of NATC_JIT set it themselves.
 os.environ["NATC_JIT"] = "off"
+# Filling it takes seconds, and most tests have a cache of their own.
+os.environ.setdefault("ZIG_GLOBAL_CACHE_DIR", str(platformdirs.user_cache_path("zig")))
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Threads that spin while they wait would take the core from the tests of the other process.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -13,9 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from natc import env
+from natc import env, workspace
 from natc.elf import PORTABLE_GLIBC
-from natc.errors import BuildError, CompilerNotFound
+from natc.errors import BuildError, CompilerNotFound, NatcError
+from natc.files import make_directory, writable
 
 _SYSTEM = ("cc", "gcc", "clang")
 _LAST_LINES = 12
@@ -63,6 +65,22 @@ def find_c_compiler(machine: str | None = None, *, portable: bool = False) -> li
         f"no C compiler for {machine} was found to link the library (looked for NATC_CC, "
         f"{', '.join(names)} and the ziglang package); install one, or: pip install ziglang."
     )
+
+
+def zig_caches(directory: Path) -> dict[str, str]:
+    """Return the variables that tell zig where to keep its files, but for those that are set.
+
+    Objects go below `directory`, or they would be kept for ever. What every build needs goes into
+    natc's cache, or below `directory` where that cannot be written: zig's own choice is the
+    user's home, and where it cannot write there, it runs on and on.
+    """
+    kept = workspace.cache_dir() / "zig"
+    with contextlib.suppress(NatcError):
+        make_directory(kept)
+    if not (kept.is_dir() and writable(kept)):
+        kept = directory / "zig-global"
+    places = {"ZIG_LOCAL_CACHE_DIR": directory / "zig", "ZIG_GLOBAL_CACHE_DIR": kept}
+    return {name: str(path) for name, path in places.items() if not os.environ.get(name)}
 
 
 def find_nvcc() -> str:
@@ -123,8 +141,7 @@ def link_library(
             *(f"-Wl,--version-script={script}", "-lpthread", "-ldl", "-lm"),
         ],
         "linking the library",
-        # Or zig would keep each object in the user's cache for ever.
-        ZIG_LOCAL_CACHE_DIR=str(directory / "zig"),
+        **zig_caches(directory),
     )
 
 

@@ -81,7 +81,8 @@ def open_probe() -> Probe:
             with resources.as_file(resources.files("natc.demo") / "peak.c") as source:
                 options = ["-O2", "-ffp-contract=fast", "-fPIC", "-shared", f"-DLANES={lanes}"]
                 command = [*compiler, *options, *flags, "-o", str(output), str(source)]
-                c_compiler.run(command, "compiling the probe of this CPU")
+                caches = c_compiler.zig_caches(Path(directory))
+                c_compiler.run(command, "compiling the probe of this CPU", **caches)
             library = ctypes.CDLL(str(output))
         except (BuildError, OSError) as error:
             return _matrix_probe(str(error))

@@ -343,6 +343,29 @@ def test_the_compiler_of_the_ziglang_package_is_enough(
     torch.testing.assert_close(found, neighborhood_attention(query, key, value, 3))
 
 
+@pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="ziglang is not installed")
+def test_ziglang_needs_no_home_that_it_can_write_to(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/dev/null")
+    for name in ("XDG_CACHE_HOME", "ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR", "NATC_CC"):
+        monkeypatch.delenv(name, raising=False)
+    source = place / "one.c"
+    source.write_text("int one(void) { return 1; }\n")
+    library = place / "one.so"
+    c_compiler.link_library(library, [source], exported=["one"], directory=place, portable=True)
+    assert ctypes.CDLL(str(library)).one() == 1
+    assert (place / "cache" / "zig").is_dir() and (place / "zig").is_dir()
+    # Nor a cache of natc's that can be written.
+    (place / "file").write_text("")
+    monkeypatch.setenv("NATC_CACHE_DIR", str(place / "file" / "cache"))
+    kept = str(place / "zig-global")
+    assert c_compiler.zig_caches(place)["ZIG_GLOBAL_CACHE_DIR"] == kept
+    # What the user says holds.
+    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", "mine")
+    assert list(c_compiler.zig_caches(place)) == ["ZIG_LOCAL_CACHE_DIR"]
+
+
 def test_a_library_shows_its_functions_and_nothing_else(make: Any, directory: Path) -> None:
     make()
     shown = ctypes.CDLL(str(directory / f"{SPEC.name}.{HOST.name}.so"))

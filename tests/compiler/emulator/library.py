@@ -19,7 +19,7 @@ from torch import Tensor
 
 from emulator.on_gpu import on_gpu
 from natc.build import cuda
-from natc.build.c_compiler import host_machine, link_library, run
+from natc.build.c_compiler import host_machine, link_library, run, zig_caches
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -221,6 +221,6 @@ def _compile(file: Path, options: Sequence[str], directory: Path) -> Path:
     run(
         [*command, *own, *options, "-c", "-o", str(result), str(file)],
         f"compiling {file.name} for emulation",
-        ZIG_LOCAL_CACHE_DIR=str(directory / "zig"),
+        **zig_caches(directory),
     )
     return result
