@@ -62,6 +62,9 @@ __device__ __forceinline__ float natc_shuffle_xor(float x, int lanes) {
 __device__ __forceinline__ unsigned natc_shuffle_from(unsigned x, int lane) {
   return __shfl_sync(~0u, x, lane);
 }
+__device__ __forceinline__ float natc_shuffle_float(float x, int lane) {
+  return __shfl_sync(~0u, x, lane);
+}
 /* What every lane has alike, where the compiler may know it. */
 __device__ __forceinline__ int natc_uniform(int x) { return __shfl_sync(~0u, x, 0); }
 __device__ __forceinline__ int natc_any(int x) { return __any_sync(~0u, x); }
@@ -79,6 +82,11 @@ __device__ __forceinline__ float natc_row_sum(float x) {
 /* The softmax of a logit x, to the base of two and less that of the sum of exponentials. Made anew,
  * a logit may differ in its last bit, and so be too large, which of huge numbers is a lot. */
 __device__ __forceinline__ float natc_probability(float x) { return natc_exp2(natc_min(x, 0.0f)); }
+/* A natural logarithm of a sum of exponentials to the base of two, less `most`; NaN of infinities,
+ * since a softmax is inf / inf there. */
+__device__ __forceinline__ float natc_log2_less(float x, float most) {
+  return fmaf(x, 1.44269504f, fmaf(x, 0.0f, -most));
+}
 /* Whether a lane has NaN or an infinity. */
 __device__ __forceinline__ int natc_any_not_finite(float x) { return natc_any(x - x != 0.0f); }
 /* Bytes of two words: of the first both lower halves, of the second both upper halves. */

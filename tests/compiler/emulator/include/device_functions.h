@@ -38,6 +38,7 @@ inline float natc_exp2(float x) {
   float y = exp2f(x);
   return y < 0x1p-126f ? 0.0f : y;
 }
+inline float natc_shuffle_float(float x, int lane) { return __shfl_sync(~0u, x, lane); }
 inline unsigned natc_pair(unsigned short low, unsigned short high) { return high << 16 | low; }
 inline unsigned natc_pack_f16(float low, float high) {
   return natc_pair(natc_to_half(low), natc_to_half(high));
