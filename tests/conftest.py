@@ -36,7 +36,7 @@ def _missing(folder: str) -> str | None:
     if folder in ("compiler", "cuda_toolkit") and importlib.util.find_spec("tvm") is None:
         return "apache-tvm is not installed"
     if folder == "cuda_toolkit":
-        from natc.build.c_compiler import find_nvcc
+        from natc.compilers import find_nvcc
         from natc.errors import CompilerNotFound
 
         try:

@@ -16,8 +16,9 @@ import tvm
 from tvm.ir import IRModule
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
-from natc.build.c_compiler import cuda_version, find_nvcc, link_library, run
+from natc.build.c_compiler import cuda_version, link_library, run
 from natc.build.lower import compiler_target, entry_module
+from natc.compilers import find_nvcc
 from natc.errors import BuildError
 from natc.operations import operations_of
 from natc.spec import KernelSpec

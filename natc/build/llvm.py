@@ -10,6 +10,7 @@ import tvm
 
 from natc.build.c_compiler import link_library
 from natc.build.lower import compiler_target, entry_module
+from natc.compilers import machine_of
 from natc.operations import operations_of
 from natc.spec import KernelSpec
 from natc.targets import Target
@@ -61,6 +62,6 @@ def link(
             [threads, machine_code],
             exported=[f"__tvm_ffi_{name}" for name in names],
             directory=directory,
-            machine="aarch64" if target.arch == "aarch64" else "x86_64",
+            machine=machine_of(target),
             portable=portable,
         )

@@ -10,7 +10,7 @@ import tvm
 from tvm.s_tir import Schedule
 from tvm.target import Target as CompilerTarget
 
-from natc.build.c_compiler import host_machine
+from natc.compilers import host_machine
 from natc.operations import FORWARD
 from natc.schedules import own_decisions
 from natc.space import Decisions, space_for

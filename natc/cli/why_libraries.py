@@ -18,6 +18,7 @@ def show_libraries(*, json: bool) -> None:
                 "kind": kind,
                 "machine": facts.machine.name if facts.machine else None,
                 "problem": facts.problem or None,
+                "not_built": runtime.jit_unavailable(facts.machine) if facts.machine else None,
             }
             for kind, facts in machine.items()
         ],
@@ -71,6 +72,8 @@ def _print(document: dict[str, Any]) -> None:
     for device in document["devices"]:
         what = device["machine"] or f"none: {device['problem'].rstrip('.')}"
         console.print(f"{device['kind']}: {what}")
+        if document["jit"] == "on" and device["not_built"]:
+            console.print(f"  calls build no missing kernels: {device['not_built']}")
     console.print(f"{env.NATC_JIT.name}: {document['jit']}")
     for place in document["places"]:
         state = "" if place["exists"] else " (missing)"

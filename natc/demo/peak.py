@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from natc.build import c_compiler
+from natc.compilers import find_c_compiler
 from natc.errors import BuildError
 from natc.targets import detect_host_cpu
 
@@ -77,7 +78,7 @@ def open_probe() -> Probe:
     with tempfile.TemporaryDirectory(prefix="natc-peak-") as directory:
         output = Path(directory) / "peak.so"
         try:
-            compiler = c_compiler.find_c_compiler()
+            compiler = find_c_compiler()
             with resources.as_file(resources.files("natc.demo") / "peak.c") as source:
                 options = ["-O2", "-ffp-contract=fast", "-fPIC", "-shared", f"-DLANES={lanes}"]
                 command = [*compiler, *options, *flags, "-o", str(output), str(source)]

@@ -21,7 +21,7 @@ from pathlib import Path
 import filelock
 
 from natc import __version__, env, environment, workspace
-from natc.build.c_compiler import find_nvcc
+from natc.compilers import find_nvcc
 from natc.errors import BuildError, CompilerNotFound
 from natc.files import make_directory
 from natc.manifest import LibraryTarget
@@ -35,7 +35,8 @@ from natc.targets import Target
 _PACKAGE = Path(__file__).resolve().parent.parent
 # What a library is made by, besides its schedule and tools.
 _CODE = (
-    "build", "space", "te", "operations.py", "schedules.py", "spec.py", "targets.py", "window.py",
+    "build", "space", "te", "compilers.py", "operations.py", "schedules.py", "spec.py",
+    "targets.py", "window.py",
 )  # fmt: skip
 _TOOLS = ("apache-tvm", "apache-tvm-ffi", "ziglang")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from natc.runtime.facts import Facts, facts_of, this_machine
 from natc.runtime.jit import mode as jit_mode
+from natc.runtime.jit import unavailable as jit_unavailable
 from natc.runtime.load import Kernel, check, verify
 from natc.runtime.places import use
 from natc.runtime.registry import Explanation, clear, explain, kernels, problems
@@ -22,6 +23,7 @@ __all__ = [
     "explain",
     "facts_of",
     "jit_mode",
+    "jit_unavailable",
     "kernels",
     "problems",
     "select",

@@ -18,7 +18,8 @@ from pathlib import Path
 import filelock
 
 from natc import env, workspace
-from natc.errors import NatcError
+from natc.compilers import check_compilers
+from natc.errors import CompilerNotFound, NatcError
 from natc.files import make_directory
 from natc.operations import OPERATIONS, operations_of
 from natc.runtime.commands import build_words
@@ -47,15 +48,24 @@ def mode() -> str:
 
 def obstacle(spec: KernelSpec, target: Target, operation: str) -> str | None:
     """Return why an operation is not built when it is called, as a clause, or None where it is."""
-    if mode() != ON:
-        return f"NATC_JIT is {mode()}"
     if operation not in operations_of(spec):
         return f"{spec.name} has no {operation}"
     if not compiles(spec.dtype, target.kind):
         return f"there are no {spec.dtype} kernels for {target.kind}"
+    return unavailable(target) or _failures.get((spec, target))
+
+
+def unavailable(target: Target) -> str | None:
+    """Return why calls build nothing at all for a target, as a clause, or None where they do."""
+    if mode() != ON:
+        return f"NATC_JIT is {mode()}"
     if importlib.util.find_spec("tvm") is None:
         return "the compiler is not installed (pip install 'natc[compiler]')"
-    return _failures.get((spec, target))
+    try:
+        check_compilers(target)
+    except CompilerNotFound as error:
+        return str(error).rstrip(".")
+    return None
 
 
 def build(spec: KernelSpec, target: Target, operation: str, is_there: Callable[[], bool]) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from natc import environment, workspace
-from natc.build.c_compiler import find_c_compiler, find_nvcc
+from natc.compilers import check_compilers
 from natc.errors import ArgumentError, NatcError, ScheduleError, SpecError, TargetError
 from natc.files import make_directory, writable
 from natc.operations import FORWARD, operations_of, tuned_as
@@ -150,9 +150,7 @@ def _check(
         raise TargetError(
             f"code for {target.name} does not run on this machine, which is {machine.name}."
         )
-    find_c_compiler()
-    if target.kind == "cuda":
-        find_nvcc()
+    check_compilers(target)
 
 
 def check_problem(spec: KernelSpec, operation: str, shapes: Sequence[Shape]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from natc import environment, workspace
-from natc.build.c_compiler import find_c_compiler, find_nvcc
+from natc.compilers import check_compilers
 from natc.errors import ArgumentError, ScheduleError, TuneError
 from natc.files import make_directory
 from natc.manifest import file_sha256
@@ -55,9 +55,7 @@ def export(
     check_problem(spec, operation, chosen)
     if candidates < 2:
         raise ArgumentError(f"candidates is {candidates}; a round has 2 or more.")
-    find_c_compiler()
-    if target.kind == "cuda":
-        find_nvcc()
+    check_compilers(target)
     found = space_for(target, operation, spec)
     space = Space(found.name, found.version)
     present = present_schedule(spec, target, operation, space)

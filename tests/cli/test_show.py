@@ -12,7 +12,8 @@ from command_line import Natc
 from test_reports import tuned
 from tiny_library import ARCH, SPEC, add_library
 
-from natc import gpu, manifest, workspace
+from natc import compilers, gpu, manifest, workspace
+from natc.errors import CompilerNotFound
 from natc.manifest import LibraryTarget
 from natc.spec import KernelSpec
 
@@ -79,6 +80,36 @@ def test_where_the_compiler_is_a_call_builds_the_kernel(
     assert (account["served_by"], account["not_built"]) == ("build", None)
     places = [place["path"] for place in account["places"] if place["source"] == "NATC_JIT"]
     assert places == [str(workspace.jit_dir(name)) for name in ("forward", "backward", "unfused")]
+
+
+def test_a_call_builds_no_kernel_whose_compiler_is_missing(
+    natc: Natc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does `natc show` say so: of a GPU without nvcc, of a CPU without a C compiler."""
+    monkeypatch.setenv("NATC_JIT", "on")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    device = gpu.Gpu("A GPU", (8, 9), 2**34)
+    monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver("13.0", (device,)))
+    words = ("show", *KERNEL, "--target", "cuda")
+    monkeypatch.setattr(compilers, "find_nvcc", lambda: "nvcc")
+    assert document(natc, *words)["served_by"] == "build"
+
+    def missing() -> str:
+        raise CompilerNotFound("nvcc was not found; install CUDA.")
+
+    monkeypatch.setattr(compilers, "find_nvcc", missing)
+    account = document(natc, *words, code=1)
+    said = "nvcc was not found; install CUDA"
+    assert (account["served_by"], account["built_by_a_call"]) == ("reference", False)
+    assert account["not_built"] == said
+    assert account["why"] == f"no library fits, and a call builds none: {said}"
+    assert said in natc(*words).out
+    cpu, cuda = document(natc, "doctor", "--why")["devices"]
+    assert (cpu["not_built"], cuda["not_built"]) == (None, said)
+    assert f"calls build no missing kernels: {said}" in natc("doctor", "--why").out
+    assert document(natc, "show", *KERNEL)["served_by"] == "build", "which takes no nvcc"
+    monkeypatch.setenv("NATC_CC", "/nowhere/cc")
+    assert "there is no program '/nowhere/cc'" in document(natc, "show", *KERNEL, code=1)["why"]
 
 
 def test_strict_refuses_what_no_kernel_serves(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import torch
 from built_kernels import open_entry
 
 import natc
-from natc import build, elf, environment, manifest, runtime, schedules
+from natc import build, compilers, elf, environment, manifest, runtime, schedules
 from natc.build import c_compiler
 from natc.errors import (
     BuildError,
@@ -283,30 +283,30 @@ def test_no_c_compiler_says_what_to_install(
     assert files(directory) == {}
     # ziglang is enough, and a compiler of the system comes before it.
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    here = c_compiler.host_machine()
+    here = compilers.host_machine()
     zig = ["-m", "ziglang", "cc", "-target", f"{here}-linux-gnu.2.28"]
-    assert c_compiler.find_c_compiler()[1:] == zig
+    assert compilers.find_c_compiler()[1:] == zig
     monkeypatch.undo()
-    assert c_compiler.find_c_compiler() in (["cc"], ["gcc"], ["clang"])
+    assert compilers.find_c_compiler() in (["cc"], ["gcc"], ["clang"])
     # Unless the library is to run on older systems, too.
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert c_compiler.find_c_compiler(portable=True)[1:] == zig
+    assert compilers.find_c_compiler(portable=True)[1:] == zig
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert c_compiler.find_c_compiler(portable=True) in (["cc"], ["gcc"], ["clang"])
+    assert compilers.find_c_compiler(portable=True) in (["cc"], ["gcc"], ["clang"])
 
 
 def test_another_machine_needs_a_compiler_that_links_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    other = "aarch64" if c_compiler.host_machine() == "x86_64" else "x86_64"
+    other = "aarch64" if compilers.host_machine() == "x86_64" else "x86_64"
     monkeypatch.delenv("NATC_CC", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(c_compiler.shutil, "which", lambda name: name if name == "cc" else None)
+    monkeypatch.setattr(compilers.shutil, "which", lambda name: name if name == "cc" else None)
     said = f"no C compiler for {other}.*{other}-linux-gnu-gcc"
     with pytest.raises(CompilerNotFound, match=said):
-        c_compiler.find_c_compiler(other)
+        compilers.find_c_compiler(other)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert c_compiler.find_c_compiler(other)[-1] == f"{other}-linux-gnu.2.28"
+    assert compilers.find_c_compiler(other)[-1] == f"{other}-linux-gnu.2.28"
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_a_c_compiler_that_is_not_there_is_named(
 
 
 def test_a_c_compiler_with_options_is_used(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    (compiler,) = c_compiler.find_c_compiler()
+    (compiler,) = compilers.find_c_compiler()
     monkeypatch.setenv("NATC_CC", f"{compiler} -O1")
     make()
     attend()

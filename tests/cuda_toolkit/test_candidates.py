@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from natc.build.c_compiler import find_nvcc, run
+from natc.build.c_compiler import run
 from natc.build.resources import Resources, hopeless, resources
+from natc.compilers import find_nvcc
 from natc.targets import Target
 from natc.tune import worker
 

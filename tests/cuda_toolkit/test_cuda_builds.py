@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import natc
-from natc import manifest
+from natc import compilers, manifest
 from natc.build import build_library, c_compiler
 from natc.errors import BuildError, CompilerNotFound
 from natc.manifest import load_manifest
@@ -24,7 +24,7 @@ from natc.spec import KernelSpec
 from natc.targets import Target
 
 try:
-    c_compiler.find_nvcc()
+    compilers.find_nvcc()
 except CompilerNotFound as error:
     pytest.skip(str(error), allow_module_level=True)
 
@@ -253,9 +253,9 @@ def test_no_nvcc_says_what_to_install(place: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PATH", str(place))
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(c_compiler.Path, "exists", lambda self: False)
+    monkeypatch.setattr(compilers.Path, "exists", lambda self: False)
     with pytest.raises(CompilerNotFound, match="nvcc was not found.*CUDA_HOME.*CUDA toolkit"):
-        c_compiler.find_nvcc()
+        compilers.find_nvcc()
 
 
 def test_an_nvcc_that_fails_is_quoted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 
 import natc
-from natc import elf
-from natc.build import c_compiler
+from natc import compilers, elf
 from natc.errors import CompilerNotFound
 from natc.manifest import parse_manifest
 from natc.package import plan
 
 try:
-    c_compiler.find_nvcc()
+    compilers.find_nvcc()
 except CompilerNotFound as error:
     pytest.skip(str(error), allow_module_level=True)
 

@@ -19,6 +19,7 @@ MAKERS = ("tvm", "xgboost", "natc.te", "natc.space", "natc.tune", "natc.build", 
 RUNNERS = (
     "__init__.py",
     "compat",
+    "compilers.py",
     "coverage.py",
     "coverage_calls.py",
     "elf.py",

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from emulator.on_gpu import on_gpu
 from natc.build import cuda
-from natc.build.c_compiler import host_machine, link_library, run, zig_caches
+from natc.build.c_compiler import link_library, run, zig_caches
+from natc.compilers import host_machine
 from natc.spec import KernelSpec
 from natc.targets import Target
 
