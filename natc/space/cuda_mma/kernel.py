@@ -13,7 +13,8 @@ from natc.space.cuda_mma.place import LANES, Place
 from natc.spec import KernelSpec
 
 # Names of the sampled numbers, and of their annotations on the block `output`.
-WARPS_0, WARPS_1, PRODUCTS, RESIDENT = "warps_0", "warps_1", "products", "resident_warps"
+WARPS_0, WARPS_1, RESIDENT = "warps_0", "warps_1", "resident_warps"
+PRODUCTS, ROWS = "products", "rows"
 # What the device functions of a dtype have in their names.
 SHORT = {"float16": "f16", "bfloat16": "bf16"}
 

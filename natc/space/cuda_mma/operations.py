@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from natc.operations import OPERATIONS
-from natc.space.cuda_mma import forward
+from natc.space.cuda_mma import d_query, forward
 from natc.space.cuda_mma.kernel import TensorCoreKernel
 
 _FORWARD = TensorCoreKernel(forward.numbers, forward.launch)
 KERNELS: dict[str, TensorCoreKernel] = {
-    name: _FORWARD for name, found in OPERATIONS.items() if found.family == "forward"
+    **{name: _FORWARD for name, found in OPERATIONS.items() if found.family == "forward"},
+    "d_query": TensorCoreKernel(d_query.numbers, d_query.launch),
 }

@@ -49,7 +49,7 @@ def load_pair(
     columns: Any,
     step: Any,
     number: int,
-    loaded: Callable[[Any, int, Any, Any, int], None],
+    loaded: Callable[[Any, int, Any, Any, int], None] | None = None,
 ) -> Any:
     """Load words of the lane's keys of a step, 16 keys: [product of the step, e, word].
 
@@ -70,7 +70,8 @@ def load_pair(
             place_of = (2 * which + e) * number
             element = row + columns[2 * u + e]
             s.call(f"natc_load_{4 * number}", at(values, place_of), tensor.address(element))
-            loaded(values, place_of, k, u, e)
+            if loaded is not None:
+                loaded(values, place_of, k, u, e)
     return values
 
 
@@ -167,8 +168,7 @@ class Sums:
         with s.unrolled("step", -(-tile.products // _PAIR)) as step:
 
             def loaded(values: Any, index: int, k: Any, u: Any, e: int) -> None:
-                if windows is None:
-                    return
+                assert windows is not None
                 key = place.axes[-1].first_key + HALF * u + 2 * place.column + e
                 counts = windows[-1].has(key)
                 if tile.has_rows:
@@ -176,7 +176,9 @@ class Sums:
                 zero = tirx.const(0, "uint32")
                 s.store(values, index, tirx.Select(counts, values[index], zero))
 
-            values = load_pair(self.part, value, columns, step, number, loaded)
+            values = load_pair(
+                self.part, value, columns, step, number, loaded if windows else None
+            )
             for word in range(number):
                 weights = [words[step * 4 + i] for i in range(4)]
                 multiply(place, sums, word, weights, values, word, number)

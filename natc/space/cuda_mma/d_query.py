@@ -1,0 +1,142 @@
+"""The gradient of the query on tensor cores, a tile of queries a warp.
+
+As in the forward, logits stay in registers. Their sum of exponentials is known, so that nothing is
+corrected later and few of them are there at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tvm import tirx
+
+from natc.space.cuda_mma.d_scores import LogitGradients, Step
+from natc.space.cuda_mma.kernel import RESIDENT, ROWS, WARPS_0, WARPS_1, grid, warps_of
+from natc.space.cuda_mma.place import Place
+from natc.space.cuda_mma.results import store_channels
+from natc.space.cuda_mma.scores import Part, each_part
+from natc.space.cuda_mma.statements import Statements, call
+from natc.space.cuda_mma.tile import HALF, Tile, channel_blocks
+from natc.space.cuda_mma.values import load_pair, multiply, token_columns
+from natc.spec import KernelSpec
+
+_QUERIES = 2 * HALF
+
+
+def numbers(spec: KernelSpec) -> dict[str, Sequence[int]]:
+    """Return the candidates of each sampled number, the untuned kernel's first.
+
+    Warps of a block side by side, which share keys and values through the cache; rows of keys that
+    are taken at once; warps of a multiprocessor for whose registers there must be room.
+    """
+    wide, narrow = max(spec.head_dim, spec.value_dim), Tile(spec, 1, 1, 0).columns <= 2
+    # The first are those with which compilers need no memory for registers, as far as there are.
+    fits = wide <= 32 or (wide <= 64 and narrow and not spec.rpb)
+    resident = (12, 8, 16) if fits else (8, 12, 16)
+    if spec.rank == 1:
+        return {WARPS_1: (4, 2, 8, 1), RESIDENT: resident}
+    rows = (2, 1, 4) if wide <= 32 and narrow else (1, 2, 4)
+    return {WARPS_0: (4, 2, 1), WARPS_1: (1, 2, 4), ROWS: rows, RESIDENT: resident}
+
+
+def launch(p: Mapping[str, Any], spec: KernelSpec, numbers: Mapping[str, int]) -> tirx.Stmt:
+    """Return the statement that launches the kernel of `d_query`.
+
+    p: the function's parameters by name. numbers: those of `numbers`, one for each name.
+    """
+    tile = Tile(spec, *warps_of(numbers), 0)
+    tile = replace(tile, most_products=numbers.get(ROWS, 1) * tile.columns)
+    place = Place(Statements(), p, tile)
+    with grid(place, numbers[RESIDENT]):
+        place.attend()
+        _Gradient(place).compute()
+    return place.s.statement()
+
+
+class _Gradient:
+    """The gradients of a tile's queries.
+
+    A key beside a query's window has weight 0. Where it is not finite, that would be NaN: then the
+    tile is computed again for each query alone, with such keys left out. `attempt` is 0 for all
+    queries, else the number of the query from 1 on.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place, self.logits = place, LogitGradients(place)
+        self.result = place.of_heads("output", place.spec.head_dim)
+        self.blocks = channel_blocks(place.spec.head_dim)
+        s = place.s
+        self.sums = [s.registers(f"sums_{i}", n // 2) for i, n in enumerate(self.blocks)]
+        self.attempt = s.registers("attempt", 1, "int32")
+
+    def compute(self) -> None:
+        """Compute and store them."""
+        s = self.place.s
+        s.store(self.attempt, 0, 0)
+        with s.repeat_while(self.attempt[0] <= _QUERIES):
+            for sums, channels in zip(self.sums, self.blocks):
+                with s.unrolled("i", channels // 2) as i:
+                    s.store(sums, i, tirx.const(0.0, "float32"))
+            each_part(self.place, self._part)
+            self._store()
+            done = tirx.And(self.attempt[0] == 0, tirx.Not(self._not_finite()))
+            following = tirx.Select(done, _QUERIES + 1, self.attempt[0] + 1)
+            s.store(self.attempt, 0, following)
+
+    def _part(self, part: Part) -> None:
+        """Add a part's gradients of logits times its keys."""
+        place, key = self.place, self.logits.key
+        columns, first = [], 0
+        for channels in self.blocks:
+            own = channels // HALF
+            columns.append(token_columns(place, key, first + own * place.row))
+            first += channels
+        with self.logits.steps(part) as step:
+            weights = [step.words[i] for i in range(4)]
+            for sums, channels, offsets in zip(self.sums, self.blocks, columns):
+                number = channels // HALF // 2
+                keys = load_pair(part, key, offsets, step.number, number)
+                with place.s.when(self.attempt[0] > 0):
+                    self._leave_out(step, keys, number)
+                for word in range(number):
+                    multiply(place, sums, word, weights, keys, word, number)
+
+    def _leave_out(self, step: Step, keys: Any, number: int) -> None:
+        """Make those of a step's keys 0 that the one query of this attempt does not attend to."""
+        place = self.place
+        s, query = place.s, self.attempt[0] - 1
+        lane = (query & (HALF - 1)) * 4 + place.column
+        for which in range(2):
+            # The lanes that have the query's row know its keys: this lane's, two to a word.
+            masks = (step.mask(which, half) for half in range(2))
+            mask = tirx.Select(query < HALF, *masks)
+            for e, of in enumerate(("natc_low_halves", "natc_high_halves")):
+                other = call("uint32", "natc_shuffle_from", mask, lane)
+                bits = s.let("attended", call("uint32", of, other, other))
+                for word in range(number):
+                    index = (2 * which + e) * number + word
+                    s.store(keys, index, keys[index] & bits)
+
+    def _not_finite(self) -> Any:
+        """Return whether some lane's sum of its sums is not finite."""
+        s = self.place.s
+        check = s.registers("check", 1)
+        s.store(check, 0, tirx.const(0.0, "float32"))
+        for sums, channels in zip(self.sums, self.blocks):
+            with s.unrolled("i", channels // 2) as i:
+                s.store(check, 0, check[0] + sums[i])
+        return s.let("not_finite", call("int32", "natc_any_not_finite", check[0])) != 0
+
+    def _store(self) -> None:
+        """Store the gradients of the queries of this attempt."""
+        place = self.place
+        s, query = place.s, self.attempt[0] - 1
+        for half in range(2):
+            is_it = tirx.And(place.row == query & (HALF - 1), query >> 3 == half)
+            wanted = tirx.Or(query < 0, is_it)
+            with s.when(tirx.And(place.has_query(half), wanted)):
+                token = s.let("token", place.token(place.query_index[half]))
+                factor = place.p["scale"] * self.logits.inverses[half]
+                store_channels(place, self.result, self.sums, half, token, factor)
