@@ -1,7 +1,6 @@
 """The forward of two-dimensional CUDA kernels in NATC_LIB_PATH, on this machine's GPUs.
 
-Needs no compiler. To make libraries, here or elsewhere: `natc build --kernel 7 --target cuda
---arch sm_90 -o DIRECTORY`, for several kernels; then NATC_LIB_PATH=DIRECTORY.
+`gpu_libraries` says how to make some.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import tvm_ffi
+from gpu_libraries import has, specs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,31 +26,11 @@ import natc
 from natc import runtime
 from natc.reference import neighborhood_attention
 from natc.spec import KernelSpec
-from natc.targets import cuda_target_for
 from natc.testing.direct import assert_right, call
 from natc.testing.inputs import Inputs, make_inputs, misaligned, noncontiguous
 
-if not torch.cuda.is_available():
-    pytest.skip("torch finds no GPU", allow_module_level=True)
-
 ROOT = Path(natc.__file__).parents[1]
-MACHINE = cuda_target_for(torch.cuda.get_device_capability(0))
-SPECS = sorted(
-    {
-        library.spec
-        for library in runtime.kernels()
-        if any(target.runs_on(MACHINE) for target in library.targets) and library.spec.rank == 2
-    },
-    key=str,
-)
-if not SPECS:
-    pytest.skip(
-        f"no library of rank 2 for {MACHINE} was found in NATC_LIB_PATH or natc's own "
-        "directories; build some: natc build --kernel 7 --target cuda --arch "
-        f"{MACHINE.arch} -o DIRECTORY, and set NATC_LIB_PATH=DIRECTORY",
-        allow_module_level=True,
-    )
-
+SPECS = specs(lambda spec: spec.rank == 2 and has(spec, "forward"), "of rank 2")
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=str)
 # Where one kernel is enough.
 SPEC = next((s for s in SPECS if s.rpb and s.value_dim == s.head_dim), SPECS[0])

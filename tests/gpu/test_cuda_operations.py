@@ -1,7 +1,6 @@
 """Every operation of the CUDA kernels in NATC_LIB_PATH, each function by itself, on a GPU.
 
-Needs no compiler. To make libraries, here or elsewhere: `natc build --kernel 7 --target cuda
---arch sm_90 -o DIRECTORY`, for kernels of every rank; then NATC_LIB_PATH=DIRECTORY.
+`gpu_libraries` says how to make some.
 """
 
 from __future__ import annotations
@@ -12,20 +11,15 @@ from typing import Any
 import pytest
 import torch
 import tvm_ffi
+from gpu_libraries import specs
 
 from natc import runtime
 from natc.operations import operations_of
 from natc.reference import neighborhood_attention
 from natc.spec import KernelSpec
-from natc.targets import cuda_target_for
 from natc.testing.direct import assert_right, call
 from natc.testing.every_operation import Call, assert_operations_right, calls
 from natc.testing.inputs import Inputs, make_inputs
-
-if not torch.cuda.is_available():
-    pytest.skip("torch finds no GPU", allow_module_level=True)
-
-MACHINE = cuda_target_for(torch.cuda.get_device_capability(0))
 
 
 @functools.cache
@@ -40,14 +34,7 @@ def functions(spec: KernelSpec) -> dict[str, Any]:
     return found
 
 
-SPECS = sorted({one.spec for one in runtime.kernels() if functions(one.spec)}, key=str)
-if not SPECS:
-    pytest.skip(
-        f"no library for {MACHINE} was found in NATC_LIB_PATH or natc's own directories; "
-        f"build some: natc build --kernel 7 --target cuda --arch {MACHINE.arch} -o DIRECTORY, and "
-        "set NATC_LIB_PATH=DIRECTORY",
-        allow_module_level=True,
-    )
+SPECS = specs(functions, "at all")
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=str)
 # Many blocks of threads, the last of them partly used.
 LARGE = {

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from gpu_libraries import has, specs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,39 +22,13 @@ import natc
 from natc import functional, runtime
 from natc.operations import operations_of
 from natc.spec import KernelSpec
-from natc.targets import cuda_target_for
 from natc.testing.calls import Call, check_av, check_fused, check_qk, draw_fused
 from natc.testing.guarded_calls import GuardedKernel
 from natc.testing.sweep import fused_calls, unfused_calls
 
-if not torch.cuda.is_available():
-    pytest.skip("torch finds no GPU", allow_module_level=True)
-
-MACHINE = cuda_target_for(torch.cuda.get_device_capability(0))
-
-
-def has(spec: KernelSpec, *operations: str) -> bool:
-    """Return whether libraries for this GPU hold these operations of a kernel."""
-    return all(
-        runtime.explain(spec, "cuda", operation=one).choice is not None for one in operations
-    )
-
-
-SPECS = sorted(
-    {
-        library.spec
-        for library in runtime.kernels()
-        if has(library.spec, *operations_of(library.spec, ("forward", "backward")))
-    },
-    key=str,
+SPECS = specs(
+    lambda spec: has(spec, *operations_of(spec, ("forward", "backward"))), "with every operation"
 )
-if not SPECS:
-    pytest.skip(
-        f"no library with every operation for {MACHINE} was found in NATC_LIB_PATH or natc's own "
-        f"directories; build some: natc build --kernel 7 --target cuda --arch {MACHINE.arch} "
-        "-o DIRECTORY, and set NATC_LIB_PATH=DIRECTORY",
-        allow_module_level=True,
-    )
 
 
 def without_rpb(spec: KernelSpec) -> KernelSpec:
