@@ -31,13 +31,15 @@ def numbers(spec: KernelSpec) -> dict[str, Sequence[int]]:
     Warps of a block side by side, which share keys and values through the cache; rows of keys that
     are taken at once; warps of a multiprocessor for whose registers there must be room.
     """
-    wide, narrow = max(spec.head_dim, spec.value_dim), Tile(spec, 1, 1, 0).columns <= 2
+    wide, columns = max(spec.head_dim, spec.value_dim), Tile(spec, 1, 1, 0).columns
     # The first are those with which compilers need no memory for registers, as far as there are.
-    fits = wide <= 32 or (wide <= 64 and narrow and not spec.rpb)
+    fits = spec.rank < 3 and (
+        (wide <= 32 and columns <= 3) or (wide <= 64 and columns <= 2 and not spec.rpb)
+    )
     resident = (12, 8, 16) if fits else (8, 12, 16)
     if spec.rank == 1:
         return {WARPS_1: (4, 2, 8, 1), RESIDENT: resident}
-    rows = (2, 1, 4) if wide <= 32 and narrow else (1, 2, 4)
+    rows = (2, 1, 4) if wide <= 32 and columns <= 2 else (1, 2, 4)
     return {WARPS_0: (4, 2, 1), WARPS_1: (1, 2, 4), ROWS: rows, RESIDENT: resident}
 
 
