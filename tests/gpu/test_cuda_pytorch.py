@@ -1,6 +1,6 @@
 """What PyTorch does around kernels, on a GPU: compiles, exports, casts, captures, recomputes.
 
-With kernels in NATC_LIB_PATH that have a bias and gradients; `gpu_libraries` says how to make some.
+With kernels that have a bias and gradients; `gpu_libraries` says how to make some.
 """
 
 from __future__ import annotations
