@@ -56,7 +56,7 @@ class ConvTokenizer(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the tokens, channels last."""
-        return self.norm(self.proj(image).permute(0, 2, 3, 1))
+        return _normalized(self.proj(image).permute(0, 2, 3, 1), self.norm)
 
 
 class ConvDownsampler(nn.Module):
@@ -72,7 +72,8 @@ class ConvDownsampler(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the smaller map, channels last."""
-        return self.norm(self.reduction(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        reduced = self.reduction(x.permute(0, 3, 1, 2))
+        return _normalized(reduced.permute(0, 2, 3, 1), self.norm)
 
 
 class Mlp(nn.Module):
@@ -143,9 +144,18 @@ class NATBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of the shape of `x`."""
-        x = x + self.drop_path(_scaled(self.attn(self.norm1(x)), self.gamma1))
-        return x + self.drop_path(_scaled(self.mlp(self.norm2(x)), self.gamma2))
+        # One axis for all tokens. Of maps, torch.compile may keep the sums with rows innermost,
+        # and then transposes them in every step.
+        tokens = x.flatten(0, 2)
+        attended = self.attn(self.norm1(tokens).view(x.shape))
+        tokens = tokens + self._branch(attended, self.gamma1)
+        processed = self.mlp(self.norm2(tokens)).view(x.shape)
+        return (tokens + self._branch(processed, self.gamma2)).view(x.shape)
+
+    def _branch(self, x: Tensor, gamma: Tensor | None) -> Tensor:
+        """Return what a residual branch adds to the tokens."""
+        return self.drop_path(x if gamma is None else gamma * x).flatten(0, 2)
 
 
-def _scaled(x: Tensor, gamma: Tensor | None) -> Tensor:
-    return x if gamma is None else gamma * x
+def _normalized(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    return norm(x.flatten(0, 2)).view(x.shape)  # one axis for all tokens, as in a block
