@@ -1,84 +1,37 @@
-"""The forward on tensor cores, its CUDA source executed on the CPU.
-
-What is executed is the whole function: its host code chooses between the kernel for tensor cores
-and that for CUDA cores.
-"""
+"""The forward on tensor cores, its CUDA source executed on the CPU."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from emulator import Emulated, emulate_code
-from torch import Tensor
+from tensor_core_kernels import (
+    CALLS,
+    GPU,
+    Kernels,
+    broken,
+    exact,
+    forwards,
+    same,
+    spoilt_inputs,
+)
 
-from natc.build import cuda
 from natc.build.lower import scheduled
 from natc.errors import ScheduleError
-from natc.operations import operations_of
 from natc.spec import KernelSpec
-from natc.targets import Target
-from natc.testing import brute_force
 from natc.testing.direct import call as call_forward
 from natc.testing.every_operation import Call, assert_operations_right
-from natc.testing.inputs import Inputs, make_inputs
+from natc.testing.inputs import Inputs
 from natc.testing.tolerance import RELATIVE_TOLERANCE
 
-GPU = Target("cuda", "sm_90")
 LSE = ("forward_lse",)
-Emulate = Callable[..., Emulated]
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Emulate:
-    """Return what builds operations of a kernel, each combination once."""
-    built: dict[object, Emulated] = {}
-
-    def build(
-        name: str,
-        operations: Sequence[str] = LSE,
-        decisions: Mapping[str, int] | None = None,
-        change: Callable[[str], str] = str,
-    ) -> Emulated:
-        key = name, tuple(operations), tuple((decisions or {}).items()), change
-        if key not in built:
-            spec, directory = KernelSpec.parse(name), tmp_path_factory.mktemp("emulated")
-            code = cuda.generate(spec, GPU, decisions or {}, directory, operations)
-            code = dataclasses.replace(code, source=change(code.source))
-            names = {entry: cuda.function_name(spec, entry, GPU) for entry in operations}
-            built[key] = emulate_code(code, names, directory)
-        return built[key]
-
-    return build
-
-
-CALLS = {
-    1: [
-        Call((1,)),
-        Call((69,), heads=3, heads_kv=1),
-        Call((69,), batch=1, heads=1, heads_kv=1, is_causal=(True,)),
-        Call((69,), batch=1, heads=1, heads_kv=1, dilation=(5,)),
-    ],
-    2: [
-        Call((7, 7), heads=3, heads_kv=1),
-        Call((2, 5), heads=2, heads_kv=1),
-        Call((17, 19), batch=1, heads=1, heads_kv=1),
-        Call((9, 21), batch=1, heads=2, heads_kv=2, dilation=(4, 2)),
-        Call((9, 15), batch=1, heads=2, is_causal=(False, True)),
-        Call((13, 9), batch=1, heads=1, heads_kv=1, dilation=(1, 2), is_causal=(True, False)),
-    ],
-    3: [
-        Call((5, 6, 9), batch=1, heads=2, heads_kv=1),
-        Call((2, 3, 2), heads=2, heads_kv=1),
-        Call((4, 5, 9), batch=1, heads=1, heads_kv=1, is_causal=(True, False, True)),
-        Call((4, 7, 9), batch=1, heads=1, heads_kv=1, dilation=(2, 1, 3)),
-    ],
-}
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    return Kernels(tmp_path_factory)
 
 
 # Of the first, every function; of the others, one. Rows of keys at once and in parts, of which the
@@ -96,9 +49,9 @@ SPECS = {
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_forwards(kernels: Emulate, name: str) -> None:
+def test_forwards(kernels: Kernels, name: str) -> None:
     spec = KernelSpec.parse(name)
-    operations = operations_of(spec, ("forward",)) if name == EVERY else LSE
+    operations = forwards(spec) if name == EVERY else LSE
     library = kernels(name, operations, SPECS[name])
     for call in CALLS[spec.rank]:
         assert_operations_right(library.__getitem__, spec, call, operations)
@@ -107,24 +60,16 @@ def test_forwards(kernels: Emulate, name: str) -> None:
 # Which kernel is launched
 
 
-def broken(source: str) -> str:
-    """Make the kernel for tensor cores, and no other, compute something else."""
-    assert source.count("natc_exp2(") > 0
-    return source.replace("natc_exp2(", "2.0f * natc_exp2(0.5f * ")
-
-
-def test_tensor_cores_serve_calls_without_strides(kernels: Emulate) -> None:
-    spec, library = (
-        KernelSpec.parse("na2d_k3_d16_float16"),
-        kernels("na2d_k3_d16_float16", change=broken),
-    )
+def test_tensor_cores_serve_calls_without_strides(kernels: Kernels) -> None:
+    name = "na2d_k3_d16_float16"
+    spec, library = KernelSpec.parse(name), kernels(name, LSE, change=broken)
     with pytest.raises(AssertionError, match="relative error"):
         assert_operations_right(library.__getitem__, spec, Call((6, 9)), LSE)
     strided = Call((6, 9), stride=(1, 2))
     assert_operations_right(library.__getitem__, spec, strided, LSE)
 
 
-def test_decisions_of_before_there_was_a_choice_mean_cuda_cores(kernels: Emulate) -> None:
+def test_decisions_of_before_there_was_a_choice_mean_cuda_cores(kernels: Kernels) -> None:
     spec = KernelSpec.parse("na2d_k7_d32_float16_rpb")
     for decisions, serves in (
         ({}, True),
@@ -183,7 +128,7 @@ WHERE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("tensor, value", SPOILT, ids=str)
 @pytest.mark.parametrize("name", [EVERY, PARTS], ids=["at once", "in parts"])
-def test_spoilt_inputs(kernels: Emulate, name: str, tensor: str, value: float, where: str) -> None:
+def test_spoilt_inputs(kernels: Kernels, name: str, tensor: str, value: float, where: str) -> None:
     """A number that is not finite is seen by the queries that attend to it, and no others."""
     spec = KernelSpec.parse(name)
     inputs = spoilt_inputs(spec, (1, 19, 10, 1))
@@ -195,7 +140,7 @@ def test_spoilt_inputs(kernels: Emulate, name: str, tensor: str, value: float, w
 @pytest.mark.parametrize("name", ["na1d_k23_d32_bfloat16_rpb", "na3d_k2x3x4_d16_float16_rpb"])
 @pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
 def test_spoilt_values_with_another_number_of_axes(
-    kernels: Emulate, name: str, value: float
+    kernels: Kernels, name: str, value: float
 ) -> None:
     spec = KernelSpec.parse(name)
     sizes = {1: (33,), 3: (5, 5, 11)}[spec.rank]
@@ -204,7 +149,7 @@ def test_spoilt_values_with_another_number_of_axes(
     compare(forward_of(kernels, name), spec, inputs, {})
 
 
-def test_every_value_of_a_row_is_infinite(kernels: Emulate) -> None:
+def test_every_value_of_a_row_is_infinite(kernels: Kernels) -> None:
     """Tiles of which some queries see only finite values, and others infinities of both signs."""
     spec = KernelSpec.parse(EVERY)
     inputs = spoilt_inputs(spec, (1, 9, 18, 2))
@@ -215,7 +160,7 @@ def test_every_value_of_a_row_is_infinite(kernels: Emulate) -> None:
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan], ids=str)
-def test_windows_of_nothing_else(kernels: Emulate, value: float) -> None:
+def test_windows_of_nothing_else(kernels: Kernels, value: float) -> None:
     spec = KernelSpec.parse(EVERY)
     inputs = spoilt_inputs(spec, (1, 6, 11, 2))
     assert inputs.rpb is not None
@@ -224,7 +169,7 @@ def test_windows_of_nothing_else(kernels: Emulate, value: float) -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, -2.5, 0.0])
-def test_scores_that_are_large(kernels: Emulate, scale: float) -> None:
+def test_scores_that_are_large(kernels: Kernels, scale: float) -> None:
     """Queries and keys of up to a hundred: a weight of nearly 1 and others of 0."""
     spec = KernelSpec.parse(EVERY)
     inputs = spoilt_inputs(spec, (1, 6, 11, 1))
@@ -233,7 +178,7 @@ def test_scores_that_are_large(kernels: Emulate, scale: float) -> None:
     compare(forward_of(kernels, spec.name), spec, inputs, {}, scale=scale)
 
 
-def test_scores_that_are_equal_and_beyond_float16(kernels: Emulate) -> None:
+def test_scores_that_are_equal_and_beyond_float16(kernels: Kernels) -> None:
     spec = KernelSpec.parse("na1d_k23_d32_bfloat16_rpb")
     inputs = spoilt_inputs(spec, (1, 33, 1))
     assert inputs.rpb is not None
@@ -243,16 +188,11 @@ def test_scores_that_are_equal_and_beyond_float16(kernels: Emulate) -> None:
     compare(forward_of(kernels, spec.name), spec, inputs, {}, scale=1.0)
 
 
-def forward_of(kernels: Emulate, name: str) -> Callable[..., None]:
+def forward_of(kernels: Kernels, name: str) -> Callable[..., None]:
     """Return forward_lse of a library that `test_forwards` has, too."""
     spec = KernelSpec.parse(name)
-    operations = operations_of(spec, ("forward",)) if name == EVERY else LSE
+    operations = forwards(spec) if name == EVERY else LSE
     return kernels(name, operations, SPECS[name])["forward_lse"]
-
-
-def spoilt_inputs(spec: KernelSpec, leading: tuple[int, ...]) -> Inputs:
-    dtype = getattr(torch, spec.dtype)
-    return make_inputs((*leading, spec.head_dim), kernel_size=spec.kernel_size, dtype=dtype)
 
 
 def compare(
@@ -266,35 +206,9 @@ def compare(
     """Compare kinds of numbers element by element with brute force, and finite ones by value."""
     chosen: dict[str, Any] = dict(options)
     results = call_forward(function, inputs, scale=scale, with_lse=True, **chosen)
-    plain = {"dilation": 1, "stride": 1, "is_causal": False}
-    every: dict[str, Any] = {
-        name: options.get(name, (value,) * spec.rank) for name, value in plain.items()
-    }
-    given = {
-        name: tensor.double().numpy()
-        for name, tensor in zip(Inputs._fields, inputs, strict=True)
-        if tensor is not None
-    }
-    attention: Any = brute_force.attention
-    with np.errstate(invalid="ignore", over="ignore"):
-        exact = attention(**given, kernel_size=spec.kernel_size, scale=scale, **every)
+    expected = exact(spec, inputs, options, scale=scale)
     tolerance = 2 * RELATIVE_TOLERANCE[inputs.value.dtype]
-    output, lse = (torch.from_numpy(np.array(exact[name])) for name in ("output", "lse"))
-    same(results[0], output, tolerance)
+    same(results[0], expected["output"], tolerance)
     # Where a window holds NaN and inf, either is a logarithm of their sum.
+    lse = expected["lse"]
     same(results[1].masked_fill(lse.isnan(), math.nan), lse, 1e-5)
-
-
-def same(found: Tensor, exact: Tensor, tolerance: float) -> None:
-    exact = exact.to(found.dtype)
-    for kind in ("isnan", "isposinf", "isneginf"):
-        here, there = getattr(found, kind)(), getattr(exact, kind)()
-        assert torch.equal(here, there), (
-            f"{kind} holds of {int(here.sum())} elements, and should of {int(there.sum())}; "
-            f"first difference at {(here != there).nonzero()[0].tolist()}"
-        )
-    finite = exact.isfinite()
-    largest = exact[finite].abs().max().item() if bool(finite.any()) else 0.0
-    torch.testing.assert_close(
-        found[finite], exact[finite], rtol=tolerance, atol=tolerance * max(largest, 1.0)
-    )

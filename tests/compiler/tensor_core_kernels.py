@@ -1,0 +1,142 @@
+"""What the tests of kernels for tensor cores share: building them, calls, and comparing results.
+
+What is executed is the whole function: its host code chooses between the kernel for tensor cores
+and that for CUDA cores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from emulator import Emulated, emulate_code
+from torch import Tensor
+
+from natc.build import cuda
+from natc.operations import operations_of
+from natc.schedules import joined
+from natc.spec import KernelSpec
+from natc.targets import Target
+from natc.testing import brute_force
+from natc.testing.every_operation import Call
+from natc.testing.inputs import Inputs, make_inputs
+
+GPU = Target("cuda", "sm_90")
+
+# Maps that tiles do not divide, borders, windows as large as the map, dilation groups of two
+# lengths, causal axes, several heads to one of key and value.
+CALLS = {
+    1: [
+        Call((1,)),
+        Call((69,), heads=3, heads_kv=1),
+        Call((69,), batch=1, heads=1, heads_kv=1, is_causal=(True,)),
+        Call((69,), batch=1, heads=1, heads_kv=1, dilation=(5,)),
+    ],
+    2: [
+        Call((7, 7), heads=3, heads_kv=1),
+        Call((2, 5), heads=2, heads_kv=1),
+        Call((17, 19), batch=1, heads=1, heads_kv=1),
+        Call((9, 21), batch=1, heads=2, heads_kv=2, dilation=(4, 2)),
+        Call((9, 15), batch=1, heads=2, is_causal=(False, True)),
+        Call((13, 9), batch=1, heads=1, heads_kv=1, dilation=(1, 2), is_causal=(True, False)),
+    ],
+    3: [
+        Call((5, 6, 9), batch=1, heads=2, heads_kv=1),
+        Call((2, 3, 2), heads=2, heads_kv=1),
+        Call((4, 5, 9), batch=1, heads=1, heads_kv=1, is_causal=(True, False, True)),
+        Call((4, 7, 9), batch=1, heads=1, heads_kv=1, dilation=(2, 1, 3)),
+    ],
+}
+
+
+class Kernels:
+    """Operations of kernels, each combination built once."""
+
+    def __init__(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+        self._factory = tmp_path_factory
+        self._built: dict[object, Emulated] = {}
+
+    def __call__(
+        self,
+        name: str,
+        operations: Sequence[str],
+        decisions: Mapping[str, int] | None = None,
+        change: Callable[[str], str] = str,
+    ) -> Emulated:
+        """Return operations that have one schedule; change: what to do to the CUDA source."""
+        key = name, tuple(operations), tuple((decisions or {}).items()), change
+        if key not in self._built:
+            spec, directory = KernelSpec.parse(name), self._factory.mktemp("emulated")
+            chosen = joined(decisions or {}, operations[0])
+            code = cuda.generate(spec, GPU, chosen, directory, operations)
+            code = dataclasses.replace(code, source=change(code.source))
+            names = {entry: cuda.function_name(spec, entry, GPU) for entry in operations}
+            self._built[key] = emulate_code(code, names, directory)
+        return self._built[key]
+
+
+def broken(source: str) -> str:
+    """Make the kernel for tensor cores, and no other, compute something else."""
+    assert source.count("natc_exp2(") > 0
+    return source.replace("natc_exp2(", "2.0f * natc_exp2(0.5f * ")
+
+
+def forwards(spec: KernelSpec) -> tuple[str, ...]:
+    """Return the names of a kernel's forward operations."""
+    return operations_of(spec, ("forward",))
+
+
+def spoilt_inputs(spec: KernelSpec, leading: tuple[int, ...]) -> Inputs:
+    """Return inputs of a kernel: `leading` is batch, map and heads."""
+    return make_inputs(
+        (*leading, spec.head_dim),
+        kernel_size=spec.kernel_size if spec.rpb else None,
+        value_dim=spec.value_dim,
+        dtype=getattr(torch, spec.dtype),
+    )
+
+
+def exact(
+    spec: KernelSpec,
+    inputs: Inputs,
+    options: Mapping[str, tuple[Any, ...]],
+    *,
+    scale: float,
+    d_output: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Return results in float64 by brute force; gradients too where d_output is given."""
+    plain = {"dilation": 1, "stride": 1, "is_causal": False}
+    every: dict[str, Any] = {
+        name: options.get(name, (value,) * spec.rank) for name, value in plain.items()
+    }
+    given: dict[str, Any] = {
+        name: tensor.double().numpy()
+        for name, tensor in zip(Inputs._fields, inputs, strict=True)
+        if tensor is not None
+    }
+    if d_output is not None:
+        given["d_output"] = d_output.double().numpy()
+    attention: Any = brute_force.attention
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = attention(**given, kernel_size=spec.kernel_size, scale=scale, **every)
+    return {name: torch.from_numpy(np.array(array)) for name, array in found.items()}
+
+
+def same(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Compare kinds of numbers element by element, and finite ones by value."""
+    expected = expected.to(found.dtype)
+    for kind in ("isnan", "isposinf", "isneginf"):
+        here, there = getattr(found, kind)(), getattr(expected, kind)()
+        assert torch.equal(here, there), (
+            f"{kind} holds of {int(here.sum())} elements, and should of {int(there.sum())}; "
+            f"first difference at {(here != there).nonzero()[0].tolist()}"
+        )
+    finite = expected.isfinite()
+    largest = expected[finite].abs().max().item() if bool(finite.any()) else 0.0
+    torch.testing.assert_close(
+        found[finite], expected[finite], rtol=tolerance, atol=tolerance * max(largest, 1.0)
+    )
