@@ -8,7 +8,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from natc.space.loops import inner_loops, is_reduction
-from natc.space.vector_sum import vector_sum_intrinsic
+from natc.space.vector_sums import vector_sum_intrinsic
 
 # lane_sum: how the partial sums of a dot product become one number.
 TREE, INSTRUCTION = 0, 1

@@ -27,8 +27,11 @@ from natc.space.loops import (
     tables_of,
 )
 from natc.space.threads import spread_over_cores
-from natc.space.vector_sum import vector_sum_intrinsic
-from natc.space.vector_sums import vector_max_intrinsic, vector_sums_intrinsic
+from natc.space.vector_sums import (
+    vector_max_intrinsic,
+    vector_sum_intrinsic,
+    vector_sums_intrinsic,
+)
 from natc.spec import KernelSpec
 from natc.targets import Target
 from natc.te.exponential import Exponential

@@ -1,9 +1,9 @@
-"""Tensor intrinsics: sums of several vector registers at once, and the largest of one's lanes."""
+"""Tensor intrinsics: sums of the lanes of vector registers, and the largest of one's lanes."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tvm import tirx
 from tvm.ir import Expr
@@ -51,40 +51,69 @@ def vector_sums_intrinsic(count: int, lanes: int) -> str:
 
 
 @functools.cache
+def vector_sum_intrinsic(lanes: int) -> str:
+    """Register the intrinsic that adds `lanes` adjacent float32 to one; return its name.
+
+    Left to itself, LLVM takes the vector apart one lane at a time.
+    """
+    vector = f"float32x{lanes}"
+
+    def total(before: Expr, V: tirx.Buffer) -> Expr:
+        return before + T.call_llvm_pure_intrin(
+            "float32", "llvm.vector.reduce.fadd", T.float32(0), V.vload([0], vector)
+        )
+
+    return _register(f"natc.vector_sum_{lanes}", lanes, lambda a, b: a + b, total)
+
+
+@functools.cache
 def vector_max_intrinsic(lanes: int) -> str:
     """Register the intrinsic for the largest of `lanes` adjacent float32; return its name."""
     vector = f"float32x{lanes}"
 
-    def largest(V: tirx.Buffer) -> Expr:
+    def largest(before: Expr, V: tirx.Buffer) -> Expr:
         found, left = V.vload([0], vector), lanes
         while left > 1:
             left //= 2
             halves = [_shuffled([found], range(at, at + left)) for at in (0, left)]
             found = tirx.max(*halves)
-        return found
+        return tirx.max(before, found)
+
+    return _register(f"natc.vector_max_{lanes}", lanes, tirx.max, largest)
+
+
+def _register(
+    name: str,
+    lanes: int,
+    one: Callable[[Expr, Expr], Expr],
+    all_lanes: Callable[[Expr, tirx.Buffer], Expr],
+) -> str:
+    """Register an intrinsic that takes `lanes` adjacent float32 into one; return its name.
+
+    one: what takes one lane into a result; all_lanes: what takes all of them at once.
+    """
 
     @T.prim_func(s_tir=True)
-    def description(values: T.handle, result: T.handle) -> None:
-        V = T.match_buffer(values, (lanes,), "float32", offset_factor=1)
+    def description(vector: T.handle, result: T.handle) -> None:
+        V = T.match_buffer(vector, (lanes,), "float32", offset_factor=1)
         S = T.match_buffer(result, (1,), "float32", offset_factor=1)
         with T.sblock("root"):
             T.reads(S[0], V[0:lanes])
             T.writes(S[0])
             for lane in range(lanes):
-                with T.sblock("max"):
+                with T.sblock("lane"):
                     at = T.axis.reduce(lanes, lane)
-                    S[0] = T.max(S[0], V[at])
+                    S[0] = one(S[0], V[at])
 
     @T.prim_func(s_tir=True)
-    def implementation(values: T.handle, result: T.handle) -> None:
-        V = T.match_buffer(values, (lanes,), "float32", offset_factor=1)
+    def implementation(vector: T.handle, result: T.handle) -> None:
+        V = T.match_buffer(vector, (lanes,), "float32", offset_factor=1)
         S = T.match_buffer(result, (1,), "float32", offset_factor=1)
         with T.sblock("root"):
             T.reads(S[0], V[0:lanes])
             T.writes(S[0])
-            S[0] = T.max(S[0], largest(V))
+            S[0] = all_lanes(S[0], V)
 
-    name = f"natc.vector_max_{lanes}"
     TensorIntrin.register(name, description, implementation, override=True)
     return name
 
