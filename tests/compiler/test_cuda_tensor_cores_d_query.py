@@ -1,0 +1,323 @@
+"""The gradient of the query on tensor cores, its CUDA source executed on the CPU."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from tensor_core_kernels import CALLS, GPU, Kernels, broken, exact, same, spoilt_inputs
+from torch import Tensor
+
+from natc.build.lower import scheduled
+from natc.errors import ScheduleError
+from natc.space import space_for
+from natc.spec import KernelSpec
+from natc.testing.direct import call_guarded, scalars
+from natc.testing.every_operation import Call, assert_operations_right
+from natc.testing.inputs import Inputs
+from natc.testing.tolerance import RELATIVE_TOLERANCE
+
+OPERATION = ("d_query",)
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    return Kernels(tmp_path_factory)
+
+
+# Rows of keys one by one, in parts of which the last is shorter, and at once; odd numbers of
+# products; channels in blocks of 64, 32 and 16.
+SMALL = "na2d_k3_d16_float16_rpb"
+WIDE = "na2d_k13_d16_float16_rpb"
+SPECS: dict[str, dict[str, int] | None] = {
+    SMALL: None,
+    "na2d_k7_d32_float16_rpb": None,
+    WIDE: None,
+    "na2d_k3x5_d32_float16": {"tensor_cores": 1, "rows": 4},
+    "na2d_k10x4_d48v32_bfloat16": {"tensor_cores": 1, "rows": 4, "warps_0": 2, "warps_1": 2},
+    "na2d_k2x12_d16v48_bfloat16_rpb": {"tensor_cores": 1, "rows": 1, "warps_1": 4},
+    "na1d_k23_d32_bfloat16_rpb": {"tensor_cores": 1, "warps_1": 1},
+    "na1d_k4_d112v64_float16": None,
+    "na3d_k2x3x4_d16_float16_rpb": {"tensor_cores": 1, "rows": 2},
+}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_gradients(kernels: Kernels, name: str) -> None:
+    spec, library = KernelSpec.parse(name), kernels(name, OPERATION, SPECS[name])
+    for call in CALLS[spec.rank]:
+        assert_operations_right(library.__getitem__, spec, call, OPERATION)
+
+
+@pytest.mark.parametrize("name", [SMALL, "na1d_k23_d32_bfloat16_rpb"])
+def test_calls_by_chance(kernels: Kernels, name: str) -> None:
+    spec, chance = KernelSpec.parse(name), random.Random(name)
+    library = kernels(name, OPERATION, SPECS[name])
+    for seed in range(8):
+        sizes = tuple(chance.randint(1, 20 if spec.rank == 2 else 70) for _ in range(spec.rank))
+        heads_kv = chance.randint(1, 2)
+        call = Call(
+            sizes,
+            batch=chance.randint(1, 2),
+            heads=heads_kv * chance.randint(1, 2),
+            heads_kv=heads_kv,
+            dilation=tuple(chance.randint(1, max(1, size // 2)) for size in sizes),
+            is_causal=tuple(chance.random() < 0.3 for _ in sizes),
+            scale=chance.choice((0.3, -0.7, 0.0)),
+        )
+        assert_operations_right(library.__getitem__, spec, call, OPERATION, seed=seed)
+
+
+def test_two_runs_give_the_same_bits(kernels: Kernels) -> None:
+    """In whichever order threads run."""
+    spec, library = KernelSpec.parse(SMALL), kernels(SMALL, OPERATION)
+    assert_operations_right(library.in_orders, spec, Call((9, 21), dilation=(2, 1)), OPERATION)
+
+
+# Which kernel is launched
+
+
+def test_tensor_cores_serve_calls_without_strides(kernels: Kernels) -> None:
+    name = "na2d_k3_d16_float16"
+    spec, library = KernelSpec.parse(name), kernels(name, OPERATION, change=broken)
+    with pytest.raises(AssertionError, match="relative error"):
+        assert_operations_right(library.__getitem__, spec, Call((6, 9)), OPERATION)
+    strided = Call((6, 9), stride=(1, 2))
+    assert_operations_right(library.__getitem__, spec, strided, OPERATION)
+
+
+def test_tensor_cores_come_first_where_nothing_is_tuned_and_both_are_searched() -> None:
+    spec = KernelSpec.parse("na2d_k7_d32_float16_rpb")
+    assert space_for(GPU, "d_query", spec).structure(spec, GPU)["tensor_cores"] == (1, 0)
+    for decisions, serves in (
+        ({}, True),
+        ({"sums": 32}, False),  # of before there was a choice
+        ({"sums": 64, "tensor_cores": 1}, True),
+        ({"tensor_cores": 0}, False),
+    ):
+        text = scheduled(spec, GPU, decisions, operation="d_query").script()
+        assert ("natc_mma_f16" in text) == serves, decisions
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "na2d_k7_d32_float32",
+        "na2d_k7_d24_float16",
+        "na2d_k7_d144_float16",
+        "na2d_k3_d32v8_float16",
+    ],
+)
+def test_kernels_without_tensor_cores(name: str) -> None:
+    spec = KernelSpec.parse(name)
+    assert "natc_mma" not in scheduled(spec, GPU, {}, operation="d_query").script()
+    with pytest.raises(ScheduleError, match="decision tensor_cores is not of space cuda_gather"):
+        scheduled(spec, GPU, {"tensor_cores": 0}, operation="d_query")
+
+
+def test_decisions_are_checked() -> None:
+    spec = KernelSpec.parse("na2d_k7_d32_float16")
+    for decisions, message in (
+        ({"tensor_cores": 2}, "tensor_cores is 2; space cuda_gather allows 0, 1"),
+        ({"tensor_cores": 1, "rows": 3}, "rows is 3; space cuda_gather allows 2, 1, 4"),
+        ({"tensor_cores": 1, "sums": 32}, "sums is 32; space cuda_gather allows 64"),
+        ({"tensor_cores": 0, "rows": 2}, "rows is not of space cuda_gather"),
+        ({"tensor_cores": 1, "threads": 64}, "threads is not of space cuda_gather"),
+    ):
+        with pytest.raises(ScheduleError, match=message):
+            scheduled(spec, GPU, decisions, operation="d_query")
+
+
+# NaN and infinities, inside of windows and beside them
+
+
+WHERE: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "causal": {"is_causal": (True, True)},
+    "dilated": {"dilation": (2, 1)},
+}
+SPOILT = [
+    *(
+        (name, value)
+        for name in ("query", "key", "value", "d_output")
+        for value in (math.nan, math.inf)
+    ),
+    *(("rpb", value) for value in (math.nan, math.inf, -math.inf)),
+    ("key", -math.inf),
+]
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("tensor, value", SPOILT, ids=str)
+def test_spoilt_inputs(kernels: Kernels, tensor: str, value: float, where: str) -> None:
+    """A number that is not finite is seen by the queries that attend to it, and no others."""
+    spec = KernelSpec.parse(SMALL)
+    inputs, d_output = drawn(spec, (1, 9, 10, 1))
+    flat = (d_output if tensor == "d_output" else getattr(inputs, tensor)).view(-1)
+    flat[flat.numel() // 2 + 1] = value
+    compare(kernels, SMALL, inputs, d_output, WHERE[where])
+
+
+@pytest.mark.parametrize(
+    "name, sizes",
+    [
+        ("na1d_k23_d32_bfloat16_rpb", (33,)),
+        ("na2d_k2x12_d16v48_bfloat16_rpb", (5, 27)),
+        ("na3d_k2x3x4_d16_float16_rpb", (4, 5, 11)),
+    ],
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
+def test_spoilt_keys_of_other_halos(
+    kernels: Kernels, name: str, sizes: tuple[int, ...], value: float
+) -> None:
+    """One axis, odd numbers of products, three axes."""
+    spec = KernelSpec.parse(name)
+    inputs, d_output = drawn(spec, (1, *sizes, 1))
+    inputs.key.view(-1)[inputs.key.numel() // 2 + 1] = value
+    compare(kernels, name, inputs, d_output, {})
+
+
+def test_every_key_of_a_row_is_infinite(kernels: Kernels) -> None:
+    """Tiles of which some queries see only finite keys, and others infinities of both signs."""
+    spec = KernelSpec.parse(SMALL)
+    inputs, d_output = drawn(spec, (1, 9, 18, 2))
+    inputs.key[:, 4, ::2, :, 3] = math.inf
+    inputs.key[:, 4, 1::2, :, 3] = -math.inf
+    inputs.key[:, 6, :, :, 8] = math.nan
+    compare(kernels, SMALL, inputs, d_output, {})
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan], ids=str)
+def test_windows_of_nothing_else(kernels: Kernels, value: float) -> None:
+    """Whose logsumexp is not finite."""
+    spec = KernelSpec.parse(SMALL)
+    inputs, d_output = drawn(spec, (1, 6, 11, 2))
+    assert inputs.rpb is not None
+    inputs.rpb[1] = value
+    compare(kernels, SMALL, inputs, d_output, {})
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan], ids=str)
+@pytest.mark.parametrize("which", ["lse", "delta"])
+def test_logsumexp_and_delta_that_are_not_finite(
+    kernels: Kernels, which: str, value: float
+) -> None:
+    """Of one query of a tile: no other's gradient changes, and its own is not finite."""
+    spec = KernelSpec.parse(SMALL)
+    inputs, d_output = drawn(spec, (1, 6, 11, 1))
+    numbers = numbers_of(spec, inputs, d_output, {})
+    plain = call(kernels, SMALL, inputs, d_output, numbers, {})
+    numbers[which][0, 3, 5, 0] = value
+    found = call(kernels, SMALL, inputs, d_output, numbers, {})
+    its = torch.zeros(plain.shape[:-1], dtype=torch.bool)
+    its[0, 3, 5, 0] = True
+    assert torch.equal(found[~its], plain[~its])
+    # exp(logit - lse) is clamped to 1, as that of a logit that is too large in its last bit.
+    assert bool(found[its].isfinite().all()) == (which == "lse" and value == -math.inf)
+
+
+# Numbers that are large or small
+
+
+@pytest.mark.parametrize("scale", [1.0, -2.5, 0.0])
+def test_scores_that_are_large(kernels: Kernels, scale: float) -> None:
+    """Queries and keys of up to a hundred: a weight of nearly 1 and others of 0."""
+    spec = KernelSpec.parse(SMALL)
+    inputs, d_output = drawn(spec, (1, 6, 11, 1))
+    inputs.query.mul_(30.0)
+    inputs.key.mul_(30.0)
+    compare(kernels, SMALL, inputs, d_output, {}, scale=scale)
+
+
+def test_logits_made_anew_that_exceed_the_logsumexp(kernels: Kernels) -> None:
+    """By the last bits of huge numbers, whose exponential would be infinite."""
+    name = "na1d_k23_d32_bfloat16_rpb"
+    inputs, d_output = drawn(KernelSpec.parse(name), (1, 1, 1))
+    assert inputs.rpb is not None
+    inputs.query.fill_(2.0**13)
+    inputs.key.fill_(2.0**13)
+    inputs.rpb.zero_()
+    numbers = {"lse": torch.full((1, 1, 1), 2.0**31 - 512), "delta": torch.zeros(1, 1, 1)}
+    found = call(kernels, name, inputs, d_output, numbers, {}, scale=1.0)
+    weight = (d_output.double() * inputs.value.double()).sum()
+    same(found, (weight * inputs.key.double()).reshape(found.shape), 2e-2)
+
+
+@pytest.mark.parametrize(
+    "size, value, scale",
+    [(2.0**-20, 1.0, 2.0**12), (2.0**-10, 1.0, 1.0), (2.0**11, 64.0, 2.0**-12)],
+)
+@pytest.mark.parametrize("name", [SMALL, "na2d_k3x5_d32_float16"])
+def test_gradients_that_float16_cannot_hold_on_the_way(
+    kernels: Kernels, name: str, size: float, value: float, scale: float
+) -> None:
+    """Gradients of logits are rounded to float16; those of small or large losses still fit.
+
+    With the scale chosen here, the gradient of the query fits as well.
+    """
+    inputs, d_output = drawn(KernelSpec.parse(name), (1, 6, 11, 1))
+    inputs.query.mul_(0.25 / scale)
+    inputs.value.mul_(value)
+    compare(kernels, name, inputs, d_output * size, {}, scale=scale, relative=True)
+
+
+def drawn(spec: KernelSpec, leading: tuple[int, ...]) -> tuple[Inputs, Tensor]:
+    """Return inputs of a kernel and a gradient of its output."""
+    inputs = spoilt_inputs(spec, leading)
+    generator = torch.Generator().manual_seed(5)
+    return inputs, torch.randn((*leading, spec.value_dim), generator=generator).to(
+        inputs.value.dtype
+    )
+
+
+def numbers_of(
+    spec: KernelSpec, inputs: Inputs, d_output: Tensor, options: Mapping[str, Any], **kw: float
+) -> dict[str, Tensor]:
+    """Return the exact gradient, and what the kernel is given of the forward: lse and delta."""
+    found = exact(spec, inputs, options, scale=kw.get("scale", 0.25), d_output=d_output)
+    delta = (d_output.double() * found["output"]).sum(-1)
+    return {"d_query": found["d_query"], "lse": found["lse"].float(), "delta": delta.float()}
+
+
+def call(
+    kernels: Kernels,
+    name: str,
+    inputs: Inputs,
+    d_output: Tensor,
+    numbers: Mapping[str, Tensor],
+    options: Mapping[str, Any],
+    *,
+    scale: float = 0.25,
+) -> Tensor:
+    """Return the gradient that a kernel of `SPECS` computes."""
+    function = kernels(name, OPERATION, SPECS[name])["d_query"]
+    given = (*inputs, d_output, numbers["lse"], numbers["delta"])
+    result = (tuple(inputs.query.shape), inputs.query.dtype)
+    tail = scalars(inputs, scale, **options)
+    (found,) = call_guarded(function, "d_query", given, [result], tail)
+    return found
+
+
+def compare(
+    kernels: Kernels,
+    name: str,
+    inputs: Inputs,
+    d_output: Tensor,
+    options: Mapping[str, tuple[Any, ...]],
+    *,
+    scale: float = 0.25,
+    relative: bool = False,
+) -> None:
+    """Compare a gradient with brute force. relative: to itself, however small it is."""
+    numbers = numbers_of(KernelSpec.parse(name), inputs, d_output, options, scale=scale)
+    found = call(kernels, name, inputs, d_output, numbers, options, scale=scale)
+    expected, tolerance = numbers["d_query"], 2 * RELATIVE_TOLERANCE[inputs.query.dtype]
+    if relative:
+        largest = expected.abs().max()
+        assert 2.0**-10 < largest < 6e4
+        found, expected = (found.double() / largest).float(), expected / largest
+    same(found, expected, tolerance)
