@@ -12,10 +12,9 @@ from typing import Any
 from tvm import tirx
 
 from natc.space.cuda_mma.inverse import Keys, Step, numbers
-from natc.space.cuda_mma.inverse_scores import packed, pairs, probabilities, products
+from natc.space.cuda_mma.inverse_scores import load_keys, packed, pairs, probabilities, products
 from natc.space.cuda_mma.inverse_sums import Sums
 from natc.space.cuda_mma.kernel import RESIDENT, grid, warps_of
-from natc.space.cuda_mma.scores import load_queries
 from natc.space.cuda_mma.statements import Statements
 from natc.space.cuda_mma.tile import Tile
 from natc.spec import KernelSpec
@@ -38,8 +37,8 @@ def launch(p: Mapping[str, Any], spec: KernelSpec, numbers: Mapping[str, int]) -
         kv = place.head_kv()
         query = place.of_heads("query", spec.head_dim)
         d_output = place.of_heads("d_output", spec.value_dim)
-        keys = load_queries(place, place.of_kv("key", spec.head_dim, kv))
-        values = load_queries(place, place.of_kv("value", spec.value_dim, kv))
+        keys = load_keys(place, place.of_kv("key", spec.head_dim, kv))
+        values = load_keys(place, place.of_kv("value", spec.value_dim, kv))
 
         def weights(step: Step, factor: float) -> Any:
             found = probabilities(step, products(step, keys, query), factor)

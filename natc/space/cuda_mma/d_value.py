@@ -8,10 +8,9 @@ from typing import Any
 from tvm import tirx
 
 from natc.space.cuda_mma.inverse import Keys, Step, numbers
-from natc.space.cuda_mma.inverse_scores import packed, probabilities, products
+from natc.space.cuda_mma.inverse_scores import load_keys, packed, probabilities, products
 from natc.space.cuda_mma.inverse_sums import Sums
 from natc.space.cuda_mma.kernel import RESIDENT, grid, warps_of
-from natc.space.cuda_mma.scores import load_queries
 from natc.space.cuda_mma.statements import Statements
 from natc.space.cuda_mma.tile import Tile
 from natc.spec import KernelSpec
@@ -30,7 +29,7 @@ def launch(p: Mapping[str, Any], spec: KernelSpec, numbers: Mapping[str, int]) -
     with grid(place, numbers[RESIDENT]):
         place.attend()
         query = place.of_heads("query", spec.head_dim)
-        keys = load_queries(place, place.of_kv("key", spec.head_dim, place.head_kv()))
+        keys = load_keys(place, place.of_kv("key", spec.head_dim, place.head_kv()))
 
         def weights(step: Step, factor: float) -> Any:
             return packed(step, probabilities(step, products(step, keys, query), factor))

@@ -32,7 +32,10 @@ def numbers(spec: KernelSpec) -> dict[str, Sequence[int]]:
     """
     found: dict[str, Sequence[int]] = {} if spec.rank == 1 else {WARPS_0: (4, 2, 1)}
     found[WARPS_1] = (4, 2, 8, 1) if spec.rank == 1 else (1, 2, 4)
-    return {**found, RESIDENT: (8, 12, 16)}
+    # The first is the most for which compilers need no memory for registers.
+    small = max(spec.head_dim, spec.value_dim) <= 32
+    first = (16 if spec.rank < 3 else 12) if small else 8
+    return {**found, RESIDENT: (first, *(n for n in (8, 12, 16) if n != first))}
 
 
 class Keys(Place):

@@ -8,7 +8,7 @@ from typing import Any
 
 from tvm import tirx
 
-from natc.space.cuda_mma.inverse import Step
+from natc.space.cuda_mma.inverse import Keys, Step
 from natc.space.cuda_mma.kernel import SHORT
 from natc.space.cuda_mma.place import Tensor
 from natc.space.cuda_mma.scores import LOG2_E, load_channels
@@ -27,10 +27,27 @@ def pairs() -> Iterator[tuple[Pair, int, int]]:
                 yield (half, key_half, e), 4 * half + 2 * key_half + e, 2 * half + e
 
 
+def load_keys(place: Keys, tensor: Tensor) -> Any:
+    """Return the channels of the tile's keys, or their values: words [dim / 8, half] of a lane."""
+    s, words = place.s, tensor.dim // 8
+    loaded = s.registers("keys_loaded", 2 * words, "uint32")
+    for half in range(2):
+        token = s.let(f"token_{half}", place.token(place.query_index[half]))
+        load_channels(place, loaded, half * words, tensor, token * tensor.stride + tensor.first)
+    found = s.registers("key_words", 2 * words, "uint32")
+    # A product takes four registers in a row, a load writes others. Whatever the compiler can do
+    # again, it does in every step to save registers; a shuffle, though of a lane's own, it cannot.
+    for half in range(2):
+        for word in range(words):
+            own = call("uint32", "natc_shuffle_from", loaded[half * words + word], place.lane)
+            s.store(found, 2 * word + half, own)
+    return found
+
+
 def products(step: Step, keys: Any, tensor: Tensor, start: Any | None = None) -> Any:
     """Return dot products of the tile's keys and a step's queries: [half of queries, 4].
 
-    keys: channels of the tile's keys as `load_queries` has them. tensor: of the queries. start:
+    keys: channels of the tile's keys as `load_keys` has them. tensor: of the queries. start:
     for each query of a lane, what its products begin with; None is 0.
     """
     place, words = step.place, tensor.dim // 8

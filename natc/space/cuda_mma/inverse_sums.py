@@ -80,51 +80,46 @@ class Sums:
 
     def _add_alone(self, step: Step, weights: Any) -> None:
         """Do as `_add` does, for each key alone and with the vectors of its queries alone."""
-        s, place = self.place.s, self.place
-        with s.loop("key", 2 * HALF) as key:
-            half, row = key >> 3, key & (HALF - 1)
-            is_its = [tirx.And(place.row == row, half == of) for of in range(2)]
-            queries = self._queries_of(half, row)
-            first = 0
-            for array, channels in zip(self.arrays, self.blocks):
-                for word in range(channels // HALF // 2):
-                    words = self._load(step, first, channels, word, 1, queries)
+        s, place, first = self.place.s, self.place, 0
+        # Not a constant, or compilers would write the loop out.
+        along = place.axes[-2] if place.tile.has_rows else place.axes[-1]
+        most = 2 if place.tile.has_rows else 2 * HALF
+        keys = tirx.min(along.length - along.start, most) * (2 * HALF // most)
+        for array, channels in zip(self.arrays, self.blocks):
+            for word in range(channels // HALF // 2):
+                words = self._load(step, first, channels, word, 1)
+                with s.loop("key", keys) as key:
+                    half, row = key >> 3, key & (HALF - 1)
+                    queries = self._queries_of(half, row)
+                    own = s.registers("own_words", 4, "uint32")
+                    for query in range(4):
+                        attends = step.attends_to(query // 2, query % 2, queries)
+                        zero = tirx.const(0, "uint32")
+                        s.store(own, query, tirx.Select(attends, words[query], zero))
                     alone = s.registers("alone", 8)
                     with s.unrolled("i", 8) as i:
                         s.store(alone, i, tirx.const(0.0, "float32"))
-                    self._multiply(alone, 0, weights, words, 0, 1)
+                    self._multiply(alone, 0, weights, own, 0, 1)
                     for i in range(8):
+                        is_its = tirx.And(place.row == row, half == i % 4 // 2)
                         index = word * 8 + i
                         added = array[index] + alone[i]
-                        s.store(array, index, tirx.Select(is_its[i % 4 // 2], added, array[index]))
-                first += channels
+                        s.store(array, index, tirx.Select(is_its, added, array[index]))
+            first += channels
 
-    def _load(
-        self,
-        step: Step,
-        first: int,
-        channels: int,
-        first_word: int,
-        number: int,
-        queries: list[Window] | None = None,
-    ) -> Any:
+    def _load(self, step: Step, first: int, channels: int, first_word: int, number: int) -> Any:
         """Return words of the lane's channels of its queries: [half, one of the pair, word].
 
         first, channels: the block of channels. number: words of a query, from first_word on.
-        queries: which are not 0; None is all.
         """
         place, s = self.place, self.place.s
         found = s.registers("vector_words", 4 * number, "uint32")
         channel = first + channels // HALF * place.row + 2 * first_word
         for half in range(2):
             for e in range(2):
-                index = (2 * half + e) * number
                 address = self.vectors.address(step.pair(self.vectors, half, e) + channel)
+                index = (2 * half + e) * number
                 s.call(f"natc_load_{4 * number}", at(found, index), address)
-                if queries is not None:
-                    zero = tirx.const(0, "uint32")
-                    attends = step.attends_to(half, e, queries)
-                    s.store(found, index, tirx.Select(attends, found[index], zero))
         return found
 
     def _multiply(
@@ -141,14 +136,18 @@ class Sums:
 
     def _queries_of(self, half: Any, row: Any) -> list[Window]:
         """Return the queries that attend to a key of the tile on the axes of rows and columns."""
-        place, found = self.place, []
-        for axis in range(place.spec.rank):
-            index = place.axes[axis].start
-            if axis == place.spec.rank - 1:
-                index = index + row if place.tile.has_rows else index + row + HALF * half
-            elif axis == place.spec.rank - 2:
-                index = index + half
-            queries = place.queries_of(axis, tirx.min(index, place.axes[axis].length - 1))
-            first = place.s.let(f"alone_first_{axis}", queries.first)
-            found.append(Window(first, place.s.let(f"alone_count_{axis}", queries.count)))
-        return found
+        place = self.place
+
+        def either(axis: int, field: int) -> Any:
+            first, second = (place.queries[of][axis][field] for of in range(2))
+            return tirx.Select(half == 0, first, second)
+
+        def of_lane(field: int) -> Any:
+            number = either(-1, field).astype("uint32")
+            found = call("uint32", "natc_shuffle_from", number, 4 * row)
+            return place.s.let("alone", found.astype("int32"))
+
+        columns = Window(of_lane(0), of_lane(1))
+        return (
+            [Window(either(-2, 0), either(-2, 1)), columns] if place.tile.has_rows else [columns]
+        )

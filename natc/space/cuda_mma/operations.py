@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from natc.operations import OPERATIONS
-from natc.space.cuda_mma import d_query, forward
+from natc.space.cuda_mma import d_key, d_query, d_value, forward
 from natc.space.cuda_mma.kernel import TensorCoreKernel
 
 _FORWARD = TensorCoreKernel(forward.numbers, forward.launch)
 KERNELS: dict[str, TensorCoreKernel] = {
     **{name: _FORWARD for name, found in OPERATIONS.items() if found.family == "forward"},
+    "d_key": TensorCoreKernel(d_key.numbers, d_key.launch),
+    "d_value": TensorCoreKernel(d_value.numbers, d_value.launch),
     "d_query": TensorCoreKernel(d_query.numbers, d_query.launch),
 }
