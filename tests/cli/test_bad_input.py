@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from command_line import Natc
+from fresh_process import run_fresh
 
 BAD = [
     (["tune", "--kernel", "1"], ["kernel_size 1", "2 to 63"]),
@@ -103,10 +104,7 @@ try:
 except SystemExit as stop:
     print(stop.code, sorted({"tvm", "torch"} & set(sys.modules)))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "2 []"
+    assert run_fresh(program) == "2 []\n"
 
 
 def test_tuning_for_a_cpu_that_this_is_not_is_refused(

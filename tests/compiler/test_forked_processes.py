@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 from built_kernels import BuiltKernels
+from fresh_process import run_fresh
 
-import natc
 from natc.spec import KernelSpec
 
 # A child that waits for threads which are not there is ended by its alarm, with status 14.
@@ -53,14 +48,4 @@ assert torch.equal(attend(), expected)
 
 def test_a_forked_process_does_not_wait_for_threads_it_lacks(built: BuiltKernels) -> None:
     built.need(KernelSpec(1, (3,), 8, "float32", rpb=False), "forward")
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        cwd=Path(natc.__file__).parents[1],
-        env={**os.environ, "NATC_STRICT": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "[0, 0, 0]\n"
+    assert run_fresh(PROGRAM, NATC_STRICT="1") == "[0, 0, 0]\n"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from built_kernels import BuiltKernels
+from fresh_process import run_fresh
 
 import natc
 from natc import launch
@@ -22,7 +21,6 @@ from natc.spec import KernelSpec
 from natc.testing.direct import assert_right, call, scalars
 from natc.testing.inputs import Inputs, make_inputs, misaligned, noncontiguous
 
-ROOT = Path(natc.__file__).parents[1]
 SPEC = KernelSpec.parse("na2d_k7_d32_float32_rpb")
 SHAPE = (2, 15, 14, 3, 32)
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -186,20 +184,6 @@ def test_the_function_itself_checks_its_arguments(
 # In processes of their own
 
 
-def run(program: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @LINUX
 def test_a_kernel_runs_without_the_compiler(built: BuiltKernels) -> None:
     built.manifest(SPEC)
@@ -218,7 +202,7 @@ maps = open("/proc/self/maps").read()
 print("na2d_k7_d32_float32_rpb" in maps, "libtvm_ffi" in maps)
 print("libtvm_runtime" in maps, "libtvm_compiler" in maps, "libtvm.so" in maps)
 """
-    assert run(program).splitlines() == ["['tvm']", "True True", "False False False"]
+    assert run_fresh(program).splitlines() == ["['tvm']", "True True", "False False False"]
 
 
 @LINUX
@@ -246,7 +230,7 @@ call()
 print(started)
 """
     # OpenMP would by itself start one more for a number of 2.
-    assert run(program, OMP_NUM_THREADS="2").strip() == "[0, 0, 2]"
+    assert run_fresh(program, OMP_NUM_THREADS="2").strip() == "[0, 0, 2]"
 
 
 @LINUX
@@ -265,7 +249,7 @@ if child == 0:
     os._exit(not torch.equal(natc.na2d(query, key, value, 7, rpb=rpb), expected))
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    assert run(program).strip() == "0"
+    assert run_fresh(program).strip() == "0"
 
 
 def test_a_process_without_torch_uses_threads_of_its_own(
@@ -300,7 +284,7 @@ np.savez({str(tmp_path / "out.npz")!r}, output=output, lse=lse)
 maps = open("/proc/self/maps").read() if sys.platform == "linux" else ""
 print(any(name in maps for name in ("libgomp", "libomp", "libtorch")))
 """
-    assert run(program).strip() == "False"
+    assert run_fresh(program).strip() == "False"
     found = np.load(tmp_path / "out.npz")
     assert torch.equal(torch.from_numpy(found["output"]), expected[0])
     assert torch.equal(torch.from_numpy(found["lse"]), expected[1])

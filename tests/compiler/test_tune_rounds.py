@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from fresh_process import NO_COMPILER
 from round_jobs import crash_hang_or_err, refuse
 
 from natc import environment, schedules, workspace
@@ -64,8 +65,7 @@ def place_in(directory: Path) -> Path:
 def natc(*words: str) -> subprocess.CompletedProcess[str]:
     """Run `natc` where the compiler might as well not be installed."""
     program = (
-        "import sys\nsys.modules.update(dict.fromkeys(('tvm', 'xgboost')))\n"
-        f"sys.argv = {['natc', *words]!r}\nfrom natc.cli.main import main\nmain()\n"
+        f"{NO_COMPILER}sys.argv = {['natc', *words]!r}\nfrom natc.cli.main import main\nmain()\n"
     )
     # The process that measures is another one, which must not find a compiler either.
     path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))

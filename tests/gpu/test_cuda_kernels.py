@@ -6,18 +6,15 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 import tvm_ffi
+from fresh_process import NO_COMPILER, run_fresh
 from gpu_libraries import has, specs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -29,7 +26,6 @@ from natc.spec import KernelSpec
 from natc.testing.direct import assert_right, call
 from natc.testing.inputs import Inputs, make_inputs, misaligned, noncontiguous
 
-ROOT = Path(natc.__file__).parents[1]
 SPECS = specs(lambda spec: spec.rank == 2 and has(spec, "forward"), "of rank 2")
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=str)
 # Where one kernel is enough.
@@ -278,10 +274,8 @@ def test_threads_of_python_call_at_once() -> None:
 
 def test_the_first_calls_of_a_process_may_come_together() -> None:
     """In a process of its own, without the compiler, from threads that never used the GPU."""
-    program = f"""
-import sys, threading
-sys.modules["tvm"] = None
-import torch, natc
+    program = f"""{NO_COMPILER}
+import threading, torch, natc
 from natc.reference import neighborhood_attention
 heads, kernel_size = 3, {SPEC.kernel_size}
 tensors = torch.randn(3, 2, 9, 8, heads, {SPEC.head_dim}, device="cuda")
@@ -307,16 +301,7 @@ for found in results:
 maps = open("/proc/self/maps").read()
 print(len(results), {SPEC.name!r} in maps, "libtvm_runtime" in maps)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "6 True False"
+    assert run_fresh(program) == "6 True False\n"
 
 
 # Numbers beyond 32 bits

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from fresh_process import run_fresh
 from tiny_library import ARCH, SPEC, add_library, compile_c
 
 from natc import elf, env, workspace
@@ -79,11 +80,7 @@ print(sorted({"torch", "tvm", "tvm_ffi", "cryptography"} & set(sys.modules)))
 
 
 def test_packing_loads_nothing_heavy() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True,
-        cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    assert done.stdout.strip() == "[]"
+    assert run_fresh(LIGHT) == "[]\n"
 
 
 # What a library asks for

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fresh_process import run_fresh
 
 ROOT = Path(__file__).parent.parent.parent
 MODULES = sorted((ROOT / "natc").rglob("*.py"))
@@ -57,7 +58,4 @@ LIGHT = "import natc.cli.main, sys; print(sorted({'torch', 'tvm', 'tvm_ffi'} & s
 
 
 def test_the_command_line_loads_nothing_heavy() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert done.stdout.strip() == "[]"
+    assert run_fresh(LIGHT) == "[]\n"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
+from fresh_process import run_fresh
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,8 +123,7 @@ def test_dilation_of_an_interpreter_integer_one_needs_no_division() -> None:
 
 def test_needs_neither_torch_nor_tvm() -> None:
     code = "import sys, natc.window; print({'torch', 'tvm', 'numpy'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    assert run_fresh(code) == "set()\n"
 
 
 @pytest.mark.parametrize("is_causal", [False, True])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from c_library import KERNEL_SIZE, LibraryDirectory
+from fresh_process import run_fresh
 from kernel_double import Doubles
 from torch import Tensor
 from torch._dynamo.utils import counters
@@ -21,7 +20,6 @@ import natc
 from natc.models import NAT
 from natc.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
 
-ROOT = Path(natc.__file__).parents[1]
 MODULES = {1: NeighborhoodAttention1D, 2: NeighborhoodAttention2D, 3: NeighborhoodAttention3D}
 
 
@@ -86,17 +84,7 @@ print(counters["stats"]["unique_graphs"])
     [("functions", 1), ("training", 2)],
 )
 def test_the_first_call_of_a_process(which: str, number: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FIRST, which],
-        cwd=ROOT,
-        env={**os.environ, "NATC_JIT": "off"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{number}\n"
+    assert run_fresh(FIRST, which, NATC_JIT="off") == f"{number}\n"
 
 
 @pytest.mark.parametrize("rank", MODULES)

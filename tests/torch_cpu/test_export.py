@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fresh_process import run_fresh
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -20,7 +19,6 @@ from natc.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, Neighborho
 
 pytestmark = pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning")
 
-ROOT = Path(natc.__file__).parents[1]
 MODULES = {1: NeighborhoodAttention1D, 2: NeighborhoodAttention2D, 3: NeighborhoodAttention3D}
 
 
@@ -89,25 +87,8 @@ image, expected = torch.load(sys.argv[2])
 torch.testing.assert_close(program.module()(image), expected)
 print("equal", "natc.models" in sys.modules)
 """
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-c",
-            script,
-            str(tmp_path / "network.pt2"),
-            str(tmp_path / "expected.pt"),
-        ],  # fmt: skip
-        cwd=ROOT,
-        env={**os.environ, "NATC_JIT": "off"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "equal False\n"
+    files = (str(tmp_path / name) for name in ("network.pt2", "expected.pt"))
+    assert run_fresh(script, *files, NATC_JIT="off") == "equal False\n"
 
 
 def test_a_training_graph_is_exported() -> None:

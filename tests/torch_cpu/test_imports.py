@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from c_library import HEAD_DIM, KERNEL_SIZE, SPECS, LibraryDirectory
+from fresh_process import NO_COMPILER, run_fresh
 
 import natc
 
@@ -47,20 +46,6 @@ RUNNERS = (
 )
 
 
-def run(program: str) -> str:
-    """Run a program in a fresh Python where the compiler might as well not be installed."""
-    guard = "import sys\nsys.modules.update(dict.fromkeys(('tvm', 'xgboost')))\n"
-    done = subprocess.run(
-        [sys.executable, "-c", guard + program],
-        cwd=PACKAGE.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_a_kernel_call_imports_no_compiler(kernels: LibraryDirectory) -> None:
     program = f"""
 import natc
@@ -73,7 +58,7 @@ import tvm_ffi
 library = natc.runtime.explain(natc.spec.KernelSpec.parse("{SPECS[False]}")).choice.library
 print(tvm_ffi.load_module(str(library.path))["calls"](), *out.shape)
 """
-    assert run(program) == f"1 2 5 6 2 {HEAD_DIM}\n"
+    assert run_fresh(NO_COMPILER + program) == f"1 2 5 6 2 {HEAD_DIM}\n"
 
 
 def test_the_first_call_may_be_compiled(kernels: LibraryDirectory) -> None:
@@ -86,7 +71,7 @@ compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")(query)
 torch.testing.assert_close(compiled, attend(query), rtol=0, atol=0)
 print("equal")
 """
-    assert run(program) == "equal\n"
+    assert run_fresh(NO_COMPILER + program) == "equal\n"
 
 
 def test_every_public_name_can_be_had() -> None:
@@ -103,7 +88,7 @@ from natc import *
 print(na2d.__name__, models.__name__, merge_attentions.__name__)
 """
     said = "module 'natc' has no attribute 'absent'\nna2d natc.models merge_attentions\n"
-    assert run(program) == said
+    assert run_fresh(NO_COMPILER + program) == said
 
 
 def test_every_function_stays_where_it_was() -> None:
