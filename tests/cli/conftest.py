@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+from builder_double import Builder
 from command_line import Natc, Result
 
 from natc import env, gpu, runtime, workspace
@@ -41,3 +44,14 @@ def natc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
         return Result(code, out, err)
 
     return run
+
+
+@pytest.fixture
+def builder(monkeypatch: pytest.MonkeyPatch) -> Builder:
+    """What `natc build` calls in the compiler's place, which then seems to be installed."""
+    found = Builder()
+    module: Any = ModuleType("natc.build")
+    module.build_library = found
+    monkeypatch.setitem(sys.modules, "natc.build", module)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    return found

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
+from builder_double import Builder
 from command_line import Natc
 
-from natc import manifest as manifests
 from natc import runtime
 from natc.cli import quickstart
 from natc.errors import CompilerNotFound
@@ -23,58 +18,6 @@ from natc.operations import FAMILIES, operations_of
 from natc.runtime.commands import build_command
 from natc.spec import KernelSpec
 from natc.targets import Target, detect_host_cpu
-
-
-class Builder:
-    """Stands for the compiler: writes a library that is no code, with a true manifest."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, list[str], Path]] = []
-        self.families: list[tuple[str, ...]] = []
-
-    def __call__(
-        self,
-        spec: KernelSpec,
-        target: Target | list[Target],
-        output_dir: Path,
-        *,
-        families: tuple[str, ...],
-        on_note: Callable[[str], None] | None = None,
-    ) -> Path:
-        self.families.append(families)
-        targets = [target] if isinstance(target, Target) else list(target)
-        self.asked.append((spec.name, [each.name for each in targets], output_dir))
-        if on_note:
-            on_note(f"{spec.name} was never tuned: built untuned")
-        kind = targets[0].kind
-        place = manifests.LibraryTarget(kind, tuple(each.arch for each in targets))
-        keys = ["llvm"] if kind == "llvm" else [each.arch for each in targets]
-        stem = f"{spec.name}.{place.name}"
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / f"{stem}.so").write_bytes(b"no code")
-        path = output_dir / f"{stem}.json"
-        found = manifests.Manifest(
-            spec=spec.name,
-            target=place,
-            library=f"{stem}.so",
-            sha256=hashlib.sha256(b"no code").hexdigest(),
-            entries={
-                name: {key: f"{name}_{key}" for key in keys}
-                for name in operations_of(spec, families)
-            },
-        )
-        path.write_text(manifests.dump(found))
-        return path
-
-
-@pytest.fixture
-def builder(monkeypatch: pytest.MonkeyPatch) -> Builder:
-    found = Builder()
-    module: Any = ModuleType("natc.build")
-    module.build_library = found
-    monkeypatch.setitem(sys.modules, "natc.build", module)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    return found
 
 
 def test_both_variants_are_built_into_natcs_own_directory(

@@ -10,13 +10,11 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import typer
 from command_line import Natc, Result
-from test_build import Builder
 from test_reports import built, tuned
 from test_tune import START, TRIALS, finish
 from tiny_library import add_library
@@ -92,16 +90,6 @@ def run(
         return result
 
     return again
-
-
-@pytest.fixture
-def builder(monkeypatch: pytest.MonkeyPatch) -> Builder:
-    found = Builder()
-    module: Any = ModuleType("natc.build")
-    module.build_library = found
-    monkeypatch.setitem(sys.modules, "natc.build", module)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    return found
 
 
 @pytest.mark.parametrize("case", CASES)
