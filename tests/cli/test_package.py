@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from command_line import Natc
+from loaded_file import load_file
 from tiny_library import ARCH, SPEC, add_library
 
 from natc import elf
@@ -55,8 +56,6 @@ def test_a_directory_becomes_every_kind_of_package(
 
 
 def test_a_package_for_the_hub_can_be_imported(natc: Natc, libraries: Path, place: Path) -> None:
-    import importlib.util
-
     natc("package", "--from", str(libraries), "--format", "hf", "-o", str(place))
     folder = place / "natc-kernels" / "build" / f"tvm-ffi01-cpu-{elf.this_machine()}-linux"
     metadata = json.loads((folder / "metadata.json").read_text())
@@ -66,10 +65,7 @@ def test_a_package_for_the_hub_can_be_imported(natc: Natc, libraries: Path, plac
         (folder / "__init__.py", metadata["id"]),
         (folder / "natc_kernels" / "__init__.py", "old"),
     ):
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = load_file(path, name)
         assert module.__all__ == ["na1d", "na2d", "na3d"]
         assert set(module.na2d.__globals__["_manifests"]()) == {SPEC.name}
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from loaded_file import load_file
 
 import natc
 from natc.targets import detect_host_cpu
@@ -99,8 +100,6 @@ def test_the_package_for_the_hub_computes_attention_and_gradients(
     caches: Path, tmp_path: Path
 ) -> None:
     """Without natc: it is a program of its own."""
-    import importlib.util
-
     import torch
 
     from natc import reference
@@ -109,10 +108,7 @@ def test_the_package_for_the_hub_computes_attention_and_gradients(
     words = ("--kernel", "3", "--head-dim", "8", "--operations", "forward,backward", "--rpb")
     built = package(caches / "hub", tmp_path, *words, "--format", "hf")
     path = Path(built["files"][0]["path"]) / "__init__.py"
-    spec = importlib.util.spec_from_file_location("hub_kernel_under_test", path)
-    assert spec is not None and spec.loader is not None
-    kernel = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(kernel)
+    kernel = load_file(path, "hub_kernel_under_test")
 
     generator = torch.Generator().manual_seed(0)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import inspect
 import os
 import re
@@ -12,13 +11,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import doc_blocks
 import pytest
 from c_library import LibraryDirectory
 from doc_blocks import PAGES, ROOT, Block, Session, name
+from loaded_file import load_file
 from typer.main import get_command
 
 from natc import compat
@@ -39,15 +38,7 @@ COMMAND = re.compile(r"^(\$ |(natc|pip|python|export|torchrun|tar|openssl|git) )
 pytestmark = pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning")
 
 
-def _options() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_options", ROOT / "docs" / "options.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-OPTIONS = _options()
+OPTIONS = load_file(ROOT / "docs" / "options.py")
 
 
 def test_the_pages_that_show_code_are_found() -> None:

@@ -1,0 +1,19 @@
+"""Python files that are in no package, as modules."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+
+def load_file(path: Path, name: str | None = None) -> ModuleType:
+    """Run a file and return it as a module; name: of the module, by default the file's.
+
+    It is not what an import of that name finds, which may be a module of Python's.
+    """
+    spec = importlib.util.spec_from_file_location(name or path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
