@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_script import ROOT, benchmark
 from built_kernels import build_part
 
 from natc.spec import KernelSpec
 
-ROOT = Path(__file__).parents[2]
+CPU = ("--device", "cpu")
 PEERS = ("natten", "sdpa", "sdpa-masked", "reference")
-
-
-def benchmark(script: str, *words: str, libraries: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / script), "--device", "cpu", *words],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "NATC_LIB_PATH": str(libraries),
-            "NATC_CACHE_DIR": str(libraries / "none"),
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +24,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     build_part(KernelSpec.make(3, head_dim=8), ["forward"], directory)
     words = ("--suite", "small", "--samples", "3", "--peers", ",".join(PEERS), "--json")
     done = benchmark(
-        "attention.py", *words, "--output", str(directory / "x.json"), libraries=directory
+        "attention.py", *CPU, *words, "--output", str(directory / "x.json"), libraries=directory
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -100,13 +83,13 @@ def test_who_was_timed(document: dict[str, Any]) -> None:
 def test_wrong_words_are_named(
     tmp_path: Path, script: str, words: tuple[str, ...], said: str
 ) -> None:
-    done = benchmark(script, *words, libraries=tmp_path)
+    done = benchmark(script, *CPU, *words, libraries=tmp_path)
     assert (done.returncode, done.stdout) == (2, "") and said in done.stderr
 
 
 def test_networks_say_what_they_lack(tmp_path: Path) -> None:
     words = ("--models", "nat_mini", "--modes", "eager", "--size", "32", "--samples", "2")
-    done = benchmark("models.py", *words, "--no-peers", "--json", libraries=tmp_path)
+    done = benchmark("models.py", *CPU, *words, "--no-peers", "--json", libraries=tmp_path)
     assert done.returncode == 1 and "no NAT was timed" in done.stderr
     assert "Traceback" not in done.stderr
     (row,) = json.loads(done.stdout)["rows"]
@@ -117,7 +100,9 @@ def test_networks_say_what_they_lack(tmp_path: Path) -> None:
 def test_networks_are_timed_and_profiled(tmp_path: Path) -> None:
     build_part(KernelSpec.make(7, rpb=True), ["forward"], tmp_path)
     words = ("--models", "nat_mini", "--modes", "eager", "--size", "64", "--samples", "2")
-    done = benchmark("models.py", *words, "--no-peers", "--profile", "--json", libraries=tmp_path)
+    done = benchmark(
+        "models.py", *CPU, *words, "--no-peers", "--profile", "--json", libraries=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     (row,) = document["rows"]

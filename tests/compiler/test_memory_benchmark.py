@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_script import benchmark
 
 from natc.build import build_library
 from natc.spec import KernelSpec
 from natc.targets import detect_host_cpu
 
-ROOT = Path(__file__).parents[2]
 PROBLEM = ["--batch", "8", "--map", "56", "--kernel", "7", "--no-scan", "--json"]
 
 pytestmark = pytest.mark.skipif(
@@ -23,26 +21,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def benchmark(libraries: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "memory.py"), *PROBLEM],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "NATC_LIB_PATH": str(libraries),
-            "NATC_CACHE_DIR": str(libraries / "none"),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     directory = tmp_path_factory.mktemp("lib")
     build_library(KernelSpec.make(7, rpb=True), detect_host_cpu(), directory)
-    done = benchmark(directory)
+    done = benchmark("memory.py", *PROBLEM, libraries=directory)
     assert done.returncode == 0, done.stderr
     return {row["variant"]: row for row in json.loads(done.stdout)["rows"]}
 
@@ -62,7 +45,7 @@ def test_what_the_unfused_operators_keep_is_seen(rows: dict[str, Any]) -> None:
 
 
 def test_without_kernels_it_says_how_to_build_them(tmp_path: Path) -> None:
-    done = benchmark(tmp_path)
+    done = benchmark("memory.py", *PROBLEM, libraries=tmp_path)
     assert done.returncode == 1 and done.stdout == ""
     assert "natc build --kernel 7 --target llvm" in done.stderr
     assert "Traceback" not in done.stderr
