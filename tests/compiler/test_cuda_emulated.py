@@ -76,7 +76,7 @@ def test_gathering_operations(name: str, tmp_path: Path) -> None:
 
 def test_channels_in_parts(tmp_path: Path) -> None:
     """Several threads to a site, as its sums would need too many registers of one."""
-    check("na1d_k3_d96_float16", ["d_query", "d_value", "av"], tmp_path)
+    check("na1d_k3_d96_float32", ["d_query", "d_value", "av"], tmp_path)
 
 
 def test_channels_that_have_no_parts(tmp_path: Path) -> None:
