@@ -47,7 +47,10 @@ def verify(
     found = list(paths or [])
     if not found:
         found = [place.path for place in workspace.library_places() if place.path.is_dir()]
-    reports = [verify_path(path, key=verifier, portable=portable) for path in found]
+    reports = [
+        verify_path(path, key=verifier, portable=portable, may_be_empty=not paths)
+        for path in found
+    ]
     if json:
         output.print_json({"ok": all(report.ok for report in reports), "checked": [
             {"path": report.path, "kind": report.kind, "ok": report.ok,

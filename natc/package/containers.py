@@ -12,6 +12,8 @@ from natc.errors import ArgumentError
 from natc.files import reason
 
 DIRECTORY, WHEEL, ARCHIVE, HUB = "directory", "wheel", "archive", "hub"
+_ZIPS = (".whl", ".zip")
+_TARS = (".tar.gz", ".tgz", ".tar", ".tar.xz")
 
 
 class Container(ABC):
@@ -133,11 +135,16 @@ def open_container(path: Path) -> Container:
         return Directory(path)
     if not path.exists():
         raise ArgumentError(f"{path} does not exist; give a directory, a wheel or an archive.")
-    if zipfile.is_zipfile(path) or path.suffix in (".whl", ".zip"):
+    if zipfile.is_zipfile(path) or path.name.endswith(_ZIPS):
         return Zip(path)
-    if path.name.endswith((".tar.gz", ".tgz", ".tar", ".tar.xz")):
+    if path.name.endswith(_TARS):
         return Tar(path)
     raise ArgumentError(f"{path} is not a directory, a wheel (.whl), a .zip or a .tar.gz.")
+
+
+def is_package(path: Path) -> bool:
+    """Return whether a path looks like a wheel, an archive or a repository of the hub."""
+    return path.name.endswith((*_ZIPS, *_TARS)) or (path / "build").is_dir()
 
 
 def _unreadable(path: Path, error: Exception) -> ArgumentError:

@@ -16,7 +16,7 @@ from natc import elf, workspace
 from natc.errors import LibraryError
 from natc.files import reason
 from natc.manifest import SUFFIX, Manifest, parse_manifest
-from natc.package.containers import DIRECTORY, HUB, WHEEL, Container, open_container
+from natc.package.containers import DIRECTORY, HUB, WHEEL, Container, is_package, open_container
 from natc.package.portable import glibc_problem, manifest_problems, needs_problems
 from natc.package.sums import SIGNATURE, SUMS, Verifier, digest, parse_sums
 from natc.replace import vouching
@@ -56,12 +56,18 @@ class Report:
         return not self.problems and not any(row.problems for row in self.rows)
 
 
-def verify_path(path: Path, *, key: Verifier | None = None, portable: bool = False) -> Report:
+def verify_path(
+    path: Path,
+    *,
+    key: Verifier | None = None,
+    portable: bool = False,
+    may_be_empty: bool = False,
+) -> Report:
     """Check a directory, wheel, archive or repository of the hub; nothing of it is run.
 
     key: every library must be on a list that is signed by its owner. portable: libraries must run
-    on every system of manylinux_2_28, as those of a package must anyway. Raises ArgumentError for
-    what is none of these.
+    on every system of manylinux_2_28, as those of a package must anyway. may_be_empty: it is no
+    problem that a directory holds no library. Raises ArgumentError for what is none of these.
     """
     container = open_container(path)
     report = Report(path, container.kind, problems=list(container.problems))
@@ -78,13 +84,19 @@ def verify_path(path: Path, *, key: Verifier | None = None, portable: bool = Fal
         rows = _libraries(container, names, portable=portable or shipped)
         _check_lists(container, names, rows, report, key)
         report.rows += rows
-    if not report.rows and container.kind != DIRECTORY:
-        report.problems.append("holds no library")
+    if not report.rows and not (may_be_empty and container.kind == DIRECTORY):
+        report.problems.append(_no_library(path))
     if container.kind == WHEEL:
         report.problems += _wheel_problems(container)
     if container.kind == HUB:
         report.problems += _hub_problems(container)
     return report
+
+
+def _no_library(path: Path) -> str:
+    found = sorted(each for each in path.iterdir() if is_package(each)) if path.is_dir() else []
+    inside = f", but packages: give {', '.join(map(str, found))}" if found else ""
+    return f"holds no library{inside}"
 
 
 def _is_manifest(name: str) -> bool:

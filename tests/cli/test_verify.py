@@ -61,10 +61,22 @@ def test_what_is_intact_is_said_to_be(natc: Natc, place: Path) -> None:
 
 def test_without_a_path_it_checks_where_natc_looks(natc: Natc, place: Path) -> None:
     assert natc("verify").out.startswith("no library directories")
+    workspace.library_dir().mkdir(parents=True)
+    assert natc("verify").code == 0
     add_library(workspace.library_dir()).with_suffix(".so").write_bytes(b"other")
     code, out, _ = natc("verify")
     assert code == 1
     assert f"problem: {LIBRARY}: is not the file that its manifest vouches for" in out
+
+
+def test_a_directory_in_which_nothing_was_checked_is_not_right(natc: Natc, wheel: Path) -> None:
+    archive = packed(natc, wheel.parent.parent, "archive")
+    (wheel.parent / "file.txt").touch()
+    folder = str(wheel.parent)
+    assert problems(natc, folder) == [f"holds no library, but packages: give {archive}, {wheel}"]
+    assert natc("verify", folder).code == 1
+    (wheel.parent / "empty").mkdir()
+    assert problems(natc, f"{folder}/empty") == ["holds no library"]
 
 
 @pytest.mark.parametrize("name", ["absent", "file.txt"])
