@@ -66,10 +66,12 @@ def run(
 def summary(finished: Finished) -> str:
     """Return one line on how a search ended."""
     state = "stopped" if finished.interrupted else "done"
+    faster = f"{speedup(finished):.2f}"
+    gain = f"{faster} times faster" if float(faster) > 1 else "which none beats"
     return (
         f"{state}: {finished.trials} candidates in {finished.seconds:.0f} s "
         f"({finished.failures} failed); best {seconds_text(finished.best)}, "
-        f"untuned {seconds_text(finished.baseline)}, {speedup(finished):.2f} times faster"
+        f"untuned {seconds_text(finished.baseline)}, {gain}"
     )
 
 

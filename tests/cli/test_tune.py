@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,15 @@ def test_lines_for_a_pipe(natc: Natc, search: Callable[..., Search]) -> None:
         "schedule: /w/schedules/x.json",
         "log: /w/tuning_logs/x.jsonl",
     ]
+
+
+def test_a_search_without_gain_does_not_claim_one(
+    natc: Natc, search: Callable[..., Search]
+) -> None:
+    search(START, replace(finish(), best=4.001e-3, baseline=4.003e-3))
+    assert natc("tune", "--kernel", "7").out.splitlines()[0] == (
+        "done: 4 candidates in 12 s (1 failed); best 4 ms, untuned 4 ms, which none beats"
+    )
 
 
 def test_quiet_keeps_notes_and_the_result(natc: Natc, search: Callable[..., Search]) -> None:
