@@ -96,16 +96,43 @@ static int parallel_launch(task_fn task, void *closure, int num_task) {
   return work.failed ? -1 : 0;
 }
 
+/* Scratch memory is kept for the next call: given back, the system would take its pages away and
+ * clear them anew, which costs as much time as filling them. A block too large to keep is given
+ * back, and so is what the slots have no room for. */
+enum { SLOTS = 4, ALIGNMENT = 64, MOST_KEPT = 4 << 20 };
+static void *kept[SLOTS]; /* each begins with its size; the memory lies ALIGNMENT behind */
+
 static void *alloc_workspace(int device_type, int device_id, uint64_t bytes, int code, int bits) {
   (void)device_type, (void)device_id, (void)code, (void)bits;
+  for (int slot = 0; slot < SLOTS; ++slot) {
+    if (bytes > MOST_KEPT || !__atomic_load_n(&kept[slot], __ATOMIC_RELAXED)) continue;
+    uint64_t *block = __atomic_exchange_n(&kept[slot], NULL, __ATOMIC_ACQUIRE);
+    if (!block) continue;
+    if (*block >= bytes) return (char *)block + ALIGNMENT;
+    free(block); /* of a smaller call: the larger one's takes its place */
+  }
   void *memory = NULL;
-  return posix_memalign(&memory, 64, bytes ? bytes : 64) == 0 ? memory : NULL;
+  if (bytes > UINT64_MAX / 2 || posix_memalign(&memory, ALIGNMENT, ALIGNMENT + bytes)) return NULL;
+  *(uint64_t *)memory = bytes;
+  return (char *)memory + ALIGNMENT;
 }
 
 static int free_workspace(int device_type, int device_id, void *memory) {
   (void)device_type, (void)device_id;
-  free(memory);
+  void *block = memory ? (char *)memory - ALIGNMENT : NULL;
+  if (block && *(uint64_t *)block <= MOST_KEPT)
+    for (int slot = 0; slot < SLOTS; ++slot) {
+      void *none = NULL;
+      if (__atomic_compare_exchange_n(&kept[slot], &none, block, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED))
+        return 0;
+    }
+  free(block);
   return 0;
+}
+
+__attribute__((destructor)) static void give_back(void) {
+  for (int slot = 0; slot < SLOTS; ++slot)
+    free(__atomic_exchange_n(&kept[slot], NULL, __ATOMIC_ACQUIRE));
 }
 
 /* Weak: the compiler emits only those that its code uses. */
