@@ -9,8 +9,6 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import filelock
-
 from natc.errors import NatcError
 
 _LOCK = ".natc.lock"
@@ -68,6 +66,9 @@ def locked(directory: Path) -> Iterator[None]:
 
     Raises NatcError naming the lock when it cannot be had.
     """
+    # Late, or every command would take longer to start.
+    import filelock
+
     path = make_directory(directory) / _LOCK
     # The system lets go of it when a process ends, however it ends.
     lock = filelock.FileLock(path, mode=0o644)
