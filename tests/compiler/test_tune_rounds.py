@@ -20,18 +20,17 @@ from round_jobs import crash_hang_or_err, refuse
 
 from natc import environment, schedules, workspace
 from natc.build.chosen import choose
-from natc.errors import ArgumentError, NatcError, SpecError, TargetError, TuneError
+from natc.errors import ArgumentError, SpecError, TargetError, TuneError
 from natc.manifest import file_sha256
 from natc.records import Environment, Space, Trial, read_log
 from natc.space import space_for
 from natc.spec import KernelSpec
-from natc.targets import Target, detect_host_cpu
+from natc.targets import detect_host_cpu
 from natc.tune import measuring, rounds, worker
 from natc.tune.events import Event, Note
 from natc.tune.export import export
 from natc.tune.importing import import_round
 from natc.tune.processes import JobError
-from natc.tune.ranking import Ranking
 from natc.tune.rounds import Candidate, Round
 
 HOST = detect_host_cpu()
@@ -455,40 +454,7 @@ def test_a_process_is_started_anew_only_when_it_must(
         assert workers.restarts == 2
 
 
-# --- which candidates ---
-
-
-def test_every_candidate_is_proposed_once_and_what_was_learnt_decides_the_order() -> None:
-    spec = KernelSpec.make(7, rpb=True, dtype="float16")
-    target = Target.parse("cuda-sm_90")
-
-    def ranked() -> Ranking:
-        return Ranking(spec, target, "d_query", batch=10, seed=1)
-
-    def seconds(decisions: dict[str, int]) -> float:
-        slow = (decisions["threads"] != 64) + (decisions["unroll"] != 16)
-        return 1e-3 * (1 + slow)
-
-    found, seen = ranked(), []
-    while batch := found.propose():
-        assert batch == batch[:10]
-        seen += batch
-        found.pass_over(batch)
-    assert len(seen) == len({tuple(one.items()) for one in seen}) > 20
-    assert found.untuned in seen
-
-    taught = ranked()
-    sample = seen[:60]
-    taught.learn(sample, [seconds(one) for one in sample])
-    proposed = taught.propose()
-    assert [one for one in proposed if one in sample] == []
-    left = [one for one in seen if one not in sample]
-    # All but those by chance are of the fastest kind, of which there are more than that.
-    assert [seconds(one) for one in proposed[:8]] == [1e-3] * 8
-    assert 8 < [seconds(one) for one in left].count(1e-3) < len(left) / 5
-    assert found.propose() == [] and ranked().propose() == seen[:10]
-    with pytest.raises(NatcError, match="no candidate"):
-        found.candidate({"threads": 7})
+# --- what builds take ---
 
 
 def test_a_build_borrows_what_fits(place: Path) -> None:
