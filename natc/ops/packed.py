@@ -76,6 +76,8 @@ class _PackedAttention(Function):
 
 def _forward_with_gradient(run: Callable[..., Any], *arguments: Any) -> Tensor:
     # Not `run`, which returns no logsumexp.
+    if run is fused.forward_packed:  # what the operator would come to, dispatched once
+        return apply(_PackedAttention, fused.forward_lse_packed, *arguments)[0]
     return forward_lse_packed(*arguments)[0]
 
 
