@@ -26,6 +26,9 @@ _NUMBERS = {
 }
 _BOUNDS = re.compile(r"__launch_bounds__\((?P<threads>\d+)[^)]*\)\s+(?P<name>\w+)\s*\(")
 
+# What kernels for tensor cores call, and others do not (launcher/mma.cuh).
+_TENSOR_CORES = "natc_mma_"
+
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
     """What one kernel takes: registers of a thread, bytes of a block, threads of a block.
@@ -57,6 +60,21 @@ def resources(said: str, source: str = "") -> list[Resources]:
         name = match["name"]
         found.append(Resources(kernel=name, threads=threads.get(name, 0), **numbers))
     return found
+
+
+def measured(found: Sequence[Resources], source: str) -> list[Resources]:
+    """Return the kernels that a search measures: beside one for tensor cores, no other.
+
+    The others serve calls that a search does not make, whatever its candidates are.
+    """
+    starts = list(_BOUNDS.finditer(source))
+    ends = [*(match.start() for match in starts[1:]), len(source)]
+    names = {
+        match["name"]
+        for match, end in zip(starts, ends)
+        if _TENSOR_CORES in source[match.end() : end]
+    }
+    return [one for one in found if not names or one.kernel in names]
 
 
 def hopeless(found: Sequence[Resources], target: Target, most_shared_bytes: int) -> str | None:

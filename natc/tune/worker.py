@@ -41,7 +41,7 @@ def build(
     from natc.build.cuda import build_cuda
     from natc.build.llvm import build_llvm
     from natc.build.lower import most_shared_bytes
-    from natc.build.resources import hopeless, resources
+    from natc.build.resources import hopeless, measured, resources
     from natc.schedules import joined
 
     spec, target = KernelSpec.parse(spec_name), Target.parse(target_name)
@@ -54,7 +54,8 @@ def build(
         build_cuda(spec, {target: own}, Path(output), directory, entries=[operation])
         said = (directory / f"{target.arch}.ptxas").read_text()
         source = (directory / f"{target.arch}.cu").read_text()
-        return hopeless(resources(said, source), target, most_shared_bytes(target))
+        found = measured(resources(said, source), source)
+        return hopeless(found, target, most_shared_bytes(target))
 
 
 def measure(

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from natc.build.lower import most_shared_bytes
-from natc.build.resources import Resources, hopeless, resources
+from natc.build.resources import Resources, hopeless, measured, resources
 from natc.operations import OPERATIONS
 from natc.schedules import joined, near, own_decisions
 from natc.spec import KernelSpec
@@ -48,6 +48,18 @@ def test_what_the_compiler_says_is_read() -> None:
         Resources(kernel="na2d_k7_kernel", registers=40, threads=256),
     ]
     assert resources("nvcc said nothing") == []
+
+
+def test_a_kernel_beside_one_for_tensor_cores_is_not_measured() -> None:
+    """What it spills is the same in every candidate, and no call of a search launches it."""
+    both = resources(SAID, SOURCE)
+    assert measured(both, SOURCE) == both
+    body = "  natc_mma_f16(a, 1, 2, 3, 4, 5, 6);\n}\n"
+    last = SOURCE + body
+    assert [one.kernel for one in measured(both, last)] == ["na2d_k7_kernel_1"]
+    declared, first, second = SOURCE.strip().splitlines()
+    source = "\n".join([declared, first, body, second, "}"])
+    assert [one.kernel for one in measured(both, source)] == ["na2d_k7_kernel"]
 
 
 @pytest.mark.parametrize(
