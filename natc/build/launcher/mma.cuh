@@ -102,6 +102,32 @@ __device__ __forceinline__ int natc_divide(int n, int d, int inverse) {
   int q = (int)(((unsigned long long)n * (2u * (unsigned)inverse)) >> 32);
   return n - q * d >= d ? q + 1 : q;
 }
+/* Sums of a row of keys on diagonals, which is by how far a key is behind a query: found[i] of key
+ * `key` + 32 i and query 0, and of all that are as far apart. values: [half][product][2] as sums of
+ * products are laid out, of 8 queries or of two times 8 side by side. */
+template <int WARPS, int QUERIES, int PRODUCTS, int NUMBER>
+__device__ __forceinline__ void natc_diagonals(float *found, const float *values, int key) {
+  /* Lanes store pairs of numbers of four queries at once, in banks of their own. */
+  __shared__ float2 shared[WARPS][QUERIES][4 * (PRODUCTS | 1)];
+  float2(*rows)[4 * (PRODUCTS | 1)] = shared[threadIdx.y];
+  int row = threadIdx.x >> 2, column = threadIdx.x & 3;
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < QUERIES / 8 * PRODUCTS; ++i)
+    rows[row + i / PRODUCTS * 8][4 * (i % PRODUCTS) + column] =
+        make_float2(values[2 * i], values[2 * i + 1]);
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < NUMBER; ++i) {
+    found[i] = 0.0f;
+#pragma unroll
+    for (int query = 0; query < QUERIES; ++query) {
+      int at = key + 32 * i + query;
+      if ((unsigned)at < 8 * PRODUCTS) found[i] += ((const float *)rows[query])[at];
+    }
+  }
+}
+__device__ __forceinline__ void natc_sync_warp() { __syncwarp(); }
 __device__ __forceinline__ void natc_load_16(unsigned *to, const void *from) {
   uint4 found = *(const uint4 *)from;
   to[0] = found.x, to[1] = found.y, to[2] = found.z, to[3] = found.w;

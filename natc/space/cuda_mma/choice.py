@@ -13,6 +13,8 @@ from tvm.s_tir.schedule import SBlockRV
 
 from natc.space.cuda_mma.operations import KERNELS
 from natc.space.decisions import Candidates, Decisions
+from natc.space.loops import has_block
+from natc.space.registers import REGISTERS
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -68,7 +70,8 @@ def apply(
         # The other kernel is there as it is by default.
         decisions.choose(name, values[:1])
     base_apply(sch, spec, target, _Default())
-    output = sch.get_sblock("output")
+    # What is left of `output` where its first value is set apart: the copy to memory.
+    output = sch.get_sblock("output" if has_block(sch, "output") else f"output_{REGISTERS}")
     for name, candidates in KERNELS[operation].numbers(spec).items():
         sch.annotate(output, ANNOTATION + name, decisions.sample(sch, name, candidates))
     decisions.annotate(sch, output)

@@ -66,7 +66,7 @@ class _Gradient:
     """
 
     def __init__(self, place: Place) -> None:
-        self.place, self.logits = place, LogitGradients(place)
+        self.place, self.logits = place, LogitGradients(place, rounded=True)
         self.result = place.of_heads("output", place.spec.head_dim)
         self.blocks = channel_blocks(place.spec.head_dim)
         s = place.s
@@ -96,7 +96,7 @@ class _Gradient:
             columns.append(token_columns(place, key, first + own * place.row))
             first += channels
         with self.logits.steps(part) as step:
-            weights = [step.words[i] for i in range(4)]
+            weights = step.words()
             for sums, channels, offsets in zip(self.sums, self.blocks, columns):
                 number = channels // HALF // 2
                 keys = load_pair(part, key, offsets, step.number, number)

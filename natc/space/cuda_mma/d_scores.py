@@ -8,7 +8,7 @@ the next product takes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,10 +40,11 @@ _SMALLEST, _LARGEST = -30, 30
 class LogitGradients:
     """What a tile's queries bring to the gradients of their logits, and the keys' masks.
 
-    inverses: of each half, 1 over the power of two that its gradients are times.
+    rounded: whether they are rounded to the kernel's dtype, for which they are taken times a power
+    of two where that is float16. inverses: of each half, 1 over that.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, *, rounded: bool) -> None:
         self.place = place
         s, p, spec = place.s, place.p, place.spec
         query, self.key, self.value = place.tensors()
@@ -57,7 +58,7 @@ class LogitGradients:
             token = s.let("token", place.token(place.query_index[half]))
             lse, delta = (s.let(n, self._number(n, token)) for n in ("lse", "delta"))
             s.store(self._minus_delta, half, -delta)
-            power = self._power(half, delta)
+            power = self._power(half, delta) if rounded else None
             # Where lse is inf the softmax is NaN, as inf - inf is.
             infinite = lse == tirx.const(math.inf, "float32")
             exact = tirx.Select(infinite, tirx.const(math.nan, "float32"), lse)
@@ -148,12 +149,12 @@ class LogitGradients:
 
 
 class Step:
-    """16 keys of a part, in products of 8; words: the gradients of their logits, rounded."""
+    """16 keys of a part, in products of 8; gradients: of their logits, [product, 4] of a lane."""
 
     def __init__(self, of: LogitGradients, part: Part, number: Any, rows: Any | None) -> None:
         self.of, self.part, self.number, self._rows = of, part, number, rows
         self._tile = of.place.tile
-        self.words = of.place.s.registers("d_logit_words", 2 * _PAIR, "uint32")
+        self.gradients = of.place.s.registers("d_logits", 4 * _PAIR)
 
     def mask(self, which: int, half: int) -> Any:
         """Return the bits of a word of gradients whose keys a half attends to."""
@@ -163,7 +164,7 @@ class Step:
         return found if self._rows is None else found & self._rows[2 * k + half]
 
     def make(self, columns: list[Any], bias: Any | None) -> None:
-        """Compute the words. columns: of key and value, how far behind a row's first each is."""
+        """Compute the gradients. columns: how far behind a row's first keys and values are."""
         place, part = self.of.place, self.part
         s = place.s
         scores, weights = s.registers("scores", 8), s.registers("d_weights", 8)
@@ -182,7 +183,6 @@ class Step:
         for which in range(_PAIR):
             k, u = self._at(which)
             for half in range(2):
-                pair = []
                 for e in range(2):
                     index = 4 * which + 2 * half + e
                     less = self.of._less[half]
@@ -190,14 +190,42 @@ class Step:
                         less = bias[bias_index(self._tile, half, k, u, e)] + less
                     logit = scores[index] * self.of._scale + less
                     weight = call("float32", "natc_min", logit, self.of._most[half])
-                    pair.append(call("float32", "natc_exp2", weight) * weights[index])
+                    weight = call("float32", "natc_exp2", weight)
+                    s.store(self.gradients, index, weight * weights[index])
+
+    def words(self) -> list[Any]:
+        """Return the gradients rounded, as products take them; 0 for what is no pair."""
+        place = self.of.place
+        s = place.s
+        found = s.registers("d_logit_words", 2 * _PAIR, "uint32")
+        for which in range(_PAIR):
+            for half in range(2):
+                pair = (self.gradients[4 * which + 2 * half + e] for e in range(2))
                 word = call("uint32", f"natc_pack_{SHORT[place.spec.dtype]}", *pair)
                 # Whatever was made of keys that the query does not attend to, NaN too.
                 word = word & self.mask(which, half)
                 if self._may_lack(which):
                     none = tirx.const(0, "uint32")
                     word = tirx.Select(self._product(which) < self._tile.products, word, none)
-                s.store(self.words, 2 * which + half, word)
+                s.store(found, 2 * which + half, word)
+        return [found[i] for i in range(2 * _PAIR)]
+
+    def keep(self, found: Any, exists: Sequence[Any]) -> None:
+        """Store the gradients as a part has its products, [product, 4]; 0 for what is no pair.
+
+        exists: of each half, every bit of a word where the lane's query is one, else none.
+        """
+        s = self.of.place.s
+        for which in range(_PAIR):
+            with self._when_there(which):
+                for half in range(2):
+                    mask = s.let("kept", self.mask(which, half) & exists[half])
+                    for e, of in enumerate(("natc_low_halves", "natc_high_halves")):
+                        index = 2 * half + e
+                        bits = tirx.reinterpret("uint32", self.gradients[4 * which + index])
+                        bits = bits & call("uint32", of, mask, mask)
+                        value = tirx.reinterpret("float32", bits)
+                        s.store(found, self._product(which) * 4 + index, value)
 
     def _product(self, which: int) -> Any:
         return self.number * _PAIR + which

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from natc.operations import OPERATIONS
-from natc.space.cuda_mma import d_key, d_query, d_value, forward
+from natc.space.cuda_mma import d_key, d_query, d_rpb, d_value, forward
 from natc.space.cuda_mma.kernel import TensorCoreKernel
 
 _FORWARD = TensorCoreKernel(forward.numbers, forward.launch)
@@ -12,4 +12,5 @@ KERNELS: dict[str, TensorCoreKernel] = {
     "d_key": TensorCoreKernel(d_key.numbers, d_key.launch),
     "d_value": TensorCoreKernel(d_value.numbers, d_value.launch),
     "d_query": TensorCoreKernel(d_query.numbers, d_query.launch),
+    "d_rpb": TensorCoreKernel(d_rpb.numbers, d_rpb.launch),
 }

@@ -87,13 +87,14 @@ class Place:
             self.tiles = self.tiles * (self.blocks[axis] * dilation)
         self._inverses: dict[Any, Any] = {}
         for axis, blocks in enumerate(self.blocks):
-            self._prepare(f"blocks_{axis}", blocks)
+            self.prepare(f"blocks_{axis}", blocks)
             if axis:
-                self._prepare(f"tiles_{axis}", blocks * self.dilation[axis])
+                self.prepare(f"tiles_{axis}", blocks * self.dilation[axis])
         if not self.packed:
-            self._prepare("group", p["group"])
+            self.prepare("group", p["group"])
 
-    def _prepare(self, name: str, divisor: Any) -> None:
+    def prepare(self, name: str, divisor: Any) -> None:
+        """Find out before the launch what is needed to divide by a number."""
         divisor = self.s.name(f"all_{name}", divisor)
         inverse = self.s.name(f"inverse_{name}", tirx.truncdiv(tirx.const(2**31 - 1), divisor))
         self._inverses[name] = divisor, inverse

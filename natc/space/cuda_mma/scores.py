@@ -44,11 +44,21 @@ class Part:
         return window.has(self.first_row + row)
 
 
-def each_part(place: Place, run: Callable[[Part], None]) -> None:
-    """Run what is to be done for each part of the halo."""
+def each_part(
+    place: Place,
+    run: Callable[[Part], None],
+    begin: Callable[[], None] = lambda: None,
+    end: Callable[[Any], None] = lambda plane: None,
+) -> None:
+    """Run what is to be done for each part of the halo; begin and end: for each plane of it."""
     s, tile = place.s, place.tile
 
     def plane(index: Any | None) -> None:
+        begin()
+        parts(index)
+        end(index)
+
+    def parts(index: Any | None) -> None:
         if not tile.has_rows:
             run(Part(place, None, None))
         elif tile.is_whole:
