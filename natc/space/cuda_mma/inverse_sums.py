@@ -81,10 +81,11 @@ class Sums:
     def _add_alone(self, step: Step, weights: Any) -> None:
         """Do as `_add` does, for each key alone and with the vectors of its queries alone."""
         s, place, first = self.place.s, self.place, 0
-        # Not a constant, or compilers would write the loop out.
         along = place.axes[-2] if place.tile.has_rows else place.axes[-1]
         most = 2 if place.tile.has_rows else 2 * HALF
         keys = tirx.min(along.length - along.start, most) * (2 * HALF // most)
+        # A number that compilers know nothing of, or they would write some of the loop out.
+        keys = s.let("keys", call("int32", "natc_uniform", keys))
         for array, channels in zip(self.arrays, self.blocks):
             for word in range(channels // HALF // 2):
                 words = self._load(step, first, channels, word, 1)
