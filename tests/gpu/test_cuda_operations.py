@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from typing import Any
 
 import pytest
@@ -13,13 +15,16 @@ import torch
 import tvm_ffi
 from gpu_libraries import specs
 
+import natc
 from natc import runtime
 from natc.operations import operations_of
-from natc.reference import neighborhood_attention
+from natc.reference import neighborhood_attention, neighborhood_gradients
 from natc.spec import KernelSpec
 from natc.testing.direct import assert_right, call
 from natc.testing.every_operation import Call, assert_operations_right, calls
 from natc.testing.inputs import Inputs, make_inputs
+from natc.testing.tolerance import RELATIVE_TOLERANCE
+from natc.window import taps
 
 
 @functools.cache
@@ -36,14 +41,19 @@ def functions(spec: KernelSpec) -> dict[str, Any]:
 
 SPECS = specs(functions, "at all")
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=str)
-# Many blocks of threads, the last of them partly used.
+# Many blocks of threads, the last of them partly used. Functions that can use tensor cores do so
+# where there are no strides, and hold a kernel for CUDA cores for the other calls.
 LARGE = {
     1: (Call((1031,), heads=6, heads_kv=2, dilation=(7,)), Call((5,), batch=700)),
     2: (
         Call((31, 45), heads=6, heads_kv=2, dilation=(2, 3), stride=(2, 1)),
         Call((56, 5), batch=9, is_causal=(False, True)),
+        Call((57, 61), batch=1, heads=2, heads_kv=1, dilation=(1, 2)),
     ),
-    3: (Call((5, 17, 11), heads=3, heads_kv=1, stride=(1, 2, 2), is_causal=(True, False, False)),),
+    3: (
+        Call((5, 17, 11), heads=3, heads_kv=1, stride=(1, 2, 2), is_causal=(True, False, False)),
+        Call((9, 10, 21), batch=1, heads=2, heads_kv=1, dilation=(1, 2, 1)),
+    ),
 }
 
 
@@ -120,6 +130,66 @@ def test_infinities_and_nan(spec: KernelSpec) -> None:
     assert torch.equal(lse.nan_to_num(0.0).isinf(), exact[1].nan_to_num(0.0).isinf())
     tolerance = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}[spec.dtype]
     torch.testing.assert_close(output, exact[0], rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+@each_spec
+@pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
+def test_an_upstream_gradient_that_is_not_finite(
+    spec: KernelSpec, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is seen by its query, and by the keys of that; others have what they have without it."""
+    if not set(operations_of(spec, ("forward", "backward"))) <= functions(spec).keys():
+        pytest.skip("needs forward and backward")
+    monkeypatch.setenv("NATC_STRICT", "1")
+    sizes = [2 * k + 3 for k in spec.kernel_size]
+    inputs = draw(spec, (1, *sizes, 2))
+    leaves = [tensor.requires_grad_() for tensor in inputs[:3]]
+    output = natc.neighborhood_attention(*leaves, spec.kernel_size, rpb=inputs.rpb)
+    d_output = torch.randn_like(output)
+    plain = torch.autograd.grad(output, leaves, d_output, retain_graph=True)
+    at = [size // 2 for size in sizes]
+    d_output[(0, *at, 0, -1)] = value
+    found = torch.autograd.grad(output, leaves, d_output)
+
+    lost = [torch.zeros_like(tensor, dtype=torch.bool) for tensor in leaves]
+    lost[0][(0, *at, 0)] = True
+    keys = itertools.product(*map(taps, at, sizes, spec.kernel_size))
+    for key in keys:
+        lost[1][(0, *key, 0)] = True
+        lost[2][(0, *key, 0, -1)] = True
+    tolerance = 2 * RELATIVE_TOLERANCE[output.dtype]
+    for gradient, without, gone in zip(found, plain, lost, strict=True):
+        assert torch.equal(~gradient.isfinite(), gone)
+        largest = without.abs().max().item()
+        torch.testing.assert_close(
+            gradient[~gone], without[~gone], rtol=tolerance, atol=tolerance * largest
+        )
+
+
+@each_spec
+def test_gradients_beside_what_is_not_finite(spec: KernelSpec) -> None:
+    """A key that is NaN is in the gradients of the queries that attend to it, and of no others."""
+    function = functions(spec).get("d_query")
+    if function is None:
+        pytest.skip("needs the gradient of the query")
+    inputs = draw(spec, (1, *(2 * k + 1 for k in spec.kernel_size), 5))
+    inputs.key.view(-1)[inputs.key.numel() // 2] = torch.nan
+    d_output = torch.randn_like(inputs.value)
+    wide = {name: t.cpu().double() for name, t in inputs._asdict().items() if t is not None}
+    options: dict[str, Any] = {"scale": 0.3, "kernel_size": spec.kernel_size}
+    output, lse = neighborhood_attention(**wide, **options, return_lse=True)
+    delta = (d_output.cpu().double() * output).sum(-1)
+    exact = neighborhood_gradients(**wide, **options, d_output=d_output.cpu().double())[0]
+    assert exact is not None
+    result = torch.empty_like(inputs.query)
+    given = [t for t in inputs if t is not None]
+    given += [d_output, lse.float().to(result.device), delta.float().to(result.device)]
+    function(*given, result, 0.3, *[1] * spec.rank, *[1] * spec.rank, *[0] * spec.rank, 1)
+    found = result.cpu().double()
+    assert 0 < exact.isnan().sum() < exact.numel() / 2
+    assert torch.equal(found.isnan(), exact.isnan())
+    tolerance = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}[spec.dtype]
+    torch.testing.assert_close(found, exact, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def call_plain(function: Any, inputs: Inputs) -> tuple[torch.Tensor, ...]:
