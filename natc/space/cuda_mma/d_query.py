@@ -140,5 +140,5 @@ class _Gradient:
             wanted = tirx.Or(query < 0, is_it)
             with s.when(tirx.And(place.has_query(half), wanted)):
                 token = s.let("token", place.token(place.query_index[half]))
-                factor = place.p["scale"] * self.logits.inverses[half]
+                factor = place.p["scale"] * self.logits.inverse(half)
                 store_channels(place, self.result, self.sums, half, token, factor)

@@ -32,7 +32,8 @@ def numbers(spec: KernelSpec) -> dict[str, Sequence[int]]:
     if spec.rank > 1:
         found[ROWS] = (1, 2)
     # The first are those with which compilers need no memory for registers.
-    few = max(spec.head_dim, spec.value_dim) <= 64 and Tile(spec, 1, 1, 0).columns <= 3
+    wide, columns = max(spec.head_dim, spec.value_dim), Tile(spec, 1, 1, 0).columns
+    few = (wide <= 32 and columns <= 3) or (wide <= 64 and columns <= 2)
     return {**found, RESIDENT: (16, 12, 8) if few else (8, 12, 16)}
 
 

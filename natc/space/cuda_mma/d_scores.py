@@ -41,11 +41,13 @@ class LogitGradients:
     """What a tile's queries bring to the gradients of their logits, and the keys' masks.
 
     rounded: whether they are rounded to the kernel's dtype, for which they are taken times a power
-    of two where that is float16. inverses: of each half, 1 over that.
+    of two where that is float16.
     """
 
     def __init__(self, place: Place, *, rounded: bool) -> None:
         self.place = place
+        # The exponents of bfloat16 are those of float32.
+        self._has_powers = rounded and place.spec.dtype == "float16"
         s, p, spec = place.s, place.p, place.spec
         query, self.key, self.value = place.tensors()
         self._queries = load_queries(place, query)
@@ -53,24 +55,19 @@ class LogitGradients:
         self._scale = s.let("scale_2", p["scale"] * tirx.const(LOG2_E, "float32"))
         self._masks = self._columns()
         self._minus_delta = s.registers("minus_delta", 2)
-        self._less, self._most, self.inverses = [], [], []
+        self._less, self._most = [], []
         for half in range(2):
             token = s.let("token", place.token(place.query_index[half]))
             lse, delta = (s.let(n, self._number(n, token)) for n in ("lse", "delta"))
             s.store(self._minus_delta, half, -delta)
-            power = self._power(half, delta) if rounded else None
             # Where lse is inf the softmax is NaN, as inf - inf is.
             infinite = lse == tirx.const(math.inf, "float32")
             exact = tirx.Select(infinite, tirx.const(math.nan, "float32"), lse)
             less = exact * tirx.const(-LOG2_E, "float32")
-            if power is None:
-                self._most.append(tirx.const(0.0, "float32"))
-                self.inverses.append(tirx.const(1.0, "float32"))
-            else:
-                self._most.append(s.let("power", power.astype("float32")))
+            self._most.append(tirx.const(0.0, "float32"))
+            if self._has_powers:
+                self._most[half] = s.let("power", self._power(half, delta).astype("float32"))
                 less = less + self._most[half]
-                bits = (_BIAS - power) << _MANTISSA
-                self.inverses.append(s.let("inverse", tirx.reinterpret("float32", bits)))
             self._less.append(s.let("less", less))
 
     def _number(self, name: str, token: Any) -> Expr:
@@ -80,11 +77,16 @@ class LogitGradients:
         index = (*[0] * (len(tensor.ty.shape) - 1), element)
         return tensor[index]
 
-    def _power(self, half: int, delta: Any) -> Any | None:
+    def inverse(self, half: int) -> Any:
+        """Return 1 over what a half's gradients are times."""
+        if not self._has_powers:
+            return tirx.const(1.0, "float32")
+        bits = (_BIAS - self._most[half].astype("int32")) << _MANTISSA
+        return tirx.reinterpret("float32", bits)
+
+    def _power(self, half: int, delta: Any) -> Any:
         """Return the exponent of the power of two that a half's gradients are taken times."""
         s, spec = self.place.s, self.place.spec
-        if spec.dtype != "float16":
-            return None  # the exponents of bfloat16 are those of float32
         largest: Any = tirx.const(0, "uint32")
         for word in range(spec.value_dim // 8):
             size = self._d_outputs[2 * word + half] & tirx.const(0x7FFF7FFF, "uint32")
