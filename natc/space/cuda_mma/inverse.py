@@ -59,12 +59,7 @@ class Keys(Place):
         self.query_index = []
         self.queries: list[list[Window]] = []
         for half in range(2):
-            index = [axis.start for axis in self.axes]
-            index[-1] = index[-1] + self.row
-            if self.tile.has_rows:
-                index[-2] = index[-2] + half
-            else:
-                index[-1] = index[-1] + HALF * half
+            index = self.indices(half)
             self.query_index.append([])
             self.queries.append([])
             for number, axis in enumerate(self.axes):
@@ -79,6 +74,16 @@ class Keys(Place):
                 count = s.let(f"count_{half}_{number}", found.count)
                 self.query_index[half].append(key)
                 self.queries[half].append(Window(first, count))
+
+    def indices(self, half: int) -> list[Any]:
+        """Return the lane's key of a half on each axis, or where it would be beyond the map."""
+        found = [axis.start for axis in self.axes]
+        found[-1] = found[-1] + self.row
+        if self.tile.has_rows:
+            found[-2] = found[-2] + half
+        else:
+            found[-1] = found[-1] + HALF * half
+        return found
 
     def head_kv(self) -> Any:
         """Return the head of key and value that this one shares."""

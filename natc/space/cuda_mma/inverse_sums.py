@@ -60,7 +60,7 @@ class Sums:
         place, s = self.place, self.place.s
         for half in range(2):
             with s.when(place.has_query(half)):
-                token = s.let("token", place.token(place.query_index[half]))
+                token = s.let("token", place.token(place.indices(half)))
                 store_channels(place, result, self.arrays, half, token, factor)
 
     def _clear(self) -> None:
