@@ -77,13 +77,15 @@ def measured(found: Sequence[Resources], source: str) -> list[Resources]:
     return [one for one in found if not names or one.kernel in names]
 
 
-def hopeless(found: Sequence[Resources], target: Target, most_shared_bytes: int) -> str | None:
+def hopeless(
+    found: Sequence[Resources], target: Target, most_shared_bytes: int, *, may_spill: bool = False
+) -> str | None:
     """Return why kernels need not be measured, or None: they spill, or no block of them fits.
 
-    most_shared_bytes: that a block may have on the target.
+    most_shared_bytes: that a block may have on the target. may_spill: spilling is no reason.
     """
     for one in found:
-        if one.spilled_bytes:
+        if one.spilled_bytes and not may_spill:
             return f"spills {one.spilled_bytes} bytes of registers"
         if one.shared_bytes > most_shared_bytes:
             return (

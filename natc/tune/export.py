@@ -47,7 +47,8 @@ def export(
 
     They are those that the tuning log lets expect to be fast, and some by chance. Those that
     spill registers or that no block of fits on the GPU are dropped, as are those whose code is
-    another's. candidates: how many to compile, the untuned kernel included; there may be fewer.
+    another's; the untuned kernel and the schedule that is there may spill. candidates: how many
+    to compile, the untuned kernel included; there may be fewer.
     The rest as for `natc.tune.tune`, as is what is raised; needs neither that CPU nor a GPU.
     """
     tell = on_event or (lambda event: None)
@@ -75,7 +76,8 @@ def export(
             if present is not None and key_of(present.decisions) != key_of(ranking.untuned):
                 with contextlib.suppress(ScheduleError):
                     first.append(ranking.candidate(present.decisions))
-            builders.build(first)
+            # What others are compared with is measured even if it spills: it is what runs today.
+            builders.build(first, may_spill=True)
             if not builders.made or builders.made[0].decisions != ranking.untuned:
                 why_not = builders.dropped[0].error if builders.dropped else "no library"
                 raise TuneError(
@@ -169,13 +171,13 @@ class _Builders:
         finally:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def build(self, wanted: Sequence[Mapping[str, int]]) -> None:
+    def build(self, wanted: Sequence[Mapping[str, int]], *, may_spill: bool = False) -> None:
         """Compile some; each ends up in `made` or in `dropped`, or is another's code."""
         start = len(self.made) + len(self.dropped) + len(self._codes)
         jobs = []
         for number, decisions in enumerate(wanted, start):
             path = self._place / f"candidate_{number:04}.so"
-            arguments = (*self._arguments, dict(decisions), str(path), self._operation)
+            arguments = (*self._arguments, dict(decisions), str(path), self._operation, may_spill)
             jobs.append((dict(decisions), path, self._processes.submit(worker.build, *arguments)))
         for decisions, path, job in jobs:
             try:

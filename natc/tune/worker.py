@@ -33,10 +33,12 @@ def build(
     decisions: Mapping[str, int],
     output: str,
     operation: str = FORWARD,
+    may_spill: bool = False,
 ) -> str | None:
     """Compile an operation of a candidate into the library `output`; raises what a build raises.
 
-    Returns why it is not worth measuring, which is known of kernels for GPUs; or None.
+    Returns why it is not worth measuring, which is known of kernels for GPUs; or None. may_spill:
+    registers that do not fit are no reason.
     """
     from natc.build.cuda import build_cuda
     from natc.build.llvm import build_llvm
@@ -55,7 +57,7 @@ def build(
         said = (directory / f"{target.arch}.ptxas").read_text()
         source = (directory / f"{target.arch}.cu").read_text()
         found = measured(resources(said, source), source)
-        return hopeless(found, target, most_shared_bytes(target))
+        return hopeless(found, target, most_shared_bytes(target), may_spill=may_spill)
 
 
 def measure(

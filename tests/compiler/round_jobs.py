@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from natc.errors import TuneError
@@ -21,6 +22,12 @@ def crash_hang_or_err(*arguments: Any) -> list[float]:
     return [float(os.getpid())]
 
 
+def spill(*arguments: Any) -> str | None:
+    """Write some library; return that it spills, unless it may."""
+    Path(arguments[3]).write_text(str(arguments[2]))
+    return None if arguments[5] else "spills 8 bytes of registers"
+
+
 def refuse(*_: Any) -> str:
     """Return why a candidate is not worth measuring."""
-    return "spills 8 bytes of registers"
+    return "has 2048 threads in a block; sm_90 has 1024"

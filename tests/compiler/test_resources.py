@@ -80,6 +80,8 @@ def test_what_cannot_run_or_cannot_be_fast(kernel: Resources, said: str | None) 
     fine = Resources(kernel="fine", registers=32, threads=128)
     found = hopeless([fine, kernel], H100, SHARED)
     assert found is None if said is None else found is not None and found.startswith(said)
+    if kernel.spilled_bytes:
+        assert hopeless([fine, kernel], H100, SHARED, may_spill=True) is None
 
 
 def test_decisions_of_operations_are_kept_apart() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 from fresh_process import NO_COMPILER
-from round_jobs import crash_hang_or_err, refuse
+from round_jobs import crash_hang_or_err, refuse, spill
 
 from natc import environment, schedules, workspace
 from natc.build.chosen import choose
@@ -144,9 +144,18 @@ def test_an_export_that_fails_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "build", refuse)
-    with pytest.raises(TuneError, match="untuned kernel .* cannot be measured, .*: spills"):
+    with pytest.raises(TuneError, match="untuned kernel .* cannot be measured, .*: has 2048 t"):
         export(SPEC, HOST, tmp_path / "round", shapes=[SHAPE])
     assert not list((tmp_path / "round").rglob("*.*"))
+
+
+def test_what_others_are_compared_with_may_spill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "build", spill)
+    made = export(SPEC, HOST, tmp_path / "round", shapes=[SHAPE], candidates=4)
+    assert len(made.candidates) == 1 and not made.present
+    assert {one.error for one in made.dropped} == {"spills 8 bytes of registers"}
 
 
 # --- rounds of made-up candidates, whose times are looked up ---

@@ -49,8 +49,8 @@ def test_a_candidate_is_compiled_and_judged(
 ) -> None:
     seen: list[list[Resources]] = []
 
-    def judge(found: list[Resources], target: Target, most: int) -> str:
-        assert target == H100 and most == 227 * 1024
+    def judge(found: list[Resources], target: Target, most: int, *, may_spill: bool) -> str:
+        assert target == H100 and most == 227 * 1024 and not may_spill
         seen.append(found)
         return "as the test says"
 
