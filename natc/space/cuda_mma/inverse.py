@@ -21,7 +21,6 @@ from natc.space.cuda_mma.scores import rpb_at
 from natc.space.cuda_mma.statements import call
 from natc.space.cuda_mma.tile import HALF
 from natc.spec import KernelSpec
-from natc.te.axis import TENSOR_EXPRESSION
 
 
 def numbers(spec: KernelSpec) -> dict[str, Sequence[int]]:
@@ -47,7 +46,7 @@ class Keys(Place):
 
     def attend(self) -> None:
         """Work out which queries attend to the tile's keys."""
-        s, rank = self.s, self.spec.rank
+        s = self.s
         self.lane = s.let("lane", 4 * self.row + self.column)
         self.halo: list[Window] = []
         for number, axis in enumerate(self.axes):
@@ -56,49 +55,11 @@ class Keys(Place):
             found = self.queries_of(number, last)
             count = s.let(f"halo_count_{number}", found.first + found.count - first)
             self.halo.append(Window(first, count))
-        self.query_index = []
-        self.queries: list[list[Window]] = []
-        for half in range(2):
-            index = self.indices(half)
-            self.query_index.append([])
-            self.queries.append([])
-            for number, axis in enumerate(self.axes):
-                if half and self.tile.has_rows and number != rank - 2:
-                    # The halves differ on one axis alone.
-                    self.query_index[half].append(self.query_index[0][number])
-                    self.queries[half].append(self.queries[0][number])
-                    continue
-                key = s.let(f"key_{half}_{number}", tirx.min(index[number], axis.length - 1))
-                found = self.queries_of(number, key)
-                first = s.let(f"first_{half}_{number}", found.first)
-                count = s.let(f"count_{half}_{number}", found.count)
-                self.query_index[half].append(key)
-                self.queries[half].append(Window(first, count))
-
-    def indices(self, half: int) -> list[Any]:
-        """Return the lane's key of a half on each axis, or where it would be beyond the map."""
-        found = [axis.start for axis in self.axes]
-        found[-1] = found[-1] + self.row
-        if self.tile.has_rows:
-            found[-2] = found[-2] + half
-        else:
-            found[-1] = found[-1] + HALF * half
-        return found
-
-    def head_kv(self) -> Any:
-        """Return the head of key and value that this one shares."""
-        return self.s.let("head_kv", self.divided(self.head, "group"))
+        self.queries = self.halves(self.queries_of)
 
     def queries_of(self, number: int, index: Any) -> Window:
         """Return the queries that attend to a key, by its number in its group, on an axis."""
-        found = window.queries_of(
-            index,
-            self.axes[number].length,
-            self.spec.kernel_size[number],
-            is_causal=self.p[f"is_causal_{number}"] > 0,
-            ops=TENSOR_EXPRESSION,
-        )
-        return Window(found.first, found.count)
+        return self.on_axis(window.queries_of, number, index)
 
     @contextmanager
     def steps(self) -> Iterator[Step]:

@@ -11,7 +11,7 @@ from tvm import tirx
 from natc.space.cuda_mma.inverse import Keys, Step
 from natc.space.cuda_mma.kernel import SHORT
 from natc.space.cuda_mma.place import Tensor
-from natc.space.cuda_mma.scores import LOG2_E, load_channels
+from natc.space.cuda_mma.scores import LOG2_E, load_channels, load_halves
 from natc.space.cuda_mma.statements import at, call
 
 # Of a half of queries, a half of keys and one of a lane's two queries: the indices of a pair's
@@ -30,10 +30,7 @@ def pairs() -> Iterator[tuple[Pair, int, int]]:
 def load_keys(place: Keys, tensor: Tensor) -> Any:
     """Return the channels of the tile's keys, or their values: words [dim / 8, half] of a lane."""
     s, words = place.s, tensor.dim // 8
-    loaded = s.registers("keys_loaded", 2 * words, "uint32")
-    for half in range(2):
-        token = s.let(f"token_{half}", place.token(place.query_index[half]))
-        load_channels(place, loaded, half * words, tensor, token * tensor.stride + tensor.first)
+    loaded = load_halves(place, "keys_loaded", tensor)
     found = s.registers("key_words", 2 * words, "uint32")
     # A product takes four registers in a row, a load writes others. Whatever the compiler can do
     # again, it does in every step to save registers; a shuffle, though of a lane's own, it cannot.

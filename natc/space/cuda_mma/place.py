@@ -5,7 +5,7 @@ Indices count members of a dilation group, as in `natc.window`, whose formulas t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from tvm import tirx
@@ -147,37 +147,54 @@ class Place:
         for number, axis in enumerate(self.axes):
             first = self.window(number, axis.start).first
             self.axes[number] = axis._replace(first_key=s.let(f"first_key_{number}", first))
-        self.query_index: list[list[Any]] = []  # of each half, on each axis
-        self.windows: list[list[Window]] = []
+        self.windows = self.halves(self.window)
+
+    def halves(self, reach: Callable[[int, Any], Window]) -> list[list[Window]]:
+        """Set query_index, and return what `reach` says of it: of each half, on each axis.
+
+        query_index: the number of the lane's own site in its group, where the map ends at most.
+        reach: is called with the number of an axis and that.
+        """
+        s = self.s
+        self.query_index: list[list[Any]] = []
+        found: list[list[Window]] = []
         for half in range(2):
-            index = [axis.start for axis in self.axes]
-            if self.tile.has_rows:
-                index[-2] = index[-2] + half
-                index[-1] = index[-1] + self.row
-            else:
-                index[-1] = index[-1] + self.row + HALF * half
             inside = [
                 s.let(f"query_{half}_{a}", tirx.min(i, self.axes[a].length - 1))
                 if not half or not self.tile.has_rows or a == self.spec.rank - 2
                 else self.query_index[0][a]
-                for a, i in enumerate(index)
+                for a, i in enumerate(self.indices(half))
             ]
             self.query_index.append(inside)
-            self.windows.append([])
+            found.append([])
             for number in range(self.spec.rank):
                 if half and self.tile.has_rows and number != self.spec.rank - 2:
                     # The halves differ on one axis alone.
-                    self.windows[half].append(self.windows[0][number])
+                    found[half].append(found[0][number])
                     continue
-                found = self.window(number, inside[number])
-                first = s.let(f"first_{half}_{number}", found.first)
-                self.windows[half].append(
-                    Window(first, s.let(f"count_{half}_{number}", found.count))
-                )
+                reached = reach(number, inside[number])
+                first = s.let(f"first_{half}_{number}", reached.first)
+                count = s.let(f"count_{half}_{number}", reached.count)
+                found[half].append(Window(first, count))
+        return found
+
+    def indices(self, half: int) -> list[Any]:
+        """Return the lane's own site of a half on each axis; it may be beyond the map."""
+        found = [axis.start for axis in self.axes]
+        found[-1] = found[-1] + self.row
+        if self.tile.has_rows:
+            found[-2] = found[-2] + half
+        else:
+            found[-1] = found[-1] + HALF * half
+        return found
 
     def window(self, number: int, index: Any) -> Window:
         """Return the window of a query, by its number in its group, on an axis."""
-        found = window.window(
+        return self.on_axis(window.window, number, index)
+
+    def on_axis(self, formula: Callable[..., Any], number: int, index: Any) -> Window:
+        """Return what a formula of `natc.window` says of a member of a group on an axis."""
+        found = formula(
             index,
             self.axes[number].length,
             self.spec.kernel_size[number],
@@ -195,14 +212,8 @@ class Place:
 
     def has_query(self, half: int) -> Expr:
         """Return whether the lane's query of a half is one of the map's."""
-        index = [axis.start for axis in self.axes]
-        index[-1] = index[-1] + self.row
-        if self.tile.has_rows:
-            index[-2] = index[-2] + half
-        else:
-            index[-1] = index[-1] + HALF * half
         exists = tirx.const(True, "bool")
-        for axis, member in zip(self.axes, index):
+        for axis, member in zip(self.axes, self.indices(half)):
             exists = tirx.And(exists, member < axis.length)
         return exists
 
@@ -217,8 +228,12 @@ class Place:
             )
             return q, k, v
         query = self.of_heads("query", spec.head_dim)
-        kv = self.s.let("head_kv", self.divided(head, "group"))
+        kv = self.head_kv()
         return query, self.of_kv("key", spec.head_dim, kv), self.of_kv("value", spec.value_dim, kv)
+
+    def head_kv(self) -> Any:
+        """Return the head of key and value that this one shares."""
+        return self.s.let("head_kv", self.divided(self.head, "group"))
 
     def of_heads(self, name: str, dim: int) -> Tensor:
         """Return a tensor with the heads of the query as this head sees it."""

@@ -100,13 +100,20 @@ def load_channels(place: Place, words: Any, first: int, tensor: Tensor, element:
         )
 
 
+def load_halves(place: Place, name: str, tensor: Tensor) -> Any:
+    """Return the channels of the lane's own sites: words [half, dim / 8], named so."""
+    s, words = place.s, tensor.dim // 8
+    loaded = s.registers(name, 2 * words, "uint32")
+    for half in range(2):
+        token = s.let(f"token_{half}", place.token(place.query_index[half]))
+        load_channels(place, loaded, half * words, tensor, token * tensor.stride + tensor.first)
+    return loaded
+
+
 def load_queries(place: Place, query: Tensor) -> Any:
     """Return the channels of both halves: words [dim / 8, half] of a lane."""
     s, words = place.s, query.dim // 8
-    loaded = s.registers("query_loaded", 2 * words, "uint32")
-    for half in range(2):
-        token = s.let(f"token_{half}", place.token(place.query_index[half]))
-        load_channels(place, loaded, half * words, query, token * query.stride + query.first)
+    loaded = load_halves(place, "query_loaded", query)
     found = s.registers("query_words", 2 * words, "uint32")
     # A product takes four registers in a row, a load writes others. The compiler would copy them
     # before each product, were they not changed once by what it cannot know to be 0.
