@@ -7,7 +7,8 @@ and that for CUDA cores.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,14 @@ from emulator import Emulated, emulate_code
 from torch import Tensor
 
 from natc.build import cuda
+from natc.build.lower import scheduled
+from natc.errors import ScheduleError
 from natc.operations import operations_of
 from natc.schedules import joined
 from natc.spec import KernelSpec
 from natc.targets import Target
 from natc.testing import brute_force
-from natc.testing.every_operation import Call
+from natc.testing.every_operation import Call, assert_operations_right
 from natc.testing.inputs import Inputs, make_inputs
 
 GPU = Target("cuda", "sm_90")
@@ -79,10 +82,63 @@ class Kernels:
         return self._built[key]
 
 
+def call_by_chance(chance: random.Random, rank: int) -> Call:
+    """Return a call without strides, of maps of up to 20 x 20, or 70 on one axis."""
+    sizes = tuple(chance.randint(1, 20 if rank == 2 else 70) for _ in range(rank))
+    heads_kv = chance.randint(1, 2)
+    return Call(
+        sizes,
+        batch=chance.randint(1, 2),
+        heads=heads_kv * chance.randint(1, 2),
+        heads_kv=heads_kv,
+        dilation=tuple(chance.randint(1, max(1, size // 2)) for size in sizes),
+        is_causal=tuple(chance.random() < 0.3 for _ in sizes),
+        scale=chance.choice((0.3, -0.7, 0.0)),
+    )
+
+
 def broken(source: str) -> str:
     """Make the kernel for tensor cores, and no other, compute something else."""
     assert source.count("natc_exp2(") > 0
     return source.replace("natc_exp2(", "2.0f * natc_exp2(0.5f * ")
+
+
+def assert_served_without_strides(
+    kernels: Kernels, operations: Sequence[str], name: str = "na2d_k3_d16_float16"
+) -> None:
+    """Check that the kernel for tensor cores runs where no axis has a stride, and only there."""
+    spec, library = KernelSpec.parse(name), kernels(name, operations, change=broken)
+    strided = Call((6, 9), stride=(1, 2))
+    for operation in operations:
+        with pytest.raises(AssertionError, match="relative error"):
+            assert_operations_right(library.__getitem__, spec, Call((6, 9)), (operation,))
+        assert_operations_right(library.__getitem__, spec, strided, (operation,))
+
+
+def assert_serves(
+    name: str, operation: str, cases: Iterable[tuple[Mapping[str, int], bool]]
+) -> None:
+    """Check for some decisions whether a kernel's operation has code for tensor cores."""
+    for decisions, serves in cases:
+        text = scheduled(KernelSpec.parse(name), GPU, decisions, operation=operation).script()
+        assert ("natc_mma_f16" in text) == serves, decisions
+
+
+def assert_without_choice(name: str, operation: str, space: str) -> None:
+    """Check that a kernel's operation has no code for tensor cores, and no choice of them."""
+    spec = KernelSpec.parse(name)
+    assert "natc_mma" not in scheduled(spec, GPU, {}, operation=operation).script()
+    with pytest.raises(ScheduleError, match=f"decision tensor_cores is not of space {space}"):
+        scheduled(spec, GPU, {"tensor_cores": 0}, operation=operation)
+
+
+def assert_refused(
+    name: str, operation: str, cases: Iterable[tuple[Mapping[str, int], str]]
+) -> None:
+    """Check what is said of decisions that a kernel's operation does not have."""
+    for decisions, message in cases:
+        with pytest.raises(ScheduleError, match=message):
+            scheduled(KernelSpec.parse(name), GPU, decisions, operation=operation)
 
 
 def forwards(spec: KernelSpec) -> tuple[str, ...]:

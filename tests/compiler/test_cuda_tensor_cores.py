@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 from tensor_core_kernels import (
     CALLS,
-    GPU,
     Kernels,
-    broken,
+    assert_refused,
+    assert_served_without_strides,
+    assert_serves,
+    assert_without_choice,
     exact,
     forwards,
     same,
     spoilt_inputs,
 )
 
-from natc.build.lower import scheduled
-from natc.errors import ScheduleError
 from natc.spec import KernelSpec
 from natc.testing.direct import call as call_forward
-from natc.testing.every_operation import Call, assert_operations_right
+from natc.testing.every_operation import assert_operations_right
 from natc.testing.inputs import Inputs
 from natc.testing.tolerance import RELATIVE_TOLERANCE
 
@@ -61,24 +61,17 @@ def test_forwards(kernels: Kernels, name: str) -> None:
 
 
 def test_tensor_cores_serve_calls_without_strides(kernels: Kernels) -> None:
-    name = "na2d_k3_d16_float16"
-    spec, library = KernelSpec.parse(name), kernels(name, LSE, change=broken)
-    with pytest.raises(AssertionError, match="relative error"):
-        assert_operations_right(library.__getitem__, spec, Call((6, 9)), LSE)
-    strided = Call((6, 9), stride=(1, 2))
-    assert_operations_right(library.__getitem__, spec, strided, LSE)
+    assert_served_without_strides(kernels, LSE)
 
 
 def test_decisions_of_before_there_was_a_choice_mean_cuda_cores(kernels: Kernels) -> None:
-    spec = KernelSpec.parse("na2d_k7_d32_float16_rpb")
-    for decisions, serves in (
+    cases: list[tuple[dict[str, int], bool]] = [
         ({}, True),
         ({"lanes": 4}, False),
         ({"lanes": 4, "tensor_cores": 1}, True),
         ({"tensor_cores": 0}, False),
-    ):
-        text = scheduled(spec, GPU, decisions).script()
-        assert ("natc_mma_f16" in text) == serves, decisions
+    ]
+    assert_serves("na2d_k7_d32_float16_rpb", "forward", cases)
 
 
 @pytest.mark.parametrize(
@@ -91,23 +84,18 @@ def test_decisions_of_before_there_was_a_choice_mean_cuda_cores(kernels: Kernels
     ],
 )
 def test_kernels_without_tensor_cores(name: str) -> None:
-    spec = KernelSpec.parse(name)
-    assert "natc_mma" not in scheduled(spec, GPU, {}).script()
-    with pytest.raises(ScheduleError, match="decision tensor_cores is not of space cuda_"):
-        scheduled(spec, GPU, {"tensor_cores": 0})
+    assert_without_choice(name, "forward", "cuda_")
 
 
 def test_decisions_are_checked() -> None:
-    spec = KernelSpec.parse("na2d_k7_d32_float16")
-    for decisions, message in (
+    cases: list[tuple[dict[str, int], str]] = [
         ({"tensor_cores": 2}, "tensor_cores is 2; space cuda_simt allows 0, 1"),
         ({"tensor_cores": 1, "products": 5}, "products is 5; space cuda_simt allows 16, 8"),
         ({"tensor_cores": 1, "lanes": 2}, "lanes is 2; space cuda_simt allows 4"),
         ({"tensor_cores": 0, "products": 8}, "products is not of space cuda_simt"),
         ({"tensor_cores": 1, "tile_h": 8}, "tile_h is not of space cuda_simt"),
-    ):
-        with pytest.raises(ScheduleError, match=message):
-            scheduled(spec, GPU, decisions)
+    ]
+    assert_refused("na2d_k7_d32_float16", "forward", cases)
 
 
 # NaN and infinities, inside of windows and beside them

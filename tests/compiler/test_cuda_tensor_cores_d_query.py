@@ -9,11 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from tensor_core_kernels import CALLS, GPU, Kernels, broken, exact, same, spoilt_inputs
+from tensor_core_kernels import (
+    CALLS,
+    GPU,
+    Kernels,
+    assert_refused,
+    assert_served_without_strides,
+    assert_serves,
+    assert_without_choice,
+    call_by_chance,
+    exact,
+    same,
+    spoilt_inputs,
+)
 from torch import Tensor
 
-from natc.build.lower import scheduled
-from natc.errors import ScheduleError
 from natc.space import space_for
 from natc.spec import KernelSpec
 from natc.testing.direct import call_guarded, scalars
@@ -58,17 +68,7 @@ def test_calls_by_chance(kernels: Kernels, name: str) -> None:
     spec, chance = KernelSpec.parse(name), random.Random(name)
     library = kernels(name, OPERATION, SPECS[name])
     for seed in range(8):
-        sizes = tuple(chance.randint(1, 20 if spec.rank == 2 else 70) for _ in range(spec.rank))
-        heads_kv = chance.randint(1, 2)
-        call = Call(
-            sizes,
-            batch=chance.randint(1, 2),
-            heads=heads_kv * chance.randint(1, 2),
-            heads_kv=heads_kv,
-            dilation=tuple(chance.randint(1, max(1, size // 2)) for size in sizes),
-            is_causal=tuple(chance.random() < 0.3 for _ in sizes),
-            scale=chance.choice((0.3, -0.7, 0.0)),
-        )
+        call = call_by_chance(chance, spec.rank)
         assert_operations_right(library.__getitem__, spec, call, OPERATION, seed=seed)
 
 
@@ -82,25 +82,19 @@ def test_two_runs_give_the_same_bits(kernels: Kernels) -> None:
 
 
 def test_tensor_cores_serve_calls_without_strides(kernels: Kernels) -> None:
-    name = "na2d_k3_d16_float16"
-    spec, library = KernelSpec.parse(name), kernels(name, OPERATION, change=broken)
-    with pytest.raises(AssertionError, match="relative error"):
-        assert_operations_right(library.__getitem__, spec, Call((6, 9)), OPERATION)
-    strided = Call((6, 9), stride=(1, 2))
-    assert_operations_right(library.__getitem__, spec, strided, OPERATION)
+    assert_served_without_strides(kernels, OPERATION)
 
 
 def test_tensor_cores_come_first_where_nothing_is_tuned_and_both_are_searched() -> None:
     spec = KernelSpec.parse("na2d_k7_d32_float16_rpb")
     assert space_for(GPU, "d_query", spec).structure(spec, GPU)["tensor_cores"] == (1, 0)
-    for decisions, serves in (
+    cases: list[tuple[dict[str, int], bool]] = [
         ({}, True),
         ({"sums": 32}, False),  # of before there was a choice
         ({"sums": 64, "tensor_cores": 1}, True),
         ({"tensor_cores": 0}, False),
-    ):
-        text = scheduled(spec, GPU, decisions, operation="d_query").script()
-        assert ("natc_mma_f16" in text) == serves, decisions
+    ]
+    assert_serves(spec.name, "d_query", cases)
 
 
 @pytest.mark.parametrize(
@@ -114,22 +108,18 @@ def test_tensor_cores_come_first_where_nothing_is_tuned_and_both_are_searched() 
 )
 def test_kernels_without_tensor_cores(name: str) -> None:
     spec = KernelSpec.parse(name)
-    assert "natc_mma" not in scheduled(spec, GPU, {}, operation="d_query").script()
-    with pytest.raises(ScheduleError, match="decision tensor_cores is not of space cuda_gather"):
-        scheduled(spec, GPU, {"tensor_cores": 0}, operation="d_query")
+    assert_without_choice(spec.name, "d_query", "cuda_gather")
 
 
 def test_decisions_are_checked() -> None:
-    spec = KernelSpec.parse("na2d_k7_d32_float16")
-    for decisions, message in (
+    cases: list[tuple[dict[str, int], str]] = [
         ({"tensor_cores": 2}, "tensor_cores is 2; space cuda_gather allows 0, 1"),
         ({"tensor_cores": 1, "rows": 3}, "rows is 3; space cuda_gather allows 2, 1, 4"),
         ({"tensor_cores": 1, "sums": 32}, "sums is 32; space cuda_gather allows 64"),
         ({"tensor_cores": 0, "rows": 2}, "rows is not of space cuda_gather"),
         ({"tensor_cores": 1, "threads": 64}, "threads is not of space cuda_gather"),
-    ):
-        with pytest.raises(ScheduleError, match=message):
-            scheduled(spec, GPU, decisions, operation="d_query")
+    ]
+    assert_refused("na2d_k7_d32_float16", "d_query", cases)
 
 
 # NaN and infinities, inside of windows and beside them

@@ -8,10 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from tensor_core_kernels import CALLS, GPU, Kernels, broken, exact, same, spoilt_inputs
+from tensor_core_kernels import (
+    CALLS,
+    GPU,
+    Kernels,
+    assert_refused,
+    assert_served_without_strides,
+    assert_serves,
+    exact,
+    same,
+    spoilt_inputs,
+)
 
 from natc.build.lower import scheduled
-from natc.errors import ScheduleError
 from natc.spec import KernelSpec
 from natc.testing.direct import call_guarded, scalars
 from natc.testing.every_operation import Call, assert_operations_right
@@ -62,24 +71,19 @@ def test_two_runs_give_the_same_bits(kernels: Kernels) -> None:
 
 
 def test_tensor_cores_serve_calls_without_strides(kernels: Kernels) -> None:
-    spec, library = KernelSpec.parse(SMALL), kernels(SMALL, OPERATION, change=broken)
-    with pytest.raises(AssertionError, match="relative error"):
-        assert_operations_right(library.__getitem__, spec, Call((6, 9)), OPERATION)
-    strided = Call((6, 9), stride=(1, 2))
-    assert_operations_right(library.__getitem__, spec, strided, OPERATION)
+    assert_served_without_strides(kernels, OPERATION, SMALL)
 
 
 def test_tensor_cores_come_first_where_nothing_is_tuned() -> None:
-    spec = KernelSpec.parse("na2d_k7_d32_float16_rpb")
-    for decisions, serves in (
+    name = "na2d_k7_d32_float16_rpb"
+    cases: list[tuple[dict[str, int], bool]] = [
         ({}, True),
         ({"site_bytes": 0}, False),  # of before there was a choice
         ({"tensor_cores": 1, "rows": 2}, True),
-    ):
-        text = scheduled(spec, GPU, decisions, operation="d_rpb").script()
-        assert ("natc_mma_f16" in text) == serves, decisions
-    with pytest.raises(ScheduleError, match="rows is 4; space cuda_gather allows 1, 2"):
-        scheduled(spec, GPU, {"tensor_cores": 1, "rows": 4}, operation="d_rpb")
+    ]
+    assert_serves(name, "d_rpb", cases)
+    few = "rows is 4; space cuda_gather allows 1, 2"
+    assert_refused(name, "d_rpb", [({"tensor_cores": 1, "rows": 4}, few)])
     other = KernelSpec.parse("na2d_k7_d32_float32_rpb")
     assert "natc_mma" not in scheduled(other, GPU, {}, operation="d_rpb").script()
 
