@@ -1,4 +1,4 @@
-"""What the tests of kernels for tensor cores share: building them, calls, and comparing results.
+"""What the tests of kernels for tensor cores share: building them, calls, and what is exact.
 
 What is executed is the whole function: its host code chooses between the kernel for tensor cores
 and that for CUDA cores.
@@ -53,6 +53,12 @@ CALLS = {
         Call((4, 5, 9), batch=1, heads=1, heads_kv=1, is_causal=(True, False, True)),
         Call((4, 7, 9), batch=1, heads=1, heads_kv=1, dilation=(2, 1, 3)),
     ],
+}
+# Options of calls in which a number is spoilt.
+WHERE: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "causal": {"is_causal": (True, True)},
+    "dilated": {"dilation": (2, 1)},
 }
 
 
@@ -156,6 +162,14 @@ def spoilt_inputs(spec: KernelSpec, leading: tuple[int, ...]) -> Inputs:
     )
 
 
+def drawn(spec: KernelSpec, leading: tuple[int, ...]) -> tuple[Inputs, Tensor]:
+    """Return inputs of a kernel, and a gradient of its output; `leading` as above."""
+    inputs = spoilt_inputs(spec, leading)
+    generator = torch.Generator().manual_seed(5)
+    shape = (*leading, spec.value_dim)
+    return inputs, torch.randn(shape, generator=generator).to(inputs.value.dtype)
+
+
 def exact(
     spec: KernelSpec,
     inputs: Inputs,
@@ -180,19 +194,3 @@ def exact(
     with np.errstate(invalid="ignore", over="ignore"):
         found = attention(**given, kernel_size=spec.kernel_size, scale=scale, **every)
     return {name: torch.from_numpy(np.array(array)) for name, array in found.items()}
-
-
-def same(found: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Compare kinds of numbers element by element, and finite ones by value."""
-    expected = expected.to(found.dtype)
-    for kind in ("isnan", "isposinf", "isneginf"):
-        here, there = getattr(found, kind)(), getattr(expected, kind)()
-        assert torch.equal(here, there), (
-            f"{kind} holds of {int(here.sum())} elements, and should of {int(there.sum())}; "
-            f"first difference at {(here != there).nonzero()[0].tolist()}"
-        )
-    finite = expected.isfinite()
-    largest = expected[finite].abs().max().item() if bool(finite.any()) else 0.0
-    torch.testing.assert_close(
-        found[finite], expected[finite], rtol=tolerance, atol=tolerance * max(largest, 1.0)
-    )

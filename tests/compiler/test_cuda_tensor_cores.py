@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+from special_numbers import same
 from tensor_core_kernels import (
     CALLS,
+    WHERE,
     Kernels,
     assert_refused,
     assert_served_without_strides,
@@ -16,7 +18,6 @@ from tensor_core_kernels import (
     assert_without_choice,
     exact,
     forwards,
-    same,
     spoilt_inputs,
 )
 
@@ -106,11 +107,6 @@ SPOILT = [
     *(("rpb", value) for value in (math.nan, math.inf, -math.inf)),
     ("key", -math.inf),
 ]
-WHERE: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "causal": {"is_causal": (True, True)},
-    "dilated": {"dilation": (2, 1)},
-}
 
 
 @pytest.mark.parametrize("where", WHERE)

@@ -9,18 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from special_numbers import same
 from tensor_core_kernels import (
     CALLS,
     GPU,
+    WHERE,
     Kernels,
     assert_refused,
     assert_served_without_strides,
     assert_serves,
     assert_without_choice,
     call_by_chance,
+    drawn,
     exact,
-    same,
-    spoilt_inputs,
 )
 from torch import Tensor
 
@@ -125,11 +126,6 @@ def test_decisions_are_checked() -> None:
 # NaN and infinities, inside of windows and beside them
 
 
-WHERE: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "causal": {"is_causal": (True, True)},
-    "dilated": {"dilation": (2, 1)},
-}
 SPOILT = [
     *(
         (name, value)
@@ -253,15 +249,6 @@ def test_gradients_that_float16_cannot_hold_on_the_way(
     inputs.query.mul_(0.25 / scale)
     inputs.value.mul_(value)
     compare(kernels, name, inputs, d_output * size, {}, scale=scale, relative=True)
-
-
-def drawn(spec: KernelSpec, leading: tuple[int, ...]) -> tuple[Inputs, Tensor]:
-    """Return inputs of a kernel and a gradient of its output."""
-    inputs = spoilt_inputs(spec, leading)
-    generator = torch.Generator().manual_seed(5)
-    return inputs, torch.randn((*leading, spec.value_dim), generator=generator).to(
-        inputs.value.dtype
-    )
 
 
 def numbers_of(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from special_numbers import same
 from tensor_core_kernels import (
     CALLS,
     GPU,
@@ -15,9 +16,8 @@ from tensor_core_kernels import (
     assert_refused,
     assert_served_without_strides,
     assert_serves,
+    drawn,
     exact,
-    same,
-    spoilt_inputs,
 )
 
 from natc.build.lower import scheduled
@@ -110,10 +110,8 @@ def test_spoilt_inputs(
     These are exact in float32: nothing is rounded to the kernel's dtype on the way.
     """
     spec = KernelSpec.parse(name)
-    inputs = spoilt_inputs(spec, (1, *sizes, 2))
+    inputs, d_output = drawn(spec, (1, *sizes, 2))
     assert inputs.rpb is not None
-    generator = torch.Generator().manual_seed(5)
-    d_output = torch.randn(inputs.value.shape, generator=generator).to(inputs.value.dtype)
     tensors: dict[str, Any] = {**inputs._asdict(), "d_output": d_output}
     if tensor:
         # Of one head, in a corner of the map, so that most offsets are not concerned.

@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from special_numbers import same
 from tensor_core_kernels import (
     CALLS,
     GPU,
+    WHERE,
     Kernels,
     assert_refused,
     assert_served_without_strides,
     assert_serves,
     assert_without_choice,
     call_by_chance,
+    drawn,
     exact,
-    same,
-    spoilt_inputs,
 )
 from torch import Tensor
 
@@ -128,11 +129,6 @@ def test_decisions_are_checked(operation: str) -> None:
 # NaN and infinities, of queries that attend to a key and of others
 
 
-WHERE: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "causal": {"is_causal": (True, True)},
-    "dilated": {"dilation": (2, 1)},
-}
 SPOILT = [
     *(
         (name, value)
@@ -284,14 +280,6 @@ TAKES = {
     "d_key": ("query", "key", "value", "rpb", "d_output", "lse", "delta"),
     "d_value": ("query", "key", "rpb", "d_output", "lse"),
 }
-
-
-def drawn(spec: KernelSpec, leading: tuple[int, ...]) -> tuple[Inputs, Tensor]:
-    """Return inputs of a kernel and a gradient of its output."""
-    inputs = spoilt_inputs(spec, leading)
-    generator = torch.Generator().manual_seed(5)
-    shape = (*leading, spec.value_dim)
-    return inputs, torch.randn(shape, generator=generator).to(inputs.value.dtype)
 
 
 def call(

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from built_kernels import BuiltKernels
+from special_numbers import same
 from torch import Tensor
 
 import natc
@@ -175,21 +176,7 @@ def results_of(
 
 def compare(found: Tensor, expected: Tensor, dtype: torch.dtype, name: str) -> None:
     """Compare kinds of numbers element by element, and finite ones by value."""
-    assert found.shape == expected.shape
-    expected = expected.to(found.dtype)  # what float16 cannot hold is infinite
-    for kind in ("isnan", "isposinf", "isneginf"):
-        here, there = getattr(found, kind)(), getattr(expected, kind)()
-        assert torch.equal(here, there), (
-            f"{name}: {kind} holds of {int(here.sum())} elements, and should of "
-            f"{int(there.sum())}; first difference at {(here != there).nonzero()[0].tolist()}"
-        )
-    finite = expected.isfinite()
-    if bool(finite.any()):
-        size = expected[finite].abs().max().item()
-        tolerance = 2 * RELATIVE_TOLERANCE[dtype]
-        torch.testing.assert_close(
-            found[finite], expected[finite], rtol=tolerance, atol=tolerance * max(size, 1.0)
-        )
+    same(found, expected, 2 * RELATIVE_TOLERANCE[dtype], name)
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf], ids=str)
