@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from tvm import tirx
-from tvm.ir import Expr
 
 from natc.space.cuda_mma.kernel import SHORT
 from natc.space.cuda_mma.place import Place, Tensor
@@ -58,7 +57,7 @@ class LogitGradients:
         self._less, self._most = [], []
         for half in range(2):
             token = s.let("token", place.token(place.query_index[half]))
-            lse, delta = (s.let(n, self._number(n, token)) for n in ("lse", "delta"))
+            lse, delta = (s.let(n, place.number(n, token)) for n in ("lse", "delta"))
             s.store(self._minus_delta, half, -delta)
             # Where lse is inf the softmax is NaN, as inf - inf is.
             infinite = lse == tirx.const(math.inf, "float32")
@@ -69,13 +68,6 @@ class LogitGradients:
                 self._most[half] = s.let("power", self._power(half, delta).astype("float32"))
                 less = less + self._most[half]
             self._less.append(s.let("less", less))
-
-    def _number(self, name: str, token: Any) -> Expr:
-        """Return what a tensor without channels holds for a token and this head."""
-        tensor = self.place.p[name]
-        element = token * self.place.heads + self.place.head
-        index = (*[0] * (len(tensor.ty.shape) - 1), element)
-        return tensor[index]
 
     def inverse(self, half: int) -> Any:
         """Return 1 over what a half's gradients are times."""

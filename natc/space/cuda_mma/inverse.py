@@ -178,11 +178,8 @@ class Step:
 
     def number(self, name: str) -> Any:
         """Return what a tensor without channels holds for the lane's single query."""
-        place, tensor = self.place, self.place.p[name]
-        element = (self.single + self.columns.single) * place.heads + place.head
-        zeros = [0] * (len(tensor.ty.shape) - 1)
-        index = (*zeros, element)
-        return place.s.let(name, tensor[index])
+        token = self.single + self.columns.single
+        return self.place.s.let(name, self.place.number(name, token))
 
     def spread(self, number: Any) -> Any:
         """Return the numbers of the lane's pairs of queries, of which each lane has one."""

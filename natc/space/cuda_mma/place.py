@@ -29,9 +29,13 @@ class Tensor(NamedTuple):
 
     def address(self, element: Any) -> Expr:
         """Return the address of an element, counted from the tensor's first."""
-        zeros = [0] * (len(self.buffer.ty.shape) - 1)
-        index = (*zeros, element)
-        return tirx.address_of(self.buffer[index])
+        return tirx.address_of(_element(self.buffer, element))
+
+
+def _element(buffer: Any, element: Any) -> Expr:
+    """Return an element of a tensor, counted from its first."""
+    index = (*[0] * (len(buffer.ty.shape) - 1), element)
+    return buffer[index]
 
 
 class Axis(NamedTuple):
@@ -209,6 +213,10 @@ class Place:
         for axis, member in zip(self.axes, index):
             found = found * axis.size + axis.position(member)
         return found
+
+    def number(self, name: str, token: Any) -> Expr:
+        """Return what a tensor without channels holds for a token and this head."""
+        return _element(self.p[name], token * self.heads + self.head)
 
     def has_query(self, half: int) -> Expr:
         """Return whether the lane's query of a half is one of the map's."""
