@@ -22,6 +22,7 @@ from natc.ops.library import (
     as_in_the_forward,
     define,
     differentiable,
+    first_of,
     library,
     run_and_keep,
 )
@@ -115,18 +116,11 @@ class _Backward(Function):
         )
 
 
-def _forward_with_gradient(run: Callable[..., Any], *arguments: Any) -> Tensor:
-    # Not `run`, which returns no logsumexp.
-    if run is fused.forward:  # what the operator would come to, dispatched once
-        return apply(_Attention, fused.forward_lse, *arguments)[0]
-    return forward_lse(*arguments)[0]
-
-
 differentiable(
     forward,
     fused.forward,
     4,
-    with_gradient=_forward_with_gradient,
+    with_gradient=first_of(forward_lse, _Attention, fused.forward, fused.forward_lse),
     with_tangent=lambda run, *arguments: fused.composed(*arguments)[0],
 )
 differentiable(

@@ -97,6 +97,25 @@ def apply(function: type[Function], *arguments: Any) -> Any:
         return function.apply(*arguments)  # type: ignore[attr-defined]
 
 
+def first_of(
+    with_lse: Any,
+    function: type[Function],
+    implementation: Callable[..., Any],
+    implementation_with_lse: Callable[..., Any],
+) -> Callable[..., Tensor]:
+    """Return `with_gradient` of a forward that returns no logsumexp, which its gradient needs.
+
+    with_lse: the operator that does, whose autograd function `function` is.
+    """
+
+    def with_gradient(run: Callable[..., Any], *arguments: Any) -> Tensor:
+        if run is implementation:  # what the operator would come to, dispatched once
+            return apply(function, implementation_with_lse, *arguments)[0]
+        return with_lse(*arguments)[0]
+
+    return with_gradient
+
+
 def run_and_keep(ctx: Any, run: Callable[..., Any], tensors: int, arguments: Sequence[Any]) -> Any:
     """Return (output, lse) of a fused forward; keep these, its tensors and its options in ctx."""
     ctx.set_materialize_grads(False)

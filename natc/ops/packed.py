@@ -22,6 +22,7 @@ from natc.ops.library import (
     as_in_the_forward,
     define,
     differentiable,
+    first_of,
     library,
     run_and_keep,
 )
@@ -74,13 +75,6 @@ class _PackedAttention(Function):
         return (None, d_qkv, d_rpb if of_rpb else None, *nothing)
 
 
-def _forward_with_gradient(run: Callable[..., Any], *arguments: Any) -> Tensor:
-    # Not `run`, which returns no logsumexp.
-    if run is fused.forward_packed:  # what the operator would come to, dispatched once
-        return apply(_PackedAttention, fused.forward_lse_packed, *arguments)[0]
-    return forward_lse_packed(*arguments)[0]
-
-
 def _composed(run: Callable[..., Any], qkv: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     query, key, value = qkv.unbind(-3)
     return fused.composed(query, key, value, *arguments)
@@ -90,7 +84,9 @@ differentiable(
     forward_packed,
     fused.forward_packed,
     2,
-    with_gradient=_forward_with_gradient,
+    with_gradient=first_of(
+        forward_lse_packed, _PackedAttention, fused.forward_packed, fused.forward_lse_packed
+    ),
     with_tangent=lambda *arguments: _composed(*arguments)[0],
 )
 differentiable(
