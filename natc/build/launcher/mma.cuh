@@ -9,14 +9,14 @@
 #ifdef __CUDACC__
 __device__ __forceinline__ void natc_mma_f16(float *d, unsigned a0, unsigned a1, unsigned a2,
                                              unsigned a3, unsigned b0, unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 __device__ __forceinline__ void natc_mma_bf16(float *d, unsigned a0, unsigned a1, unsigned a2,
                                               unsigned a3, unsigned b0, unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
@@ -36,6 +36,12 @@ __device__ __forceinline__ unsigned natc_pack_bf16(float low, float high) {
 __device__ __forceinline__ float natc_exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+/* 1 / x, of which the last bit may be wrong, without a division's other numbers and branches. */
+__device__ __forceinline__ float natc_inverse(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 /* The smaller number; NaN where one is NaN. */
@@ -64,6 +70,24 @@ __device__ __forceinline__ unsigned natc_shuffle_from(unsigned x, int lane) {
 }
 __device__ __forceinline__ float natc_shuffle_float(float x, int lane) {
   return __shfl_sync(~0u, x, lane);
+}
+/* The address of a row, which is pitch bytes behind the last, fewer than 2^32, and that of a token
+ * some elements behind a row's first. With both steps side by side, one instruction is made of each:
+ * compilers would keep products that recur, and take two instructions to add them. */
+__device__ __forceinline__ unsigned long long natc_row_at(unsigned long long row_0, int row,
+                                                          long long pitch) {
+  unsigned long long address;
+  asm("{ .reg .u64 behind; mul.wide.u32 behind, %1, %2; add.u64 %0, behind, %3; }"
+      : "=l"(address)
+      : "r"(row), "r"((unsigned)pitch), "l"(row_0));
+  return address;
+}
+__device__ __forceinline__ unsigned long long natc_token_at(unsigned long long row, int behind) {
+  unsigned long long address;
+  asm("{ .reg .s64 behind; mul.wide.s32 behind, %1, 2; add.s64 %0, behind, %2; }"
+      : "=l"(address)
+      : "r"(behind), "l"(row));
+  return address;
 }
 /* What every lane has alike, where the compiler may know it. */
 __device__ __forceinline__ int natc_uniform(int x) { return __shfl_sync(~0u, x, 0); }
@@ -99,7 +123,7 @@ __device__ __forceinline__ unsigned natc_high_halves(unsigned a, unsigned b) {
 /* n / d for n >= 0 and d >= 1, without the division's twenty instructions. inverse: (2^31 - 1) / d,
  * with which the quotient is the wanted one or one less. */
 __device__ __forceinline__ int natc_divide(int n, int d, int inverse) {
-  int q = (int)(((unsigned long long)n * (2u * (unsigned)inverse)) >> 32);
+  int q = (int)(((unsigned long long)(unsigned)n * (2u * (unsigned)inverse)) >> 32);
   return n - q * d >= d ? q + 1 : q;
 }
 /* Sums of a row of keys on diagonals, which is by how far a key is behind a query: found[i] of key
@@ -138,6 +162,21 @@ __device__ __forceinline__ void natc_load_8(unsigned *to, const void *from) {
 }
 __device__ __forceinline__ void natc_load_4(unsigned *to, const void *from) {
   to[0] = *(const unsigned *)from;
+}
+/* Of tensors that the kernel does not write. */
+__device__ __forceinline__ unsigned long long natc_address(const void *at) {
+  return (unsigned long long)at;
+}
+__device__ __forceinline__ void natc_fetch_16(unsigned *to, unsigned long long from) {
+  uint4 found = __ldg((const uint4 *)from);
+  to[0] = found.x, to[1] = found.y, to[2] = found.z, to[3] = found.w;
+}
+__device__ __forceinline__ void natc_fetch_8(unsigned *to, unsigned long long from) {
+  uint2 found = __ldg((const uint2 *)from);
+  to[0] = found.x, to[1] = found.y;
+}
+__device__ __forceinline__ void natc_fetch_4(unsigned *to, unsigned long long from) {
+  to[0] = __ldg((const unsigned *)from);
 }
 __device__ __forceinline__ void natc_store_16(void *to, const unsigned *from) {
   *(uint4 *)to = make_uint4(from[0], from[1], from[2], from[3]);

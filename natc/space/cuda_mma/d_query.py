@@ -13,13 +13,14 @@ from typing import Any
 from tvm import tirx
 
 from natc.space.cuda_mma.d_scores import LogitGradients, Step
+from natc.space.cuda_mma.halo import Part
 from natc.space.cuda_mma.kernel import RESIDENT, ROWS, WARPS_0, WARPS_1, grid, warps_of
 from natc.space.cuda_mma.place import Place
 from natc.space.cuda_mma.results import store_channels
-from natc.space.cuda_mma.scores import Part, each_part
+from natc.space.cuda_mma.scores import each_part
 from natc.space.cuda_mma.statements import Statements, call
 from natc.space.cuda_mma.tile import HALF, Tile, channel_blocks
-from natc.space.cuda_mma.values import load_pair, multiply, token_columns
+from natc.space.cuda_mma.values import Pairs, multiply
 from natc.spec import KernelSpec
 
 _QUERIES = 2 * HALF
@@ -90,16 +91,13 @@ class _Gradient:
     def _part(self, part: Part) -> None:
         """Add a part's gradients of logits times its keys."""
         place, key = self.place, self.logits.key
-        columns, first = [], 0
-        for channels in self.blocks:
-            own = channels // HALF
-            columns.append(token_columns(place, key, first + own * place.row))
-            first += channels
+        pairs = Pairs(part, key)
         with self.logits.steps(part) as step:
-            weights = step.words()
-            for sums, channels, offsets in zip(self.sums, self.blocks, columns):
+            weights, first = step.words(), 0
+            for sums, channels in zip(self.sums, self.blocks):
                 number = channels // HALF // 2
-                keys = load_pair(part, key, offsets, step.number, number)
+                keys = pairs.load(step.number, first, channels, range(number))
+                first += channels
                 with place.s.when(self.attempt[0] > 0):
                     self._leave_out(step, keys, number)
                 for word in range(number):

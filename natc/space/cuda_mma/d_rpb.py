@@ -14,9 +14,10 @@ from typing import Any
 from tvm import tirx
 
 from natc.space.cuda_mma.d_scores import LogitGradients
+from natc.space.cuda_mma.halo import Part
 from natc.space.cuda_mma.kernel import RESIDENT, ROWS, WARPS_1
 from natc.space.cuda_mma.place import LANES, Place
-from natc.space.cuda_mma.scores import Part, each_part
+from natc.space.cuda_mma.scores import each_part
 from natc.space.cuda_mma.statements import Statements, at, call
 from natc.space.cuda_mma.tile import HALF, Tile
 from natc.spec import KernelSpec

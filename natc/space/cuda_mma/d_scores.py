@@ -14,17 +14,10 @@ from typing import Any
 
 from tvm import tirx
 
+from natc.space.cuda_mma.halo import Channels, Part
 from natc.space.cuda_mma.kernel import SHORT
-from natc.space.cuda_mma.place import Place, Tensor
-from natc.space.cuda_mma.scores import (
-    LOG2_E,
-    Part,
-    bias_index,
-    biases,
-    column_offset,
-    load_channels,
-    load_queries,
-)
+from natc.space.cuda_mma.place import Place
+from natc.space.cuda_mma.scores import LOG2_E, bias_index, biases, load_queries
 from natc.space.cuda_mma.statements import at, call
 from natc.space.cuda_mma.tile import HALF
 
@@ -49,8 +42,11 @@ class LogitGradients:
         self._has_powers = rounded and place.spec.dtype == "float16"
         s, p, spec = place.s, place.p, place.spec
         query, self.key, self.value = place.tensors()
-        self._queries = load_queries(place, query)
-        self._d_outputs = load_queries(place, place.of_heads("d_output", spec.value_dim))
+        in_loop = place.tile.in_parts
+        self._queries = load_queries(place, query, in_loop=in_loop)
+        self._d_outputs = load_queries(
+            place, place.of_heads("d_output", spec.value_dim), in_loop=in_loop
+        )
         self._scale = s.let("scale_2", p["scale"] * tirx.const(LOG2_E, "float32"))
         self._masks = self._columns()
         self._minus_delta = s.registers("minus_delta", 2)
@@ -130,15 +126,10 @@ class LogitGradients:
         s, tile = place.s, place.tile
         bias = None if rpb is None else biases(place, part, rpb)
         rows = self._rows(part) if tile.has_rows else None
-        columns = []
-        for tensor in (self.key, self.value):
-            found = s.registers("columns", tile.columns, "int32")
-            with s.unrolled("u", tile.columns) as u:
-                s.store(found, u, column_offset(place, tensor, HALF * u + place.row))
-            columns.append(found)
+        tokens = [(Channels(part, tensor), tensor.dim // 8) for tensor in (self.key, self.value)]
         with s.unrolled("step", -(-tile.products // _PAIR)) as number:
             step = Step(self, part, number, rows)
-            step.make(columns, bias)
+            step.make(tokens, bias)
             yield step
 
 
@@ -157,23 +148,21 @@ class Step:
         found = self.of._masks[u if self._tile.has_rows else half * columns + u]
         return found if self._rows is None else found & self._rows[2 * k + half]
 
-    def make(self, columns: list[Any], bias: Any | None) -> None:
-        """Compute the gradients. columns: how far behind a row's first keys and values are."""
-        place, part = self.of.place, self.part
-        s = place.s
+    def make(self, tokens: list[tuple[Channels, int]], bias: Any | None) -> None:
+        """Compute the gradients. tokens: keys and values, with the words of each."""
+        s = self.of.place.s
         scores, weights = s.registers("scores", 8), s.registers("d_weights", 8)
         for i in range(8):
             s.store(scores, i, tirx.const(0.0, "float32"))
             s.store(weights, i, self.of._minus_delta[i % 4 // 2])
         for which in range(_PAIR):
             k, u = self._at(which)
-            both = (scores, self.of._queries, self.of.key), (
-                weights, self.of._d_outputs, self.of.value,
-            )  # fmt: skip
+            both = (scores, self.of._queries), (weights, self.of._d_outputs)
             with self._when_there(which):
-                for (found, rows, tensor), offsets in zip(both, columns):
-                    element = s.let("row", part.offset(tensor, k)) + offsets[u]
-                    _product(place, at(found, 4 * which), rows, tensor, element)
+                for (found, rows), (channels, words) in zip(both, tokens):
+                    loaded = s.registers("token_words", words, "uint32")
+                    channels.load(loaded, k, u)
+                    self._multiply(at(found, 4 * which), rows, loaded, words)
         for which in range(_PAIR):
             k, u = self._at(which)
             for half in range(2):
@@ -186,6 +175,17 @@ class Step:
                     weight = call("float32", "natc_min", logit, self.of._most[half])
                     weight = call("float32", "natc_exp2", weight)
                     s.store(self.gradients, index, weight * weights[index])
+
+    def _multiply(self, found: Any, rows: Any, loaded: Any, words: int) -> None:
+        """Add to `found` the product of a tile's queries and 8 tokens, of which a lane has one."""
+        place = self.of.place
+        for step in range(0, words, 2):
+            place.s.call(
+                f"natc_mma_{SHORT[place.spec.dtype]}",
+                found,
+                *(rows[2 * step + i] for i in range(4)),
+                *(loaded[step + w] for w in (0, 1)),
+            )
 
     def words(self) -> list[Any]:
         """Return the gradients rounded, as products take them; 0 for what is no pair."""
@@ -242,17 +242,3 @@ class Step:
             return
         with self.of.place.s.when(self._product(which) < self._tile.products):
             yield
-
-
-def _product(place: Place, found: Any, rows: Any, tensor: Tensor, element: Any) -> None:
-    """Add the product of a tile's queries and 8 tokens, of which a lane loads one, to `found`."""
-    s, words = place.s, tensor.dim // 8
-    loaded = s.registers("token_words", words, "uint32")
-    load_channels(place, loaded, 0, tensor, element)
-    for step in range(0, words, 2):
-        s.call(
-            f"natc_mma_{SHORT[place.spec.dtype]}",
-            found,
-            *(rows[2 * step + i] for i in range(4)),
-            *(loaded[step + w] for w in (0, 1)),
-        )

@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from tvm import tirx
 
+from natc.space.cuda_mma.halo import Part
 from natc.space.cuda_mma.kernel import (
     PRODUCTS,
     RESIDENT,
@@ -25,7 +27,7 @@ from natc.space.cuda_mma.kernel import (
 )
 from natc.space.cuda_mma.place import Place
 from natc.space.cuda_mma.results import store_channels
-from natc.space.cuda_mma.scores import LOG2_E, Part, each_part, finish, load_queries, products
+from natc.space.cuda_mma.scores import LOG2_E, each_part, finish, load_queries, products
 from natc.space.cuda_mma.statements import Statements, call
 from natc.space.cuda_mma.tile import HALF, Tile
 from natc.space.cuda_mma.values import Sums, packed_weights
@@ -64,45 +66,80 @@ class _State:
     """What a lane sums up: for each half, the largest logit, the sum, and of values the sums."""
 
     def __init__(self, place: Place) -> None:
-        s = place.s
-        self.largest = s.registers("largest", 2)
-        self.total = s.registers("total", 2)
-        self.sums = [
-            s.registers(f"output_{i}", n // 2) for i, n in enumerate(place.tile.value_blocks)
-        ]
+        self.s, self.blocks = place.s, place.tile.value_blocks
+        self.largest = self.s.registers("largest", 2)
+        self.total = self.s.registers("total", 2)
+        self.sums = [self.s.registers(f"output_{i}", n // 2) for i, n in enumerate(self.blocks)]
 
+    def clear(self) -> None:
+        """Set them to what they are of no keys."""
+        s = self.s
+        with s.unrolled("half", 2) as half:
+            s.store(self.largest, half, tirx.const(-_INFINITY, "float32"))
+            # Adding to -0 changes nothing; compilers leave it out.
+            s.store(self.total, half, tirx.const(-0.0, "float32"))
+        for sums, channels in zip(self.sums, self.blocks):
+            with s.unrolled("i", channels // 2) as i:
+                s.store(sums, i, tirx.const(0.0, "float32"))
 
-def _attention(place: Place) -> None:
-    s, p, tile, spec = place.s, place.p, place.tile, place.spec
-    query, key, value = place.tensors()
-    queries = load_queries(place, query)
-    scale = s.let("scale_2", p["scale"] * tirx.const(LOG2_E, "float32"))
-    state = _State(place)
-    with s.unrolled("half", 2) as half:
-        s.store(state.largest, half, tirx.const(-_INFINITY, "float32"))
-        s.store(state.total, half, tirx.const(0.0, "float32"))
-    for sums, channels in zip(state.sums, tile.value_blocks):
-        with s.unrolled("i", channels // 2) as i:
-            s.store(sums, i, tirx.const(0.0, "float32"))
-
-    def run(part: Part) -> None:
-        kind = SHORT[spec.dtype]
-        scores = products(place, part, queries, key, f"natc_mma_{kind}")
-        finish(place, part, scores, p.get("rpb"), scale)
-        corrections = _softmax(place, scores, state)
-        words = packed_weights(place, scores, f"natc_pack_{kind}")
-        first = 0
-        for sums, channels in zip(state.sums, tile.value_blocks):
-            added = Sums(place, part, value).add(words, first, channels)
+    def correct(self, corrections: Any) -> None:
+        """Multiply sums of values by what each half has."""
+        s = self.s
+        for sums, channels in zip(self.sums, self.blocks):
             for half in range(2):
                 with s.unrolled("v", channels // HALF) as v, s.unrolled("e", 2) as e:
                     index = v * 4 + 2 * half + e
-                    before = sums[index] * corrections[half] if tile.in_parts else sums[index]
-                    s.store(sums, index, before + added[index])
+                    s.store(sums, index, sums[index] * corrections[half])
+
+    def not_finite(self) -> Any:
+        """Return whether some lane's sum of its sums is not finite."""
+        s = self.s
+        check = s.registers("check", 1)
+        s.store(check, 0, tirx.const(-0.0, "float32"))
+        for sums, channels in zip(self.sums, self.blocks):
+            with s.unrolled("i", channels // 2) as i:
+                s.store(check, 0, check[0] + sums[i])
+        return call("int32", "natc_any_not_finite", check[0]) != 0
+
+
+def _attention(place: Place) -> None:
+    """Attend; again, and exactly, where some sum is not finite.
+
+    Masks are added, and a value beside a query's window has weight 0: of what is not finite, both
+    make NaN. The second time has the rows of keys one by one, and finds out anew whatever it
+    needs, so that it takes no registers of the first.
+    """
+    s, state = place.s, _State(place)
+    _sum_up(place, state, exact=False)
+    with s.when(state.not_finite()):
+        again = place.again(replace(place.tile, most_products=1))
+        again.attend()
+        _sum_up(again, state, exact=True)
+    _finish(place, state)
+
+
+def _sum_up(place: Place, state: _State, *, exact: bool) -> None:
+    """Sum up the values of all keys."""
+    s, p, kind = place.s, place.p, SHORT[place.spec.dtype]
+    query, key, value = place.tensors()
+    queries = load_queries(place, query, in_loop=place.tile.in_parts)
+    scale = s.let("scale_2", p["scale"] * tirx.const(LOG2_E, "float32"))
+    state.clear()
+
+    def run(part: Part) -> None:
+        scores = products(place, part, queries, key, f"natc_mma_{kind}")
+        finish(place, part, scores, p.get("rpb"), scale, exact=exact)
+        corrections = _softmax(place, scores, state)
+        values = Sums(place, part, value, packed_weights(place, scores, f"natc_pack_{kind}"))
+        if place.tile.in_parts:
+            state.correct(corrections)
+        first = 0
+        for sums, channels in zip(state.sums, state.blocks):
+            add = values.add_exactly if exact else values.add
+            add(sums, first, channels)
             first += channels
 
     each_part(place, run)
-    _finish(place, state)
 
 
 def _softmax(place: Place, scores: Any, state: _State) -> Any:
@@ -154,7 +191,7 @@ def _finish(place: Place, state: _State) -> None:
     s, output = place.s, place.output()
     for half in range(2):
         total = s.let(f"total_{half}", call("float32", "natc_row_sum", state.total[half]))
-        inverse = s.let(f"inverse_{half}", tirx.const(1.0, "float32") / total)
+        inverse = s.let(f"inverse_{half}", call("float32", "natc_inverse", total))
         with s.when(place.has_query(half)):
             token = s.let("token", place.token(place.query_index[half]))
             store_channels(place, output, state.sums, half, token, inverse)

@@ -6,6 +6,7 @@ Indices count members of a dilation group, as in `natc.window`, whose formulas t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from typing import Any, NamedTuple
 
 from tvm import tirx
@@ -20,12 +21,16 @@ LANES = 32
 
 
 class Tensor(NamedTuple):
-    """A tensor by its elements in memory: those of one token are `stride` after the last's."""
+    """A tensor by its elements in memory: those of one token are `stride` after the last's.
+
+    pitch: of key and value, bytes from a row of tokens to the next of its dilation group.
+    """
 
     buffer: Any
     dim: int  # channels of a head
     stride: Any
     first: Any  # the first channel of this head at token 0
+    pitch: Any = None
 
     def address(self, element: Any) -> Expr:
         """Return the address of an element, counted from the tensor's first."""
@@ -96,6 +101,14 @@ class Place:
                 self.prepare(f"tiles_{axis}", blocks * self.dilation[axis])
         if not self.packed:
             self.prepare("group", p["group"])
+        # Of each dim of key and value: bytes from a row to the next of its group.
+        self._pitches: dict[int, Any] = {}
+        own = 3 * self.heads if self.packed else self.heads_kv
+        for dim in (self.spec.head_dim, self.spec.value_dim) if tile.has_rows else ():
+            elements = self.dilation[-2] * self.sizes[-1] * own * dim
+            # They may be more than an int counts.
+            pitch = elements.astype("int64") * tirx.const(2, "int64")
+            self._pitches[dim] = s.name(f"pitch_{dim}", pitch)
 
     def prepare(self, name: str, divisor: Any) -> None:
         """Find out before the launch what is needed to divide by a number."""
@@ -143,6 +156,20 @@ class Place:
         found = tirx.const(True, "bool")
         for axis in self.axes:
             found = tirx.And(found, axis.start < axis.length)
+        return found
+
+    def again(self, tile: Tile) -> Place:
+        """Return the same place for rows in other parts, as if nothing were known of its queries.
+
+        What is rarely done twice is to keep no registers: compilers cannot tell that it begins
+        with the same numbers.
+        """
+        found = copy(self)
+        found.tile, s = tile, self.s
+        found.axes = [
+            axis._replace(start=s.let("again", call("int32", "natc_uniform", axis.start)))
+            for axis in self.axes
+        ]
         return found
 
     def attend(self) -> None:
@@ -230,9 +257,10 @@ class Place:
         spec, head = self.spec, self.head
         if self.packed:
             stride, size = 3 * self.heads * spec.head_dim, self.heads * spec.head_dim
-            first = self.s.let("first_channel", head * spec.head_dim)
+            first, dim = self.s.let("first_channel", head * spec.head_dim), spec.head_dim
             q, k, v = (
-                Tensor(self.p["qkv"], spec.head_dim, stride, first + size * i) for i in range(3)
+                Tensor(self.p["qkv"], dim, stride, first + size * i, self._pitches.get(dim))
+                for i in range(3)
             )
             return q, k, v
         query = self.of_heads("query", spec.head_dim)
@@ -249,7 +277,8 @@ class Place:
 
     def of_kv(self, name: str, dim: int, head: Any) -> Tensor:
         """Return a tensor with the heads of key and value as one of them sees it."""
-        return Tensor(self.p[name], dim, self.heads_kv * dim, head * dim)
+        pitch = self._pitches.get(dim)
+        return Tensor(self.p[name], dim, self.heads_kv * dim, head * dim, pitch)
 
     def output(self) -> Tensor:
         """Return the output as this head sees it."""

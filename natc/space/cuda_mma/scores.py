@@ -9,39 +9,12 @@ from typing import Any
 from tvm import tirx
 from tvm.ir import Expr
 
-from natc.space.cuda_mma.place import Place, Tensor, Window
-from natc.space.cuda_mma.statements import at
+from natc.space.cuda_mma.halo import Channels, Part, vectors
+from natc.space.cuda_mma.place import Place, Tensor
+from natc.space.cuda_mma.statements import at, call
 from natc.space.cuda_mma.tile import HALF, Tile
 
 LOG2_E = 1 / math.log(2.0)
-
-
-class Part:
-    """Rows of a halo that are computed at once.
-
-    plane: the first index of the rows, where there are three axes. row: index of the first row, or
-    None where there is one axis.
-    """
-
-    def __init__(self, place: Place, plane: Any, row: Any) -> None:
-        self.place, self.tile = place, place.tile
-        self.plane, self.first_row = plane, row
-
-    def offset(self, tensor: Tensor, row: Any) -> Any:
-        """Return the element of a row's first token and this head's first channel, clamped."""
-        place = self.place
-        index = [] if self.plane is None else [self.plane]
-        found: Any = place.batch
-        if self.first_row is not None:
-            index.append(tirx.min(self.first_row + row, place.axes[-2].length - 1))
-        for axis, member in zip(place.axes, index):
-            found = found * axis.size + axis.position(member)
-        return found * place.axes[-1].size * tensor.stride + tensor.first
-
-    def has_row(self, row: Any, half: int) -> Expr:
-        """Return whether the queries of a half attend to a row."""
-        window: Window = self.place.windows[half][-2]
-        return window.has(self.first_row + row)
 
 
 def each_part(
@@ -79,20 +52,9 @@ def each_part(
         plane(None)
 
 
-def column_offset(place: Place, tensor: Tensor, key: Any) -> Any:
-    """Return how far behind its row's first a key's token is; keys beyond the map are the last."""
-    axis = place.axes[-1]
-    return axis.position(tirx.min(axis.first_key + key, axis.length - 1)) * tensor.stride
-
-
 def load_channels(place: Place, words: Any, first: int, tensor: Tensor, element: Any) -> None:
-    """Load this lane's channels of a token, in the order in which products take them.
-
-    Lane t of those that share a token has every t-th vector of 8 channels, or of 4 where 16 are
-    left over: both sides of a product have their channels in the same order, whichever it is.
-    """
-    for start in range(0, tensor.dim, 32):
-        size = min(tensor.dim - start, 32) // 4
+    """Load this lane's channels of a token, in the order in which products take them."""
+    for start, size in vectors(tensor.dim):
         place.s.call(
             f"natc_load_{2 * size}",
             at(words, first + start // 8),
@@ -110,17 +72,24 @@ def load_halves(place: Place, name: str, tensor: Tensor) -> Any:
     return loaded
 
 
-def load_queries(place: Place, query: Tensor) -> Any:
-    """Return the channels of both halves: words [dim / 8, half] of a lane."""
+def load_queries(place: Place, query: Tensor, *, in_loop: bool) -> Any:
+    """Return the channels of both halves: words [dim / 8, half] of a lane.
+
+    in_loop: whether products take them in a loop.
+    """
     s, words = place.s, query.dim // 8
     loaded = load_halves(place, "query_loaded", query)
     found = s.registers("query_words", 2 * words, "uint32")
     # A product takes four registers in a row, a load writes others. The compiler would copy them
-    # before each product, were they not changed once by what it cannot know to be 0.
+    # before each product, were they not changed once by what it cannot know to be 0. That too it
+    # does again in every step of a loop, to save registers; a shuffle, of a lane's own too, not.
     zero = s.let("zero", tirx.min(place.p["group"], 0).astype("uint32"))
+    lane = 4 * place.row + place.column
     for half in range(2):
         for word in range(words):
-            s.store(found, 2 * word + half, loaded[half * words + word] ^ zero)
+            own = loaded[half * words + word]
+            kept = call("uint32", "natc_shuffle_from", own, lane) if in_loop else own ^ zero
+            s.store(found, 2 * word + half, kept)
     return found
 
 
@@ -130,40 +99,35 @@ def products(place: Place, part: Part, queries: Any, key: Tensor, mma: str) -> A
     scores = s.registers("scores", tile.products * 4)
     with s.unrolled("i", tile.products * 4) as i:
         s.store(scores, i, tirx.const(0.0, "float32"))
-    columns = s.registers("key_columns", tile.columns, "int32")
-    with s.unrolled("u", tile.columns) as u:
-        s.store(columns, u, column_offset(place, key, HALF * u + place.row))
-    with s.unrolled("k", tile.chunk_rows) as k:
-        row = s.let("key_row", part.offset(key, k))
-        with s.unrolled("u", tile.columns) as u:
-            keys = s.registers("key_words", words, "uint32")
-            load_channels(place, keys, 0, key, row + columns[u])
-            for step in range(0, words, 2):
-                s.call(
-                    mma,
-                    at(scores, (k * tile.columns + u) * 4),
-                    *(queries[2 * step + i] for i in range(4)),
-                    *(keys[step + w] for w in (0, 1)),
-                )
+    channels = Channels(part, key)
+    with s.unrolled("k", tile.chunk_rows) as k, s.unrolled("u", tile.columns) as u:
+        keys = s.registers("key_words", words, "uint32")
+        channels.load(keys, k, u)
+        for step in range(0, words, 2):
+            s.call(
+                mma,
+                at(scores, (k * tile.columns + u) * 4),
+                *(queries[2 * step + i] for i in range(4)),
+                *(keys[step + w] for w in (0, 1)),
+            )
     return scores
 
 
-def finish(place: Place, part: Part, scores: Any, rpb: Any | None, scale: Any) -> None:
-    """Turn scores into logits to the base of two; -inf where a query does not attend to a key."""
+def finish(
+    place: Place, part: Part, scores: Any, rpb: Any | None, scale: Any, *, exact: bool
+) -> None:
+    """Turn scores into logits to the base of two; -inf where a query does not attend to a key.
+
+    exact: even where a score beside the window is not finite. Else that may be NaN, and so are
+    the query's sums.
+    """
     s, tile = place.s, place.tile
-    bias = None if rpb is None else biases(place, part, rpb)
+    # Of rows, the same keys are attended to: what is added to every logit of them says which.
+    masks = _added_masks(place) if tile.has_rows and not exact else None
+    bias = None if rpb is None else biases(place, part, rpb, masks)
     minus_infinity = tirx.const(-math.inf, "float32")
-    behind: Any = None
     for half in range(2):
-        window = place.windows[half][-1]
-        # From the first key of the window to the lane's first; the halves of rows share a window.
-        behind = (
-            behind
-            if half and tile.has_rows
-            else s.let(
-                f"behind_{half}", place.axes[-1].first_key + 2 * place.column - window.first
-            )
-        )
+        behind = None if masks is not None else _behind(place, half)
         with (
             s.unrolled("k", tile.chunk_rows) as k,
             s.unrolled("u", tile.columns) as u,
@@ -173,14 +137,40 @@ def finish(place: Place, part: Part, scores: Any, rpb: Any | None, scale: Any) -
             logit = scores[index] * scale
             if bias is not None:
                 logit = logit + bias[bias_index(tile, half, k, u, e)]
-            # One comparison, since negative numbers become large.
-            key = (behind + (HALF * u + e)).astype("uint32")
-            valid = key < window.count.astype("uint32")
+            elif masks is not None:
+                logit = logit + masks[2 * u + e]
+            valid = tirx.const(True, "bool")
+            if masks is None:
+                valid = _attends(place, half, behind, u, e)
             if tile.has_rows and tile.is_whole:
                 valid = tirx.And(valid, _at_edges(place, part, half, k))
             s.store(scores, index, tirx.Select(valid, logit, minus_infinity))
     if tile.has_rows:
         _mask_rows(place, part, scores)
+
+
+def _behind(place: Place, half: int) -> Any:
+    """Return how far the lane's first key is behind the window of its query, on the last axis."""
+    first = place.windows[half][-1].first
+    return place.s.let("behind", place.axes[-1].first_key + 2 * place.column - first)
+
+
+def _attends(place: Place, half: int, behind: Any, u: Any, e: Any) -> Expr:
+    """Return whether a half's query attends to one of the keys of a product, but for rows."""
+    # One comparison, since negative numbers become large.
+    key = (behind + (HALF * u + e)).astype("uint32")
+    return key < place.windows[half][-1].count.astype("uint32")
+
+
+def _added_masks(place: Place) -> Any:
+    """Return 0 for keys of a row that its queries attend to, and -inf for others: [product, 2]."""
+    s, behind = place.s, _behind(place, 0)
+    found = s.registers("masks", 2 * place.tile.columns)
+    with s.unrolled("u", place.tile.columns) as u, s.unrolled("e", 2) as e:
+        attends = _attends(place, 0, behind, u, e)
+        zero, minus = (tirx.const(x, "float32") for x in (0.0, -math.inf))
+        s.store(found, 2 * u + e, tirx.Select(attends, zero, minus))
+    return found
 
 
 def _at_edges(place: Place, part: Part, half: int, k: Any) -> Expr:
@@ -224,8 +214,11 @@ def bias_index(tile: Tile, half: int, k: Any, u: Any, e: Any) -> Any:
     return (row * tile.columns + u) * 2 + e
 
 
-def biases(place: Place, part: Part, rpb: Any) -> Any:
-    """Return the biases of a part, to the base of two: [row, product, 2] of a lane."""
+def biases(place: Place, part: Part, rpb: Any, masks: Any | None = None) -> Any:
+    """Return the biases of a part, to the base of two: [row, product, 2] of a lane.
+
+    masks: of each key of a row, what is added to them.
+    """
     s, tile, spec = place.s, place.tile, place.spec
     rows = tile.chunk_rows + (not tile.is_whole) if tile.has_rows else 2
     found = s.registers("bias", rows * tile.columns * 2)
@@ -242,6 +235,8 @@ def biases(place: Place, part: Part, rpb: Any) -> Any:
             with s.unrolled("j", rows) as j:
                 row = start * (2 * spec.kernel_size[-2] - 1) + _bias_row(place, part, j)
                 value = rpb_at(rpb, row * (2 * last + 1) + column)
+                if masks is not None:
+                    value = value + masks[2 * u + e]
                 s.store(found, (j * tile.columns + u) * 2 + e, value)
         else:
             with s.unrolled("half", 2) as half:

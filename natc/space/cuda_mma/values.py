@@ -7,11 +7,11 @@ from typing import Any
 
 from tvm import tirx
 
+from natc.space.cuda_mma.halo import Part, Tokens
 from natc.space.cuda_mma.kernel import SHORT
 from natc.space.cuda_mma.place import Place, Tensor, Window
-from natc.space.cuda_mma.scores import Part, column_offset
 from natc.space.cuda_mma.statements import at, call
-from natc.space.cuda_mma.tile import HALF
+from natc.space.cuda_mma.tile import HALF, channel_blocks
 
 # Of two products' weights, a step of 16 keys: their numbers, 2 * step and 2 * step + 1.
 _PAIR = 2
@@ -30,49 +30,53 @@ def packed_weights(place: Place, weights: Any, pack: str) -> Any:
     return found
 
 
-def token_columns(place: Place, tensor: Tensor, channel: Any) -> Any:
-    """Return how far behind a row's first token a channel of the lane's keys is: [product, e].
+class Pairs:
+    """Where the lane's keys are, for blocks of channels: as products over keys take them.
 
-    As products over keys take them, a lane has keys 2 * `column` and the next of each 8.
+    It has keys 2 * `column` and the next of each 8, and 8 channels or fewer of each block.
     """
-    s, tile = place.s, place.tile
-    columns = s.registers("value_columns", tile.columns * 2, "int32")
-    with s.unrolled("u", tile.columns) as u, s.unrolled("e", 2) as e:
-        key = HALF * u + 2 * place.column + e
-        s.store(columns, 2 * u + e, column_offset(place, tensor, key) + channel)
-    return columns
 
+    def __init__(self, part: Part, tensor: Tensor) -> None:
+        self.part, place = part, part.place
+        self._own = channel_blocks(tensor.dim)[0] // HALF
 
-def load_pair(
-    part: Part,
-    tensor: Tensor,
-    columns: Any,
-    step: Any,
-    number: int,
-    loaded: Callable[[Any, int, Any, Any, int], None] | None = None,
-) -> Any:
-    """Load words of the lane's keys of a step, 16 keys: [product of the step, e, word].
+        def key(u: Any, e: Any) -> Any:
+            return HALF * u + 2 * place.column + e
 
-    columns: as `token_columns` has them. number: words of a key. loaded: takes the words, the
-    index of a key's first, the row of its product in the part, the product's number in the row,
-    and e.
-    """
-    place, tile = part.place, part.tile
-    s = place.s
-    values = s.registers("value_words", 4 * number, "uint32")
-    for which in range(_PAIR):
-        product = step * _PAIR + which
-        # Beyond the last product, weights are 0 and values are those of the last.
-        product = tirx.min(product, tile.products - 1) if tile.products % 2 else product
-        k, u = tirx.truncdiv(product, tile.columns), tirx.truncmod(product, tile.columns)
-        row = s.let("value_row", part.offset(tensor, k))
-        for e in range(2):
-            place_of = (2 * which + e) * number
-            element = row + columns[2 * u + e]
-            s.call(f"natc_load_{4 * number}", at(values, place_of), tensor.address(element))
-            if loaded is not None:
-                loaded(values, place_of, k, u, e)
-    return values
+        channel = self._own * place.row
+        self._tokens = Tokens(part, tensor, (place.tile.columns, 2), key, channel)
+
+    def load(
+        self,
+        step: Any,
+        first: int,
+        channels: int,
+        words: range,
+        loaded: Callable[[Any, int, Any, Any, int], None] | None = None,
+    ) -> Any:
+        """Load words of the lane's keys of a step, 16 keys: [product of the step, e, word].
+
+        first, channels: the block of channels. words: those of a key that are loaded. loaded:
+        takes the words, the index of a key's first, the row of its product in the part, the
+        product's number in the row, and e.
+        """
+        place, tile, number = self.part.place, self.part.tile, len(words)
+        own = channels // HALF
+        behind: Any = first + 2 * words.start
+        if own != self._own:
+            behind = behind + (own - self._own) * place.row
+        values = place.s.registers("value_words", 4 * number, "uint32")
+        for which in range(_PAIR):
+            product = step * _PAIR + which
+            # Beyond the last product, weights are 0 and values are those of the last.
+            product = tirx.min(product, tile.products - 1) if tile.products % 2 else product
+            k, u = tirx.truncdiv(product, tile.columns), tirx.truncmod(product, tile.columns)
+            for e in range(2):
+                index = (2 * which + e) * number
+                self._tokens.load(values, index, number, self._tokens.find(k, u, e), behind)
+                if loaded is not None:
+                    loaded(values, index, k, u, e)
+        return values
 
 
 def multiply(
@@ -96,42 +100,49 @@ def multiply(
 
 
 class Sums:
-    """The sums of a block of channels: products [channel of a lane's, 4]."""
+    """Adding weights times values to blocks of channels: products [channel of a lane's, 4]."""
 
-    def __init__(self, place: Place, part: Part, value: Tensor) -> None:
-        self.place, self.part, self.value = place, part, value
+    def __init__(self, place: Place, part: Part, value: Tensor, words: Any) -> None:
+        self.place, self.part, self.words = place, part, words
+        self._values = Pairs(part, value)
 
-    def add(self, words: Any, first: int, channels: int) -> Any:
-        """Return weights times values for channels first .. first+channels-1.
+    def add(self, sums: Any, first: int, channels: int) -> None:
+        """Add channels first .. first+channels-1 to `sums`.
 
-        A value beside a query's window is weighted with 0. Where it is not finite, that would be
-        NaN: then each query's sum is computed alone, with such values left out.
+        Of a value that is not finite and beside a query's window, NaN may be added to its sums.
         """
-        s, place, own = self.place.s, self.place, channels // HALF
-        sums = s.registers("sums", own * 4)
-        self._clear(sums, own * 4)
-        self._products(sums, words, first, own, 0, own // 2, None)
-        check = s.registers("check", 1)
-        s.store(check, 0, sums[0])
-        with s.unrolled("i", own * 4 - 1) as i:
-            s.store(check, 0, check[0] + sums[i + 1])
-        not_finite = call("int32", "natc_any_not_finite", check[0]) != 0
-        with s.when(not_finite), s.loop("query", 2 * HALF) as query:
-            half, row = query >> 3, query & (HALF - 1)
-            windows = self._windows(half, row)
-            for word in range(own // 2):
-                alone = s.registers("alone", 8)
-                self._clear(alone, 8)
-                self._products(alone, words, first, own, word, 1, windows)
+        self._products(sums, first, channels, range(channels // HALF // 2), None)
+
+    def add_exactly(self, sums: Any, first: int, channels: int) -> None:
+        """Do as `add` does, but let values count for the queries that attend to them alone.
+
+        Two channels of a lane at a time, which takes few registers; where their sums are not
+        finite, for each query alone.
+        """
+        s, place = self.place.s, self.place
+        for word in range(channels // HALF // 2):
+            one = range(word, word + 1)
+            added, check = self._cleared("added"), s.registers("check", 1)
+            self._products(added, first, channels, one, None)
+            s.store(check, 0, added[0])
+            with s.unrolled("i", 7) as i:
+                s.store(check, 0, check[0] + added[i + 1])
+            not_finite = call("int32", "natc_any_not_finite", check[0]) != 0
+            with s.when(not_finite), s.loop("query", 2 * HALF) as query:
+                half, row = query >> 3, query & (HALF - 1)
+                alone = self._cleared("alone")
+                self._products(alone, first, channels, one, self._windows(half, row))
                 for i in range(8):
                     is_its = tirx.And(place.row == row, half == i % 4 // 2)
-                    index = word * 8 + i
-                    s.store(sums, index, tirx.Select(is_its, alone[i], sums[index]))
-        return sums
+                    s.store(added, i, tirx.Select(is_its, alone[i], added[i]))
+            with s.unrolled("i", 8) as i:
+                s.store(sums, 8 * word + i, sums[8 * word + i] + added[i])
 
-    def _clear(self, array: Any, count: int) -> None:
-        with self.place.s.unrolled("i", count) as i:
-            self.place.s.store(array, i, tirx.const(0.0, "float32"))
+    def _cleared(self, name: str) -> Any:
+        found = self.place.s.registers(name, 8)
+        with self.place.s.unrolled("i", 8) as i:
+            self.place.s.store(found, i, tirx.const(0.0, "float32"))
+        return found
 
     def _windows(self, half: Any, row: Any) -> list[Window]:
         """Return the windows of a query on the axes of rows and columns."""
@@ -149,36 +160,27 @@ class Sums:
         return found
 
     def _products(
-        self,
-        sums: Any,
-        words: Any,
-        first: int,
-        own: int,
-        first_word: int,
-        number: int,
-        windows: list[Window] | None,
+        self, sums: Any, first: int, channels: int, words: range, windows: list[Window] | None
     ) -> None:
-        """Add products for words first_word .. of a lane's channels, two channels in each.
+        """Add products for words of a lane's keys, two channels in each, from the first sums on.
 
-        own: channels of a lane. windows: of the one query whose values count; None is all.
+        windows: of the one query whose values count; None is all.
         """
-        place, tile, value = self.place, self.place.tile, self.value
+        place, tile = self.place, self.place.tile
         s = place.s
-        columns = token_columns(place, value, first + own * place.row + 2 * first_word)
+
+        def loaded(values: Any, index: int, k: Any, u: Any, e: int) -> None:
+            assert windows is not None
+            key = place.axes[-1].first_key + HALF * u + 2 * place.column + e
+            counts = windows[-1].has(key)
+            if tile.has_rows:
+                counts = tirx.And(counts, windows[-2].has(self.part.first_row + k))
+            zero = tirx.const(0, "uint32")
+            s.store(values, index, tirx.Select(counts, values[index], zero))
+
         with s.unrolled("step", -(-tile.products // _PAIR)) as step:
-
-            def loaded(values: Any, index: int, k: Any, u: Any, e: int) -> None:
-                assert windows is not None
-                key = place.axes[-1].first_key + HALF * u + 2 * place.column + e
-                counts = windows[-1].has(key)
-                if tile.has_rows:
-                    counts = tirx.And(counts, windows[-2].has(self.part.first_row + k))
-                zero = tirx.const(0, "uint32")
-                s.store(values, index, tirx.Select(counts, values[index], zero))
-
-            values = load_pair(
-                self.part, value, columns, step, number, loaded if windows else None
-            )
-            for word in range(number):
-                weights = [words[step * 4 + i] for i in range(4)]
-                multiply(place, sums, word, weights, values, word, number)
+            only = loaded if windows else None
+            values = self._values.load(step, first, channels, words, only)
+            weights = [self.words[step * 4 + i] for i in range(4)]
+            for number in range(len(words)):
+                multiply(place, sums, number, weights, values, number, len(words))

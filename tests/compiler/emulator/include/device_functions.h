@@ -25,6 +25,12 @@ inline unsigned natc_max_f16x2(unsigned x, unsigned y) {
   return natc_max_f16(x & 0xffff, y & 0xffff) | natc_max_f16(x >> 16, y >> 16) << 16;
 }
 inline float natc_low_f16(unsigned x) { return natc_from_half((unsigned short)x); }
+inline unsigned long long natc_row_at(unsigned long long row_0, int row, long long pitch) {
+  return row_0 + (unsigned long long)(unsigned)row * (unsigned)pitch;
+}
+inline unsigned long long natc_token_at(unsigned long long row, int behind) {
+  return row + 2 * (long long)behind;
+}
 inline unsigned natc_shuffle_from(unsigned x, int lane) { return __shfl_sync(~0u, x, lane); }
 inline float natc_shuffle_xor(float x, int lanes) { return __shfl_xor_sync(~0u, x, lanes); }
 inline int natc_any(int x) { return __any_sync(~0u, x); }
@@ -38,6 +44,7 @@ inline float natc_exp2(float x) {
   float y = exp2f(x);
   return y < 0x1p-126f ? 0.0f : y;
 }
+inline float natc_inverse(float x) { return 1.0f / x; }
 inline float natc_shuffle_float(float x, int lane) { return __shfl_sync(~0u, x, lane); }
 inline unsigned natc_pair(unsigned short low, unsigned short high) { return high << 16 | low; }
 inline unsigned natc_pack_f16(float low, float high) {
