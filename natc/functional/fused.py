@@ -10,7 +10,7 @@ from torch import Tensor
 from natc.errors import ArgumentError, ArgumentTypeError
 from natc.functional import arguments, tokens
 from natc.merge import merge
-from natc.ops import forward, forward_lse
+from natc.ops import run_forward, run_forward_lse
 
 PerAxis = int | Sequence[int]
 Flags = bool | Sequence[bool]
@@ -233,9 +233,9 @@ def _attend(
         rpb = arguments.bias(rpb, query, shape[-2], sizes)
     call = (query, key, value, rpb, sizes, dilations, strides, causal, scale)
     if not has_tokens:
-        return (forward_lse if return_lse else forward)(*call)
+        return (run_forward_lse if return_lse else run_forward)(*call)
     tokens.check(key, value, additional_keys, additional_values)
-    near = forward_lse(*call)
+    near = run_forward_lse(*call)
     extra = tokens.attend(query, additional_keys, additional_values, scale)
     output, lse = merge([near[0], extra[0]], [near[1], extra[1]], query.dtype)
     return (output, lse) if return_lse else output

@@ -9,7 +9,7 @@ from torch import Tensor
 from natc.errors import ArgumentError
 from natc.functional import arguments
 from natc.functional.fused import Flags, PerAxis
-from natc.ops import forward_lse_packed, forward_packed
+from natc.ops import run_forward_lse_packed, run_forward_packed
 
 
 class _PackedAttention(Protocol):
@@ -127,4 +127,5 @@ def _attend(
     scale = arguments.scale_of(scale, head_dim)
     if rpb is not None:
         rpb = arguments.bias(rpb, qkv, heads, options[0])
-    return (forward_lse_packed if return_lse else forward_packed)(qkv, rpb, *options, scale)
+    run = run_forward_lse_packed if return_lse else run_forward_packed
+    return run(qkv, rpb, *options, scale)

@@ -9,8 +9,13 @@ from __future__ import annotations
 from natc.fallback import NatcFallbackWarning, force_reference
 from natc.ops import batching as _batching  # noqa: F401 -- registers
 from natc.ops import flops as _flops  # noqa: F401 -- registers
-from natc.ops.fused import backward, forward, forward_lse
-from natc.ops.packed import forward_lse_packed, forward_packed
+from natc.ops.fused import backward, forward, forward_lse, run_forward, run_forward_lse
+from natc.ops.packed import (
+    forward_lse_packed,
+    forward_packed,
+    run_forward_lse_packed,
+    run_forward_packed,
+)
 from natc.ops.unfused import av, inverse_av, qk, sum_rpb
 
 __all__ = [
@@ -24,5 +29,9 @@ __all__ = [
     "forward_packed",
     "inverse_av",
     "qk",
+    "run_forward",
+    "run_forward_lse",
+    "run_forward_lse_packed",
+    "run_forward_packed",
     "sum_rpb",
 ]

@@ -87,7 +87,7 @@ class _Attention(Function):
             d_output = torch.zeros_like(saved[4])
         wanted = ctx.needs_input_grad[1:5]
         with as_in_the_forward(ctx):
-            found = backward(d_output, d_lse, *saved, wanted, *ctx.options)
+            found = run_backward(d_output, d_lse, *saved, wanted, *ctx.options)
         of_tensors = (t if flag else None for t, flag in zip(found, wanted))
         return (None, *of_tensors, *(None for _ in ctx.options))
 
@@ -116,21 +116,21 @@ class _Backward(Function):
         )
 
 
-differentiable(
+run_forward = differentiable(
     forward,
     fused.forward,
     4,
     with_gradient=first_of(forward_lse, _Attention, fused.forward, fused.forward_lse),
     with_tangent=lambda run, *arguments: fused.composed(*arguments)[0],
 )
-differentiable(
+run_forward_lse = differentiable(
     forward_lse,
     fused.forward_lse,
     4,
     with_gradient=functools.partial(apply, _Attention),
     with_tangent=lambda run, *arguments: fused.composed(*arguments),
 )
-differentiable(
+run_backward = differentiable(
     backward,
     gradients.backward,
     8,

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from natc.fallback import force_reference, reference_is_forced
+from natc.ops.direct import goes_straight
 
 OPTIONS = "int[] kernel_size, SymInt[] dilation, int[] stride, bool[] is_causal"
 _TAGS = tuple(
@@ -55,8 +56,8 @@ def differentiable(
     *,
     with_gradient: Callable[..., Any],
     with_tangent: Callable[..., Any],
-) -> None:
-    """Give an operator its derivatives.
+) -> Callable[..., Any]:
+    """Give an operator its derivatives; return the function by which natc calls it.
 
     tensors: how many of its first arguments are tensors. with_gradient: called as
     `with_gradient(run, *arguments)` where one requires a gradient; `run` is the operator without
@@ -75,9 +76,7 @@ def differentiable(
         ):
             return operator(*arguments)
 
-    def autograd(keys: Any, *arguments: Any) -> Any:
-        plain = (keys & _BELOW_AUTOGRAD).raw_repr() in _PLAIN
-        run = implementation if plain else without_autograd
+    def derived(run: Callable[..., Any], arguments: Sequence[Any]) -> Any:
         if forward_ad._current_level >= 0 and any(map(_has_tangent, arguments[:tensors])):
             return with_tangent(run, *arguments)
         if torch.is_grad_enabled():
@@ -86,7 +85,17 @@ def differentiable(
                     return with_gradient(run, *arguments)
         return run(*arguments)
 
+    def autograd(keys: Any, *arguments: Any) -> Any:
+        plain = (keys & _BELOW_AUTOGRAD).raw_repr() in _PLAIN
+        return derived(implementation if plain else without_autograd, arguments)
+
+    def call(*arguments: Any) -> Any:
+        if goes_straight(arguments[:tensors]):
+            return derived(implementation, arguments)
+        return operator(*arguments)
+
     library.impl(operator._schema.name, autograd, "Autograd", with_keyset=True)
+    return call
 
 
 def apply(function: type[Function], *arguments: Any) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from natc import fused
-from natc.ops.fused import backward
+from natc.ops.fused import run_backward
 from natc.ops.library import (
     OPTIONS,
     Function,
@@ -67,7 +67,7 @@ class _PackedAttention(Function):
             d_output = torch.zeros_like(output)
         of_qkv, of_rpb = ctx.needs_input_grad[1:3]
         with as_in_the_forward(ctx):
-            *found, d_rpb = backward(
+            *found, d_rpb = run_backward(
                 d_output, d_lse, *qkv.unbind(-3), rpb, output, lse, [of_qkv] * 3 + [of_rpb],
                 *ctx.options,
             )  # fmt: skip
@@ -80,7 +80,7 @@ def _composed(run: Callable[..., Any], qkv: Tensor, *arguments: Any) -> tuple[Te
     return fused.composed(query, key, value, *arguments)
 
 
-differentiable(
+run_forward_packed = differentiable(
     forward_packed,
     fused.forward_packed,
     2,
@@ -89,7 +89,7 @@ differentiable(
     ),
     with_tangent=lambda *arguments: _composed(*arguments)[0],
 )
-differentiable(
+run_forward_lse_packed = differentiable(
     forward_lse_packed,
     fused.forward_lse_packed,
     2,
