@@ -23,8 +23,6 @@ from natc.space.cuda_mma.tile import HALF, Tile, channel_blocks
 from natc.space.cuda_mma.values import Pairs, multiply
 from natc.spec import KernelSpec
 
-_QUERIES = 2 * HALF
-
 
 def numbers(spec: KernelSpec) -> dict[str, Sequence[int]]:
     """Return the candidates of each sampled number, the untuned kernel's first.
@@ -52,41 +50,43 @@ def launch(p: Mapping[str, Any], spec: KernelSpec, numbers: Mapping[str, int]) -
     tile = Tile(spec, *warps_of(numbers), 0)
     tile = replace(tile, most_products=numbers.get(ROWS, 1) * tile.columns)
     place = Place(Statements(), p, tile)
+    s = place.s
     with grid(place, numbers[RESIDENT]):
         place.attend()
-        _Gradient(place).compute()
-    return place.s.statement()
+        not_finite = _Gradient(place).compute()
+        # A key beside a query's window has weight 0. Where it is not finite, that is NaN.
+        with s.when(not_finite), s.loop("query", 2 * HALF) as query:
+            again = place.anew(replace(tile, most_products=1))
+            again.attend()
+            _Gradient(again, query).compute()
+    return s.statement()
 
 
 class _Gradient:
     """The gradients of a tile's queries.
 
-    A key beside a query's window has weight 0. Where it is not finite, that would be NaN: then the
-    tile is computed again for each query alone, with such keys left out. `attempt` is 0 for all
-    queries, else the number of the query from 1 on.
+    alone: the number of one query, for it alone and with keys left out that it does not attend to;
+    None is all.
     """
 
-    def __init__(self, place: Place) -> None:
-        self.place, self.logits = place, LogitGradients(place, rounded=True)
+    def __init__(self, place: Place, alone: Any | None = None) -> None:
+        self.place, self.alone = place, alone
+        self.logits = LogitGradients(place, rounded=True, shuffled=place.tile.in_parts)
         self.result = place.of_heads("output", place.spec.head_dim)
         self.blocks = channel_blocks(place.spec.head_dim)
         s = place.s
         self.sums = [s.registers(f"sums_{i}", n // 2) for i, n in enumerate(self.blocks)]
-        self.attempt = s.registers("attempt", 1, "int32")
 
-    def compute(self) -> None:
-        """Compute and store them."""
+    def compute(self) -> Any:
+        """Compute and store them; return whether some lane's sum of its sums is not finite."""
         s = self.place.s
-        s.store(self.attempt, 0, 0)
-        with s.repeat_while(self.attempt[0] <= _QUERIES):
-            for sums, channels in zip(self.sums, self.blocks):
-                with s.unrolled("i", channels // 2) as i:
-                    s.store(sums, i, tirx.const(0.0, "float32"))
-            each_part(self.place, self._part)
-            self._store()
-            done = tirx.And(self.attempt[0] == 0, tirx.Not(self._not_finite()))
-            following = tirx.Select(done, _QUERIES + 1, self.attempt[0] + 1)
-            s.store(self.attempt, 0, following)
+        for sums, channels in zip(self.sums, self.blocks):
+            with s.unrolled("i", channels // 2) as i:
+                s.store(sums, i, tirx.const(0.0, "float32"))
+        each_part(self.place, self._part)
+        not_finite = None if self.alone is not None else self._not_finite()
+        self._store()
+        return not_finite
 
     def _part(self, part: Part) -> None:
         """Add a part's gradients of logits times its keys."""
@@ -98,16 +98,15 @@ class _Gradient:
                 number = channels // HALF // 2
                 keys = pairs.load(step.number, first, channels, range(number))
                 first += channels
-                with place.s.when(self.attempt[0] > 0):
-                    self._leave_out(step, keys, number)
+                if self.alone is not None:
+                    self._leave_out(step, keys, number, self.alone)
                 for word in range(number):
                     multiply(place, sums, word, weights, keys, word, number)
 
-    def _leave_out(self, step: Step, keys: Any, number: int) -> None:
-        """Make those of a step's keys 0 that the one query of this attempt does not attend to."""
-        place = self.place
-        s, query = place.s, self.attempt[0] - 1
-        lane = (query & (HALF - 1)) * 4 + place.column
+    def _leave_out(self, step: Step, keys: Any, number: int, query: Any) -> None:
+        """Make those of a step's keys 0 that a query does not attend to."""
+        s = self.place.s
+        lane = (query & (HALF - 1)) * 4 + self.place.column
         for which in range(2):
             # The lanes that have the query's row know its keys: this lane's, two to a word.
             masks = (step.mask(which, half) for half in range(2))
@@ -120,23 +119,22 @@ class _Gradient:
                     s.store(keys, index, keys[index] & bits)
 
     def _not_finite(self) -> Any:
-        """Return whether some lane's sum of its sums is not finite."""
         s = self.place.s
         check = s.registers("check", 1)
-        s.store(check, 0, tirx.const(0.0, "float32"))
+        s.store(check, 0, tirx.const(-0.0, "float32"))
         for sums, channels in zip(self.sums, self.blocks):
             with s.unrolled("i", channels // 2) as i:
                 s.store(check, 0, check[0] + sums[i])
         return s.let("not_finite", call("int32", "natc_any_not_finite", check[0])) != 0
 
     def _store(self) -> None:
-        """Store the gradients of the queries of this attempt."""
-        place = self.place
-        s, query = place.s, self.attempt[0] - 1
+        place, s, query = self.place.for_the_end(), self.place.s, self.alone
         for half in range(2):
-            is_it = tirx.And(place.row == query & (HALF - 1), query >> 3 == half)
-            wanted = tirx.Or(query < 0, is_it)
-            with s.when(tirx.And(place.has_query(half), wanted)):
+            wanted = place.has_query(half)
+            if query is not None:
+                is_it = tirx.And(place.row == query & (HALF - 1), query >> 3 == half)
+                wanted = tirx.And(wanted, is_it)
+            with s.when(wanted):
                 token = s.let("token", place.token(place.query_index[half]))
                 factor = place.p["scale"] * self.logits.inverse(half)
                 store_channels(place, self.result, self.sums, half, token, factor)

@@ -22,6 +22,8 @@ from natc.space.cuda_mma.statements import Statements, at, call
 from natc.space.cuda_mma.tile import HALF, Tile
 from natc.spec import KernelSpec
 
+_MANY = 16  # warps of a multiprocessor
+
 
 def numbers(spec: KernelSpec) -> dict[str, Sequence[int]]:
     """Return the candidates of each sampled number, the untuned kernel's first.
@@ -35,7 +37,7 @@ def numbers(spec: KernelSpec) -> dict[str, Sequence[int]]:
     # The first are those with which compilers need no memory for registers.
     wide, columns = max(spec.head_dim, spec.value_dim), Tile(spec, 1, 1, 0).columns
     few = (wide <= 32 and columns <= 3) or (wide <= 64 and columns <= 2)
-    return {**found, RESIDENT: (16, 12, 8) if few else (8, 12, 16)}
+    return {**found, RESIDENT: (_MANY, 12, 8) if few else (8, 12, _MANY)}
 
 
 def launch(p: Mapping[str, Any], spec: KernelSpec, numbers: Mapping[str, int]) -> tirx.Stmt:
@@ -63,7 +65,7 @@ def launch(p: Mapping[str, Any], spec: KernelSpec, numbers: Mapping[str, int]) -
     ):
         chunk = s.let("chunk", block * warps + call("int32", "natc_uniform", warp))
         with s.when(chunk < chunks):
-            sums = _Sums(place, s.let("slice", chunk * place.heads + head), lane, warps)
+            sums = _Sums(place, s.let("slice", chunk * place.heads + head), lane, numbers)
             first = s.let("first_tile", chunk * length)
             with s.loop("tile", tirx.max(tirx.min(length, total - first), 0)) as number:
                 tile_number = s.let("tile_number", first + number)
@@ -78,11 +80,13 @@ def launch(p: Mapping[str, Any], spec: KernelSpec, numbers: Mapping[str, int]) -
 class _Sums:
     """The sums of a chunk, for each offset: `partial` of one chunk and head, in memory.
 
-    slice: the number of these among all. warps: of a block.
+    number: of these among all. numbers: the sampled ones.
     """
 
-    def __init__(self, place: Place, number: Any, lane: Any, warps: int) -> None:
-        self.place, self.lane, self.warps = place, lane, warps
+    def __init__(self, place: Place, number: Any, lane: Any, numbers: Mapping[str, int]) -> None:
+        self.place, self.lane, self.warps = place, lane, numbers[WARPS_1]
+        # With many warps there are few registers.
+        self.shuffled = place.tile.in_parts and numbers[RESIDENT] < _MANY
         self.sizes = [2 * k - 1 for k in place.spec.kernel_size]
         self.result = place.p["output"]
         s, every = place.s, 1
@@ -100,7 +104,7 @@ class _Sums:
         """Add the gradients of a tile's logits."""
         place, tile = self.place, self.place.tile
         s, columns = place.s, tile.columns
-        logits = LogitGradients(place, rounded=False)
+        logits = LogitGradients(place, rounded=False, shuffled=self.shuffled)
         exists = []
         for half in range(2):
             every, none = (tirx.const(bits, "uint32") for bits in (0xFFFFFFFF, 0))

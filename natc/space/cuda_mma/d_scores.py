@@ -33,19 +33,18 @@ class LogitGradients:
     """What a tile's queries bring to the gradients of their logits, and the keys' masks.
 
     rounded: whether they are rounded to the kernel's dtype, for which they are taken times a power
-    of two where that is float16.
+    of two where that is float16. shuffled: as `load_queries` takes it.
     """
 
-    def __init__(self, place: Place, *, rounded: bool) -> None:
+    def __init__(self, place: Place, *, rounded: bool, shuffled: bool) -> None:
         self.place = place
         # The exponents of bfloat16 are those of float32.
         self._has_powers = rounded and place.spec.dtype == "float16"
         s, p, spec = place.s, place.p, place.spec
         query, self.key, self.value = place.tensors()
-        in_loop = place.tile.in_parts
-        self._queries = load_queries(place, query, in_loop=in_loop)
+        self._queries = load_queries(place, query, shuffled=shuffled)
         self._d_outputs = load_queries(
-            place, place.of_heads("d_output", spec.value_dim), in_loop=in_loop
+            place, place.of_heads("d_output", spec.value_dim), shuffled=shuffled
         )
         self._scale = s.let("scale_2", p["scale"] * tirx.const(LOG2_E, "float32"))
         self._masks = self._columns()

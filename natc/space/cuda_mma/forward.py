@@ -122,7 +122,7 @@ def _sum_up(place: Place, state: _State, *, exact: bool) -> None:
     """Sum up the values of all keys."""
     s, p, kind = place.s, place.p, SHORT[place.spec.dtype]
     query, key, value = place.tensors()
-    queries = load_queries(place, query, in_loop=place.tile.in_parts)
+    queries = load_queries(place, query, shuffled=place.tile.in_parts and not place.tile.is_wide)
     scale = s.let("scale_2", p["scale"] * tirx.const(LOG2_E, "float32"))
     state.clear()
 

@@ -57,7 +57,8 @@ class Sums:
 
     def store(self, result: Tensor, factor: Any) -> None:
         """Store the sums times a factor for each key that there is."""
-        place, s = self.place, self.place.s
+        s = self.place.s
+        place = self.place.for_the_end()
         for half in range(2):
             with s.when(place.has_query(half)):
                 token = s.let("token", place.token(place.indices(half)))

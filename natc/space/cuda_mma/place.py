@@ -123,13 +123,14 @@ class Place:
     def find(self, block: Any, head: Any, batch: Any, warp: Any, lane: Any) -> None:
         """Work out which tile a warp has, from its numbers in the grid and in its block."""
         s, rank = self.s, self.spec.rank
+        self._numbers = block, head, batch, warp, lane
         self.head, self.batch = head, batch
         self.row = s.let("row", lane >> 2)
         self.column = s.let("column", lane & 3)
         warp = s.let("warp", call("int32", "natc_uniform", warp))
         starts: list[Any] = [None] * rank
         groups: list[Any] = [None] * rank
-        rest, rest_warp = block, warp
+        rest, rest_warp = s.let("block", block), warp
         for axis in reversed(range(rank)):
             blocks, dilation = self.blocks[axis], self.dilation[axis]
             number = rest
@@ -170,6 +171,22 @@ class Place:
             axis._replace(start=s.let("again", call("int32", "natc_uniform", axis.start)))
             for axis in self.axes
         ]
+        return found
+
+    def anew(self, tile: Tile) -> Place:
+        """Return what `again` does, as if nothing at all were known."""
+        found = copy(self)
+        found.tile = tile
+        block, *others = self._numbers
+        found.find(call("int32", "natc_uniform", block), *others)
+        return found
+
+    def for_the_end(self) -> Place:
+        """Return the place as the end of the kernel takes it: registers may be too few to keep."""
+        if not self.tile.is_wide:
+            return self
+        found = self.anew(self.tile)
+        found.attend()
         return found
 
     def attend(self) -> None:

@@ -72,23 +72,23 @@ def load_halves(place: Place, name: str, tensor: Tensor) -> Any:
     return loaded
 
 
-def load_queries(place: Place, query: Tensor, *, in_loop: bool) -> Any:
+def load_queries(place: Place, query: Tensor, *, shuffled: bool) -> Any:
     """Return the channels of both halves: words [dim / 8, half] of a lane.
 
-    in_loop: whether products take them in a loop.
+    shuffled: whether shuffles keep them, where a loop takes them and there are registers enough.
     """
     s, words = place.s, query.dim // 8
     loaded = load_halves(place, "query_loaded", query)
     found = s.registers("query_words", 2 * words, "uint32")
     # A product takes four registers in a row, a load writes others. The compiler would copy them
-    # before each product, were they not changed once by what it cannot know to be 0. That too it
-    # does again in every step of a loop, to save registers; a shuffle, of a lane's own too, not.
+    # before each product, were they not changed once by what it cannot know to be 0. In a loop it
+    # may do that again in every step, and a shuffle, though of a lane's own, it does not.
     zero = s.let("zero", tirx.min(place.p["group"], 0).astype("uint32"))
     lane = 4 * place.row + place.column
     for half in range(2):
         for word in range(words):
             own = loaded[half * words + word]
-            kept = call("uint32", "natc_shuffle_from", own, lane) if in_loop else own ^ zero
+            kept = call("uint32", "natc_shuffle_from", own, lane) if shuffled else own ^ zero
             s.store(found, 2 * word + half, kept)
     return found
 

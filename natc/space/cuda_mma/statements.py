@@ -73,13 +73,6 @@ class Statements:
         self.add(tirx.For(variable, 0, extent, tirx.ForKind.SERIAL, body()))
 
     @contextmanager
-    def repeat_while(self, condition: Expr) -> Iterator[None]:
-        """Repeat the block as long as a condition holds."""
-        with self._block() as body:
-            yield
-        self.add(tirx.While(condition, body()))
-
-    @contextmanager
     def when(self, condition: Expr) -> Iterator[None]:
         """Do the block where a condition holds."""
         with self._block() as body:

@@ -80,6 +80,11 @@ class Tile:
         return self.chunks > 1 or self.spec.rank == 3
 
     @property
+    def is_wide(self) -> bool:
+        """Whether tokens have so many channels that registers are scarce."""
+        return max(self.spec.head_dim, self.spec.value_dim) > 64
+
+    @property
     def value_blocks(self) -> list[int]:
         """Channels of the value that are summed at a time."""
         return channel_blocks(self.spec.value_dim)
