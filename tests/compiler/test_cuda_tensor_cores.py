@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from tensor_core_kernels import (
     spoilt_inputs,
 )
 
+from natc.build import cuda
 from natc.spec import KernelSpec
 from natc.testing.direct import call as call_forward
 from natc.testing.every_operation import assert_operations_right
@@ -56,6 +59,12 @@ def test_forwards(kernels: Kernels, name: str) -> None:
     library = kernels(name, operations, SPECS[name])
     for call in CALLS[spec.rank]:
         assert_operations_right(library.__getitem__, spec, call, operations)
+
+
+def test_products_stay_where_all_lanes_are() -> None:
+    """CUDA says of other inline code that compilers may move it, under a condition for example."""
+    header = (Path(cuda.__file__).parent / "launcher" / "mma.cuh").read_text()
+    assert re.findall(r"asm ?(\w*)\(\"mma\.sync\.aligned", header) == ["volatile"] * 2
 
 
 # Which kernel is launched

@@ -139,26 +139,53 @@ def test_every_kind_of_forward_compiles(place: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
+    "name, operation",
     [
-        "na2d_k3_d32_float16_rpb",
-        "na2d_k7_d32_bfloat16_rpb",
-        "na2d_k13_d32_float16_rpb",
-        "na2d_k7_d64_float16_rpb",
-        "na2d_k13_d64_float16",
+        ("na2d_k3_d32_float16_rpb", "forward_lse"),
+        ("na2d_k7_d32_bfloat16_rpb", "forward_lse"),
+        ("na2d_k13_d32_float16_rpb", "forward_lse"),
+        ("na2d_k7_d64_float16_rpb", "forward_lse"),
+        ("na2d_k21_d64_float16", "forward_lse"),
+        ("na2d_k7_d32_float16_rpb", "d_query"),
+        ("na1d_k23_d64_bfloat16_rpb", "d_rpb"),
     ],
 )
-def test_scores_stay_in_registers(place: Path, name: str) -> None:
-    """Tensor cores: nothing on the stack, and nothing shared."""
+def test_tensor_cores_keep_numbers_in_registers(place: Path, name: str, operation: str) -> None:
+    """Nothing is on the stack; d_rpb alone has shared memory. Lanes part for stores only."""
     spec = KernelSpec.parse(name)
     library = build_library(
-        spec, Target("cuda", "sm_90"), place / "lib", untuned=True, operations=["forward_lse"]
-    )
-    text = dumped(library.with_suffix(".so"), "--dump-resource-usage")
-    start = rf"Function {name}_forward_lse_sm_90_kernel:\s+"
+        spec, Target("cuda", "sm_90"), place / "lib", untuned=True, operations=[operation]
+    ).with_suffix(".so")
+    text = dumped(library, "--dump-resource-usage")
+    start = rf"Function {name}_{operation}_sm_90_kernel:\s+"
     usage = re.search(start + r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", text)
     assert usage, text
-    assert int(usage[1]) <= 255 and (usage[2], usage[3]) == ("0", "0"), usage[0]
+    assert int(usage[1]) <= 255 and usage[2] == "0", usage[0]
+    assert (usage[3] == "0") == (operation != "d_rpb"), usage[0]
+    functions = dumped(library, "-sass").split("Function : ")
+    (code,) = (f for f in functions if f.startswith(f"{name}_{operation}_sm_90_kernel\n"))
+    assert "HMMA" in code and (where_lanes_part(code) > 0 or operation == "d_rpb")
+
+
+def where_lanes_part(code: str) -> int:
+    """Check that lanes do nothing together between where they may part and where they meet again.
+
+    Return how many such places there are. Where the compiler knows that all lanes take a branch or
+    none does, it does not say where they meet: those are not looked at.
+    """
+    parted: dict[str, bool] = {}
+    found = 0
+    pattern = re.compile(r"\*/\s+(@!?U?P\d\s+)?([A-Z0-9_]+)(?:[.\w]*\s+(B\d+)\b)?")
+    for condition, instruction, place in pattern.findall(code):
+        if instruction == "BSSY":
+            parted[place] = False
+        elif instruction == "BSYNC":
+            found += parted.pop(place)
+        elif instruction in ("BRA", "EXIT") and condition:
+            parted = dict.fromkeys(parted, True)
+        elif instruction in ("HMMA", "SHFL", "VOTE", "WARPSYNC"):
+            assert not any(parted.values()) and not condition, instruction
+    return found
 
 
 @pytest.mark.parametrize("name", WHOLE)
