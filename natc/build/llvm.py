@@ -9,7 +9,7 @@ from pathlib import Path
 import tvm
 
 from natc.build.c_compiler import link_library
-from natc.build.lower import compiler_target, entry_module
+from natc.build.lower import Finished, compiler_target, entry_module
 from natc.compilers import machine_of
 from natc.operations import operations_of
 from natc.spec import KernelSpec
@@ -53,7 +53,8 @@ def link(
     portable: bool = False,
 ) -> None:
     """Compile a module's functions into the shared library `output`, which exports `names`."""
-    compiled = tvm.compile(module, target=compiler_target(target))
+    with tvm.transform.PassContext(instruments=[Finished()]):
+        compiled = tvm.compile(module, target=compiler_target(target))
     machine_code = directory / "kernels.o"
     compiled.mod.write_to_file(str(machine_code), "o")
     with resources.as_file(resources.files("natc.build") / "launcher" / "threads.c") as threads:

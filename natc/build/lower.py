@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import tvm
-from tvm.s_tir import Schedule
+from tvm import tirx
+from tvm.s_tir import Schedule, transform
 from tvm.target import Target as CompilerTarget
 
 from natc.compilers import host_machine
@@ -29,6 +30,20 @@ _SHARED_MEMORY = {
     "sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227,
     "sm_103": 227, "sm_120": 99,
 }  # fmt: skip
+# What TVM does first with a scheduled function (tvm.s_tir.pipeline), of which stages and blocks
+# are nothing but loops and memory then.
+_WITHOUT_BLOCKS = tvm.transform.Sequential(
+    [
+        transform.CanonicalizeLoop(),
+        transform.LowerInitBlock(),
+        transform.PlanAndUpdateBufferAllocationLocation(),
+        transform.ConvertBlocksToOpaque(),
+        transform.CompactBufferAllocation(),
+        transform.LowerMatchBuffer(),
+        transform.StmtSimplify(),
+        transform.LowerOpaqueBlock(),
+    ]
+)
 
 
 @functools.cache
@@ -92,8 +107,26 @@ def scheduled(
     sch.work_on(name)
     space.apply(sch, spec, target, Decisions(decisions, space.name))
     return tvm.IRModule(
-        {
-            var: apply_tiles(apply_threads(apply_skips(found)), spec, operation)
-            for var, found in sch.mod.functions.items()
-        }
+        {var: finished(found, spec, target, operation) for var, found in sch.mod.functions.items()}
     )
+
+
+def finished(
+    function: tirx.PrimFunc, spec: KernelSpec, target: Target, operation: str = FORWARD
+) -> tirx.PrimFunc:
+    """Return a function with what its space left to be done after all schedule primitives."""
+    function = apply_skips(function)
+    if target.kind == "llvm":
+        # The sizes of stages are found before loops are spread over threads: finding them where
+        # loops are quotients takes longer than all other lowering.
+        (function,) = _WITHOUT_BLOCKS(tvm.IRModule({"main": function})).functions.values()
+    return apply_tiles(apply_threads(function), spec, operation)
+
+
+@tvm.ir.instrument.pass_instrument
+class Finished:
+    """Keeps `tvm.compile` from finding the sizes of stages again, for functions of CPUs."""
+
+    def should_run(self, module: tvm.IRModule, info: tvm.transform.PassInfo) -> bool:
+        """Return whether a pass is to be run."""
+        return str(info.name) != "s_tir.CompactBufferAllocation"

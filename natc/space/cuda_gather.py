@@ -143,7 +143,7 @@ def _chunks(
         load(sch, spec, sch.get_sblock(name), inner, vectors, kept)
     sch.decompose_reduction(output, query)
     for axis, loop in enumerate(skipping):
-        skip_unless(sch, loop, f"attended_{axis}_{REGISTERS}")
+        skip_unless(sch, loop, f"attended_{axis}_{REGISTERS}", ("v_c", "v_m", f"v_r{axis}"))
 
 
 def _staged(sch: Schedule, name: str, tensors: tuple[str, ...]) -> dict[str, SBlockRV]:

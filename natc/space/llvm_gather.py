@@ -1,5 +1,7 @@
 """Schedules for CPUs of every operation but the forward: sites in parallel, taps one by one.
 
+For what `llvm_blocked_gather` does not have.
+
 Each site walks over its taps. A tap's dot products are vectors of partial sums, and what they
 weigh is added up over vectors of channels. Taps without a pair are skipped.
 """
@@ -83,7 +85,7 @@ def _sites(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:
     if summed is not None:
         sch.decompose_reduction(summed, next(iter(taps.values())))
     for name, loop in taps.items():
-        skip_unless(sch, loop, f"attended_{name[-1]}")
+        skip_unless(sch, loop, f"attended_{name[-1]}", (f"v_i{name[-1]}", name))
 
 
 def _chunks(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:
@@ -103,7 +105,7 @@ def _chunks(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:
     sch.compute_at(sch.get_sblock("batch_of_query"), loops["v_m"])
     sch.decompose_reduction(output, loops["v_m"])
     for name, loop in offsets.items():
-        skip_unless(sch, loop, f"attended_{name[-1]}")
+        skip_unless(sch, loop, f"attended_{name[-1]}", ("v_c", "v_m", name))
 
 
 def _delta(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:

@@ -71,7 +71,7 @@ def place_tables(sch: Schedule, spec: KernelSpec, loop: LoopRV) -> None:
 def skip_taps(sch: Schedule, taps: Mapping[str, LoopRV]) -> None:
     """Skip taps without a pair; the loops over taps have names that end in their axis."""
     for axis, loop in taps.items():
-        skip_unless(sch, loop, f"attended_{axis[-1]}_{REGISTERS}")
+        skip_unless(sch, loop, f"attended_{axis[-1]}_{REGISTERS}", (f"v_i{axis[-1]}", axis))
 
 
 def load(

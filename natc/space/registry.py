@@ -17,6 +17,7 @@ from natc.space import (
     cuda_simt,
     cuda_streamed,
     llvm_blocked,
+    llvm_blocked_gather,
     llvm_direct,
     llvm_gather,
 )
@@ -90,8 +91,9 @@ _STREAMED = Space(
 def space_for(target: Target, operation: str = FORWARD, spec: KernelSpec | None = None) -> Space:
     """Return the design space of an operation on a target.
 
-    That of the forward is searched. On a CPU, it depends on the head dim; on a GPU, a forward that
-    would have to keep too much has one of its own. spec: the kernel; None is one that has not.
+    That of the forward is searched. On a CPU, it depends on the head dim, and for gradients on the
+    window; on a GPU, a forward that would have to keep too much has one of its own. spec: the
+    kernel; None is one that has not.
     """
     is_forward = OPERATIONS[operation].family == "forward"
     if target.kind == "cuda":
@@ -99,6 +101,8 @@ def space_for(target: Target, operation: str = FORWARD, spec: KernelSpec | None 
         return _or_tensor_cores(_STREAMED if large else _SPACES["cuda", is_forward], operation)
     if is_forward and spec is not None and llvm_blocked.covers(spec):
         return _blocked(target)
+    if spec is not None and llvm_blocked_gather.covers(spec, operation):
+        return _blocked_gather(target)
     return _SPACES["llvm", is_forward]
 
 
@@ -111,6 +115,18 @@ def _blocked(target: Target) -> Space:
         llvm_blocked.apply,
         polynomial,
         functools.partial(llvm_blocked.definition, target=target),
+    )
+
+
+@functools.cache
+def _blocked_gather(target: Target) -> Space:
+    return Space(
+        llvm_blocked_gather.NAME,
+        llvm_blocked_gather.VERSION,
+        llvm_blocked_gather.structure,
+        llvm_blocked_gather.apply,
+        polynomial,
+        functools.partial(llvm_blocked_gather.definition, target=target),
     )
 
 

@@ -22,7 +22,17 @@ def vector_sums_intrinsic(count: int, lanes: int) -> str:
     row, result = f"float32x{lanes}", f"float32x{count}"
 
     def sums(V: tirx.Buffer) -> Expr:
-        return _sums([V.vload([number, 0], row) for number in range(count)], lanes)
+        # Vectors have names: each is used twice, and would be written out as often as that.
+        named: list[tuple[tirx.Var, Expr]] = []
+
+        def name(vector: Expr) -> tirx.Var:
+            named.append((tirx.Var(f"v{len(named)}", vector.ty), vector))
+            return named[-1][0]
+
+        total = _sums([V.vload([number, 0], row) for number in range(count)], lanes, name)
+        for variable, vector in reversed(named):
+            total = tirx.Let(variable, vector, total)
+        return total
 
     @T.prim_func(s_tir=True)
     def description(rows: T.handle, totals: T.handle) -> None:
@@ -118,13 +128,13 @@ def _register(
     return name
 
 
-def _sums(rows: Sequence[Expr], lanes: int) -> Expr:
-    """Return a vector with the sum of the lanes of each row."""
+def _sums(rows: Sequence[Expr], lanes: int, name: Callable[[Expr], tirx.Var]) -> Expr:
+    """Return a vector with the sum of the lanes of each row; name: gives a vector a name."""
     count = len(rows)
     if count > lanes:
-        low, high = (_sums(half, lanes) for half in (rows[: count // 2], rows[count // 2 :]))
-        return _shuffled([low, high], range(count))
-    found, granule = list(rows), count
+        halves = (rows[: count // 2], rows[count // 2 :])
+        return _shuffled([name(_sums(half, lanes, name)) for half in halves], range(count))
+    found, granule = [name(row) for row in rows], count
     while granule > 1:
         granule //= 2
         # Lanes whose number has this bit hold the second of two rows from here on. A blend and a
@@ -133,13 +143,14 @@ def _sums(rows: Sequence[Expr], lanes: int) -> Expr:
         swapped = [(lane ^ granule) + lanes * bool(lane & granule) for lane in range(lanes)]
         half = len(found) // 2
         found = [
-            _shuffled(pair, kept) + _shuffled(pair, swapped)
+            name(_shuffled(pair, kept) + _shuffled(pair, swapped))
             for pair in zip(found[:half], found[half:])
         ]
     (total,) = found
     while lanes > count:
         lanes //= 2
-        total = _shuffled([total], range(lanes)) + _shuffled([total], range(lanes, 2 * lanes))
+        low, high = range(lanes), range(lanes, 2 * lanes)
+        total = name(_shuffled([total], low) + _shuffled([total], high))
     return total
 
 

@@ -18,9 +18,10 @@ from natc.spec import KernelSpec
 from natc.te.exponential import Exponential
 from natc.te.gather import Gather, Pairwise
 from natc.te.problem import Problem, stage
+from natc.te.rows import RowGather
 
 
-class _Tensors:
+class Tensors:
     """The inputs that gradients have in common."""
 
     def __init__(self, p: Problem) -> None:
@@ -49,47 +50,67 @@ def delta(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
     return p.function([d_output, output, found])
 
 
-def d_query(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
-    """Return the function of `d_query` (`natc.operations`)."""
-    return _of_logits(spec, exponential, from_keys=False)
+def d_query(
+    spec: KernelSpec, exponential: Exponential, *, lanes: int | None = None
+) -> tirx.PrimFunc:
+    """Return the function of `d_query` (`natc.operations`); lanes: as for `natc.te.rows`."""
+    return _of_logits(spec, exponential, from_keys=False, lanes=lanes)
 
 
-def d_key(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
-    """Return the function of `d_key` (`natc.operations`)."""
-    return _of_logits(spec, exponential, from_keys=True)
+def d_key(
+    spec: KernelSpec, exponential: Exponential, *, lanes: int | None = None
+) -> tirx.PrimFunc:
+    """Return the function of `d_key` (`natc.operations`); lanes: as for `natc.te.rows`."""
+    return _of_logits(spec, exponential, from_keys=True, lanes=lanes)
 
 
-def _of_logits(spec: KernelSpec, exponential: Exponential, *, from_keys: bool) -> tirx.PrimFunc:
+def _of_logits(
+    spec: KernelSpec, exponential: Exponential, *, from_keys: bool, lanes: int | None
+) -> tirx.PrimFunc:
     """Return the gradient of one factor of the scores: the sum of ds times the other factor."""
     p = Problem(spec, HEADS_LAST, exponential)
-    t, g = _Tensors(p), Gather(p, from_keys=from_keys)
+    t, g = Tensors(p), _gather(p, from_keys=from_keys, lanes=lanes)
     of_queries, of_keys = (t.query, t.d_output), (t.key, t.value)
     sites, taps = (of_keys, of_queries) if from_keys else (of_queries, of_keys)
     scalar = g.scalar_of_tap if from_keys else g.scalar_of_site
     tap, upstream_tap = (g.tap_vector(tensor) for tensor in taps)
     scores = g.product(g.site_vector(sites[0]), tap, "scores")
     d_weights = g.product(g.site_vector(sites[1]), upstream_tap, "d_weights")
-    probability = _probability(g, t, scores, scalar(t.lse))
-    of_delta = scalar(t.delta)
-
-    def d_logit(site: Sequence[Expr], at: Sequence[Expr]) -> Expr:
-        return probability(site, at) * (d_weights(*site, *at) - of_delta(site, at))
-
+    probability = probability_of(g, t, scores, scalar(t.lse))
+    d_logit = d_logits(probability, d_weights, scalar(t.delta))
     result = g.weighted_sum(g.weights(d_logit), tap, p.scale)
     return p.function([t.query, t.key, t.value, t.rpb, t.d_output, t.lse, t.delta, result])
 
 
-def d_value(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
-    """Return the function of `d_value` (`natc.operations`)."""
+def d_value(
+    spec: KernelSpec, exponential: Exponential, *, lanes: int | None = None
+) -> tirx.PrimFunc:
+    """Return the function of `d_value` (`natc.operations`); lanes: as for `natc.te.rows`."""
     p = Problem(spec, HEADS_LAST, exponential)
-    t, g = _Tensors(p), Gather(p, from_keys=True)
+    t, g = Tensors(p), _gather(p, from_keys=True, lanes=lanes)
     scores = g.product(g.site_vector(t.key), g.tap_vector(t.query), "scores")
-    weights = g.weights(_probability(g, t, scores, g.scalar_of_tap(t.lse)))
+    weights = g.weights(probability_of(g, t, scores, g.scalar_of_tap(t.lse)))
     result = g.weighted_sum(weights, g.tap_vector(t.d_output))
     return p.function([t.query, t.key, t.rpb, t.d_output, t.lse, result])
 
 
-def _probability(g: Gather, t: _Tensors, scores: te.Tensor, lse: Pairwise) -> Pairwise:
+def _gather(p: Problem, *, from_keys: bool, lanes: int | None) -> Gather:
+    if lanes is None:
+        return Gather(p, from_keys=from_keys)
+    return RowGather(p, from_keys=from_keys, lanes=lanes)
+
+
+def d_logits(probability: Pairwise, d_weights: te.Tensor, delta: Pairwise) -> Pairwise:
+    """Return the gradient of a pair's logit from what makes it."""
+
+    def value(site: Sequence[Expr], tap: Sequence[Expr]) -> Expr:
+        return probability(site, tap) * (d_weights(*site, *tap) - delta(site, tap))
+
+    return value
+
+
+def probability_of(g: Gather, t: Tensors, scores: te.Tensor, lse: Pairwise) -> Pairwise:
+    """Return the softmax of a pair, recomputed."""
     p = g.problem
     bias = None if t.rpb is None else g.bias(t.rpb)
 

@@ -25,7 +25,7 @@ Indices = Sequence[Expr]
 OfOffset = Callable[[Expr, Expr, Expr, Indices], Expr]
 
 
-class _Chunks:
+class Chunks:
     """The queries of each chunk, and their offsets, as integer tables over (c, m) and (c, m, r).
 
     batch [c, m]; position [c, m] of each axis; low [c, m], the offset index of tap 0; key
@@ -41,15 +41,13 @@ class _Chunks:
             total = total * size
         # Chunks are equally long; the last ones may hold fewer queries, or none.
         self.length = tirx.truncdiv(total + self.chunks - 1, self.chunks)
+        self._total = total
         self.names = ["c", "h", "m", *(f"r{a}" for a in range(p.rank))]
         shape, names = (self.chunks, self.length), ["c", "m"]
 
-        def number(c: Expr, m: Expr) -> Expr:
-            return c * self.length + m
-
         def position(axis: int) -> te.Tensor:
             def value(c: tirx.Var, m: tirx.Var) -> Expr:
-                found = te.min(number(c, m), total - 1)
+                found = te.min(self._number(c, m), total - 1)
                 for size in reversed(p.sizes[axis + 1 :]):
                     found = tirx.truncdiv(found, size)
                 return tirx.truncmod(found, p.sizes[axis])
@@ -57,7 +55,7 @@ class _Chunks:
             return stage(shape, names, value, f"position_{axis}")
 
         def batch(c: tirx.Var, m: tirx.Var) -> Expr:
-            found = te.min(number(c, m), total - 1)
+            found = te.min(self._number(c, m), total - 1)
             for size in reversed(p.sizes):
                 found = tirx.truncdiv(found, size)
             return found
@@ -66,9 +64,11 @@ class _Chunks:
         self.position = [position(axis) for axis in range(p.rank)]
         self.low = [self._low(axis) for axis in range(p.rank)]
         self.key = [self._key(axis) for axis in range(p.rank)]
-        self.attended = [
-            self._attended(axis, lambda c, m: number(c, m) < total) for axis in range(p.rank)
-        ]
+        self.attended = [self._attended(axis) for axis in range(p.rank)]
+
+    def exists(self, c: Expr, m: Expr) -> Expr:
+        """Return whether a chunk has a query of that number."""
+        return self._number(c, m) < self._total
 
     def tap(self, c: Expr, m: Expr, offsets: Indices) -> list[Expr]:
         """Return the tap at an offset on each axis; what is no tap becomes one."""
@@ -121,11 +121,14 @@ class _Chunks:
         shape = (self.chunks, self.length, self.offsets[axis])
         return stage(shape, ["c", "m", "r"], value, f"key_{axis}")
 
-    def _attended(self, axis: int, exists: Callable[[Expr, Expr], Expr]) -> te.Tensor:
+    def _number(self, c: Expr, m: Expr) -> Expr:
+        return c * self.length + m
+
+    def _attended(self, axis: int) -> te.Tensor:
         def value(c: tirx.Var, m: tirx.Var, r: tirx.Var) -> Expr:
             tap = r - self.low[axis][c, m]
             count = self._window(axis, c, m).count
-            return all_of([exists(c, m), tap >= 0, tap < count]).astype("int32")
+            return all_of([self.exists(c, m), tap >= 0, tap < count]).astype("int32")
 
         shape = (self.chunks, self.length, self.offsets[axis])
         return stage(shape, ["c", "m", "r"], value, f"attended_{axis}")
@@ -138,7 +141,7 @@ def d_rpb(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
     key, value = p.kv_tensor("key", spec.head_dim), p.kv_tensor("value", spec.value_dim)
     rpb = p.bias()
     lse, delta = (p.tensor(n, dtype=spec.accumulator) for n in ("lse", "delta"))
-    chunks = _Chunks(p)
+    chunks = Chunks(p)
 
     def product(of_query: te.Tensor, of_key: te.Tensor, name: str) -> te.Tensor:
         d = te.reduce_axis((0, of_query.shape[-1]), "d")
@@ -172,7 +175,7 @@ def sum_rpb(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
     for k in spec.kernel_size:
         taps *= k
     d_attn = p.tensor("d_attn", taps)
-    chunks = _Chunks(p)
+    chunks = Chunks(p)
 
     def value(c: Expr, h: Expr, m: Expr, r: Indices) -> Expr:
         here = [position[c, m] for position in chunks.position]

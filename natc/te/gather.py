@@ -24,13 +24,22 @@ class Gather:
     """The sites and taps of one operation.
 
     from_keys: whether sites are keys. tables: whether which taps have a pair is a table, by which
-    a space may skip the others.
+    a space may skip the others. axes: theirs, where they are not those of `natc.te.axis`.
     """
 
-    def __init__(self, problem: Problem, *, from_keys: bool, tables: bool = True) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        from_keys: bool,
+        tables: bool = True,
+        axes: list[Axis] | None = None,
+    ) -> None:
         self.problem = problem
-        axes = key_axes(problem) if from_keys else query_axes(problem)
-        self.axes: list[Axis] = skippable(problem, axes) if tables else axes
+        if axes is None:
+            axes = key_axes(problem) if from_keys else query_axes(problem)
+            axes = skippable(problem, axes) if tables else axes
+        self.axes = axes
         self.window = [axis.taps for axis in self.axes]
         self._sites, self._n = problem.site_shape, len(problem.site_names)
 

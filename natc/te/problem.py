@@ -185,9 +185,14 @@ class Problem:
         *rest: Any,
     ) -> Expr:
         """Return an element at other positions, for the batch entry and head of a site."""
+        batch, head = self.entry(tensor, site)
+        return tensor(*self.order(batch, positions, head), *rest)
+
+    def entry(self, tensor: Vectors, site: Sequence[Any]) -> tuple[Expr, Expr]:
+        """Return the batch entry and the head at which a site reads a tensor."""
         b, _, h = self.parts(site)
         heads = self._kv_head_at if self._is_kv(tensor) else self._head_at
-        return tensor(*self.order(self._batch_at[b], positions, heads[h]), *rest)
+        return self._batch_at[b], heads[h]
 
     def _is_kv(self, tensor: Vectors) -> bool:
         return any(tensor is known for known in self._kv_tensors)

@@ -1,4 +1,4 @@
-"""Every choice of the space of gathering operations computes the same."""
+"""Every choice of the spaces of gathering operations computes the same."""
 
 from __future__ import annotations
 
@@ -20,9 +20,19 @@ from natc.targets import detect_host_cpu
 from natc.testing.every_operation import assert_operations_right, calls
 
 HOST = detect_host_cpu()
-SPACE = space_for(HOST, "d_query")
 GATHERING = [name for name in OPERATIONS if OPERATIONS[name].family != "forward"]
-SPECS = ["na2d_k3x4_d16_float32_rpb", "na1d_k3_d24_bfloat16_rpb", "na3d_k2x3x2_d12_float64"]
+SPECS = [
+    *("na2d_k3x4_d16_float32_rpb", "na1d_k5_d24_bfloat16_rpb", "na3d_k2x3x2_d12_float64"),
+    "na3d_k2x2x5_d16v24_float16_rpb",
+]
+
+
+def operations_by_space(spec: KernelSpec) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for operation in operations_of(spec):
+        if operation in GATHERING:
+            found.setdefault(space_for(HOST, operation, spec).name, []).append(operation)
+    return found
 
 
 def build(spec: KernelSpec, decisions: Mapping[str, int], operations: list[str]) -> tvm_ffi.Module:
@@ -41,33 +51,40 @@ def build(spec: KernelSpec, decisions: Mapping[str, int], operations: list[str])
 @pytest.mark.parametrize("name", SPECS)
 def test_every_structure_computes_the_same(name: str) -> None:
     spec = KernelSpec.parse(name)
-    operations = [o for o in operations_of(spec) if o in GATHERING]
-    every = list(combinations(SPACE.structure(spec, HOST)))
-    assert len(every) > 1
-    # All of them for one kernel; the others only take other ways through few of them.
-    for decisions in every if spec.rank == 2 else every[:: len(every) - 1]:
-        module = build(spec, decisions, operations)
-        for call in calls(spec.rank):
-            assert_operations_right(
-                lambda operation, m=module: m[llvm.function_name(spec, operation)],
-                spec,
-                call,
-                operations,
-            )
+    for operations in operations_by_space(spec).values():
+        space = space_for(HOST, operations[0], spec)
+        every = list(combinations(space.structure(spec, HOST)))
+        assert len(every) > 1
+        # All of them for one kernel; the others only take other ways through few of them.
+        for decisions in every if spec.rank == 2 else every[:: len(every) - 1]:
+            module = build(spec, decisions, operations)
+            for call in calls(spec.rank):
+                assert_operations_right(
+                    lambda operation, m=module: m[llvm.function_name(spec, operation)],
+                    spec,
+                    call,
+                    operations,
+                )
 
 
 def test_decisions_are_checked() -> None:
     spec = KernelSpec.parse(SPECS[0])
-    with pytest.raises(ScheduleError, match="decision lanes is 5"):
-        scheduled(spec, HOST, {"lanes": 5}, operation="d_key")
-    with pytest.raises(ScheduleError, match="decision colour is not of space llvm_gather"):
-        scheduled(spec, HOST, {"colour": 5}, operation="d_rpb")
+    for operation in ("d_key", "delta"):
+        with pytest.raises(ScheduleError, match="decision lanes is 5"):
+            scheduled(spec, HOST, {"lanes": 5}, operation=operation)
+        space = space_for(HOST, operation, spec).name
+        with pytest.raises(ScheduleError, match=f"decision colour is not of space {space}, which"):
+            scheduled(spec, HOST, {"colour": 5}, operation=operation)
 
 
 def test_taps_without_a_pair_are_skipped() -> None:
     # Without this a gradient of keys would do (2K-1)^2 / K^2 of the work that is needed.
     spec = KernelSpec.parse(SPECS[0])
-    for operation in ("d_query", "d_key", "d_value", "d_rpb", "av", "inverse_av", "sum_rpb"):
+    for operation in ("d_query", "d_key", "d_value", "av", "inverse_av", "sum_rpb"):
         text = scheduled(spec, HOST, {}, operation=operation).script()
-        assert "if attended_0[" in text and "if attended_1[" in text, operation
+        assert "if 0 < attended_0[" in text and "if 0 < attended_1[" in text, operation
         assert "natc.skip" not in text
+    # From a query, there are K. Rows of them are skipped, and rows of offsets.
+    text = scheduled(spec, HOST, {}, operation="d_rpb").script()
+    assert "if 0 < attended_0[" in text and "if 0 < reached_0[" in text
+    assert "natc.skip" not in text
