@@ -46,7 +46,10 @@ def numbers(spec: KernelSpec) -> dict[str, Sequence[int]]:
     found: dict[str, Sequence[int]] = {} if spec.rank == 1 else {WARPS_0: (4, 2, 1)}
     found[WARPS_1] = (4, 2, 8, 1) if spec.rank == 1 else (1, 2, 4)
     # The first are those with which compilers need no memory for registers, as far as there are.
-    products = (16, 8, 12) if small and spec.rank == 2 else (8, 16, 12)
+    products: Sequence[int] = (16, 8, 12) if small and spec.rank == 2 else (8, 16, 12)
+    if max(spec.head_dim, spec.value_dim) > 64 and spec.rank > 1:
+        # With 4, hardly any need memory; but sums are corrected twice as often, which costs more.
+        products = (8, 4, 12)
     return {**found, PRODUCTS: products, RESIDENT: (8, 12, 16)}
 
 
