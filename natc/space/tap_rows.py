@@ -22,15 +22,17 @@ def copy_taps(sch: Schedule, batch: LoopRV) -> LoopRV:
     So copies are no larger than those of one entry, and are read while caches hold them. In
     parallel, a vector of channels at a time.
     """
-    copies = blocks_named(sch, lambda name: name.endswith("_copied"))
-    blocks = [sch.get_sblock(name) for name in copies]
-    merged = sch.merge(*(sch.get_loops(block)[0] for block in blocks), batch)
+    names = blocks_named(sch, lambda name: name.endswith("_copied"))
+    blocks = [sch.get_sblock(name) for name in names]
+    # All copies by the same threads: they have the same heads and tokens.
+    token = sch.merge(*(sch.get_loops(block)[2] for block in blocks))
+    merged = sch.merge(sch.get_loops(blocks[0])[0], batch)
     for block in blocks:
-        _, head, token, *channel = sch.get_loops(block)
-        for loop in channel:
-            sch.vectorize(loop)
-        many, _ = sch.split(token, [None, _COPIED_TOGETHER])
-        spread_over_cores(sch, [head, many])
+        for channel in sch.get_loops(block)[3:]:
+            sch.vectorize(channel)
+    head = sch.get_loops(blocks[0])[1]
+    many, _ = sch.split(token, [None, _COPIED_TOGETHER])
+    spread_over_cores(sch, [head, many])
     return merged
 
 
