@@ -9,7 +9,6 @@ two apart compete for the same few places in a cache.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from tvm import tirx
@@ -24,18 +23,15 @@ from natc.space.loops import (
     has_block,
     inner_loops,
     query_loops,
-    tables_of,
 )
+from natc.space.tap_rows import place_dot_products, place_tables, split_reduction
 from natc.space.threads import spread_over_cores
-from natc.space.vector_sums import (
-    vector_max_intrinsic,
-    vector_sum_intrinsic,
-    vector_sums_intrinsic,
-)
+from natc.space.vector_sums import vector_max_intrinsic, vector_sum_intrinsic
 from natc.spec import KernelSpec
 from natc.targets import Target
 from natc.te.exponential import Exponential
 from natc.te.forward import forward
+from natc.te.rows import filled_up
 
 NAME = "llvm_blocked"
 VERSION = 1
@@ -79,7 +75,7 @@ def structure(spec: KernelSpec, target: Target) -> Candidates:
 def group_of(spec: KernelSpec, target: Target) -> int:
     """Return how many taps of a row make a vector: 8, or 4 where those fill fewer lanes."""
     last = spec.kernel_size[-1]
-    if target.vector_bytes < 32 or _filled_up(last, 4) < _filled_up(last, 8):
+    if target.vector_bytes < 32 or filled_up(last, 4) < filled_up(last, 8):
         return 4
     return 8
 
@@ -100,7 +96,7 @@ def definition(
         packed=found.packed,
         exponential=exponential,
         example=example,
-        columns=_filled_up(spec.kernel_size[-1], group_of(spec, target)),
+        columns=filled_up(spec.kernel_size[-1], group_of(spec, target)),
         copies=True,
     )
 
@@ -117,8 +113,9 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
     if choices["copies"]:
         _copy(sch)
     # Splitting a reduction must come before the block moves into another's loops.
-    partial = _split(sch, "scores", choices["lanes"])
-    largest, total = _split(sch, "max_logit", group), _split(sch, "sum_weights", group)
+    partial = split_reduction(sch, "scores", choices["lanes"])
+    largest = split_reduction(sch, "max_logit", group)
+    total = split_reduction(sch, "sum_weights", group)
     chains = split_chains(sch, spec, choices["chains"])
 
     output = sch.get_sblock("output")
@@ -146,21 +143,11 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
     scaled = sch.get_sblock("query_scaled")
     sch.compute_at(scaled, site)
     sch.vectorize(sch.get_loops(scaled)[-1])
-    for axis in range(spec.rank):
-        for name in tables_of(sch, axis):
-            if axis < spec.rank - 1:
-                sch.compute_at(sch.get_sblock(name), rows[-1])
-            elif not rows:
-                sch.compute_at(sch.get_sblock(name), column)
-            # Else, those of columns are made once for all rows, before them.
+    place_tables(sch, spec, rows, column)
     # Last, since primitives refuse loops that hold a block with its initialization apart.
     _softmax(sch, site, group)
     weighted_sum(sch, site, chains)
     decisions.annotate(sch, output)
-
-
-def _filled_up(columns: int, group: int) -> int:
-    return math.ceil(columns / group) * group
 
 
 def _copy(sch: Schedule) -> None:
@@ -169,14 +156,6 @@ def _copy(sch: Schedule) -> None:
         batch, head, *positions, channel = sch.get_loops(sch.get_sblock(name))
         spread_over_cores(sch, [batch, head, positions[0]])
         sch.vectorize(channel)
-
-
-def _split(sch: Schedule, name: str, lanes: int) -> SBlockRV:
-    """Split a reduction into `lanes` ones; return the block that makes them."""
-    block = sch.get_sblock(name)
-    fixed = len(sch.get(block).iter_vars) - 1
-    _, lane = sch.split(sch.get_loops(block)[-1], [None, lanes])
-    return sch.rfactor(lane, fixed)
 
 
 def _scores(
@@ -189,7 +168,7 @@ def _scores(
 ) -> None:
     """Make the scores of a group of taps together, in the loop over groups of logits."""
     taps = inner_loops(sch, sch.get_sblock("logits"), outer=site)["v_t"]
-    columns = _filled_up(spec.kernel_size[-1], group)
+    columns = filled_up(spec.kernel_size[-1], group)
     tap_row, tap_group, tap = sch.split(taps, [None, columns // group, group])
     sch.vectorize(tap)
     unrolled = decisions.sample(sch, "unroll_rows", (512, 0))
@@ -197,24 +176,8 @@ def _scores(
     sch.annotate(tap_row, "pragma_unroll_explicit", 1)
     total = sch.get_sblock("scores")
     sch.compute_at(total, tap_group)
-    sch.compute_at(partial, tap_group)
-
-    loops = sch.get_loops(partial)
-    lane, number, *summed = loops[depth(sch, loops, tap_group) + 1 :]
-    sch.reorder(number, *summed, lane)
-    for loop in (number, *summed):
-        sch.unroll(loop)
-    sch.vectorize(lane)
-    if summed:
-        sch.decompose_reduction(partial, summed[0])
-
-    lanes = int(sch.get(lane).extent)
-    lane, number = sch.get_loops(total)[-2:]
-    sch.reorder(number, lane)
-    start = sch.decompose_reduction(total, number)
-    sch.vectorize(sch.get_loops(start)[-1])
-    update = sch.get_loops(sch.get_sblock("scores_update"))[-2]
-    sch.tensorize(update, vector_sums_intrinsic(group, lanes))
+    sch.reorder(*reversed(sch.get_loops(total)[-2:]))
+    place_dot_products(sch, "scores", partial, tap_group)
 
 
 def _softmax(sch: Schedule, site: LoopRV, group: int) -> None:

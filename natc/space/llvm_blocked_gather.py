@@ -20,9 +20,9 @@ from natc.space import llvm_blocked
 from natc.space.decisions import Candidates, Decisions
 from natc.space.llvm_blocked import group_of
 from natc.space.llvm_blocked_chunks import chunks
-from natc.space.loops import blocks_named, has_block, query_loops, tables_of
+from natc.space.loops import blocks_named, has_block, query_loops
 from natc.space.skip import skip_unless
-from natc.space.tap_rows import copy_taps, order_taps, place_weights, split_dot_products
+from natc.space.tap_rows import copy_taps, order_taps, place_tables, place_weights, split_reduction
 from natc.space.threads import spread_over_cores
 from natc.spec import KernelSpec
 from natc.targets import Target
@@ -77,7 +77,7 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
         sch.compute_inline(sch.get_sblock(name))
     # Splitting a reduction must come before the block moves into another's loops.
     names = [name for name in ("scores", "d_weights") if has_block(sch, name)]
-    partial = {name: split_dot_products(sch, name, choices["lanes"]) for name in names}
+    partial = {name: split_reduction(sch, name, choices["lanes"]) for name in names}
     if has_block(sch, "batch_of_query"):
         chunks(sch, spec, group, partial)
     else:
@@ -106,13 +106,7 @@ def _sites(sch: Schedule, spec: KernelSpec, group: int, partial: Mapping[str, SB
     skipped = [*enumerate(summing), (last, tap)]
     for loops in place_weights(sch, spec, site, group, partial):
         skipped += enumerate(loops)
-    for axis in range(spec.rank):
-        for name in tables_of(sch, axis):
-            if axis < last:
-                sch.compute_at(sch.get_sblock(name), rows[-1])
-            elif not rows:
-                sch.compute_at(sch.get_sblock(name), column)
-            # Else, those of columns are made once for all rows, before them.
+    place_tables(sch, spec, rows, column)
     # Last, since primitives refuse loops that hold a block with its initialization apart.
     sch.decompose_reduction(summed, summing[0])
     for axis, loop in skipped:

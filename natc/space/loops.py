@@ -12,8 +12,8 @@ SITE_AXES = ("v_b", "v_i0", "v_i1", "v_i2", "v_h")
 TAP_AXES = ("v_t0", "v_t1", "v_t2")
 # The integer tables of an axis, with its number behind each; each reads only those behind it.
 _TABLES = (
-    *("slot", "attended", "bias", "tap", "key", "query", "count", "first", "low", "position"),
-)
+    "slot", "attended", "bias", "tap", "key", "query", "count", "first", "low", "position",
+)  # fmt: skip
 
 _DATA_PARALLEL = 0  # tvm.tirx.IterVar.DataPar
 

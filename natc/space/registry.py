@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import ModuleType
 
 from tvm import tirx
 from tvm.s_tir import Schedule
@@ -100,33 +101,22 @@ def space_for(target: Target, operation: str = FORWARD, spec: KernelSpec | None 
         large = is_forward and spec is not None and _keeps_much(spec, target)
         return _or_tensor_cores(_STREAMED if large else _SPACES["cuda", is_forward], operation)
     if is_forward and spec is not None and llvm_blocked.covers(spec):
-        return _blocked(target)
+        return _for_target(llvm_blocked, target)
     if spec is not None and llvm_blocked_gather.covers(spec, operation):
-        return _blocked_gather(target)
+        return _for_target(llvm_blocked_gather, target)
     return _SPACES["llvm", is_forward]
 
 
 @functools.cache
-def _blocked(target: Target) -> Space:
+def _for_target(rule: ModuleType, target: Target) -> Space:
+    """Return the design space of a module whose definition depends on the target."""
     return Space(
-        llvm_blocked.NAME,
-        llvm_blocked.VERSION,
-        llvm_blocked.structure,
-        llvm_blocked.apply,
+        rule.NAME,
+        rule.VERSION,
+        rule.structure,
+        rule.apply,
         polynomial,
-        functools.partial(llvm_blocked.definition, target=target),
-    )
-
-
-@functools.cache
-def _blocked_gather(target: Target) -> Space:
-    return Space(
-        llvm_blocked_gather.NAME,
-        llvm_blocked_gather.VERSION,
-        llvm_blocked_gather.structure,
-        llvm_blocked_gather.apply,
-        polynomial,
-        functools.partial(llvm_blocked_gather.definition, target=target),
+        functools.partial(rule.definition, target=target),
     )
 
 

@@ -1,13 +1,13 @@
-"""Steps of spaces for CPUs that make numbers of a vector of taps together (`natc.te.rows`)."""
+"""Steps of spaces for CPUs that make numbers of a vector of taps together."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from natc.space.loops import SITE_AXES, TAP_AXES, blocks_named, depth, inner_loops
+from natc.space.loops import SITE_AXES, TAP_AXES, blocks_named, depth, inner_loops, tables_of
 from natc.space.threads import spread_over_cores
 from natc.space.vector_sums import vector_sums_intrinsic
 from natc.spec import KernelSpec
@@ -36,8 +36,21 @@ def copy_taps(sch: Schedule, batch: LoopRV) -> LoopRV:
     return merged
 
 
-def split_dot_products(sch: Schedule, name: str, lanes: int) -> SBlockRV:
-    """Split a dot product into `lanes` sums; return the block that makes them."""
+def place_tables(sch: Schedule, spec: KernelSpec, rows: Sequence[LoopRV], column: LoopRV) -> None:
+    """Make the tables of each axis where sites are fixed in it; rows: loops of all but the last.
+
+    Those of columns are made once for all rows, before them.
+    """
+    for axis in range(spec.rank):
+        for name in tables_of(sch, axis):
+            if axis < spec.rank - 1:
+                sch.compute_at(sch.get_sblock(name), rows[-1])
+            elif not rows:
+                sch.compute_at(sch.get_sblock(name), column)
+
+
+def split_reduction(sch: Schedule, name: str, lanes: int) -> SBlockRV:
+    """Split a reduction into `lanes` ones; return the block that makes them."""
     block = sch.get_sblock(name)
     fixed = len(sch.get(block).iter_vars) - 1
     _, lane = sch.split(sch.get_loops(block)[-1], [None, lanes])
@@ -83,11 +96,11 @@ def place_weights(
         d_weights = sch.get_sblock("d_weights")
         sch.compute_at(d_weights, weighing[-1])
         sch.reorder(*reversed(sch.get_loops(d_weights)[-2:]))
-        _place_dot_products(sch, "d_weights", partial["d_weights"], weighing[-1])
+        place_dot_products(sch, "d_weights", partial["d_weights"], weighing[-1])
     scores = sch.get_sblock("scores")
     sch.compute_at(scores, site)
     scoring, *_ = order_taps(sch, spec, scores, site, group, fixed=fixed)
-    _place_dot_products(sch, "scores", partial["scores"], scoring[-1])
+    place_dot_products(sch, "scores", partial["scores"], scoring[-1])
     for name in blocks_named(sch, lambda name: name.endswith("_held")):
         held = sch.get_sblock(name)
         sch.compute_at(held, site)
@@ -95,7 +108,7 @@ def place_weights(
     return [weighing, scoring]
 
 
-def _place_dot_products(sch: Schedule, name: str, partial: SBlockRV, vectors: LoopRV) -> None:
+def place_dot_products(sch: Schedule, name: str, partial: SBlockRV, vectors: LoopRV) -> None:
     """Make the dot products of a vector of taps together, in the loop over vectors.
 
     Those of all taps are in that loop already; partial: what makes the sums of lanes.

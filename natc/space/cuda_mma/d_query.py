@@ -20,7 +20,7 @@ from natc.space.cuda_mma.results import store_channels
 from natc.space.cuda_mma.scores import each_part
 from natc.space.cuda_mma.statements import Statements, call
 from natc.space.cuda_mma.tile import HALF, Tile, channel_blocks
-from natc.space.cuda_mma.values import Pairs, multiply
+from natc.space.cuda_mma.values import Pairs, any_not_finite, multiply
 from natc.spec import KernelSpec
 
 
@@ -84,7 +84,10 @@ class _Gradient:
             with s.unrolled("i", channels // 2) as i:
                 s.store(sums, i, tirx.const(0.0, "float32"))
         each_part(self.place, self._part)
-        not_finite = None if self.alone is not None else self._not_finite()
+        not_finite = None
+        if self.alone is None:
+            found = any_not_finite(self.place, self.sums, self.blocks)
+            not_finite = s.let("not_finite", found) != 0
         self._store()
         return not_finite
 
@@ -117,15 +120,6 @@ class _Gradient:
                 for word in range(number):
                     index = (2 * which + e) * number + word
                     s.store(keys, index, keys[index] & bits)
-
-    def _not_finite(self) -> Any:
-        s = self.place.s
-        check = s.registers("check", 1)
-        s.store(check, 0, tirx.const(-0.0, "float32"))
-        for sums, channels in zip(self.sums, self.blocks):
-            with s.unrolled("i", channels // 2) as i:
-                s.store(check, 0, check[0] + sums[i])
-        return s.let("not_finite", call("int32", "natc_any_not_finite", check[0])) != 0
 
     def _store(self) -> None:
         place, s, query = self.place.for_the_end(), self.place.s, self.alone

@@ -17,7 +17,7 @@ from tvm import tirx
 from natc.space.cuda_mma.halo import Channels, Part
 from natc.space.cuda_mma.kernel import SHORT
 from natc.space.cuda_mma.place import Place
-from natc.space.cuda_mma.scores import LOG2_E, bias_index, biases, load_queries
+from natc.space.cuda_mma.scores import LOG2_E, add_product, bias_index, biases, load_queries
 from natc.space.cuda_mma.statements import at, call
 from natc.space.cuda_mma.tile import HALF
 
@@ -161,7 +161,7 @@ class Step:
                 for (found, rows), (channels, words) in zip(both, tokens):
                     loaded = s.registers("token_words", words, "uint32")
                     channels.load(loaded, k, u)
-                    self._multiply(at(found, 4 * which), rows, loaded, words)
+                    add_product(self.of.place, at(found, 4 * which), rows, loaded, words)
         for which in range(_PAIR):
             k, u = self._at(which)
             for half in range(2):
@@ -174,17 +174,6 @@ class Step:
                     weight = call("float32", "natc_min", logit, self.of._most[half])
                     weight = call("float32", "natc_exp2", weight)
                     s.store(self.gradients, index, weight * weights[index])
-
-    def _multiply(self, found: Any, rows: Any, loaded: Any, words: int) -> None:
-        """Add to `found` the product of a tile's queries and 8 tokens, of which a lane has one."""
-        place = self.of.place
-        for step in range(0, words, 2):
-            place.s.call(
-                f"natc_mma_{SHORT[place.spec.dtype]}",
-                found,
-                *(rows[2 * step + i] for i in range(4)),
-                *(loaded[step + w] for w in (0, 1)),
-            )
 
     def words(self) -> list[Any]:
         """Return the gradients rounded, as products take them; 0 for what is no pair."""

@@ -29,8 +29,8 @@ from natc.space.cuda_mma.place import Place
 from natc.space.cuda_mma.results import store_channels
 from natc.space.cuda_mma.scores import LOG2_E, each_part, finish, load_queries, products
 from natc.space.cuda_mma.statements import Statements, call
-from natc.space.cuda_mma.tile import HALF, Tile
-from natc.space.cuda_mma.values import Sums, packed_weights
+from natc.space.cuda_mma.tile import HALF, Tile, is_wide
+from natc.space.cuda_mma.values import Sums, any_not_finite, packed_weights
 from natc.spec import KernelSpec
 
 _INFINITY = math.inf
@@ -47,7 +47,7 @@ def numbers(spec: KernelSpec) -> dict[str, Sequence[int]]:
     found[WARPS_1] = (4, 2, 8, 1) if spec.rank == 1 else (1, 2, 4)
     # The first are those with which compilers need no memory for registers, as far as there are.
     products: Sequence[int] = (16, 8, 12) if small and spec.rank == 2 else (8, 16, 12)
-    if max(spec.head_dim, spec.value_dim) > 64 and spec.rank > 1:
+    if is_wide(spec) and spec.rank > 1:
         # With 4, hardly any need memory; but sums are corrected twice as often, which costs more.
         products = (8, 4, 12)
     return {**found, PRODUCTS: products, RESIDENT: (8, 12, 16)}
@@ -94,16 +94,6 @@ class _State:
                     index = v * 4 + 2 * half + e
                     s.store(sums, index, sums[index] * corrections[half])
 
-    def not_finite(self) -> Any:
-        """Return whether some lane's sum of its sums is not finite."""
-        s = self.s
-        check = s.registers("check", 1)
-        s.store(check, 0, tirx.const(-0.0, "float32"))
-        for sums, channels in zip(self.sums, self.blocks):
-            with s.unrolled("i", channels // 2) as i:
-                s.store(check, 0, check[0] + sums[i])
-        return call("int32", "natc_any_not_finite", check[0]) != 0
-
 
 def _attention(place: Place) -> None:
     """Attend; again, and exactly, where some sum is not finite.
@@ -114,7 +104,7 @@ def _attention(place: Place) -> None:
     """
     s, state = place.s, _State(place)
     _sum_up(place, state, exact=False)
-    with s.when(state.not_finite()):
+    with s.when(any_not_finite(place, state.sums, state.blocks) != 0):
         again = place.again(replace(place.tile, most_products=1))
         again.attend()
         _sum_up(again, state, exact=True)
@@ -130,7 +120,7 @@ def _sum_up(place: Place, state: _State, *, exact: bool) -> None:
     state.clear()
 
     def run(part: Part) -> None:
-        scores = products(place, part, queries, key, f"natc_mma_{kind}")
+        scores = products(place, part, queries, key)
         finish(place, part, scores, p.get("rpb"), scale, exact=exact)
         corrections = _softmax(place, scores, state)
         values = Sums(place, part, value, packed_weights(place, scores, f"natc_pack_{kind}"))

@@ -10,6 +10,7 @@ from tvm import tirx
 from tvm.ir import Expr
 
 from natc.space.cuda_mma.halo import Channels, Part, vectors
+from natc.space.cuda_mma.kernel import SHORT
 from natc.space.cuda_mma.place import Place, Tensor
 from natc.space.cuda_mma.statements import at, call
 from natc.space.cuda_mma.tile import HALF, Tile
@@ -93,7 +94,7 @@ def load_queries(place: Place, query: Tensor, *, shuffled: bool) -> Any:
     return found
 
 
-def products(place: Place, part: Part, queries: Any, key: Tensor, mma: str) -> Any:
+def products(place: Place, part: Part, queries: Any, key: Tensor) -> Any:
     """Return the scores of a part: [row, product of the row, 4] of a lane."""
     s, tile, words = place.s, place.tile, place.spec.head_dim // 8
     scores = s.registers("scores", tile.products * 4)
@@ -103,14 +104,22 @@ def products(place: Place, part: Part, queries: Any, key: Tensor, mma: str) -> A
     with s.unrolled("k", tile.chunk_rows) as k, s.unrolled("u", tile.columns) as u:
         keys = s.registers("key_words", words, "uint32")
         channels.load(keys, k, u)
-        for step in range(0, words, 2):
-            s.call(
-                mma,
-                at(scores, (k * tile.columns + u) * 4),
-                *(queries[2 * step + i] for i in range(4)),
-                *(keys[step + w] for w in (0, 1)),
-            )
+        add_product(place, at(scores, (k * tile.columns + u) * 4), queries, keys, words)
     return scores
+
+
+def add_product(place: Place, found: Any, queries: Any, tokens: Any, words: int) -> None:
+    """Add to `found` the product of a tile's queries and 8 tokens, of which a lane has one.
+
+    queries: as `load_queries` has them. words: of a token.
+    """
+    for step in range(0, words, 2):
+        place.s.call(
+            f"natc_mma_{SHORT[place.spec.dtype]}",
+            found,
+            *(queries[2 * step + i] for i in range(4)),
+            *(tokens[step + w] for w in (0, 1)),
+        )
 
 
 def finish(

@@ -82,12 +82,17 @@ class Tile:
     @property
     def is_wide(self) -> bool:
         """Whether tokens have so many channels that registers are scarce."""
-        return max(self.spec.head_dim, self.spec.value_dim) > 64
+        return is_wide(self.spec)
 
     @property
     def value_blocks(self) -> list[int]:
         """Channels of the value that are summed at a time."""
         return channel_blocks(self.spec.value_dim)
+
+
+def is_wide(spec: KernelSpec) -> bool:
+    """Return whether tokens have so many channels that registers are scarce."""
+    return max(spec.head_dim, spec.value_dim) > 64
 
 
 def channel_blocks(dim: int) -> list[int]:

@@ -99,6 +99,19 @@ def multiply(
         place.s.call(mma, at(sums, (2 * index + upper) * 4), *weights, *pairs)
 
 
+def any_not_finite(place: Place, all_sums: Sequence[Any], blocks: Sequence[int]) -> Any:
+    """Return 0 unless some lane's sum of its sums, of all blocks of channels, is not finite.
+
+    all_sums: those of each block. blocks: the channels of each.
+    """
+    s, check = place.s, place.s.registers("check", 1)
+    s.store(check, 0, tirx.const(-0.0, "float32"))
+    for sums, channels in zip(all_sums, blocks):
+        with s.unrolled("i", channels // 2) as i:
+            s.store(check, 0, check[0] + sums[i])
+    return call("int32", "natc_any_not_finite", check[0])
+
+
 class Sums:
     """Adding weights times values to blocks of channels: products [channel of a lane's, 4]."""
 
