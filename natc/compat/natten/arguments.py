@@ -93,8 +93,8 @@ def check_room(
             raise error(
                 f"the map is {list(spatial)}, kernel_size {list(kernel_size)} and dilation "
                 f"{list(dilation)}; each axis must be at least kernel_size * dilation long. "
-                "Modules up to 0.15 padded smaller maps: natc.compat.install('0.14.6'). natc.na1d, "
-                "na2d and na3d shrink the window."
+                "Modules up to 0.15 padded smaller maps: natc.compat.install('0.14.6'). Those of "
+                "natc, and natc.na1d, na2d and na3d, shrink the window."
             )
 
 
