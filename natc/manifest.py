@@ -143,6 +143,17 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
         raise LibraryError(f"manifest {name} is not valid: {str(error).rstrip('.')}.") from error
 
 
+def schema_version(path: str | os.PathLike[str]) -> int | None:
+    """Return the schema version that a manifest file names, or None where it names none.
+
+    Raises OSError where the file cannot be read.
+    """
+    try:
+        return msgspec.json.decode(Path(path).read_bytes(), type=_Header).schema_version
+    except (ValueError, RecursionError):
+        return None
+
+
 def file_sha256(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file's content as 64 lower-case hexadecimal digits."""
     digest = hashlib.sha256()

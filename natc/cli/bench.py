@@ -148,7 +148,10 @@ def _measure(
     from natc.demo import peers, results, times
 
     if device is Device.cuda and not torch.cuda.is_available():
-        raise TargetError("--device is cuda, but torch sees no GPU on this machine; use cpu.")
+        raise TargetError(
+            "--device is cuda, but torch sees no GPU on this machine. natc doctor shows whether "
+            "there is one; --device cpu times this CPU."
+        )
     levels = given or [level[:4] for level in times.NAT_LEVELS]
     before = _ceilings(device, spec)
     rows = times.time_attention(

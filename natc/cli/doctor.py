@@ -11,6 +11,7 @@ import typer
 from natc import env, environment, files, gpu, schedules, workspace
 from natc.cli import output
 from natc.cli.contents import contents
+from natc.cli.list_ import note_leftovers
 from natc.cli.options import JsonOption
 from natc.errors import ArgumentError, LibraryError, RecordError
 from natc.records import read_log
@@ -78,6 +79,13 @@ def _machine(problems: list[str]) -> dict[str, Any]:
     for device in gpu.driver().gpus:
         facts_of_gpu = environment.gpu_facts(device)
         gpus.append(f"{facts_of_gpu.name}, compute capability {facts_of_gpu.capability}")
+    if gpus and not _torch_sees_a_gpu():
+        version = environment.version_of("torch")
+        problems.append(
+            f"torch {version} does not see this machine's GPU ({gpus[0]}). Install one that was "
+            f"built with a CUDA which the driver runs, {facts.driver or 'unknown'} or older: "
+            "https://pytorch.org/get-started/locally."
+        )
     if facts.target is None:
         problems.append(f"natc compiles no code for this CPU ({facts.cpu}); the reference runs.")
     return {
@@ -88,6 +96,13 @@ def _machine(problems: list[str]) -> dict[str, Any]:
         "cuda_driver": facts.driver,
         "gpus": gpus,
     }
+
+
+def _torch_sees_a_gpu() -> bool:
+    # Asked only where there is one: importing torch takes longer than all the rest.
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _compilers(problems: list[str]) -> dict[str, str | None]:
@@ -164,8 +179,9 @@ def _print(document: dict[str, Any]) -> None:
     console = output.stdout()
     for section in ("versions", "machine", "compilers", "environment", "paths"):
         console.print(section, style="bold")
+        width = max(18, *map(len, document[section]))
         for name, value in document[section].items():
-            console.print(f"  {name:<18} {_text(value)}")
+            console.print(f"  {name:<{width}} {_text(value)}")
     console.print("libraries", style="bold")
     for row in document["libraries"]:
         state = "intact" if row["ok"] else "DAMAGED"
@@ -176,6 +192,8 @@ def _print(document: dict[str, Any]) -> None:
         console.print("  none; build one with: natc build --kernel 7 --target llvm")
     for problem in document["problems"]:
         console.print(f"problem: {problem}", style="red")
+    if document["problems"]:
+        note_leftovers()
     if not document["problems"]:
         console.print("no problems found", style="green")
 

@@ -50,6 +50,7 @@ EXAMPLES = {
     ),
     "list": (
         "natc list",
+        "natc list --prune",
         "natc list --json",
     ),
     "show": (

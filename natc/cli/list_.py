@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from natc import schedules, workspace
 from natc.cli import output
@@ -15,17 +17,31 @@ from natc.operations import FORWARD
 from natc.records import Environment, Trial, read_log
 
 
-def list_(json: JsonOption = False) -> None:
+def list_(
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="First remove from natc's cache what serves no call."),
+    ] = False,
+    json: JsonOption = False,
+) -> None:
     """List schedules, libraries and tuning logs."""
+    from natc import runtime
+
+    removed = runtime.prune() if prune else []
     document = {
         "schedules": _schedules(),
         "libraries": _libraries(),
         "logs": _logs(),
     }
     if json:
-        output.print_json(document)
+        rows_removed = [{"path": item.path, "reason": item.reason} for item in removed]
+        output.print_json({"removed": rows_removed, **document} if prune else document)
         return
     console = output.stdout()
+    for item in removed:
+        console.print(f"removed {item.path}: {item.reason}")
+    if prune and not removed:
+        console.print("nothing to remove")
     for title, rows in document.items():
         if not rows:
             console.print(f"no {title}")
@@ -36,6 +52,19 @@ def list_(json: JsonOption = False) -> None:
     ]
     for problem in problems:
         output.stderr().print(f"problem: {problem}")
+    if problems:
+        note_leftovers()
+
+
+def note_leftovers() -> None:
+    """Say on stderr how to remove what is of no use, where natc's cache holds such."""
+    from natc import runtime
+
+    count = len(runtime.leftovers())
+    if count:
+        what = "1 leftover" if count == 1 else f"{count} leftovers"
+        text = f"note: {what} in natc's cache can be removed: natc list --prune"
+        output.stderr().print(text)
 
 
 def _schedules() -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from natc.runtime.facts import Facts, facts_of, this_machine
 from natc.runtime.jit import mode as jit_mode
 from natc.runtime.jit import unavailable as jit_unavailable
+from natc.runtime.leftovers import Leftover, leftovers, prune
 from natc.runtime.load import Kernel, check, verify
 from natc.runtime.places import use
 from natc.runtime.registry import Explanation, clear, explain, kernels, problems
@@ -16,6 +17,7 @@ __all__ = [
     "Explanation",
     "Facts",
     "Kernel",
+    "Leftover",
     "Library",
     "Rejection",
     "check",
@@ -25,7 +27,9 @@ __all__ = [
     "jit_mode",
     "jit_unavailable",
     "kernels",
+    "leftovers",
     "problems",
+    "prune",
     "select",
     "this_machine",
     "use",

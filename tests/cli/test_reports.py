@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from command_line import Natc
 
-from natc import environment, manifest, records, schedules, workspace
+from natc import environment, gpu, manifest, records, schedules, workspace
 from natc.demo import peers
 from natc.records import Space, Trial
 from natc.spec import KernelSpec
@@ -265,3 +265,19 @@ def test_quickstart_finds_out_early_that_it_cannot_write(
     code, out, err = natc("quickstart", "--output", str(place / "file" / "x"))
     assert (code, out) == (1, "")
     assert str(place / "file" / "x") in err
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_gpu_that_torch_does_not_see_is_a_problem(
+    natc: Natc, monkeypatch: pytest.MonkeyPatch, seen: bool
+) -> None:
+    import torch
+
+    card = gpu.Gpu("Card", (9, 0), 1 << 30)
+    monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver("12.8", (card,)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: seen)
+    found = document(natc, "doctor", code=0 if seen else 1)
+    assert found["machine"]["gpus"] == ["Card, compute capability 9.0"]
+    said = [text for text in found["problems"] if "does not see" in text]
+    assert len(said) == (not seen)
+    assert seen or ("(Card, compute" in said[0] and "12.8 or older" in said[0])

@@ -1,0 +1,148 @@
+"""`natc list --prune`: what serves no call goes from natc's cache, and nothing else goes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from builder_double import Builder
+from command_line import Natc
+
+from natc import workspace
+from natc.files import locked
+from natc.spec import KernelSpec
+from natc.targets import Target, detect_host_cpu
+
+NOTE = "can be removed: natc list --prune"
+
+
+def build(directory: Path, kernel: int, *targets: str) -> Path:
+    """Put a library that is no code, with a true manifest, into a directory."""
+    found = [Target.parse(name) for name in targets] or [detect_host_cpu()]
+    # Whoever writes there has held the lock, whose file stays.
+    with locked(directory):
+        spec = KernelSpec.make(kernel, dtype="float32")
+        return Builder()(spec, found, directory, families=("forward",))
+
+
+def set_version(path: Path, version: int) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": version}))
+
+
+def files(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def cache(place: Path) -> Path:
+    return workspace.cache_dir()
+
+
+def test_all_that_serves_no_call_goes_and_nothing_else(
+    natc: Natc, cache: Path, monkeypatch: pytest.MonkeyPatch, place: Path
+) -> None:
+    lib, jit = workspace.library_dir(), workspace.jit_dir("unfused")
+    build(lib, 3)
+    # Not for this machine, and yet somebody built it.
+    build(lib, 4, "cuda-sm_80", "cuda-sm_90")
+    set_version(build(lib, 5), 99)
+    set_version(build(jit, 5), 99)
+    # None of natc's cache, however damaged.
+    elsewhere = place / "elsewhere"
+    set_version(build(elsewhere, 3), 1)
+    build(elsewhere, 4).with_suffix(".so").unlink()
+    monkeypatch.setenv("NATC_LIB_PATH", str(elsewhere))
+    for directory in (cache / "package" / "a", cache / "zig"):
+        set_version(build(directory, 3), 1)
+    (lib / "README").write_text("mine")
+    kept = files(place)
+
+    older = build(lib, 7)
+    set_version(older, 1)
+    damaged = build(jit, 7)
+    damaged.with_suffix(".so").write_bytes(b"other code")
+    missing = build(jit, 8)
+    missing.with_suffix(".so").unlink()
+    nonsense = lib / "nonsense.json"
+    nonsense.write_text("[")
+    cut_off = build(lib, 9)
+    cut_off.rename(lib / f".{cut_off.name}.next")
+    piece = lib / f".{cut_off.name}.0123.tmp"
+    piece.write_text("{")
+
+    assert "note: 6 leftovers in natc's cache " + NOTE in natc("list").err
+    assert len(files(place)) > len(kept)
+    code, out, err = natc("list", "--prune")
+    assert (code, files(place)) == (0, kept)
+    said = [line.removeprefix("removed ") for line in out.splitlines() if "removed" in line]
+    assert len(said) == 6
+    for path, why in (
+        (older, "an older natc built the library"),
+        (damaged, "its library is not the file it vouches for"),
+        (missing, "its library is missing"),
+        (nonsense, "is not valid"),
+        (cut_off.with_suffix(".so"), "has no manifest"),
+        (piece, "was not written to its end"),
+    ):
+        assert any(line.startswith(f"{path}: ") and why in line for line in said), path
+    # What is left to complain about is not for this command to remove.
+    assert err.count("problem: ") == 4 and "note:" not in err
+
+    assert natc("list", "--prune").out.startswith("nothing to remove\n")
+    assert files(place) == kept
+
+
+def test_a_replacement_that_was_cut_off_is_kept(natc: Natc, cache: Path) -> None:
+    path = build(workspace.library_dir(), 3)
+    # The library and the manifest that vouches for it are new; the visible manifest is old.
+    path.with_name(f".{path.name}.next").write_text(path.read_text())
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({**found, "sha256": "0" * 64}))
+    kept = files(cache)
+    assert natc("list", "--prune").out.startswith("nothing to remove\n")
+    assert files(cache) == kept
+
+
+def test_where_others_can_write_nothing_is_removed(natc: Natc, cache: Path) -> None:
+    set_version(build(workspace.library_dir(), 3), 1)
+    kept = files(cache)
+    workspace.library_dir().chmod(0o777)
+    code, out, err = natc("list", "--prune")
+    assert (code, files(cache)) == (0, kept)
+    assert out.startswith("nothing to remove\n") and "chmod go-w" in err and "note:" not in err
+
+
+def test_what_was_removed_is_in_the_document(natc: Natc, cache: Path) -> None:
+    path = build(workspace.library_dir(), 3)
+    set_version(path, 1)
+    found = json.loads(natc("list", "--prune", "--json").out)
+    (removed,) = found["removed"]
+    assert removed["path"] == str(path) and "older natc" in removed["reason"]
+    assert found["libraries"] == []
+    assert json.loads(natc("list", "--prune", "--json").out)["removed"] == []
+    assert "removed" not in json.loads(natc("list", "--json").out)
+
+
+def test_a_cache_that_is_not_there_is_not_made(natc: Natc, cache: Path) -> None:
+    assert natc("list", "--prune").code == 0
+    assert not cache.exists()
+
+
+def test_what_cannot_be_removed_is_named(natc: Natc, cache: Path) -> None:
+    path = build(workspace.library_dir(), 3)
+    set_version(path, 1)
+    library = path.with_suffix(".so")
+    library.unlink()
+    library.mkdir()
+    code, _, err = natc("list", "--prune")
+    assert code == 1 and f"file {library} cannot be removed" in err
+
+
+def test_the_doctor_names_the_command(natc: Natc, cache: Path) -> None:
+    assert NOTE not in natc("doctor").err
+    set_version(build(workspace.jit_dir("forward"), 3), 1)
+    code, _, err = natc("doctor")
+    assert code == 1 and "note: 1 leftover in natc's cache " + NOTE in err
+    natc("list", "--prune")
+    assert natc("doctor").code == 0
