@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from natc import workspace
+from natc import files, workspace
 from natc.cli import options, output
 from natc.cli.contents import contents
 from natc.cli.options import DtypeOption, HeadDimOption, JsonOption, KernelOption, RankOption
-from natc.errors import SpecError
+from natc.errors import NatcError, SpecError
 from natc.operations import FAMILIES, operations_of
 from natc.targets import Target, parse_archs
 
@@ -62,11 +62,16 @@ def build(
             f"{', '.join(families)} have kernels only where they are equal."
         )
     options.require_compiler("build")
+    where = directory or workspace.library_dir()
+    if not files.writable(where):
+        raise NatcError(
+            f"directory {where} is not writable; name another with --output, or with "
+            "NATC_CACHE_DIR for all that natc keeps."
+        )
 
     from natc.build import build_library
     from natc.manifest import load_manifest
 
-    where = directory or workspace.library_dir()
     progress = output.stderr()
     built = []
     for spec in specs:

@@ -127,9 +127,12 @@ def _paths(problems: list[str]) -> dict[str, dict[str, Any]]:
     for number, place in enumerate(workspace.library_places(), 1):
         places[f"libraries {number}"] = place.path
         sources[f"libraries {number}"] = place.source
-    for name in ("workspace", "cache"):
+    for name, variable in (("workspace", env.NATC_WORKSPACE), ("cache", env.NATC_CACHE_DIR)):
         if not files.writable(places[name]):
-            problems.append(f"the {name} directory {places[name]} is not writable.")
+            problems.append(
+                f"the {name} directory {places[name]} is not writable; name another with "
+                f"{variable.name}."
+            )
     return {
         name: {
             "path": path,

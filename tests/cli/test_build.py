@@ -138,6 +138,19 @@ def test_a_machine_without_a_c_compiler_says_so(
     assert err == "natc: error: there is no C compiler: pip install ziglang.\n"
 
 
+def test_a_directory_that_cannot_be_written_is_named_before_anything_is_built(
+    natc: Natc, builder: Builder, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "file").touch()
+    there = place / "file" / "lib"
+    code, out, err = natc("build", "--kernel", "7", "--output", str(there))
+    assert (code, out) == (1, "") and f"directory {there} is not writable" in err
+    monkeypatch.setenv("NATC_CACHE_DIR", str(place / "file"))
+    code, _, err = natc("build", "--kernel", "7")
+    assert code == 1 and str(there) in err and "NATC_CACHE_DIR" in err
+    assert builder.asked == []
+
+
 def test_quickstart_keeps_what_a_library_is_there_for(
     natc: Natc, builder: Builder, place: Path
 ) -> None:
