@@ -91,21 +91,28 @@ def options(
     return sizes, dilations, strides, causal
 
 
-def _per_axis(name: str, given: Any, rank: int, *, at_least: int) -> Sequence[int]:
-    if type(given) is int or _is_integer(given):
-        entries: Sequence[int] = (given,) * rank
-    elif isinstance(given, (tuple, list)) and all(_is_integer(entry) for entry in given):
-        entries = given
-        if len(entries) != rank:
-            _refuse_number(name, given, rank)
-    else:
+def _per_axis(name: str, given: Any, rank: int, *, at_least: int) -> tuple[int, ...]:
+    # Never the caller's own list: gradients, which come later, are of what it is now.
+    entries = tuple(given) if isinstance(given, (tuple, list)) else (given,) * rank
+    for entry in entries:
+        if type(entry) is not int:
+            entries = _integers(name, given, entries, rank)
+            break
+    if len(entries) != rank:
+        _refuse_number(name, given, rank)
+    if min(entries) < at_least:
+        raise ArgumentError(f"{name} is {given!r}; it must be at least {at_least}.")
+    return entries
+
+
+def _integers(name: str, given: Any, entries: tuple[Any, ...], rank: int) -> tuple[int, ...]:
+    """Return entries as plain integers, but those of a trace, which stay what they are."""
+    if not all(map(_is_integer, entries)):
         raise ArgumentTypeError(
             f"{name} is {given!r}; it must be an integer, or one for each axis: "
             f"({_SPATIAL[rank]})."
         )
-    if min(entries) < at_least:
-        raise ArgumentError(f"{name} is {given!r}; it must be at least {at_least}.")
-    return entries
+    return tuple(n if isinstance(n, torch.SymInt) else int(n) for n in entries)
 
 
 def _is_integer(given: Any) -> bool:
@@ -120,7 +127,7 @@ def _flags(given: Any, rank: int) -> Sequence[bool]:
         )
     if len(given) != rank:
         _refuse_number("is_causal", given, rank)
-    return given
+    return tuple(given)
 
 
 def scale_of(scale: Any, head_dim: int) -> float:
