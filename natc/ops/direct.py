@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import profiler
 
 _KINDS = frozenset((Tensor, nn.Parameter))
 
@@ -40,6 +41,8 @@ def goes_straight(tensors: Sequence[Tensor | None]) -> bool:
         or torch._C._len_torch_function_stack()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
+        # That of any thread, as it may be one of every thread; and one that Python did not start.
+        or profiler._is_profiler_enabled
         or torch._C._autograd._profiler_enabled()
     ):
         return False

@@ -77,13 +77,18 @@ def differentiable(
             return operator(*arguments)
 
     def derived(run: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+        derivative = None
         if forward_ad._current_level >= 0 and any(map(_has_tangent, arguments[:tensors])):
-            return with_tangent(run, *arguments)
-        if torch.is_grad_enabled():
+            derivative = with_tangent
+        elif torch.is_grad_enabled():
             for tensor in arguments[:tensors]:
                 if tensor is not None and tensor.requires_grad:
-                    return with_gradient(run, *arguments)
-        return run(*arguments)
+                    derivative = with_gradient
+                    break
+        # Asked last: a call without derivatives has no need to.
+        if derivative is None or _autograd_is_passed_by():
+            return run(*arguments)
+        return derivative(run, *arguments)
 
     def autograd(keys: Any, *arguments: Any) -> Any:
         plain = (keys & _BELOW_AUTOGRAD).raw_repr() in _PLAIN
@@ -141,6 +146,15 @@ def as_in_the_forward(ctx: Any) -> contextlib.AbstractContextManager[None]:
     What ran on the reference by request goes back through it without a warning.
     """
     return force_reference() if ctx.forced else contextlib.nullcontext()
+
+
+def _autograd_is_passed_by() -> bool:
+    """Return whether the dispatcher would call no Autograd kernel, whatever tensors require.
+
+    It would not in inference mode, where gradients may be enabled, nor inside another operator or
+    a dispatch mode, whose gradients are the caller's.
+    """
+    return torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradOther)
 
 
 def _has_tangent(tensor: Tensor | None) -> bool:

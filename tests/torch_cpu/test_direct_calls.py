@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +11,14 @@ import pytest
 import torch
 from kernel_double import Doubles
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.overrides import BaseTorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import natc
 from natc import ops
 from natc.ops.direct import goes_straight
+from natc.ops.fused import run_backward
 
 # The operator, and the function by which natc calls it, which may go past the dispatcher.
 PAIRS = [
@@ -22,12 +26,32 @@ PAIRS = [
     (ops.forward_lse, ops.run_forward_lse),
     (ops.forward_packed, ops.run_forward_packed),
     (ops.forward_lse_packed, ops.run_forward_lse_packed),
+    (ops.backward, run_backward),
 ]
+IDS = [str(operator) for operator, _ in PAIRS]
 OPTIONS = ((3,), (1,), (1,), (False,), 0.5)
 
 
 def plain(**options: Any) -> Tensor:
     return torch.randn(2, 6, 2, 4, **options)
+
+
+def tensors_of(operator: Any) -> list[Tensor]:
+    """Return every tensor that an operator takes, the same at each call."""
+    torch.manual_seed(0)
+    rpb = torch.randn(2, 5)
+    if operator in (ops.forward_packed, ops.forward_lse_packed):
+        return [torch.randn(2, 6, 3, 2, 4), rpb]
+    if operator is not ops.backward:
+        return [plain(), plain(), plain(), rpb]
+    lse = torch.randn(2, 6, 2)
+    return [plain(), torch.randn(2, 6, 2), plain(), plain(), plain(), rpb, plain(), lse]
+
+
+def call(function: Any, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+    wanted = ((True,) * 4,) if len(tensors) == 8 else ()
+    results = function(*tensors, *wanted, *OPTIONS)
+    return results if isinstance(results, tuple) else (results,)
 
 
 class Tagged(Tensor):
@@ -71,6 +95,41 @@ def test_a_tensor_that_is_not_plain_has_the_same_result(name: str, doubles: Doub
     assert torch.equal(result, natc.na1d(solid, solid, solid, 3))
 
 
+def has_gradient(tensor: Tensor) -> bool:
+    return tensor.requires_grad
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    return forward_ad.unpack_dual(tensor).tangent is not None
+
+
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "gradient": lambda t: t.requires_grad_(),
+    "tangent": lambda t: forward_ad.make_dual(t, torch.ones_like(t)),
+    "class": lambda t: t.as_subclass(Tagged),
+}
+SHOWS: dict[str, Callable[[Tensor], bool]] = {
+    "gradient": has_gradient,
+    "tangent": has_tangent,
+    "class": lambda t: type(t) is Tagged,
+}
+
+
+@pytest.mark.parametrize("kind", list(CHANGES))
+@pytest.mark.parametrize("operator, run", PAIRS, ids=IDS)
+def test_each_tensor_has_a_say(operator: Any, run: Any, kind: str, doubles: Doubles) -> None:
+    """A gradient, a tangent or a class that one of the tensors alone has."""
+    for number in range(len(tensors_of(operator))):
+        for function in (operator, run):
+            tensors = tensors_of(operator)
+            with forward_ad.dual_level():
+                tensors[number] = CHANGES[kind](tensors[number])
+                shown = [SHOWS[kind](t) for t in call(function, tensors)]
+            # To `backward`, the forward's results are no variables when a tangent is asked for.
+            constant = kind == "tangent" and operator is ops.backward and number >= 6
+            assert shown[0] is not constant, (number, function)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")
 def test_what_is_around_a_call_takes_the_dispatcher() -> None:
     x = plain()
@@ -104,6 +163,27 @@ def test_what_is_around_a_call_takes_the_dispatcher() -> None:
         assert goes_straight((x, x * 1))
 
 
+def test_a_profiler_of_any_thread_takes_the_dispatcher() -> None:
+    x = plain()
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(goes_straight((x,))))
+    with torch.profiler.profile():
+        thread.start()
+        thread.join()
+    config = torch.autograd.ProfilerConfig(
+        torch.autograd.ProfilerState.KINETO, False, False, False, False, False,
+        torch._C._profiler._ExperimentalConfig(),
+    )  # fmt: skip
+    activities = {torch.profiler.ProfilerActivity.CPU}
+    torch.autograd._prepare_profiler(config, activities)
+    torch.autograd._enable_profiler(config, activities)  # as one that Python knows nothing of
+    try:
+        seen.append(goes_straight((x,)))
+    finally:
+        torch.autograd._disable_profiler()
+    assert seen == [False, False] and goes_straight((x,))
+
+
 def test_a_profiler_names_the_operators(doubles: Doubles) -> None:
     x = plain(requires_grad=True)
     with torch.profiler.profile() as profile:
@@ -112,30 +192,78 @@ def test_a_profiler_names_the_operators(doubles: Doubles) -> None:
     assert {"natc::forward", "natc::backward"} <= names
 
 
-@pytest.mark.parametrize("operator, run", PAIRS, ids=[str(pair[0]) for pair in PAIRS])
+@pytest.mark.parametrize("operator, run", PAIRS, ids=IDS)
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_both_ways_give_the_same(
     operator: Any, run: Any, requires_grad: bool, doubles: Doubles
 ) -> None:
-    torch.manual_seed(0)
-    packed = "packed" in str(operator)
-    made = [torch.randn(2, 6, 3, 2, 4)] if packed else [plain() for _ in range(3)]
-    made.append(torch.randn(2, 5))
     found = []
     for function in (operator, run):
-        leaves = [t.clone().requires_grad_(requires_grad) for t in made]
-        results = function(*leaves, *OPTIONS)
-        results = results if isinstance(results, tuple) else (results,)
+        leaves = [t.requires_grad_(requires_grad) for t in tensors_of(operator)]
+        results = call(function, leaves)
         values = list(results)
         assert all(t.requires_grad is requires_grad for t in results)
         if requires_grad:
+            # Of the forward's results, which backward is given, nothing has a gradient.
+            leaves = leaves[:6]
             total = sum(((t * t).sum() for t in results), torch.zeros(()))
             values += torch.autograd.grad(total, leaves, create_graph=True)
-            again = sum(((t * t).sum() for t in values[len(results) :]), torch.zeros(()))
-            values += torch.autograd.grad(again, leaves)
+            if operator is not ops.backward:
+                again = sum(((t * t).sum() for t in values[len(results) :]), torch.zeros(()))
+                values += torch.autograd.grad(again, leaves)
         found.append(values)
     assert len(found[0]) == len(found[1]) > 0
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("context", [torch.inference_mode, torch._C._AutoDispatchBelowAutograd])
+@pytest.mark.parametrize("operator, run", PAIRS, ids=IDS)
+def test_where_torch_passes_autograd_by_so_does_natc(
+    operator: Any, run: Any, context: Any, doubles: Doubles
+) -> None:
+    """Gradients may be enabled there: `torch.enable_grad` says nothing in inference mode."""
+    launched = []
+    for function in (operator, run):
+        for kind in ("gradient", "tangent"):
+            doubles.calls.clear()
+            with forward_ad.dual_level():
+                tensors = [CHANGES[kind](t) for t in tensors_of(operator)]
+                with context(), torch.enable_grad():
+                    results = call(function, tensors)
+                    assert not tensors[0].sin().requires_grad
+                assert not any(map(has_gradient, results)) and not any(map(has_tangent, results))
+            launched.append(doubles.operations)
+    # On kernels, and by those that need no logsumexp where none is asked for.
+    assert launched == [launched[0]] * 4 and launched[0]
+    assert (
+        "backward" in operator._schema.name or operator._schema.name == f"natc::{launched[0][0]}"
+    )
+
+
+@pytest.mark.parametrize("name", ["dilation", "stride", "is_causal"])
+def test_options_are_those_of_the_call(name: str, doubles: Doubles) -> None:
+    """A list that is changed before the gradient is made changes nothing of it."""
+    after: dict[str, Any] = {"dilation": 2, "stride": 2, "is_causal": True}
+    found = []
+    for change in (False, True):
+        torch.manual_seed(0)
+        x = plain(requires_grad=True)
+        options: dict[str, Any] = {"dilation": [1], "stride": [1], "is_causal": [False]}
+        output = natc.na1d(x, x, x, [3], **options)
+        if change:
+            options[name][0] = after[name]
+        output.square().sum().backward()
+        found.append(x.grad)
+    assert torch.equal(*found)
+
+
+def test_integers_of_any_kind_are_options(libraries: Any) -> None:
+    Size = enum.IntEnum("Size", {"small": 3, "two": 2})
+    x = plain()
+    with natc.force_reference():
+        expected = natc.na1d(x, x, x, 3, dilation=2)
+        for one, two in ((Size.small, Size.two), ([Size.small], (Size.two,))):
+            assert torch.equal(natc.na1d(x, x, x, one, dilation=two), expected)
 
 
 def test_a_call_that_goes_straight_is_not_dispatched(
