@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 
 import torch
+from torch import Tensor
 
 from natc import env
 from natc.errors import NotCoveredError, SpecError
@@ -63,6 +64,14 @@ def find(
     return registry.resolved[
         operation, tuple(kernel_size), head_dim, dtype, rpb, value_dim, device
     ]
+
+
+def as_new(result: Tensor) -> Tensor:
+    """Return a result of the reference as that of a kernel: compact, and no view to autograd.
+
+    Views that an autograd function returns cannot be changed in place.
+    """
+    return result.contiguous().detach()
 
 
 def report(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from natc import reference
-from natc.fallback import find, reference_is_forced, report
+from natc.fallback import as_new, find, reference_is_forced, report
 from natc.launch import launch, scalars
 from natc.reference.layout import accumulator, without_autocast
 from natc.runtime import registry
@@ -64,7 +64,8 @@ def run(
     if kernel is None:
         report(*kind)
         options = (kernel_size, dilation, stride, is_causal, scale)
-        return composed(query, key, value, rpb, *options)[: len(results)]
+        found = composed(query, key, value, rpb, *options)
+        return tuple(as_new(result) for result in found[: len(results)])
     inputs = (query, key, value) if rpb is None else (query, key, value, rpb)
     tail = scalars(scale, shape[1:-2], dilation, stride, is_causal)
     launch(kernel, operation, inputs, results, tail, shape[-2] // key.shape[-2])

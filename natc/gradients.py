@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from natc import reference
-from natc.fallback import find, report
+from natc.fallback import as_new, find, report
 from natc.launch import launch, ready, scalars
 from natc.reference.gradients import of_group
 from natc.reference.layout import accumulator, without_autocast
@@ -82,7 +82,7 @@ def backward(
         return _complete((None,) * len(given), wanted, query)
     kernels = _kernels(names, query, rpb, value, kernel_size) if query.numel() else None
     if kernels is None:
-        return composed(d_output, d_lse, *saved, wanted, *options)
+        return tuple(map(as_new, composed(d_output, d_lse, *saved, wanted, *options)))
     found = _on_kernels(kernels, d_output, d_lse, saved, options)
     return _complete(found, wanted, query)
 

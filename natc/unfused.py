@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from natc import reference
-from natc.fallback import find, report
+from natc.fallback import as_new, find, report
 from natc.gradients import chunks
 from natc.launch import launch, scalars
 from natc.reference.layout import accumulator, without_autocast
@@ -152,7 +152,7 @@ def sum_rpb(
     if kernel is None:
         report("sum_rpb", *kind)
         where = _where(dilation, stride, is_causal)
-        return reference.rpb_sum(_last(d_attn), list(kernel_size), **where).contiguous()
+        return as_new(reference.rpb_sum(_last(d_attn), list(kernel_size), **where))
     heads_last = d_attn.movedim(1, -2)
     number = chunks(heads_last, math.prod(shape) * dtype.itemsize)
     partial = d_attn.new_empty((number, *shape), dtype=dtype)
@@ -173,5 +173,5 @@ def _last(tensor: Tensor) -> Tensor:
 
 
 def _first(tensor: Tensor) -> Tensor:
-    """Heads-last to heads-first, compact."""
-    return tensor.movedim(-2, 1).contiguous()
+    """Heads-last to heads-first, as a result."""
+    return as_new(tensor.movedim(-2, 1))

@@ -2,7 +2,9 @@
 
 Dispatching to a kernel that is written in Python takes 8 microseconds, more than everything else
 that natc does in a call. Plain tensors with nothing of torch's around them need none of it: no
-mode, transform, trace or profiler is to see the call, and autograd is natc's own.
+mode, transform, trace or profiler is to see the call, and autograd is natc's own. What observes
+calls without a profiler, as torch's ExecutionTraceObserver may, cannot be asked for: it sees what
+a call allocates, and not the operator.
 """
 
 from __future__ import annotations
