@@ -7,10 +7,12 @@ gradients there; NAT beside timm's Swin-T at batch 1 (`pip install timm`; left o
     python benchmarks/cpu.py --json > benchmarks/results/cpu_k7_float32.json
 
 `natc build --kernel 7` comes first, or the first call builds the kernels. A time is the lower
-quartile of many samples, since whatever else runs only ever adds; the median is there too. Percent
-of peak counts useful multiply-adds: in a forward, two for each query, key of its window and
-channel; in a backward, five. The peak is measured by `natc.demo.peak` between the samples of each
-row.
+quartile of many samples, since whatever else runs only ever adds; the median is there too.
+Networks differ by less than moments of the machine do, so they are compared in each round as
+well, one right after the other: `ratio` is a network's time to that of Swin-T, below 1 where it
+is the faster one. Percent of peak counts useful multiply-adds: in a forward, two for each query,
+key of its window and channel; in a backward, five. The peak is measured by `natc.demo.peak`
+between the samples of each row.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -158,7 +160,7 @@ def models(probe: peak.Probe, seconds: float) -> list[dict[str, Any]]:
                 elif mode == "compiled":
                     errors[name] = relative_errors(found, network(image).double()).largest
         with torch.inference_mode():
-            rows += timed(calls, 3 * seconds, probe, {"mode": mode}, errors, {})
+            rows += timed(calls, 3 * seconds, probe, {"mode": mode}, errors, {}, ratio_to="Swin-T")
     return rows
 
 
@@ -189,19 +191,26 @@ def timed(
     about: Mapping[str, Any],
     errors: Mapping[str, float],
     work: Mapping[str, int],
+    ratio_to: str = "",
 ) -> list[dict[str, Any]]:
-    """Return a row for each call; the probe is sampled in turn with them."""
+    """Return a row for each call; the probe is sampled in turn with them.
+
+    ratio_to: the call, if it is one of these, to whose samples those of the others are compared.
+    """
     threads = torch.get_num_threads()
     samples: dict[str, list[float]] = {name: [] for name in calls}
     rates: list[float] = []
+    names = list(calls)
     repeats = {
         name: max(1, round(MIN_SAMPLE_SECONDS / sample(call, 1))) for name, call in calls.items()
     }
     start = time.perf_counter()
     while time.perf_counter() - start < seconds or len(rates) < MIN_SAMPLES:
+        # Another one goes first each time, so that no one always follows the same neighbor.
+        names.append(names.pop(0))
         rates.append(probe.multiply_adds(threads))
-        for name, call in calls.items():
-            samples[name].append(sample(call, repeats[name]))
+        for name in names:
+            samples[name].append(sample(calls[name], repeats[name]))
     most = statistics.quantiles(rates, n=4)[2]
     rows = []
     for name, taken in samples.items():
@@ -221,8 +230,18 @@ def timed(
                 "peak_multiply_adds_per_second": most,
                 "of_peak": work[name] / quarter / most,
             }
+        if ratio_to in samples and name != ratio_to:
+            row["ratio"] = compared(taken, samples[ratio_to])
         rows.append(row)
     return rows
+
+
+def compared(taken: Sequence[float], others: Sequence[float]) -> dict[str, float]:
+    """Return quartiles of the ratio of two contestants' times, round by round."""
+    ratios = [mine / theirs for mine, theirs in zip(taken, others, strict=True)]
+    low, median, high = statistics.quantiles(ratios, n=4)
+    ahead = sum(ratio < 1 for ratio in ratios) / len(ratios)
+    return {"median": median, "low": low, "high": high, "rounds_ahead": ahead}
 
 
 def sample(call: Callable[[], Any], repeats: int) -> float:
@@ -251,6 +270,8 @@ def show(part: str, rows: list[dict[str, Any]]) -> None:
         about = row.get("mode") or "x".join(map(str, row["shape"]))
         of_peak = f"{row['of_peak']:6.1%}" if "of_peak" in row else ""
         error = "" if row["error"] is None else f"error {row['error']:.1e}"
+        if ratio := row.get("ratio"):
+            error += f" ratio {ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})"
         print(
             f"  {about:16} {row['contestant']:22} {row['seconds'] * 1e3:9.3f} ms "
             f"(median {row['median_seconds'] * 1e3:9.3f}) {of_peak} {error}"
