@@ -5,26 +5,52 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parents[1]
+import natc
+
 # As if the compiler were not installed: an import of it fails.
 NO_COMPILER = "import sys\nsys.modules.update(dict.fromkeys(('tvm', 'xgboost')))\n"
 
 
-def run_fresh(program: str, *arguments: str, **environment: str) -> str:
+def with_natc(**changes: str) -> dict[str, str]:
+    """Return variables with which a process finds the natc that is tested, installed or not."""
+    return {**os.environ, "PYTHONPATH": str(Path(natc.__file__).parents[1]), **changes}
+
+
+def run_fresh(program: str, *arguments: str, **variables: str) -> str:
     """Run a program that imports natc and return what it printed; fail with what it said.
 
-    arguments: of the program. environment: variables, besides those of this process.
+    arguments: of the program. variables: of its environment, besides those of this process.
     """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program, *arguments],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-    )
+    with tempfile.TemporaryDirectory(prefix="natc-program-") as folder:
+        # A file, which processes that it spawns can import; in a folder without a natc.
+        path = Path(folder) / "program.py"
+        path.write_text(program)
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", str(path), *arguments],
+            cwd=folder,
+            env=with_natc(**variables),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=400,
+        )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def start_natc(
+    *words: str, env: dict[str, str] | None = None, **options: Any
+) -> subprocess.Popen[str]:
+    """Start `natc`, whose output the caller reads. env, options: of the process."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "natc", *words],
+        env=env or with_natc(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )

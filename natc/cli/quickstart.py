@@ -12,7 +12,7 @@ import typer
 from natc import environment, files, workspace
 from natc.cli import options, output, search
 from natc.cli.network import run_network
-from natc.errors import LibraryError, NatcError
+from natc.errors import LibraryError, NatcError, TuneError
 from natc.operations import FAMILIES
 from natc.spec import KernelSpec
 from natc.targets import Target, detect_host_cpu
@@ -64,6 +64,11 @@ def quickstart(
     finished = search.run(spec, target, minutes=minutes)
     if finished.interrupted:
         raise KeyboardInterrupt
+    if finished.schedule_path is None:
+        raise TuneError(
+            f"{search.unmeasured(finished)}, so there is no tuned kernel to show; give the search "
+            f"more time: natc quickstart --minutes {2 * minutes:g}"
+        )
     console.print(search.summary(finished))
     step(2, "build the tuned kernel and, to compare, the untuned one")
     tuned, untuned = _build(spec, target)

@@ -64,7 +64,7 @@ def run(
 
 
 def summary(finished: Finished) -> str:
-    """Return one line on how a search ended."""
+    """Return one line on how a search ended that wrote a schedule."""
     state = "stopped" if finished.interrupted else "done"
     faster = f"{speedup(finished):.2f}"
     gain = f"{faster} times faster" if float(faster) > 1 else "which none beats"
@@ -80,8 +80,16 @@ def speedup(finished: Finished) -> float:
     return finished.baseline / finished.best
 
 
+def unmeasured(finished: Finished) -> str:
+    """Return, as a clause, why a search wrote no schedule."""
+    if finished.trials:
+        count = finished.trials
+        return f"{count} of {count} candidates failed ({finished.log_path} says why)"
+    return f"no candidate was measured in {finished.seconds:.0f} s"
+
+
 def report(finished: Finished, again: str) -> None:
-    """Print how a search ended, its files, and after an interruption how to go on."""
+    """Print how a search ended that wrote a schedule, and after an interruption how to go on."""
     console = output.stdout()
     console.print(summary(finished))
     console.print(f"schedule: {finished.schedule_path}")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,10 +15,14 @@ from natc import gpu
 from natc.cli import options, output, search
 from natc.cli.options import DtypeOption, HeadDimOption, JsonOption, RankOption
 from natc.cli.output import seconds_text
-from natc.errors import SpecError, TargetError
+from natc.errors import NatcError, SpecError, TargetError
 from natc.operations import FORWARD
 from natc.spec import KernelSpec
 from natc.targets import Target, detect_gpu, detect_host_cpu
+
+if TYPE_CHECKING:
+    from natc.tune.events import Finished
+    from natc.tune.rounds import Imported
 
 # What candidates are checked and timed in; float64 is for checks, where speed does not matter.
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -98,6 +102,7 @@ def tune(
 
     again = shlex.join(["natc", *sys.argv[1:]])
     documents = []
+    failed = False
     for operation in wanted:
         try:
             finished = search.run(
@@ -117,14 +122,28 @@ def tune(
         if json:
             names = {"spec": spec.name, "target": place.name, "operation": operation}
             documents.append({**names, **asdict(finished), "speedup": search.speedup(finished)})
-        else:
+        elif finished.schedule_path is not None:
             search.report(finished, again)
+        if finished.schedule_path is None:
+            failed = True
+            print(_complaint(spec, operation, finished, again), file=sys.stderr)
         if finished.interrupted:
             break
     if json:
         output.print_json(documents[0] if len(wanted) == 1 else {"searches": documents})
     if finished.interrupted:
         raise typer.Exit(search.INTERRUPTED)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _complaint(spec: KernelSpec, operation: str, finished: Finished, again: str) -> str:
+    """Return a sentence on a search that wrote no schedule, and what to do."""
+    text = f"{spec.name} {operation}: {search.unmeasured(finished)}, so no schedule was written; "
+    if finished.interrupted:
+        return f"natc: stopped: {text}go on with: {again}"
+    limits = "--minutes or --trials" if finished.trials else "--minutes"
+    return f"natc: error: {text}run it again with a larger {limits}; it goes on from the log."
 
 
 def _export(
@@ -179,17 +198,38 @@ def _import(directory: Path, json: bool) -> None:
     from natc.tune import rounds
     from natc.tune.importing import import_round
 
-    found = [import_round(place) for place in rounds.find(directory)]
+    places = rounds.find(directory)
+    found, problems = [], []
+    for place in places:
+        try:
+            one = import_round(place)
+        except NatcError as error:
+            if len(places) == 1:
+                raise
+            problem = str(error)
+        else:
+            found.append(one)
+            problem = f"{one.name}: {one.problem}" if one.problem else ""
+            if not json:
+                _show_imported(one)
+        if problem:
+            problems.append(problem)
+            output.stderr().print(f"problem: {problem}")
     if json:
-        output.print_json({"searches": found})
-        return
+        output.print_json({"searches": found, "problems": problems})
+    if problems:
+        raise typer.Exit(1)
+
+
+def _show_imported(one: Imported) -> None:
     console = output.stdout()
-    for one in found:
-        times = f"best {seconds_text(one.best)}, untuned {seconds_text(one.untuned)}"
-        console.print(f"{one.name}: {times}; {one.trials} new trials in {one.log_path}")
-        console.print(f"schedule: {one.schedule_path}" + (f" ({one.kept})" if one.kept else ""))
-        if not one.complete:
-            console.print("Measuring was cut short, so that the winner is a guess: natc measure")
+    times = f"best {seconds_text(one.best)}, untuned {seconds_text(one.untuned)}"
+    console.print(f"{one.name}: {times}; {one.trials} new trials in {one.log_path}")
+    if one.problem:
+        return
+    console.print(f"schedule: {one.schedule_path}" + (f" ({one.kept})" if one.kept else ""))
+    if not one.complete:
+        console.print("Measuring was cut short, so that the winner is a guess: natc measure")
 
 
 def _measurable(text: str, arch: str | None, kernel: str) -> Target:

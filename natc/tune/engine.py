@@ -52,11 +52,12 @@ def tune(
     what happens, from Started to Finished.
 
     Every trial is in the log before the next begins, and what the log holds is not measured
-    again. Ctrl-C ends the search as time does. Raises SpecError for an operation that the kernel
-    has not, ArgumentError for an impossible shape or limit, TargetError where this machine does
-    not run the target's code, CompilerNotFound, NatcError for a workspace that cannot be written,
-    ScheduleError for a schedule there that is damaged or of a newer natc, and TuneError when the
-    untuned kernel itself fails.
+    again. Ctrl-C ends the search as time does. One that ends before a candidate was measured, now
+    or by an earlier run, leaves schedules as they are: `Finished.schedule_path` is None. Raises
+    SpecError for an operation that the kernel has not, ArgumentError for an impossible shape or
+    limit, TargetError where this machine does not run the target's code, CompilerNotFound,
+    NatcError for a workspace that cannot be written, ScheduleError for a schedule there that is
+    damaged or of a newer natc, and TuneError when the untuned kernel itself fails.
     """
     tell = on_event or (lambda event: None)
     start = time.monotonic()
@@ -107,13 +108,18 @@ def tune(
             used_up = trials is not None and session.measured >= trials
             return used_up or (limit is not None and time.monotonic() >= limit)
 
+        exhausted = False
+        path = None
         try:
             _learn(proposer, session)
-            _search(proposer, session, is_over, trials)
-            path = session.save(confirm=True)
+            exhausted = _search(proposer, session, is_over, trials)
+            # The untuned kernel is a winner only where something was there to beat it.
+            if exhausted or session.has_candidate:
+                path = session.save(confirm=True)
         except KeyboardInterrupt:
             interrupted = True
-            path = session.save(confirm=False)
+            if exhausted or session.has_candidate:
+                path = session.save(confirm=False)
     finished = Finished(
         schedule_path=path,
         log_path=log,
@@ -206,8 +212,11 @@ def _learn(proposer: Any, session: Session) -> None:
 
 def _search(
     proposer: Any, session: Session, is_over: Callable[[], bool], trials: int | None
-) -> None:
-    """Propose, measure and learn until time or trials are up, or nothing new comes."""
+) -> bool:
+    """Propose, measure and learn until time or trials are up, or nothing new comes.
+
+    Returns whether it was the latter: the space is used up.
+    """
     idle = 0
     while idle < _IDLE_ROUNDS and not is_over():
         with deferred():
@@ -215,9 +224,13 @@ def _search(
             decided = [_decided(candidate) for candidate in candidates]
         before = session.measured
         session.measure(decided, is_over, None if trials is None else trials - before)
-        idle = 0 if session.measured > before else idle + 1
+        if session.measured > before:
+            idle = 0
+        elif not is_over():  # which may have kept what is new from being measured
+            idle += 1
         known = [session.history.get(decisions) for decisions in decided]
         # What time cut off was not measured: there is nothing to learn from it.
         done = [(c, t) for c, t in zip(candidates, known, strict=True) if t is not None]
         with deferred():
             proposer.finish_round([c for c, _ in done], [session.score(t) for _, t in done])
+    return idle >= _IDLE_ROUNDS

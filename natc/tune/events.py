@@ -65,12 +65,13 @@ class Note:
 class Finished:
     """The search is over; everything measured is in the log.
 
-    schedule_path: the winner's file. log_path: the log. best, baseline: scores. trials: measured
-    in this run. failures: of those, failed. seconds: how long this run took.
-    interrupted: whether the user stopped it.
+    schedule_path: the winner's file, or None where it ended before a candidate was measured: then
+    no schedule was written, and one that was there is as it was. log_path: the log. best,
+    baseline: scores. trials: measured in this run. failures: of those, failed. seconds: how long
+    this run took. interrupted: whether the user stopped it.
     """
 
-    schedule_path: Path
+    schedule_path: Path | None
     log_path: Path
     best: float
     baseline: float

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -15,35 +15,17 @@ from natc.space import space_for
 from natc.spec import KernelSpec
 from natc.targets import Target
 from natc.tune import rounds
-from natc.tune.history import key_of, same_machine
+from natc.tune.history import Key, key_of, same_machine
 from natc.tune.measuring import confirmed, score
-from natc.tune.rounds import Round
+from natc.tune.rounds import Imported, Round
 from natc.tune.session import OBJECTIVE
-
-
-@dataclass(frozen=True)
-class Imported:
-    """What became of one round.
-
-    best, untuned: scores in seconds. trials: new in the log. replaced: whether the schedule is
-    this round's; else `kept` says why the one that was there is better.
-    """
-
-    name: str
-    schedule_path: Path
-    log_path: Path
-    best: float
-    untuned: float
-    trials: int
-    replaced: bool
-    kept: str
-    complete: bool
 
 
 def import_round(directory: Path) -> Imported:
     """Append what a round measured to the tuning log and write the winner's schedule.
 
-    Doing so twice adds nothing twice. Raises TuneError for a round that was not measured, that is
+    Doing so twice adds nothing twice. Where no candidate has a time, the log takes in what there
+    is and the schedule stays as it is. Raises TuneError for a round that was not measured, that is
     of another version of its design space, or of which the untuned kernel failed.
     """
     found = rounds.read(directory)
@@ -85,9 +67,12 @@ def import_round(directory: Path) -> Imported:
     unconfirmed, best, key = ranked[0]
     winner = latest[key]
     assert winner.seconds is not None and untuned.seconds is not None
-    kept = _better(spec, target, found, keys, best, machine)
-    path = workspace.schedule_path(spec, target, found.operation)
-    if not kept:
+    problem = _unmeasured(directory, found, latest, {key for _, _, key in ranked})
+    kept = "" if problem else _better(spec, target, found, keys, best, machine, latest)
+    path: Path | None
+    if problem or kept:
+        path = workspace.find_schedule(spec, target, found.operation)
+    else:
         counted = sum(isinstance(record, Trial) for record in read_log(log)[0])
         path = save_schedule(
             Schedule(
@@ -107,7 +92,26 @@ def import_round(directory: Path) -> Imported:
                 created=environment.now(),
             )
         )
-    return Imported(f"{found.name}", path, log, best, base, added, not kept, kept, not unconfirmed)
+    replaced = not (problem or kept)
+    return Imported(
+        *(found.name, path, log, best, base, added, replaced, kept, problem, not unconfirmed)
+    )
+
+
+def _unmeasured(
+    directory: Path, found: Round, latest: Mapping[Key, Trial], scored: Collection[Key]
+) -> str:
+    """Return why nothing is known of what could beat the untuned kernel, or "" where it is."""
+    candidates = [key_of(candidate.decisions) for candidate in found.candidates]
+    # What they are to beat is no winner by having been measured alone.
+    others = candidates[1 + found.present :]
+    if any(key in scored for key in others):
+        return ""
+    if not all(key in latest for key in candidates):
+        return f"no candidate was measured yet; go on with: natc measure {directory}"
+    if not others:
+        return ""
+    return f"{len(others)} of {len(others)} candidates failed ({latest[others[-1]].error})"
 
 
 def _better(
@@ -117,15 +121,15 @@ def _better(
     keys: list[str],
     best: float,
     machine: Environment,
+    latest: Mapping[Key, Trial],
 ) -> str:
     """Return why the schedule that is there stays, or "" where the round's winner replaces it."""
     there = load_schedule(spec, target, found.operation)
     if there is None or there.space != found.space:
         return ""
-    measured = {key_of(candidate.decisions) for candidate in found.candidates}
     gpu = machine.gpu.name if machine.gpu else None
     same = (there.environment.gpu, there.environment.cpu) == (gpu, machine.cpu)
-    if key_of(there.decisions) in measured or set(there.measured.seconds) != set(keys) or not same:
+    if key_of(there.decisions) in latest or set(there.measured.seconds) != set(keys) or not same:
         return ""
     if there.measured.score > best:
         return ""

@@ -7,6 +7,7 @@ The directory holds `round.json`, a library for each candidate, and after measur
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,6 +104,27 @@ class Measured(NamedTuple):
     def trials(self) -> list[Trial]:
         """The trials, in order."""
         return [record for record in self.records if isinstance(record, Trial)]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of a round that was taken in.
+
+    schedule_path: what builds take now, or None where there is none. best, untuned: scores in
+    seconds. trials: new in the log. replaced: whether the schedule is this round's; else `kept`
+    says why the one that was there is better, or `problem` why no winner could be chosen.
+    """
+
+    name: str
+    schedule_path: Path | None
+    log_path: Path
+    best: float
+    untuned: float
+    trials: int
+    replaced: bool
+    kept: str
+    problem: str
+    complete: bool
 
 
 def find(directory: Path) -> list[Path]:

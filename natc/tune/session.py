@@ -17,7 +17,7 @@ from natc.schedules import Measured, Schedule, measured_on, save_schedule
 from natc.spec import KernelSpec
 from natc.targets import Target
 from natc.tune import events
-from natc.tune.history import History, key_of
+from natc.tune.history import History, Key, key_of
 from natc.tune.measurer import Measurer, Outcome
 
 OBJECTIVE = (
@@ -57,11 +57,13 @@ class Session:
         self.untuned: Trial | None = None
         self.confirm_seconds = 0.0  # how long `save` will take, from what one candidate took
         self._untuned_decisions: dict[str, int] = {}
+        self._given: set[Key] = set()  # what candidates are to beat
         self._saved: Trial | None = None
 
     def measure_untuned(self, decisions: Mapping[str, int]) -> None:
         """Measure the default decisions; raises TuneError when even they fail."""
         self._untuned_decisions = dict(decisions)
+        self._given.add(key_of(decisions))
         built = self.measurer.build(decisions)
         self.measurer.measure(built)  # the first one also starts the processes
         start = time.monotonic()
@@ -76,6 +78,7 @@ class Session:
 
     def measure_known(self, schedule: Schedule) -> None:
         """Measure the schedule that is there already, so that a worse one cannot replace it."""
+        self._given.add(key_of(schedule.decisions))
         if self.history.get(schedule.decisions) is None:
             built = self.measurer.build(schedule.decisions)
             trial = self._record(schedule.decisions, self.measurer.measure(built))
@@ -111,6 +114,11 @@ class Session:
         if trial.seconds is None:
             return None
         return statistics.geometric_mean(trial.seconds[shape] for shape in self.shapes)
+
+    @property
+    def has_candidate(self) -> bool:
+        """Whether a time is known of anything but the untuned kernel and the schedule there."""
+        return any(key_of(trial.decisions) not in self._given for _, trial in self._ranked())
 
     @property
     def untuned_score(self) -> float:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,7 +18,9 @@ from rich.console import Console
 
 import natc.tune
 from natc.cli import progress
+from natc.errors import NatcError, TuneError
 from natc.tune.events import Event, Finished, Note, Started, Trial
+from natc.tune.rounds import Imported
 
 START = Started(
     spec="na2d_k7_d32_float32_rpb",
@@ -174,6 +178,155 @@ def test_stopping_before_the_search_began(natc: Natc, search: Callable[..., Sear
     code, out, err = natc("tune", "--kernel", "7")
     assert (code, out) == (130, "")
     assert "go on with: natc tune --kernel 7" in err and "Traceback" not in err
+
+
+NOTHING = replace(finish(), schedule_path=None, trials=0, failures=0, best=4e-3)
+
+
+@pytest.mark.parametrize(
+    ("ended", "code", "said"),
+    [
+        (
+            NOTHING,
+            1,
+            "natc: error: na2d_k7_d32_float32_rpb forward: no candidate was measured in 12 s, so "
+            "no schedule was written; run it again with a larger --minutes; it goes on from the "
+            "log.\n",
+        ),
+        (
+            replace(NOTHING, trials=3, failures=3),
+            1,
+            "natc: error: na2d_k7_d32_float32_rpb forward: 3 of 3 candidates failed "
+            "(/w/tuning_logs/x.jsonl says why), so no schedule was written; run it again with a "
+            "larger --minutes or --trials; it goes on from the log.\n",
+        ),
+        (
+            replace(NOTHING, interrupted=True),
+            130,
+            "natc: stopped: na2d_k7_d32_float32_rpb forward: no candidate was measured in 12 s, "
+            "so no schedule was written; go on with: natc tune --kernel 7 --quiet\n",
+        ),
+    ],
+    ids=["time", "failed", "ctrl-c"],
+)
+def test_a_search_without_a_candidate_fails(
+    natc: Natc, search: Callable[..., Search], ended: Finished, code: int, said: str
+) -> None:
+    search(START, ended)
+    words = ["tune", "--kernel", "7", "--quiet"]
+    assert natc(*words) == (code, "", said)
+    found = natc(*words, "--json")
+    document = json.loads(found.out)
+    assert (found.code, document["schedule_path"]) == (code, None)
+    assert document["trials"] == ended.trials
+    assert "so no schedule was written; " in found.err
+
+
+def test_other_searches_go_on_after_one_without_a_candidate(
+    natc: Natc, search: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search()
+    asked = []
+
+    def tune(spec: Any, target: Any, *, operation: str, on_event: Any, **_: Any) -> None:
+        asked.append(operation)
+        on_event(NOTHING if operation == "delta" else finish())
+
+    monkeypatch.setattr("natc.tune.tune", tune)
+    words = ["tune", "--kernel", "7", "--operations", "forward,delta,d_query", "--quiet"]
+    code, out, err = natc(*words)
+    assert (code, asked) == (1, ["forward", "delta", "d_query"])
+    assert out.count("schedule: /w/schedules/x.json") == 2
+    assert err.count("no schedule was written") == 1 and "_rpb delta: no candidate" in err
+    documents = json.loads(natc(*words, "--json").out)["searches"]
+    assert [one["schedule_path"] is None for one in documents] == [False, True, False]
+
+
+def test_quickstart_shows_no_kernel_that_was_not_tuned(
+    natc: Natc, search: Callable[..., Search], place: Path
+) -> None:
+    search(START, NOTHING)
+    code, out, err = natc("quickstart", "--minutes", "0.75", "--output", str(place / "shown"))
+    assert code == 1 and len(out.splitlines()) == 1
+    assert err.splitlines()[-1] == (
+        "natc: error: no candidate was measured in 12 s, so there is no tuned kernel to show; "
+        "give the search more time: natc quickstart --minutes 1.5"
+    )
+
+
+IMPORTED = Imported(
+    name="na2d_k7_d32_float32_rpb d_query for cuda-sm_90",
+    schedule_path=Path("/w/schedules/x.json"),
+    log_path=Path("/w/tuning_logs/x.jsonl"),
+    best=1e-3,
+    untuned=4e-3,
+    trials=9,
+    replaced=True,
+    kept="",
+    problem="",
+    complete=True,
+)
+
+
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Stand for a directory of rounds: what becomes of each."""
+
+    def install(*outcomes: Imported | NatcError) -> None:
+        def import_round(place: Path) -> Imported:
+            outcome = outcomes[int(place.name)]
+            if isinstance(outcome, NatcError):
+                raise outcome
+            return outcome
+
+        module: Any = ModuleType("natc.tune.importing")
+        module.import_round = import_round
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        places = [Path(str(number)) for number in range(len(outcomes))]
+        monkeypatch.setattr("natc.tune.rounds.find", lambda directory: places)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+
+    return install
+
+
+def test_taking_in_several_rounds_shows_each_and_its_problem(
+    natc: Natc, rounds: Callable[..., None]
+) -> None:
+    unmeasured = replace(
+        IMPORTED,
+        schedule_path=None,
+        best=4e-3,
+        replaced=False,
+        problem="no candidate was measured",
+    )
+    kept = replace(IMPORTED, replaced=False, kept="the one there took 1 s", complete=False)
+    rounds(unmeasured, TuneError("b was not measured yet"), kept, IMPORTED)
+    code, out, err = natc("tune", "--import", "all")
+    assert code == 1
+    assert err.splitlines() == [
+        f"problem: {IMPORTED.name}: no candidate was measured",
+        "problem: b was not measured yet",
+    ]
+    assert out.splitlines() == [
+        f"{IMPORTED.name}: best 4 ms, untuned 4 ms; 9 new trials in /w/tuning_logs/x.jsonl",
+        f"{IMPORTED.name}: best 1 ms, untuned 4 ms; 9 new trials in /w/tuning_logs/x.jsonl",
+        "schedule: /w/schedules/x.json (the one there took 1 s)",
+        "Measuring was cut short, so that the winner is a guess: natc measure",
+        f"{IMPORTED.name}: best 1 ms, untuned 4 ms; 9 new trials in /w/tuning_logs/x.jsonl",
+        "schedule: /w/schedules/x.json",
+    ]
+    code, out, _ = natc("tune", "--import", "all", "--json")
+    document = json.loads(out)
+    assert code == 1 and len(document["problems"]) == 2
+    paths = [one["schedule_path"] for one in document["searches"]]
+    assert paths == [None, "/w/schedules/x.json", "/w/schedules/x.json"]
+
+
+def test_taking_in_one_round(natc: Natc, rounds: Callable[..., None]) -> None:
+    rounds(IMPORTED)
+    assert natc("tune", "--import", "one").code == 0
+    rounds(TuneError("it was not measured yet"))
+    assert natc("tune", "--import", "one") == (1, "", "natc: error: it was not measured yet\n")
 
 
 def test_a_search_without_a_result_is_an_error(natc: Natc, search: Callable[..., Search]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from fresh_process import NO_COMPILER
+from fresh_process import NO_COMPILER, with_natc
 from round_jobs import crash_hang_or_err, refuse, spill
 
 from natc import environment, schedules, workspace
@@ -37,7 +37,6 @@ HOST = detect_host_cpu()
 SPEC = KernelSpec.parse("na2d_k3_d8_float32")
 OPERATION = "d_query"
 SHAPE, KEY = (1, 8, 8, 1), "1x8x8x1x8"
-ROOT = Path(__file__).parents[2]
 about = pytest.approx
 
 
@@ -66,14 +65,13 @@ def natc(*words: str) -> subprocess.CompletedProcess[str]:
     program = (
         f"{NO_COMPILER}sys.argv = {['natc', *words]!r}\nfrom natc.cli.main import main\nmain()\n"
     )
-    # The process that measures is another one, which must not find a compiler either.
-    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
     return subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": path},
+        # The process that measures is another one, which must find it, too.
+        env=with_natc(),
     )
 
 
@@ -417,6 +415,91 @@ def test_taking_in_what_is_not_there_or_stale(copied: Path) -> None:
     with pytest.raises(TuneError, match="untuned kernel of .* failed: no GPU any more"):
         import_round(place)
     assert not workspace.schedule_path(SPEC, HOST, OPERATION).exists()
+
+
+def only_the_first(then: BaseException) -> measuring.Outcome:
+    """Measure the untuned kernel; for every other candidate, raise."""
+
+    def measure(candidate: Candidate, samples: int, checked: bool) -> list[float]:
+        if not candidate.library.endswith("0000.so"):
+            raise then
+        return [4e-3]
+
+    return measure
+
+
+@pytest.mark.parametrize("there", [None, 1e-3, 9.0], ids=["none", "faster", "slower"])
+@pytest.mark.parametrize(
+    ("then", "said"),
+    [
+        (KeyboardInterrupt(), "no candidate was measured yet; go on with: natc measure "),
+        (JobError("wrong result"), "1 of 1 candidates failed (wrong result)"),
+    ],
+    ids=["cut short", "failed"],
+)
+def test_the_untuned_kernel_alone_does_not_become_a_schedule(
+    copied: Path, then: BaseException, said: str, there: float | None
+) -> None:
+    place = place_in(copied)
+    made = rounds.read(place)
+    path, before = workspace.schedule_path(SPEC, HOST, OPERATION), None
+    if there is not None:
+        # The candidate that was to be measured: as it is exported where it was tuned before.
+        old = schedule_of(SPEC, OPERATION, made.candidates[1].decisions)
+        measured = msgspec.structs.replace(old.measured, score=there)
+        schedules.save_schedule(msgspec.structs.replace(old, measured=measured))
+        before = path.read_text()
+    with contextlib.suppress(KeyboardInterrupt):
+        measuring.measure(place, with_=only_the_first(then))
+    imported = import_round(place)
+    assert said in imported.problem and not imported.replaced
+    assert imported.schedule_path == (path if there is not None else None)
+    assert imported.best == imported.untuned == about(4e-3)
+    assert before == (path.read_text() if path.exists() else None)
+    # What was measured is known from now on.
+    logged = [record for record in read_log(imported.log_path)[0] if isinstance(record, Trial)]
+    assert imported.trials == len(logged) > len(made.dropped)
+    assert import_round(place).trials == 0
+
+    measuring.measure(place, with_=times(2))
+    again = import_round(place)
+    # What failed is not tried again.
+    assert again.replaced == (not again.problem) == isinstance(then, KeyboardInterrupt)
+
+
+def test_a_round_of_the_untuned_kernel_alone_has_its_winner(copied: Path) -> None:
+    place = place_in(copied)
+    made = rounds.read(place)
+    rounds.write(place, msgspec.structs.replace(made, candidates=made.candidates[:1]))
+    measuring.measure(place, with_=times(2))
+    imported = import_round(place)
+    assert imported.replaced and not imported.problem
+    saved = schedules.load_schedule(SPEC, HOST, OPERATION)
+    assert saved is not None and saved.decisions == made.candidates[0].decisions
+
+
+def test_a_schedule_that_was_not_measured_is_not_beaten_by_a_slower_one(copied: Path) -> None:
+    """Though the round names it."""
+    place = place_in(copied)
+    made = rounds.read(place)
+    other = msgspec.structs.replace(made.candidates[1], decisions={"another": 1})
+    rounds.write(place, msgspec.structs.replace(made, candidates=[*made.candidates, other]))
+    old = schedule_of(SPEC, OPERATION, other.decisions)
+    path = schedules.save_schedule(old)
+    before, count = path.read_text(), 0
+
+    def two(candidate: Candidate, samples: int, checked: bool) -> list[float]:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        return [2e-3]
+
+    with pytest.raises(KeyboardInterrupt):
+        measuring.measure(place, with_=two)
+    imported = import_round(place)
+    assert not imported.replaced and "took 0.001 s" in imported.kept
+    assert path.read_text() == before and imported.schedule_path == path
 
 
 def times(milliseconds: float) -> measuring.Outcome:
