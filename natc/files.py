@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -11,7 +12,15 @@ from pathlib import Path
 
 from natc.errors import NatcError
 
+_log = logging.getLogger("natc")
+
 _LOCK = ".natc.lock"
+# Seconds that one waits for a lock without a word: most are held for less.
+_PATIENCE = 1.0
+
+
+class Locked(NatcError):
+    """Another process holds a lock; says which."""
 
 
 def make_directory(path: str | os.PathLike[str]) -> Path:
@@ -61,19 +70,27 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a directory, for which writers wait and readers do not.
+def locked(directory: Path, name: str = _LOCK, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock of a directory, for which writers wait and readers do not.
 
-    Raises NatcError naming the lock when it cannot be had.
+    Who waits for more than a second says so once, on natc's logger. wait: False gives up then.
+    Raises Locked where it gave up, and NatcError naming the lock when it cannot be had.
     """
     # Late, or every command would take longer to start.
     import filelock
 
-    path = make_directory(directory) / _LOCK
+    path = make_directory(directory) / name
     # The system lets go of it when a process ends, however it ends.
     lock = filelock.FileLock(path, mode=0o644)
     try:
-        lock.acquire()
+        try:
+            lock.acquire(timeout=_PATIENCE)
+        except filelock.Timeout as error:
+            held = f"another process holds the lock {path}"
+            if not wait:
+                raise Locked(held) from error
+            _log.warning("natc waits: %s", held)
+            lock.acquire()
     except OSError as error:
         raise NatcError(f"file {path} cannot be locked: {reason(error)}.") from error
     try:

@@ -144,24 +144,24 @@ def package(
     if dry_run:
         show_plan(jobs, tools, source, forms, json=json)
         return
-    if source is None:
-        try:
+    reused = 0
+    try:
+        if source is None:
             reused = _build(jobs, tools, workers)
-        except KeyboardInterrupt:
-            again = shlex.join(["natc", *sys.argv[1:]])
-            print(f"natc: stopped. Everything built is kept; go on with: {again}", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
-        pieces = _built_pieces(jobs, tools, when)
-    else:
-        from natc.package.pieces import read_pieces
+            pieces = _built_pieces(jobs, tools, when)
+        else:
+            from natc.package.pieces import read_pieces
 
-        reused = 0
-        pieces = read_pieces(source, when)
-    names = assemble.names_of(pieces, version)
-    written = assemble.write(
-        forms, pieces, names, directory, when=when, signer=signer,
-        cuda=parse_list(cuda, "cuda"),
-    )  # fmt: skip
+            pieces = read_pieces(source, when)
+        names = assemble.names_of(pieces, version)
+        written = assemble.write(
+            forms, pieces, names, directory, when=when, signer=signer,
+            cuda=parse_list(cuda, "cuda"),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        again = shlex.join(["natc", *sys.argv[1:]])
+        print(f"natc: stopped. Everything built is kept; go on with: {again}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
     show(written, pieces, names, built=len(jobs) - reused, reused=reused, json=json)
 
 

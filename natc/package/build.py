@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import platform
@@ -18,12 +19,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import filelock
-
 from natc import __version__, env, environment, workspace
 from natc.compilers import find_nvcc
 from natc.errors import BuildError, CompilerNotFound
-from natc.files import make_directory
+from natc.files import Locked, locked
 from natc.manifest import LibraryTarget
 from natc.operations import operations_of, tuned_as
 from natc.package.portable import CEILING
@@ -31,6 +30,8 @@ from natc.runtime.search import Library, scan
 from natc.schedules import near
 from natc.spec import KernelSpec
 from natc.targets import Target
+
+_log = logging.getLogger("natc")
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # What a library is made by, besides its schedule and tools.
@@ -129,18 +130,28 @@ def build_all(todo: Sequence[Job], tools: str, workers: int) -> Iterator[tuple[J
     pool = ProcessPoolExecutor(min(workers, len(todo)), context, _begin)
     try:
         running = {pool.submit(_build, job, directory_of(job, tools)): job for job in todo}
-        for done in as_completed(running):
-            job = running[done]
+        elsewhere: set[Job] = set()
+        while running:
+            done = next(as_completed(running))
+            job = running.pop(done)
             try:
-                yield job, done.result()
-            except BrokenProcessPool as error:
-                raise BuildError(
-                    "a process that built libraries was ended from outside, perhaps for want of "
-                    "memory. What is built is kept: run the command again, with fewer --jobs."
-                ) from error
+                notes = done.result()
+            except Locked as error:
+                # Others may be built meanwhile, by this natc.
+                running[pool.submit(_build, job, directory_of(job, tools))] = job
+                if job not in elsewhere:
+                    elsewhere.add(job)
+                    _log.warning("natc waits for %s: %s", job.name, error)
             except BuildError as error:
                 message = f"library {job.name} cannot be built: {error}"
                 raise type(error)(message) from error
+            else:
+                yield job, notes
+    except BrokenProcessPool as error:
+        raise BuildError(
+            "a process that built libraries was ended from outside, perhaps for want of "
+            "memory. What is built is kept: run the command again, with fewer --jobs."
+        ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         # One that is still building is of no use to anybody.
@@ -174,13 +185,12 @@ def _end_with_the_parent() -> None:
 
 
 def _build(job: Job, directory: Path) -> list[str]:
-    from natc.build import build_library
-
-    make_directory(directory)
     notes: list[str] = []
     # Two packages that are built at once share their libraries, and build each once.
-    with filelock.FileLock(directory / ".lock", mode=0o644):
+    with locked(directory, ".lock", wait=False):
         if _built(directory) is None:
+            from natc.build import build_library
+
             targets = job.targets if job.targets[0].kind == "cuda" else job.targets[0]
             build_library(
                 job.spec, targets, directory, families=job.families, on_note=notes.append

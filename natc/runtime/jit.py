@@ -15,12 +15,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import filelock
-
 from natc import env, workspace
 from natc.compilers import check_compilers
 from natc.errors import CompilerNotFound, NatcError
-from natc.files import make_directory
+from natc.files import locked
 from natc.operations import OPERATIONS, operations_of
 from natc.runtime.commands import build_words
 from natc.spec import KernelSpec, compiles
@@ -78,9 +76,8 @@ def build(spec: KernelSpec, target: Target, operation: str, is_there: Callable[[
     family = OPERATIONS[operation].family
     directory = workspace.jit_dir(family)
     try:
-        make_directory(directory)
         # Processes that call the same new kernel at once wait for the first one's build.
-        with filelock.FileLock(directory / f".{spec.name}.{target.name}.lock"):
+        with locked(directory, f".{spec.name}.{target.name}.lock"):
             if is_there():
                 return True
             _log.warning(

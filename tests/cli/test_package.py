@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import subprocess
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import Natc
+from fresh_process import start_natc
+from held_lock import Holder
 from loaded_file import load_file
 from tiny_library import ARCH, SPEC, add_library
 
 from natc import elf
 from natc.cli import package
+from natc.files import Locked
 from natc.package import build
 from natc.spec import KernelSpec
 
@@ -167,6 +172,97 @@ def test_an_interrupted_package_goes_on_where_it_was(
     assert builds.done == [KernelSpec.make(3).name, KernelSpec.make(5).name]
     assert document(natc, *words)["reused"] == 2
     assert [row["built"] for row in document(natc, *words, "--dry-run")["libraries"]] == [True] * 2
+
+
+class Inline:
+    """Stands for the processes that build: each job is done as soon as it is submitted."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def submit(self, work: Any, *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(work(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, **_: object) -> None:
+        pass
+
+
+def test_libraries_that_others_build_are_waited_for(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    busy = {"na2d_k3_d32_float32": 3, "na2d_k5_d32_float32": 1}
+
+    def attempt(job: build.Job, directory: Path) -> list[str]:
+        if busy.get(job.spec.name, 0):
+            busy[job.spec.name] -= 1
+            raise Locked(f"another process holds the lock {directory / '.lock'}")
+        return [job.name]
+
+    monkeypatch.setattr(build, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(build, "_build", attempt)
+    specs = [KernelSpec.make(kernel) for kernel in (3, 5, 7)]
+    jobs = build.jobs(specs, "llvm", [ARCH], ("forward",))
+    done = list(build.build_all(jobs, "tools", 2))
+    # Each once, whatever order; and each that waits says so once.
+    assert sorted(done, key=lambda pair: pair[0].name) == [(job, [job.name]) for job in jobs]
+    assert busy == dict.fromkeys(busy, 0)
+    expected = [
+        f"natc waits for {job.name}: another process holds the lock "
+        f"{build.directory_of(job, 'tools') / '.lock'}"
+        for job in jobs[:2]
+    ]
+    assert sorted(caplog.messages) == expected
+
+
+def test_what_is_free_is_built_while_others_build(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In processes, on files; what they would build lies there already."""
+    jobs = build.jobs([KernelSpec.make(3), KernelSpec.make(5)], "llvm", [ARCH], ("forward",))
+    for job in jobs:
+        add_library(build.directory_of(job, "tools"), job.spec)
+    holder = Holder(build.directory_of(jobs[0], "tools") / ".lock")
+    building = build.build_all(jobs, "tools", 1)
+    assert next(building) == (jobs[1], [])
+    holder.let_go()
+    assert list(building) == [(jobs[0], [])]
+    assert len(caplog.messages) == 1 and str(holder.path) in caplog.messages[0]
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_folder_that_another_packs_into_is_waited_for(
+    libraries: Path, place: Path, stopped: bool
+) -> None:
+    output = place / "dist"
+    output.mkdir()
+    holder = Holder(output / ".natc.lock")
+    words = ["package", "--from", str(libraries), "-o", str(output), "--json"]
+    running = start_natc(*words, cwd=place)
+    assert running.stderr is not None
+    try:
+        said = running.stderr.readline()
+        assert said == f"natc waits: another process holds the lock {holder.path}\n"
+        if stopped:
+            running.send_signal(signal.SIGINT)
+        else:
+            holder.let_go()
+        out, err = running.communicate(timeout=100)
+    finally:
+        running.kill()
+        running.wait()
+    found = {path.name for path in output.iterdir()} - {".natc.lock"}
+    if stopped:
+        again = f"natc {' '.join(words)}"
+        said = f"natc: stopped. Everything built is kept; go on with: {again}\n"
+        assert (running.returncode, out, err, found) == (130, "", said, set())
+    else:
+        assert (running.returncode, err) == (0, "")
+        assert found == {Path(file["path"]).name for file in json.loads(out)["files"]}
 
 
 def test_a_resumed_package_has_the_bytes_of_a_fresh_one(

@@ -1,0 +1,94 @@
+"""Locks of directories: who waits says so, may give up, and may be stopped."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from held_lock import Holder
+
+from natc import files
+from natc.errors import NatcError
+from natc.files import Locked, locked
+
+LOCK = ".natc.lock"
+
+
+class Told(logging.Handler):
+    """What natc's logger says; `then` is called each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+        self.then: Callable[[], object] = lambda: None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        assert record.levelno == logging.WARNING
+        self.messages.append(record.getMessage())
+        self.then()
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
+    monkeypatch.setattr(files, "_PATIENCE", 0.05)
+    handler = Told()
+    logging.getLogger("natc").addHandler(handler)
+    yield handler
+    logging.getLogger("natc").removeHandler(handler)
+
+
+def test_who_waits_names_the_lock_once_and_goes_on(tmp_path: Path, told: Told) -> None:
+    holder = Holder(tmp_path / LOCK)
+    told.then = holder.let_go
+    with locked(tmp_path):
+        assert told.messages == [f"natc waits: another process holds the lock {holder.path}"]
+        with pytest.raises(BlockingIOError):
+            holder.take_again()
+    holder.take_again()
+    assert len(told.messages) == 1
+
+
+def test_who_need_not_wait_says_nothing(tmp_path: Path, told: Told) -> None:
+    with locked(tmp_path / "new"), locked(tmp_path / "new", ".another"):
+        assert {path.name for path in (tmp_path / "new").iterdir()} == {LOCK, ".another"}
+    with locked(tmp_path / "new", wait=False):
+        pass
+    assert told.messages == []
+
+
+def test_who_does_not_want_to_wait_gives_up(tmp_path: Path, told: Told) -> None:
+    holder = Holder(tmp_path / ".another")
+    with pytest.raises(Locked, match=r"another process holds the lock .*/\.another$"):
+        locked(tmp_path, ".another", wait=False).__enter__()
+    assert told.messages == []
+    holder.let_go()
+    with locked(tmp_path, ".another", wait=False):
+        pass
+
+
+def test_who_waits_may_be_stopped(tmp_path: Path, told: Told) -> None:
+    holder = Holder(tmp_path / LOCK)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    told.then = lambda: os.kill(os.getpid(), signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            locked(tmp_path).__enter__()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    holder.let_go()
+    # Nothing of the attempt is left: others can have it, and so can this process.
+    holder.take_again()
+    holder.let_go()
+    with locked(tmp_path, wait=False):
+        pass
+    assert len(told.messages) == 1
+
+
+def test_a_lock_that_cannot_be_had_is_named(tmp_path: Path) -> None:
+    (tmp_path / LOCK).mkdir()
+    with pytest.raises(NatcError, match=f"file {tmp_path / LOCK} cannot be locked: "):
+        locked(tmp_path).__enter__()
