@@ -92,7 +92,7 @@ _STREAMED = Space(
 def space_for(target: Target, operation: str = FORWARD, spec: KernelSpec | None = None) -> Space:
     """Return the design space of an operation on a target.
 
-    That of the forward is searched. On a CPU, it depends on the head dim, and for gradients on the
+    On a CPU, it depends on the head dim, and for gradients on the
     window; on a GPU, a forward that would have to keep too much has one of its own. spec: the
     kernel; None is one that has not.
     """
