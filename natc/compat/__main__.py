@@ -33,6 +33,8 @@ def main(arguments: list[str]) -> None:
         print(__doc__)
         return
     version = None
+    if arguments and arguments[0].startswith("--natten="):
+        arguments = [*arguments[0].split("=", 1), *arguments[1:]]
     if arguments[:1] == ["--natten"]:
         if len(arguments) < 2:
             _refuse("--natten needs a release, such as 0.14.6.")

@@ -200,6 +200,7 @@ def test_importing_natc_follows_the_variable() -> None:
         (["--natten"], "--natten needs a release"),
         (["--natten", "9.9", "x.py"], "There is no file x.py."),
         (["--natten", "9.9", "-m", "this"], "version is '9.9'"),
+        (["--natten=9.9", "-m", "this"], "version is '9.9'"),
         (["--version", "1", "x.py"], "--version is no script."),
     ],
 )
