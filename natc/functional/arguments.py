@@ -105,7 +105,7 @@ def _per_axis(name: str, given: Any, rank: int, *, at_least: int) -> tuple[int, 
     return entries
 
 
-def _integers(name: str, given: Any, entries: tuple[Any, ...], rank: int) -> tuple[int, ...]:
+def _integers(name: str, given: Any, entries: tuple[Any, ...], rank: int) -> tuple[Any, ...]:
     """Return entries as plain integers, but those of a trace, which stay what they are."""
     if not all(map(_is_integer, entries)):
         raise ArgumentTypeError(
