@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natc import ops
 from natc.functional import arguments
 from natc.functional.fused import Flags, PerAxis
+from natc.ops import run_av, run_qk
 from natc.reference.layout import accumulator, without_autocast
 
 
@@ -165,7 +165,7 @@ def _qk(
         because = f"as key has shape {list(key.shape)}"
         expected = (batch, heads_kv, "tokens", head_dim)
         arguments.shape("additional_keys", given, expected, because)
-    attn: Tensor = ops.qk(query, key, rpb, *options, -math.inf)
+    attn: Tensor = run_qk(query, key, rpb, *options, -math.inf)
     for given in tokens:
         extra = _product(_rows(query, heads_kv), given.transpose(-1, -2))
         extra = extra.reshape(batch, heads, *spatial, given.shape[2])
@@ -199,7 +199,7 @@ def _av(
     arguments.shape("attn", attn, (batch, "heads", *spatial, taps + number), because)
     heads = attn.shape[1]
     arguments.divides("value", heads_kv, heads, of="attn")
-    output: Tensor = ops.av(attn[..., :taps] if tokens else attn, value, *options)
+    output: Tensor = run_av(attn[..., :taps] if tokens else attn, value, *options)
     for given in tokens:
         extra = _product(_rows(attn[..., taps:], heads_kv), given)
         output = (output + extra.reshape(output.shape)).to(output.dtype)

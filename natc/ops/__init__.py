@@ -16,7 +16,7 @@ from natc.ops.packed import (
     run_forward_lse_packed,
     run_forward_packed,
 )
-from natc.ops.unfused import av, inverse_av, qk, sum_rpb
+from natc.ops.unfused import av, inverse_av, qk, run_av, run_qk, sum_rpb
 
 __all__ = [
     "NatcFallbackWarning",
@@ -29,9 +29,11 @@ __all__ = [
     "forward_packed",
     "inverse_av",
     "qk",
+    "run_av",
     "run_forward",
     "run_forward_lse",
     "run_forward_lse_packed",
     "run_forward_packed",
+    "run_qk",
     "sum_rpb",
 ]

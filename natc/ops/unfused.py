@@ -116,9 +116,9 @@ class _QK(_Linear):
         query, key, _ = saved
         *where, _ = options
         return (
-            av(grad, key, *where) if needed[0] else None,
-            _of_group(inverse_av(grad, query, *where), key) if needed[1] else None,
-            sum_rpb(grad, query.shape[-1], *where) if needed[2] else None,
+            run_av(grad, key, *where) if needed[0] else None,
+            _of_group(run_inverse_av(grad, query, *where), key) if needed[1] else None,
+            run_sum_rpb(grad, query.shape[-1], *where) if needed[2] else None,
         )
 
     @staticmethod
@@ -127,12 +127,12 @@ class _QK(_Linear):
         *where, _ = options
         terms = []
         if t_query is not None:
-            terms.append(qk(t_query, key, t_rpb, *where, 0.0))
+            terms.append(run_qk(t_query, key, t_rpb, *where, 0.0))
         elif t_rpb is not None:
             zeros = torch.zeros_like(query), torch.zeros_like(key)
-            terms.append(qk(*zeros, t_rpb, *where, 0.0))
+            terms.append(run_qk(*zeros, t_rpb, *where, 0.0))
         if t_key is not None:
-            terms.append(qk(query, t_key, None, *where, 0.0))
+            terms.append(run_qk(query, t_key, None, *where, 0.0))
         return _sum(terms)
 
 
@@ -145,13 +145,13 @@ class _AV(_Linear):
     ) -> Sequence[Tensor | None]:
         attn, value = saved
         return (
-            qk(grad, value, None, *options, 0.0) if needed[0] else None,
-            _of_group(inverse_av(attn, grad, *options), value) if needed[1] else None,
+            run_qk(grad, value, None, *options, 0.0) if needed[0] else None,
+            _of_group(run_inverse_av(attn, grad, *options), value) if needed[1] else None,
         )
 
     @staticmethod
     def tangent(tangents: Sequence[Any], saved: Sequence[Any], options: Sequence[Any]) -> Tensor:
-        return _bilinear(av, tangents, saved, options)
+        return _bilinear(run_av, tangents, saved, options)
 
 
 class _InverseAV(_Linear):
@@ -163,13 +163,13 @@ class _InverseAV(_Linear):
     ) -> Sequence[Tensor | None]:
         attn, vector = saved
         return (
-            qk(vector, grad, None, *options, 0.0) if needed[0] else None,
-            av(attn, grad, *options) if needed[1] else None,
+            run_qk(vector, grad, None, *options, 0.0) if needed[0] else None,
+            run_av(attn, grad, *options) if needed[1] else None,
         )
 
     @staticmethod
     def tangent(tangents: Sequence[Any], saved: Sequence[Any], options: Sequence[Any]) -> Tensor:
-        return _bilinear(inverse_av, tangents, saved, options)
+        return _bilinear(run_inverse_av, tangents, saved, options)
 
 
 class _SumRpb(_Linear):
@@ -183,11 +183,11 @@ class _SumRpb(_Linear):
         head_dim, *where = options
         # Every query gets the entries of the bias that its taps had: query key^T of zeros.
         zeros = d_attn.new_zeros((*d_attn.shape[:-1], head_dim))
-        return (qk(zeros, zeros, grad, *where, 0.0) if needed[0] else None,)
+        return (run_qk(zeros, zeros, grad, *where, 0.0) if needed[0] else None,)
 
     @staticmethod
     def tangent(tangents: Sequence[Any], saved: Sequence[Any], options: Sequence[Any]) -> Tensor:
-        return sum_rpb(tangents[0], *options)
+        return run_sum_rpb(tangents[0], *options)
 
 
 def _bilinear(
@@ -229,16 +229,22 @@ def _with_tangent(
     return forward_ad.make_dual(operator(*primals, *options), tangent)
 
 
-for _operator, _implementation, _function in (
-    (qk, unfused.qk, _QK),
-    (av, unfused.av, _AV),
-    (inverse_av, unfused.inverse_av, _InverseAV),
-    (sum_rpb, unfused.sum_rpb, _SumRpb),
-):
-    differentiable(
-        _operator,
-        _implementation,
-        _function.tensors,
-        with_gradient=functools.partial(apply, _function),
-        with_tangent=functools.partial(_with_tangent, _operator, _function),
+def _linear(
+    operator: Callable[..., Tensor],
+    implementation: Callable[..., Tensor],
+    function: type[_Linear],
+) -> Callable[..., Tensor]:
+    """Give an operator its derivatives; return the function by which natc calls it."""
+    return differentiable(
+        operator,
+        implementation,
+        function.tensors,
+        with_gradient=functools.partial(apply, function),
+        with_tangent=functools.partial(_with_tangent, operator, function),
     )
+
+
+run_qk = _linear(qk, unfused.qk, _QK)
+run_av = _linear(av, unfused.av, _AV)
+run_inverse_av = _linear(inverse_av, unfused.inverse_av, _InverseAV)
+run_sum_rpb = _linear(sum_rpb, unfused.sum_rpb, _SumRpb)

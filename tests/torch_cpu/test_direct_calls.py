@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,19 +17,24 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import natc
 from natc import ops
+from natc.functional import na1d_av, na1d_qk, na1d_qkvpacked
 from natc.ops.direct import goes_straight
 from natc.ops.fused import run_backward
+from natc.ops.unfused import run_inverse_av, run_sum_rpb
 
-# The operator, and the function by which natc calls it, which may go past the dispatcher.
-PAIRS = [
-    (ops.forward, ops.run_forward),
-    (ops.forward_lse, ops.run_forward_lse),
-    (ops.forward_packed, ops.run_forward_packed),
-    (ops.forward_lse_packed, ops.run_forward_lse_packed),
-    (ops.backward, run_backward),
-]
-IDS = [str(operator) for operator, _ in PAIRS]
-OPTIONS = ((3,), (1,), (1,), (False,), 0.5)
+# Each operator, and the function by which natc calls it, which may go past the dispatcher.
+RUN = {
+    ops.forward: ops.run_forward,
+    ops.forward_lse: ops.run_forward_lse,
+    ops.forward_packed: ops.run_forward_packed,
+    ops.forward_lse_packed: ops.run_forward_lse_packed,
+    ops.backward: run_backward,
+    ops.qk: ops.run_qk,
+    ops.av: ops.run_av,
+    ops.inverse_av: run_inverse_av,
+    ops.sum_rpb: run_sum_rpb,
+}
+of_each_operator = pytest.mark.parametrize("operator", list(RUN), ids=str)
 
 
 def plain(**options: Any) -> Tensor:
@@ -39,19 +44,35 @@ def plain(**options: Any) -> Tensor:
 def tensors_of(operator: Any) -> list[Tensor]:
     """Return every tensor that an operator takes, the same at each call."""
     torch.manual_seed(0)
-    rpb = torch.randn(2, 5)
-    if operator in (ops.forward_packed, ops.forward_lse_packed):
-        return [torch.randn(2, 6, 3, 2, 4), rpb]
-    if operator is not ops.backward:
-        return [plain(), plain(), plain(), rpb]
-    lse = torch.randn(2, 6, 2)
-    return [plain(), torch.randn(2, 6, 2), plain(), plain(), plain(), rpb, plain(), lse]
+    rpb, packed, lse = torch.randn(2, 5), torch.randn(2, 6, 3, 2, 4), torch.randn(2, 6, 2)
+    # Heads-first, as the unfused operators have it.
+    vectors, attn = torch.randn(2, 2, 6, 4), torch.randn(2, 2, 6, 3)
+    return {
+        ops.forward: [plain(), plain(), plain(), rpb],
+        ops.forward_lse: [plain(), plain(), plain(), rpb],
+        ops.forward_packed: [packed, rpb],
+        ops.forward_lse_packed: [packed, rpb],
+        ops.backward: [plain(), lse + 1, plain(), plain(), plain(), rpb, plain(), lse],
+        ops.qk: [vectors, vectors + 1, rpb],
+        ops.av: [attn, vectors],
+        ops.inverse_av: [attn, vectors],
+        ops.sum_rpb: [attn],
+    }[operator]
 
 
-def call(function: Any, tensors: list[Tensor]) -> tuple[Tensor, ...]:
-    wanted = ((True,) * 4,) if len(tensors) == 8 else ()
-    results = function(*tensors, *wanted, *OPTIONS)
-    return results if isinstance(results, tuple) else (results,)
+def both_ways(operator: Any, tensors: Callable[[], list[Tensor]]) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the results of an operator, then of natc's call of it, both of tensors made anew."""
+    where = ((3,), (1,), (1,), (False,))
+    options = {
+        ops.backward: ((True,) * 4, *where, 0.5),
+        ops.qk: (*where, 0.0),
+        ops.av: where,
+        ops.inverse_av: where,
+        ops.sum_rpb: (4, *where),
+    }.get(operator, (*where, 0.5))
+    for function in (operator, RUN[operator]):
+        results = function(*tensors(), *options)
+        yield results if isinstance(results, tuple) else (results,)
 
 
 class Tagged(Tensor):
@@ -116,18 +137,21 @@ SHOWS: dict[str, Callable[[Tensor], bool]] = {
 
 
 @pytest.mark.parametrize("kind", list(CHANGES))
-@pytest.mark.parametrize("operator, run", PAIRS, ids=IDS)
-def test_each_tensor_has_a_say(operator: Any, run: Any, kind: str, doubles: Doubles) -> None:
+@of_each_operator
+def test_each_tensor_has_a_say(operator: Any, kind: str, doubles: Doubles) -> None:
     """A gradient, a tangent or a class that one of the tensors alone has."""
     for number in range(len(tensors_of(operator))):
-        for function in (operator, run):
-            tensors = tensors_of(operator)
-            with forward_ad.dual_level():
-                tensors[number] = CHANGES[kind](tensors[number])
-                shown = [SHOWS[kind](t) for t in call(function, tensors)]
-            # To `backward`, the forward's results are no variables when a tangent is asked for.
-            constant = kind == "tangent" and operator is ops.backward and number >= 6
-            assert shown[0] is not constant, (number, function)
+
+        def tensors(number: int = number) -> list[Tensor]:
+            made = tensors_of(operator)
+            made[number] = CHANGES[kind](made[number])
+            return made
+
+        # To `backward`, the forward's results are no variables when a tangent is asked for.
+        constant = kind == "tangent" and operator is ops.backward and number >= 6
+        with forward_ad.dual_level():
+            for results in both_ways(operator, tensors):
+                assert SHOWS[kind](results[0]) is not constant, number
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")
@@ -192,52 +216,52 @@ def test_a_profiler_names_the_operators(doubles: Doubles) -> None:
     assert {"natc::forward", "natc::backward"} <= names
 
 
-@pytest.mark.parametrize("operator, run", PAIRS, ids=IDS)
+@of_each_operator
 @pytest.mark.parametrize("requires_grad", [False, True])
-def test_both_ways_give_the_same(
-    operator: Any, run: Any, requires_grad: bool, doubles: Doubles
-) -> None:
-    found = []
-    for function in (operator, run):
-        leaves = [t.requires_grad_(requires_grad) for t in tensors_of(operator)]
-        results = call(function, leaves)
+def test_both_ways_give_the_same(operator: Any, requires_grad: bool, doubles: Doubles) -> None:
+    found, leaves = [], []
+
+    def tensors() -> list[Tensor]:
+        leaves[:] = [t.requires_grad_(requires_grad) for t in tensors_of(operator)]
+        return leaves
+
+    for results in both_ways(operator, tensors):
         values = list(results)
         assert all(t.requires_grad is requires_grad for t in results)
         if requires_grad:
-            # Of the forward's results, which backward is given, nothing has a gradient.
-            leaves = leaves[:6]
+            # Of the forward's results, which `backward` is given, nothing has a gradient.
+            wanted = leaves[:6]
             total = sum(((t * t).sum() for t in results), torch.zeros(()))
-            values += torch.autograd.grad(total, leaves, create_graph=True)
+            values += torch.autograd.grad(total, wanted, create_graph=True)
             if operator is not ops.backward:
                 again = sum(((t * t).sum() for t in values[len(results) :]), torch.zeros(()))
-                values += torch.autograd.grad(again, leaves)
+                values += torch.autograd.grad(again, wanted)
         found.append(values)
     assert len(found[0]) == len(found[1]) > 0
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("context", [torch.inference_mode, torch._C._AutoDispatchBelowAutograd])
-@pytest.mark.parametrize("operator, run", PAIRS, ids=IDS)
+@of_each_operator
 def test_where_torch_passes_autograd_by_so_does_natc(
-    operator: Any, run: Any, context: Any, doubles: Doubles
+    operator: Any, context: Any, doubles: Doubles
 ) -> None:
     """Gradients may be enabled there: `torch.enable_grad` says nothing in inference mode."""
     launched = []
-    for function in (operator, run):
-        for kind in ("gradient", "tangent"):
-            doubles.calls.clear()
-            with forward_ad.dual_level():
-                tensors = [CHANGES[kind](t) for t in tensors_of(operator)]
-                with context(), torch.enable_grad():
-                    results = call(function, tensors)
-                    assert not tensors[0].sin().requires_grad
-                assert not any(map(has_gradient, results)) and not any(map(has_tangent, results))
-            launched.append(doubles.operations)
-    # On kernels, and by those that need no logsumexp where none is asked for.
-    assert launched == [launched[0]] * 4 and launched[0]
-    assert (
-        "backward" in operator._schema.name or operator._schema.name == f"natc::{launched[0][0]}"
-    )
+    for kind in ("gradient", "tangent"):
+        with forward_ad.dual_level():
+            tensors = [CHANGES[kind](t) for t in tensors_of(operator)]
+            with context(), torch.enable_grad():
+                assert not tensors[0].sin().requires_grad
+                for results in both_ways(operator, lambda given=tensors: given):
+                    assert not any(map(has_gradient, results))
+                    assert not any(map(has_tangent, results))
+                    launched.append(doubles.operations)
+                    doubles.calls.clear()
+    # On kernels, and those that return no logsumexp where none is asked for.
+    assert launched == [launched[0]] * 4
+    first = "delta" if operator is ops.backward else operator._schema.name.removeprefix("natc::")
+    assert launched[0][0] == first
 
 
 @pytest.mark.parametrize("name", ["dilation", "stride", "is_causal"])
@@ -266,8 +290,21 @@ def test_integers_of_any_kind_are_options(libraries: Any) -> None:
             assert torch.equal(natc.na1d(x, x, x, one, dilation=two), expected)
 
 
+ASKED: dict[str, tuple[Callable[[Tensor], Any], int]] = {
+    # The call, and how often it and its gradient ask.
+    "fused": (lambda x: natc.na1d(x, x, x, 3), 2),
+    "fused, lse": (lambda x: natc.na1d(x, x, x, 3, return_lse=True)[0], 2),
+    "any rank": (lambda x: natc.neighborhood_attention(x, x, x, 3), 2),
+    "tokens": (lambda x: natc.na1d(x, x, x, 3, additional_keys=x, additional_values=x), 2),
+    "packed": (lambda x: na1d_qkvpacked(torch.stack((x, x, x), -3), 3), 2),
+    "qk": (lambda x: na1d_qk(x, x, 3, rpb=x[0, :, 0, :1].expand(6, 5)), 4),
+    "av": (lambda x: na1d_av(x[..., :3], x, 3), 3),
+}
+
+
+@pytest.mark.parametrize("name", list(ASKED))
 def test_a_call_that_goes_straight_is_not_dispatched(
-    doubles: Doubles, monkeypatch: pytest.MonkeyPatch
+    name: str, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of forward and backward: else the way would be there and nobody on it."""
     asked: list[bool] = []
@@ -277,9 +314,9 @@ def test_a_call_that_goes_straight_is_not_dispatched(
         return asked[-1]
 
     monkeypatch.setattr("natc.ops.library.goes_straight", ask)
-    x = plain(requires_grad=True)
-    natc.na1d(x, x, x, 3).sum().backward()
-    assert asked == [True, True]
-    asked.clear()
-    natc.functional.na1d_qkvpacked(torch.randn(2, 6, 3, 2, 4), 3)
+    function, times = ASKED[name]
+    function(plain())
     assert asked == [True]
+    asked.clear()
+    function(plain(requires_grad=True)).sum().backward()
+    assert asked == [True] * times
