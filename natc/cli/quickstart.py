@@ -12,7 +12,7 @@ import typer
 from natc import environment, files, workspace
 from natc.cli import options, output, search
 from natc.cli.network import run_network
-from natc.errors import LibraryError, NatcError, TuneError
+from natc.errors import LibraryError, NatcError
 from natc.operations import FAMILIES
 from natc.spec import KernelSpec
 from natc.targets import Target, detect_host_cpu
@@ -64,18 +64,21 @@ def quickstart(
     finished = search.run(spec, target, minutes=minutes)
     if finished.interrupted:
         raise KeyboardInterrupt
-    if finished.schedule_path is None:
-        raise TuneError(
-            f"{search.unmeasured(finished)}, so there is no tuned kernel to show; give the search "
-            f"more time: natc quickstart --minutes {2 * minutes:g}"
+    if finished.schedule_path is not None:
+        console.print(search.summary(finished))
+    else:
+        # On a machine that is slow, or busy, the rest is worth seeing all the same.
+        more = f"natc quickstart --minutes {2 * minutes:g}"
+        console.print(
+            f"{search.unmeasured(finished)}: nothing new is tuned. For more time: {more}"
         )
-    console.print(search.summary(finished))
     step(2, "build the tuned kernel and, to compare, the untuned one")
     tuned, untuned = _build(spec, target)
     step(3, "run NAT-Mini on a photograph, on the kernels and on the reference")
     network = run_network(spec, directory, seconds=SECONDS_A_SHAPE, console=console)
     step(4, "time attention at the four levels of NAT")
-    rows = _time(tuned, untuned)
+    name = "tuned kernel" if workspace.find_schedule(spec, target) else "built kernel"
+    rows = _time({name: tuned, "untuned kernel": untuned})
     if json:
         output.print_json(
             {
@@ -165,7 +168,7 @@ def _contestant(spec: KernelSpec, directory: Path, note: str) -> Contestant:
     return peers.from_kernel(load(choice).function, note)
 
 
-def _time(tuned: Contestant, untuned: Contestant) -> list[Row]:
+def _time(kernels: dict[str, Contestant]) -> list[Row]:
     import torch
 
     from natc.cli import times_table
@@ -174,7 +177,7 @@ def _time(tuned: Contestant, untuned: Contestant) -> list[Row]:
     return times.time_attention(
         times.NAT_LEVELS,
         torch.float32,
-        {"tuned kernel": tuned, "untuned kernel": untuned, **peers.torch_peers()},
+        {**kernels, **peers.torch_peers()},
         kernel_size=int(options.NAT_KERNEL),
         seconds=SECONDS_A_SHAPE,
         progress=times_table.progress(),
