@@ -21,6 +21,7 @@ import natc
 from natc import ops
 from natc.nn import NeighborhoodAttention2D
 from natc.operations import operations_of
+from natc.ops.direct import goes_straight
 from natc.spec import KernelSpec
 from natc.testing.inputs import make_inputs
 
@@ -149,6 +150,14 @@ def test_an_exported_program_takes_any_size(spec: KernelSpec) -> None:
     with torch.no_grad():
         for x in (image(spec, 3, 13, 17), image(spec, 5, 31, 16)):
             torch.testing.assert_close(call(x), module(x), rtol=1e-2, atol=1e-2)
+
+
+def test_tensors_of_a_gpu_go_past_the_dispatcher() -> None:
+    """By keys of their own; what makes a call go through it is tested on CPUs."""
+    x = torch.randn(2, 3, device=DEVICE)
+    assert goes_straight((x, None, nn.Parameter(x)))
+    with torch.inference_mode():
+        assert goes_straight((x, x * 1))
 
 
 @each_spec
