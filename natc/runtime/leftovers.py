@@ -42,6 +42,8 @@ def prune() -> list[Leftover]:
     """
     removed = []
     for directory in _directories():
+        if next(_in(directory), None) is None:
+            continue
         with locked(directory):
             for found in list(_in(directory)):
                 for file in found.files:
