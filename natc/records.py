@@ -11,7 +11,6 @@ import msgspec
 from natc.errors import RecordError
 from natc.files import append_line, reason
 from natc.operations import FORWARD
-from natc.spec import KernelSpec
 
 SCHEMA_VERSION = 1
 
@@ -150,15 +149,6 @@ def read_log(path: Path) -> tuple[list[Record], list[Problem]]:
         except RecordError as error:
             problems.append(Problem(path, number, str(error)))
     return records, problems
-
-
-def trials_of(records: list[Record], spec: KernelSpec, space: Space) -> list[Trial]:
-    """Return the trials of one kernel in one version of one space, in order."""
-    return [
-        record
-        for record in records
-        if isinstance(record, Trial) and record.spec == spec.name and record.space == space
-    ]
 
 
 def _decode(line: bytes) -> Record:

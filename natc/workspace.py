@@ -81,11 +81,6 @@ def find_schedule(spec: KernelSpec, target: Target, operation: str = FORWARD) ->
     return _find(Path("schedules") / target.name / f"{tuned_name(spec, operation)}.json")
 
 
-def find_log(spec: KernelSpec, target: Target, operation: str = FORWARD) -> Path | None:
-    """Return the tuning log that counts for a kernel's operation, or None without one."""
-    return _find(Path("tuning_logs") / target.name / f"{tuned_name(spec, operation)}.jsonl")
-
-
 def schedule_files() -> Iterator[Path]:
     """Yield every schedule file that counts, sorted by target and spec name."""
     return _files("schedules", "*.json")

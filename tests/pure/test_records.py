@@ -7,7 +7,7 @@ import pytest
 
 from natc import environment
 from natc.errors import NatcError, RecordError
-from natc.records import Environment, Record, Space, Trial, append, read_log, shape_key, trials_of
+from natc.records import Environment, Record, Space, Trial, append, read_log, shape_key
 from natc.spec import KernelSpec
 
 SPEC = KernelSpec.make(7, rpb=True)
@@ -134,13 +134,6 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NatcError, match="file"):
         append(tmp_path / "file" / "log.jsonl", make_trial(0))
-
-
-def test_trials_of_one_kernel_in_one_space() -> None:
-    other = make_trial(2, space=Space("cpu", 2))
-    another = make_trial(3, spec="na2d_k5_d32_float32")
-    records: list[Record] = [environment.collect(), make_trial(0), other, another, make_trial(1)]
-    assert [trial.trial for trial in trials_of(records, SPEC, SPACE)] == [0, 1]
 
 
 def test_shapes_as_text() -> None:
