@@ -4,7 +4,8 @@ Dispatching to a kernel that is written in Python takes 8 microseconds, more tha
 that natc does in a call. Plain tensors with nothing of torch's around them need none of it: no
 mode, transform, trace or profiler is to see the call, and autograd is natc's own. What observes
 calls without a profiler, as torch's ExecutionTraceObserver may, cannot be asked for: it sees what
-a call allocates, and not the operator.
+a call allocates, and not the operator. Nor is a kernel called that somebody else registered for an
+operator: `torch.ops.natc` calls it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,18 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+# By name, each of these: to find them in torch anew takes as long as some do.
+from torch._C import (
+    _are_functorch_transforms_active,
+    _dispatch_keys,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
+from torch._C._autograd import _profiler_enabled
 from torch.autograd import profiler
+from torch.compiler import is_dynamo_compiling
 
 _KINDS = frozenset((Tensor, nn.Parameter))
 
@@ -38,19 +50,19 @@ def goes_straight(tensors: Sequence[Tensor | None]) -> bool:
     """Return whether a call with these tensors is nobody's but natc's."""
     if (
         # First, since what follows cannot be traced.
-        torch.compiler.is_dynamo_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
+        is_dynamo_compiling()
+        or _len_torch_dispatch_stack()
+        or _len_torch_function_stack()
+        or _are_functorch_transforms_active()
+        or _get_tracing_state() is not None
         # That of any thread, as it may be one of every thread; and one that Python did not start.
         or profiler._is_profiler_enabled
-        or torch._C._autograd._profiler_enabled()
+        or _profiler_enabled()
     ):
         return False
     for tensor in tensors:
         if tensor is not None and (
-            type(tensor) not in _KINDS or torch._C._dispatch_keys(tensor).raw_repr() not in _PLAIN
+            type(tensor) not in _KINDS or _dispatch_keys(tensor).raw_repr() not in _PLAIN
         ):
             return False
     return True
