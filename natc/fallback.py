@@ -17,7 +17,7 @@ from torch import Tensor
 from natc import env
 from natc.errors import NotCoveredError, SpecError
 from natc.operations import OPERATIONS
-from natc.runtime import registry
+from natc.runtime import jit, registry
 from natc.runtime.load import Kernel
 from natc.runtime.search import Rejection
 from natc.spec import KernelSpec, compiles
@@ -98,6 +98,8 @@ def report(
         return _fall_back(operation, what, device, str(error))
     found = registry.explain(spec, device, operation=operation)
     remedy = f"build it: {found.command}" if found.command else found.facts.problem
+    if found.command and found.not_built and jit.mode() == jit.ON:
+        remedy += f". This call did not: {found.not_built}"
     passed_over = "".join(_clause(item) for item in found.close_calls)
     _fall_back(operation, spec.name, device, f"{remedy}{passed_over}", str(found))
 

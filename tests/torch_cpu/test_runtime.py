@@ -308,6 +308,16 @@ def test_what_is_bad_is_passed_over_and_said(
     assert libraries.calls(SPECS[True]) == 1, "a bad neighbour hides no good library"
 
 
+def test_what_keeps_a_call_from_building_is_said(
+    libraries: LibraryDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATC_JIT", "on")
+    monkeypatch.setattr("natc.runtime.jit.unavailable", lambda target: "nvcc was not found")
+    said = "Build it: natc build --kernel 3 .*[.] This call did not: nvcc was not found"
+    with pytest.warns(natc.NatcFallbackWarning, match=said):
+        attend()
+
+
 def test_a_library_for_another_machine_is_passed_over(libraries: LibraryDirectory) -> None:
     host = detect_host_cpu().arch
     other = "aarch64" if host != "aarch64" else "x86-64-v2"
