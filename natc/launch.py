@@ -7,7 +7,8 @@ arguments; `natc.functional` does.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,9 +22,14 @@ from natc.runtime.load import Kernel
 # Kernels compute positions in memory in 32 bits.
 MOST_ELEMENTS = 2**31 - 1
 
+# A CPU's forward copies keys and values first (`natc.space.llvm_blocked`). It gets so few elements
+# at a time that the copies stay in caches, and in memory that `launcher/threads.c` keeps.
+COPIED_TOGETHER = 2**19
+
 # Tensors with one head for each of the query's `group`, and those without a batch.
 _OF_KEYS = frozenset(("key", "value"))
 _WITHOUT_BATCH = frozenset(("rpb", "partial"))
+_COPYING = frozenset(name for name, found in OPERATIONS.items() if found.family == "forward")
 
 
 def scalars(
@@ -65,18 +71,45 @@ def launch(
     for tensor in results:
         if tensor.numel() > MOST_ELEMENTS:
             return _in_parts(kernel, operation, inputs, results, scalars, group, extra)
-    arguments = (*given, *results, *scalars, group, *extra)
     first = results[0]
-    if first.is_cuda and first.device.index != torch.cuda.current_device():
-        # Launching makes the tensors' device current and would leave it so.
-        with torch.cuda.device(first.device):
+    if first.is_cuda:
+        arguments = (*given, *results, *scalars, group, *extra)
+        if first.device.index == torch.cuda.current_device():
             kernel.function(*arguments)
-    elif misses_its_threads():
+        else:
+            # Launching makes the tensors' device current and would leave it so.
+            with torch.cuda.device(first.device):
+                kernel.function(*arguments)
+    elif first.numel() > COPIED_TOGETHER and operation in _COPYING:
+        tail = (*scalars, group, *extra)
+        for part in _few_entries(operation, (*given, *results), alignment):
+            _on_cpu(kernel, (*part, *tail))
+    else:
+        _on_cpu(kernel, (*given, *results, *scalars, group, *extra))
+
+
+def _on_cpu(kernel: Kernel, arguments: tuple[Any, ...]) -> None:
+    if misses_its_threads():
         call_alone(kernel.function, arguments)
     else:
         # OpenMP counts its threads in each thread apart: this hands torch's number to this one.
         torch.get_num_threads()
         kernel.function(*arguments)
+
+
+def _few_entries(
+    operation: str, tensors: Sequence[Tensor], alignment: int
+) -> Iterator[list[Tensor]]:
+    """Cut compact, aligned tensors into aligned parts of a few entries of the batch."""
+    names = _names(operation, len(tensors))
+    cut = [name not in _WITHOUT_BATCH for name in names]
+    output = tensors[names.index("output")]
+    batch = len(output)
+    entries = [t.numel() // batch * t.itemsize for t, flag in zip(tensors, cut) if flag]
+    step = math.lcm(*(alignment // math.gcd(alignment, entry) for entry in entries))
+    together = COPIED_TOGETHER * batch // output.numel()
+    for start, length in _ranges(batch, max(together // step, 1) * step):
+        yield [t.narrow(0, start, length) if flag else t for t, flag in zip(tensors, cut)]
 
 
 def ready(tensor: Tensor, alignment: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fresh_process import run_fresh
 import natc
 from natc import launch
 from natc.errors import ArgumentError
+from natc.functional import na2d_qkvpacked
 from natc.spec import KernelSpec
 from natc.testing.direct import assert_right, call, scalars
 from natc.testing.inputs import Inputs, make_inputs, misaligned, noncontiguous
@@ -71,22 +73,15 @@ def test_threads_of_python_call_at_once(inputs: Inputs) -> None:
     different = [make_inputs(SHAPE, kernel_size=7, seed=seed) for seed in range(4)]
     expected = [attend(one) for one in different]
     barrier = threading.Barrier(len(different))
-    problems: list[BaseException] = []
 
     def work(index: int) -> None:
-        try:
-            barrier.wait()
-            for _ in range(20):
-                assert_same(attend(different[index]), expected[index])
-        except BaseException as error:
-            problems.append(error)
+        barrier.wait()
+        for _ in range(20):
+            assert_same(attend(different[index]), expected[index])
 
-    workers = [threading.Thread(target=work, args=(index,)) for index in range(len(different))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not problems
+    with ThreadPoolExecutor(len(different)) as threads:
+        # Raises what one of them raised.
+        list(threads.map(work, range(len(different))))
 
 
 def test_any_layout_and_alignment(inputs: Inputs) -> None:
@@ -131,6 +126,43 @@ def test_a_call_beyond_32_bits_is_made_in_parts(
     monkeypatch.setattr(launch, "MOST_ELEMENTS", entry // SHAPE[-2] - 1)
     with pytest.raises(ArgumentError, match=r"query has shape .*elements in one head"):
         attend(inputs)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("with_lse", [False, True])
+def test_a_large_batch_is_given_a_few_entries_at_a_time(
+    built: BuiltKernels, monkeypatch: pytest.MonkeyPatch, packed: bool, with_lse: bool
+) -> None:
+    built.manifest(SPEC)
+    inputs = make_inputs((19, *SHAPE[1:]), kernel_size=7)
+    qkv = torch.stack(inputs[:3], -3)
+
+    def results() -> tuple[torch.Tensor, ...]:
+        options: dict[str, Any] = {"rpb": inputs.rpb, "return_lse": with_lse}
+        if packed:
+            found = na2d_qkvpacked(qkv, 7, **options)
+        else:
+            found = natc.na2d(*inputs[:3], 7, **options)
+        return found if with_lse else (found,)
+
+    expected = results()
+    sizes: list[int] = []
+    on_cpu = launch._on_cpu
+
+    def counting(kernel: Any, arguments: tuple[Any, ...]) -> None:
+        sizes.append(len(arguments[0]))
+        tensors = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
+        assert not any(t.data_ptr() % kernel.alignment for t in tensors)
+        on_cpu(kernel, arguments)
+
+    monkeypatch.setattr(launch, "_on_cpu", counting)
+    assert_same(results(), expected)
+    assert sizes == [19]
+    sizes.clear()
+    monkeypatch.setattr(launch, "COPIED_TOGETHER", 3 * inputs.query[0].numel())
+    assert_same(results(), expected)
+    # Entries of lse are no multiple of what tensors are aligned to; 8 of them are.
+    assert sizes == ([8, 8, 3] if with_lse else [3, 3, 3, 3, 3, 3, 1])
 
 
 def test_a_compiled_graph_calls_the_kernel(inputs: Inputs) -> None:
