@@ -99,7 +99,7 @@ static int parallel_launch(task_fn task, void *closure, int num_task) {
 /* Scratch memory is kept for the next call: given back, the system would take its pages away and
  * clear them anew, which costs as much time as filling them. A block too large to keep is given
  * back, and so is what the slots have no room for. */
-enum { SLOTS = 4, ALIGNMENT = 64, MOST_KEPT = 4 << 20 };
+enum { SLOTS = 4, ALIGNMENT = 64, MOST_KEPT = 16 << 20 };
 static void *kept[SLOTS]; /* each begins with its size; the memory lies ALIGNMENT behind */
 
 static void *alloc_workspace(int device_type, int device_id, uint64_t bytes, int code, int bits) {
