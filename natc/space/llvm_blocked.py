@@ -23,6 +23,7 @@ from natc.space.loops import (
     has_block,
     inner_loops,
     query_loops,
+    vectorize,
 )
 from natc.space.tap_rows import place_dot_products, place_tables, split_reduction
 from natc.space.threads import spread_over_cores
@@ -59,12 +60,16 @@ def covers(spec: KernelSpec) -> bool:
 def structure(spec: KernelSpec, target: Target) -> Candidates:
     """Return the choices of structure; the first of each is the untuned schedule's."""
     widest = target.vector_bytes // 4
-    lanes = [n for n in (8, 16, 4) if n <= max(widest, 4) and spec.head_dim % n == 0]
+    # Folding has fewer steps with 8; of many channels, it is a small part.
+    order = (8, 16, 4) if spec.head_dim < 64 else (16, 8, 4)
+    lanes = [n for n in order if n <= max(widest, 4) and spec.head_dim % n == 0]
     chains = [ONE_CHAIN]
     if spec.rank > 1:
         # Each chain is a vector of channels in registers, of which 16 do not suffice for a window.
         many_registers = target.arch == "x86-64-v4" and spec.kernel_size[-1] <= 8
-        chains.insert(0 if many_registers else 1, CHAIN_A_COLUMN)
+        # Vectors of many channels are chains enough: additions to one wait for each other.
+        few_channels = spec.value_dim <= 32
+        chains.insert(0 if many_registers and few_channels else 1, CHAIN_A_COLUMN)
     return {
         "lanes": lanes,
         "chains": chains,
@@ -120,8 +125,7 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
 
     output = sch.get_sblock("output")
     batch, (*rows, column), head, channel = query_loops(sch, output)
-    if spec.value_dim > 1:
-        sch.vectorize(channel)
+    vectorize(sch, channel)
     if rows:
         # One head after the other: its keys stay in the cache from one row to the next.
         sch.reorder(batch, head, *rows, column)
@@ -142,7 +146,7 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
     _scores(sch, spec, site, partial, group, decisions)
     scaled = sch.get_sblock("query_scaled")
     sch.compute_at(scaled, site)
-    sch.vectorize(sch.get_loops(scaled)[-1])
+    vectorize(sch, sch.get_loops(scaled)[-1])
     place_tables(sch, spec, rows, column)
     # Last, since primitives refuse loops that hold a block with its initialization apart.
     _softmax(sch, site, group)
@@ -155,7 +159,7 @@ def _copy(sch: Schedule) -> None:
     for name in _COPIES:
         batch, head, *positions, channel = sch.get_loops(sch.get_sblock(name))
         spread_over_cores(sch, [batch, head, positions[0]])
-        sch.vectorize(channel)
+        vectorize(sch, channel)
 
 
 def _scores(

@@ -20,7 +20,7 @@ from natc.space import llvm_blocked
 from natc.space.decisions import Candidates, Decisions
 from natc.space.llvm_blocked import group_of
 from natc.space.llvm_blocked_chunks import chunks
-from natc.space.loops import blocks_named, has_block, query_loops
+from natc.space.loops import blocks_named, has_block, query_loops, vectorize
 from natc.space.skip import skip_unless
 from natc.space.tap_rows import copy_taps, order_taps, place_tables, place_weights, split_reduction
 from natc.space.threads import spread_over_cores
@@ -90,7 +90,7 @@ def _sites(sch: Schedule, spec: KernelSpec, group: int, partial: Mapping[str, SB
     last = spec.rank - 1
     output = sch.get_sblock("output")
     batch, (*rows, column), head, channel = query_loops(sch, output)
-    sch.vectorize(channel)
+    vectorize(sch, channel)
     if rows:
         # One head after the other: its taps stay in the cache from one row to the next.
         sch.reorder(batch, head, *rows, column)
@@ -101,7 +101,7 @@ def _sites(sch: Schedule, spec: KernelSpec, group: int, partial: Mapping[str, SB
     summed = sch.get_sblock("summed")
     sch.compute_at(summed, site)
     summing, tap, channels = order_taps(sch, spec, summed, site, group)
-    sch.vectorize(channels[0])
+    vectorize(sch, channels[0])
     sch.unroll(tap)
     skipped = [*enumerate(summing), (last, tap)]
     for loops in place_weights(sch, spec, site, group, partial):

@@ -24,6 +24,7 @@ from natc.space.loops import (
     is_reduction,
     query_loops,
     tables_of,
+    vectorize,
 )
 from natc.spec import KernelSpec
 from natc.targets import Target
@@ -76,7 +77,7 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
     output = sch.get_sblock("output")
     batch, (*rows, column), head, channel = query_loops(sch, output)
     if spec.value_dim > 1:
-        sch.vectorize(channel)
+        vectorize(sch, channel)
     row = sch.fuse(batch, *rows) if rows else batch
     if choices["parallel"] == ROWS_AND_COLUMNS:
         row = column = sch.fuse(row, column)
@@ -99,7 +100,7 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
     scaled = sch.get_sblock("query_scaled")
     sch.compute_at(scaled, head)
     if spec.head_dim > 1:
-        sch.vectorize(sch.get_loops(scaled)[-1])
+        vectorize(sch, sch.get_loops(scaled)[-1])
 
     for axis in range(spec.rank):
         for name in tables_of(sch, axis):
@@ -133,7 +134,7 @@ def weighted_sum(sch: Schedule, site: LoopRV, chains: SBlockRV | None) -> None:
         for loop in column:
             sch.unroll(loop)
         if channel:
-            sch.vectorize(channel)
+            vectorize(sch, channel)
         if chains is not None and block is summed:
             sch.unroll(taps[0])
         sch.decompose_reduction(block, taps[0])

@@ -21,6 +21,7 @@ from natc.space.loops import (
     inner_loops,
     loops_by_axis,
     tables_of,
+    vectorize,
 )
 from natc.space.skip import skip_unless
 from natc.spec import KernelSpec
@@ -62,7 +63,7 @@ def _sites(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:
     row, column, site, last = _site_loops(sch, output, spec)
     if has_block(sch, "summed"):
         if spec.head_dim > 1 and spec.value_dim > 1:
-            sch.vectorize(last)
+            vectorize(sch, last)
         summed = sch.get_sblock("summed")
         sch.compute_at(summed, site)
         loops = inner_loops(sch, summed, outer=site)
@@ -70,7 +71,7 @@ def _sites(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:
         taps = {axis: loops[axis] for axis in TAP_AXES if axis in loops}
         sch.reorder(*taps.values(), *([channel] if channel else []))
         if channel:
-            sch.vectorize(channel)
+            vectorize(sch, channel)
         tap = list(taps.values())[-1]
         sch.compute_at(sch.get_sblock("weight"), tap)
     else:

@@ -63,6 +63,19 @@ def depth(sch: Schedule, loops: list[LoopRV], loop: LoopRV) -> int:
     return [sch.get(found).same_as(wanted) for found in loops].index(True)
 
 
+def vectorize(sch: Schedule, channels: LoopRV) -> None:
+    """Make vectors of a loop over channels: one, or several where no vector has so many lanes.
+
+    A compiler takes vectors of 48 or 80 lanes apart, element by element.
+    """
+    extent = int(sch.get(channels).extent)
+    lanes = extent & -extent  # the largest power of two that divides it
+    if 4 <= lanes < extent:
+        several, channels = sch.split(channels, [None, lanes])
+        sch.unroll(several)
+    sch.vectorize(channels)
+
+
 def is_reduction(sch: Schedule, block: SBlockRV, axis: str) -> bool:
     """Return whether `axis` of `block` is summed over."""
     kinds = {found.var.name: found.iter_type for found in sch.get(block).iter_vars}

@@ -7,7 +7,15 @@ from collections.abc import Collection, Mapping, Sequence
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from natc.space.loops import SITE_AXES, TAP_AXES, blocks_named, depth, inner_loops, tables_of
+from natc.space.loops import (
+    SITE_AXES,
+    TAP_AXES,
+    blocks_named,
+    depth,
+    inner_loops,
+    tables_of,
+    vectorize,
+)
 from natc.space.threads import spread_over_cores
 from natc.space.vector_sums import vector_sums_intrinsic
 from natc.spec import KernelSpec
@@ -29,7 +37,7 @@ def copy_taps(sch: Schedule, batch: LoopRV) -> LoopRV:
     merged = sch.merge(sch.get_loops(blocks[0])[0], batch)
     for block in blocks:
         for channel in sch.get_loops(block)[3:]:
-            sch.vectorize(channel)
+            vectorize(sch, channel)
     head = sch.get_loops(blocks[0])[1]
     many, _ = sch.split(token, [None, _COPIED_TOGETHER])
     spread_over_cores(sch, [head, many])
@@ -104,7 +112,7 @@ def place_weights(
     for name in blocks_named(sch, lambda name: name.endswith("_held")):
         held = sch.get_sblock(name)
         sch.compute_at(held, site)
-        sch.vectorize(sch.get_loops(held)[-1])
+        vectorize(sch, sch.get_loops(held)[-1])
     return [weighing, scoring]
 
 
