@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from tvm.s_tir import Schedule
 
 from natc.build.lower import compiler_target, finished, scheduled
 from natc.errors import ScheduleError
-from natc.operations import FORWARD
+from natc.operations import FORWARD, operations_of
 from natc.space import Decisions, combinations, read_decisions, space_for
 from natc.spec import KernelSpec
 from natc.targets import Target, detect_host_cpu
@@ -31,7 +32,7 @@ OTHERS = [
     KernelSpec.parse(name)
     for name in (
         *("na2d_k3_d1_float32", "na2d_k2_d12_float16_rpb", "na2d_k4x2_d8_bfloat16"),
-        *("na2d_k3x9_d24_float16_rpb", "na2d_k2x17_d16_bfloat16"),
+        *("na2d_k3x9_d24_float16_rpb", "na2d_k2x17_d16_bfloat16", "na2d_k3_d48v80_float32_rpb"),
     )
 ]
 MOST = 72
@@ -69,6 +70,7 @@ def check(spec: KernelSpec, decisions: Mapping[str, int]) -> None:
         inputs = make_inputs(
             (*shape, spec.head_dim),
             kernel_size=spec.kernel_size if spec.rpb else None,
+            value_dim=spec.value_dim,
             dtype=getattr(torch, spec.dtype),
         )
         found = call(function, inputs, scale=0.4, dilation=dilation, with_lse=True)
@@ -93,6 +95,19 @@ def test_other_kernels_under_some_structures(spec: KernelSpec) -> None:
             check(spec, found)
         except Exception as error:
             raise AssertionError(f"with {found}: {error}") from error
+
+
+@pytest.mark.parametrize(
+    "name", ["na2d_k3_d48v80_float32_rpb", "na2d_k7_d24_float16_rpb", "na2d_k3_d20_float32"]
+)
+def test_vectors_have_lengths_that_registers_have(name: str) -> None:
+    # A compiler takes others apart, element by element: 10 times as slow.
+    spec = KernelSpec.parse(name)
+    for operation in operations_of(spec):
+        source = scheduled(spec, HOST, {}, operation=operation).script()
+        lanes = [int(n) for n in re.findall(r"T\.vectorized\((\d+)\)", source)]
+        assert lanes
+        assert all(n & (n - 1) == 0 for n in lanes), (operation, lanes)
 
 
 @pytest.mark.parametrize("target", [HOST, Target("cuda", "sm_90")], ids=str)
