@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fresh_process import start_natc, with_natc
 
 from natc import schedules, workspace
 from natc.records import Trial, read_log
@@ -20,7 +20,6 @@ from natc.spec import KernelSpec
 from natc.targets import detect_host_cpu
 
 SPEC = KernelSpec.parse("na2d_k3_d8_float32")
-ROOT = Path(__file__).parents[2]
 COMMAND = (
     *("tune", "--kernel", "3", "--head-dim", "8", "--no-rpb", "--shape", "1x8x8x1"),
     *("--minutes", "5"),
@@ -41,15 +40,7 @@ def start(scratch: Path) -> Iterator[Start]:
     started = []
 
     def run(*words: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "natc", *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            cwd=ROOT,
-            env={**os.environ, "TMPDIR": str(scratch)},
-        )
+        process = start_natc(*words, env=with_natc(TMPDIR=str(scratch)), start_new_session=True)
         started.append(process)
         return process
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fresh_process import run_fresh
 from kernel_double import Doubles
 from torch import nn
 
@@ -21,8 +20,6 @@ from natc.models import NAT
 from natc.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
 
 pytestmark = pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning")
-
-ROOT = Path(natc.__file__).parents[1]
 
 # Each starts children, which end by themselves or by their alarm, with status 14.
 DATA_LOADER = """
@@ -78,29 +75,13 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 
 
-def run(program: str, folder: Path, *arguments: str) -> str:
-    """Run a program in a Python of its own."""
-    path = folder / "program.py"
-    path.write_text(program)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(path), *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_of_data_loaders_call_natc(tmp_path: Path, method: str) -> None:
-    assert run(DATA_LOADER, tmp_path, method) == f"{method}\n"
+def test_workers_of_data_loaders_call_natc(method: str) -> None:
+    assert run_fresh(DATA_LOADER, method) == f"{method}\n"
 
 
-def test_a_fork_trains(tmp_path: Path) -> None:
-    assert run(FORK, tmp_path) == "0\n"
+def test_a_fork_trains() -> None:
+    assert run_fresh(FORK) == "0\n"
 
 
 def small() -> NAT:
@@ -150,7 +131,7 @@ module, x, expected = torch.load(sys.argv[1], weights_only=False)
 torch.testing.assert_close(module(x), expected)
 print(type(module).__name__)
 """
-    assert run(program, tmp_path, str(tmp_path / "all.pt")) == "NAT\n"
+    assert run_fresh(program, str(tmp_path / "all.pt")) == "NAT\n"
 
 
 def test_functions_are_pickled_by_name() -> None:
@@ -176,17 +157,13 @@ def test_eight_threads_through_one_model(doubles: Doubles, train: bool) -> None:
     torch.set_num_threads(1)
     expected = [step(image) for image in images]
     barrier = threading.Barrier(len(images))
-    found: list[Any] = [None] * len(images)
 
-    def work(index: int) -> None:
+    def work(image: torch.Tensor) -> list[list[torch.Tensor]]:
         barrier.wait()
-        found[index] = [step(images[index]) for _ in range(2)]
+        return [step(image) for _ in range(2)]
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(images))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(images)) as threads:
+        found = list(threads.map(work, images))
     torch.set_num_threads(before)
     for runs, wanted in zip(found, expected, strict=True):
         for tensors in runs:
