@@ -139,11 +139,11 @@ def tune(
 
 def _complaint(spec: KernelSpec, operation: str, finished: Finished, again: str) -> str:
     """Return a sentence on a search that wrote no schedule, and what to do."""
-    text = f"{spec.name} {operation}: {search.unmeasured(finished)}, so no schedule was written; "
+    text = f"{spec.name} {operation}: {search.unmeasured(finished)}, so no schedule was written"
     if finished.interrupted:
-        return f"natc: stopped: {text}go on with: {again}"
+        return f"natc: stopped: {text}; go on with: {again}"
     limits = "--minutes or --trials" if finished.trials else "--minutes"
-    return f"natc: error: {text}run it again with a larger {limits}; it goes on from the log."
+    return f"natc: error: {text}. Run it again with a larger {limits}: it goes on from the log."
 
 
 def _export(
