@@ -22,14 +22,18 @@ from natc.runtime.load import Kernel
 # Kernels compute positions in memory in 32 bits.
 MOST_ELEMENTS = 2**31 - 1
 
-# A CPU's forward copies keys and values first (`natc.space.llvm_blocked`). It gets so few elements
-# at a time that the copies stay in caches, and in memory that `launcher/threads.c` keeps.
+# A CPU's kernels copy what taps are read from first (`natc.space.llvm_blocked`). They get so few
+# elements at a time that the copies stay in caches, and in memory that `launcher/threads.c` keeps.
 COPIED_TOGETHER = 2**19
 
 # Tensors with one head for each of the query's `group`, and those without a batch.
 _OF_KEYS = frozenset(("key", "value"))
 _WITHOUT_BATCH = frozenset(("rpb", "partial"))
-_COPYING = frozenset(name for name, found in OPERATIONS.items() if found.family == "forward")
+_COPYING = frozenset(
+    name
+    for name, found in OPERATIONS.items()
+    if found.family == "forward" or name in ("d_query", "d_key", "d_value")
+)
 
 
 def scalars(
@@ -80,7 +84,7 @@ def launch(
             # Launching makes the tensors' device current and would leave it so.
             with torch.cuda.device(first.device):
                 kernel.function(*arguments)
-    elif first.numel() > COPIED_TOGETHER and operation in _COPYING:
+    elif given[0].numel() > COPIED_TOGETHER and operation in _COPYING:
         tail = (*scalars, group, *extra)
         for part in _few_entries(operation, (*given, *results), alignment):
             _on_cpu(kernel, (*part, *tail))
@@ -101,13 +105,13 @@ def _few_entries(
     operation: str, tensors: Sequence[Tensor], alignment: int
 ) -> Iterator[list[Tensor]]:
     """Cut compact, aligned tensors into aligned parts of a few entries of the batch."""
-    names = _names(operation, len(tensors))
-    cut = [name not in _WITHOUT_BATCH for name in names]
-    output = tensors[names.index("output")]
-    batch = len(output)
+    cut = [name not in _WITHOUT_BATCH for name in _names(operation, len(tensors))]
+    first = tensors[0]  # query, or it is a third of it
+    batch = len(first)
     entries = [t.numel() // batch * t.itemsize for t, flag in zip(tensors, cut) if flag]
     step = math.lcm(*(alignment // math.gcd(alignment, entry) for entry in entries))
-    together = COPIED_TOGETHER * batch // output.numel()
+    elements = first.numel() // (3 if OPERATIONS[operation].packed else 1)
+    together = COPIED_TOGETHER * batch // elements
     for start, length in _ranges(batch, max(together // step, 1) * step):
         yield [t.narrow(0, start, length) if flag else t for t, flag in zip(tensors, cut)]
 

@@ -94,8 +94,8 @@ def _sites(sch: Schedule, spec: KernelSpec, group: int, partial: Mapping[str, SB
     if rows:
         # One head after the other: its taps stay in the cache from one row to the next.
         sch.reorder(batch, head, *rows, column)
-    copy_taps(sch, batch)
-    spread_over_cores(sch, [head, *rows] if rows else [column])
+    copy_taps(sch)
+    spread_over_cores(sch, [batch, head, *rows] if rows else [batch, column])
     site = column if rows else head
 
     summed = sch.get_sblock("summed")

@@ -24,24 +24,18 @@ from natc.spec import KernelSpec
 _COPIED_TOGETHER = 16
 
 
-def copy_taps(sch: Schedule, batch: LoopRV) -> LoopRV:
-    """Copy what taps are read from in the loop over the batch, and return that loop.
-
-    So copies are no larger than those of one entry, and are read while caches hold them. In
-    parallel, a vector of channels at a time.
-    """
+def copy_taps(sch: Schedule) -> None:
+    """Copy what taps are read from before anything else: in parallel, vectors of channels."""
     names = blocks_named(sch, lambda name: name.endswith("_copied"))
     blocks = [sch.get_sblock(name) for name in names]
     # All copies by the same threads: they have the same heads and tokens.
     token = sch.merge(*(sch.get_loops(block)[2] for block in blocks))
-    merged = sch.merge(sch.get_loops(blocks[0])[0], batch)
     for block in blocks:
         for channel in sch.get_loops(block)[3:]:
             vectorize(sch, channel)
-    head = sch.get_loops(blocks[0])[1]
+    batch, head = sch.get_loops(blocks[0])[:2]
     many, _ = sch.split(token, [None, _COPIED_TOGETHER])
-    spread_over_cores(sch, [head, many])
-    return merged
+    spread_over_cores(sch, [batch, head, many])
 
 
 def place_tables(sch: Schedule, spec: KernelSpec, rows: Sequence[LoopRV], column: LoopRV) -> None:

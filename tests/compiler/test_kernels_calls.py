@@ -128,10 +128,37 @@ def test_a_call_beyond_32_bits_is_made_in_parts(
         attend(inputs)
 
 
+@pytest.fixture
+def entries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Each launch of a kernel that copies, in order: its operation, and entries of the batch."""
+    found: list[tuple[str, int]] = []
+    few_entries, on_cpu = launch._few_entries, launch._on_cpu
+    operations = [""]
+
+    def noting(operation: str, *arguments: Any) -> Any:
+        for part in few_entries(operation, *arguments):
+            operations.append(operation)
+            yield part
+
+    def counting(kernel: Any, arguments: tuple[Any, ...]) -> None:
+        tensors = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
+        assert not any(t.data_ptr() % kernel.alignment for t in tensors)
+        found.append((operations.pop() if len(operations) > 1 else "", len(arguments[0])))
+        on_cpu(kernel, arguments)
+
+    monkeypatch.setattr(launch, "_few_entries", noting)
+    monkeypatch.setattr(launch, "_on_cpu", counting)
+    return found
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("with_lse", [False, True])
 def test_a_large_batch_is_given_a_few_entries_at_a_time(
-    built: BuiltKernels, monkeypatch: pytest.MonkeyPatch, packed: bool, with_lse: bool
+    built: BuiltKernels,
+    monkeypatch: pytest.MonkeyPatch,
+    entries: list[tuple[str, int]],
+    packed: bool,
+    with_lse: bool,
 ) -> None:
     built.manifest(SPEC)
     inputs = make_inputs((19, *SHAPE[1:]), kernel_size=7)
@@ -146,23 +173,40 @@ def test_a_large_batch_is_given_a_few_entries_at_a_time(
         return found if with_lse else (found,)
 
     expected = results()
-    sizes: list[int] = []
-    on_cpu = launch._on_cpu
-
-    def counting(kernel: Any, arguments: tuple[Any, ...]) -> None:
-        sizes.append(len(arguments[0]))
-        tensors = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
-        assert not any(t.data_ptr() % kernel.alignment for t in tensors)
-        on_cpu(kernel, arguments)
-
-    monkeypatch.setattr(launch, "_on_cpu", counting)
-    assert_same(results(), expected)
-    assert sizes == [19]
-    sizes.clear()
+    assert [size for _, size in entries] == [19]
+    entries.clear()
     monkeypatch.setattr(launch, "COPIED_TOGETHER", 3 * inputs.query[0].numel())
     assert_same(results(), expected)
     # Entries of lse are no multiple of what tensors are aligned to; 8 of them are.
-    assert sizes == ([8, 8, 3] if with_lse else [3, 3, 3, 3, 3, 3, 1])
+    sizes = [8, 8, 3] if with_lse else [3, 3, 3, 3, 3, 3, 1]
+    name = "forward" + "_lse" * with_lse + "_packed" * packed
+    assert entries == [(name, size) for size in sizes]
+
+
+def test_gradients_of_a_large_batch_are_made_a_few_entries_at_a_time(
+    built: BuiltKernels, monkeypatch: pytest.MonkeyPatch, entries: list[tuple[str, int]]
+) -> None:
+    built.manifest(SPEC)
+    inputs = make_inputs((19, *SHAPE[1:]), kernel_size=7, requires_grad=True)
+    d_output = torch.randn(inputs.query.shape)
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        output = natc.na2d(*inputs[:3], 7, rpb=inputs.rpb)
+        return torch.autograd.grad(output, inputs, d_output)
+
+    expected = gradients()
+    entries.clear()
+    monkeypatch.setattr(launch, "COPIED_TOGETHER", 3 * inputs.query[0].numel())
+    assert_same(gradients(), expected)
+    # Sums over the batch, and what copies nothing, are made at once.
+    assert sorted(entries) == sorted(
+        [("", 19), ("", 19)]
+        + [
+            (name, size)
+            for name in ("forward_lse", "d_query", "d_key", "d_value")
+            for size in (8, 8, 3)
+        ]
+    )
 
 
 def test_a_compiled_graph_calls_the_kernel(inputs: Inputs) -> None:
