@@ -69,7 +69,11 @@ def build(
             "NATC_CACHE_DIR for all that natc keeps."
         )
 
-    from natc.build import build_library
+    from natc.tune.interrupts import deferred
+
+    # While the compiler loads, Ctrl-C can be lost.
+    with deferred():
+        from natc.build import build_library
     from natc.manifest import load_manifest
 
     progress = output.stderr()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -91,13 +95,42 @@ def main() -> None:
     Exits with 0, 1 (failed, or found a problem), 2 (wrong usage), 130 (stopped with Ctrl-C) or
     141 (nobody reads its output any longer).
     """
+    with _watched() as was_stopped:
+        try:
+            app(prog_name="natc")
+        except Exception as error:
+            # Compiled code, such as numpy that is being loaded, may make any error of Ctrl-C.
+            if was_stopped():
+                print("natc: stopped.", file=sys.stderr)
+                raise SystemExit(INTERRUPTED) from None
+            if not isinstance(error, NatcError):
+                raise
+            print(f"natc: error: {error}", file=sys.stderr)
+            raise SystemExit(2 if isinstance(error, BAD_INPUT) else 1) from None
+        finally:
+            output.flush()
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[Callable[[], bool]]:
+    """Yield what says whether Ctrl-C was pressed since."""
+    pressed = False
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.default_int_handler(number, frame)
+
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # Who starts natc may have said that it is not to be stopped so; threads are told of no signal.
+    usual = usual and threading.current_thread() is threading.main_thread()
+    if usual:
+        signal.signal(signal.SIGINT, note)
     try:
-        app(prog_name="natc")
-    except NatcError as error:
-        print(f"natc: error: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, BAD_INPUT) else 1) from None
+        yield lambda: pressed
     finally:
-        output.flush()
+        if usual:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -185,6 +186,28 @@ def process(place: Path, *words: str, **changes: str) -> dict[str, object]:
         "env": {**os.environ, **{k: v for k, v in variables.items() if v}},
         "cwd": place,
     }
+
+
+def test_whatever_loading_makes_of_ctrl_c_it_is_a_stop(
+    natc: Natc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loading() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("cannot load module more than once per process") from None
+
+    monkeypatch.setattr(schedules, "list_schedules", loading)
+    before = signal.getsignal(signal.SIGINT)
+    assert natc("list") == (130, "", "natc: stopped.\n")
+    assert signal.getsignal(signal.SIGINT) is before
+
+    def broken() -> None:
+        raise ImportError("of another cause")
+
+    monkeypatch.setattr(schedules, "list_schedules", broken)
+    with pytest.raises(ImportError, match="of another cause"):
+        natc("list")
 
 
 @pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["--help"]], ids=" ".join)
