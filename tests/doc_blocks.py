@@ -149,6 +149,12 @@ class Session:
         monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
         monkeypatch.chdir(scratch)
 
+    def run_page(self, page: Path) -> None:
+        """Run the blocks of a page that a reader can run, in order; raises as `run` does."""
+        for block in read(page):
+            if block.runs:
+                self.run(block)
+
     def run(self, block: Block) -> None:
         """Run a block; raises AssertionError, or what a Python block raises."""
         if block.language == "python":

@@ -3,12 +3,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from built_kernels import BuiltKernels
 
 from natc import runtime, workspace
+
+if TYPE_CHECKING:
+    from tensor_core_kernels import Kernels
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +23,15 @@ def library_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def built(library_directory: Path) -> BuiltKernels:
     return BuiltKernels(library_directory)
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    """Kernels for tensor cores, each built once for the tests of a file."""
+    # Late: other tests need neither them nor what executes them.
+    from tensor_core_kernels import Kernels
+
+    return Kernels(tmp_path_factory)
 
 
 @pytest.fixture(autouse=True)

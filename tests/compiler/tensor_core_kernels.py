@@ -7,6 +7,7 @@ and that for CUDA cores.
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -60,6 +61,14 @@ WHERE: dict[str, dict[str, Any]] = {
     "causal": {"is_causal": (True, True)},
     "dilated": {"dilation": (2, 1)},
 }
+
+
+def spoilt(*names: str) -> list[tuple[str, float]]:
+    """Return tensors, the bias and those named, with what a number of theirs may be spoilt to."""
+    return [
+        *((name, value) for name in names for value in (math.nan, math.inf)),
+        *(("rpb", value) for value in (math.nan, math.inf, -math.inf)),
+    ]
 
 
 class Kernels:

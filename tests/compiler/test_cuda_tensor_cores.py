@@ -20,6 +20,7 @@ from tensor_core_kernels import (
     assert_without_choice,
     exact,
     forwards,
+    spoilt,
     spoilt_inputs,
 )
 
@@ -31,11 +32,6 @@ from natc.testing.inputs import Inputs
 from natc.testing.tolerance import RELATIVE_TOLERANCE
 
 LSE = ("forward_lse",)
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    return Kernels(tmp_path_factory)
 
 
 # Of the first, every function; of the others, one. Rows of keys at once and in parts, of which the
@@ -111,11 +107,7 @@ def test_decisions_are_checked() -> None:
 # NaN and infinities, inside of windows and beside them
 
 
-SPOILT = [
-    *((name, value) for name in ("query", "key", "value") for value in (math.nan, math.inf)),
-    *(("rpb", value) for value in (math.nan, math.inf, -math.inf)),
-    ("key", -math.inf),
-]
+SPOILT = [*spoilt("query", "key", "value"), ("key", -math.inf)]
 
 
 @pytest.mark.parametrize("where", WHERE)

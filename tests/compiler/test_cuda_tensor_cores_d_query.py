@@ -22,6 +22,7 @@ from tensor_core_kernels import (
     call_by_chance,
     drawn,
     exact,
+    spoilt,
 )
 from torch import Tensor
 
@@ -33,11 +34,6 @@ from natc.testing.inputs import Inputs
 from natc.testing.tolerance import RELATIVE_TOLERANCE
 
 OPERATION = ("d_query",)
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    return Kernels(tmp_path_factory)
 
 
 # Rows of keys one by one, in parts of which the last is shorter, and at once; odd numbers of
@@ -126,15 +122,7 @@ def test_decisions_are_checked() -> None:
 # NaN and infinities, inside of windows and beside them
 
 
-SPOILT = [
-    *(
-        (name, value)
-        for name in ("query", "key", "value", "d_output")
-        for value in (math.nan, math.inf)
-    ),
-    *(("rpb", value) for value in (math.nan, math.inf, -math.inf)),
-    ("key", -math.inf),
-]
+SPOILT = [*spoilt("query", "key", "value", "d_output"), ("key", -math.inf)]
 
 
 @pytest.mark.parametrize("where", WHERE)

@@ -28,11 +28,6 @@ from natc.testing.every_operation import Call, assert_operations_right
 OPERATION = ("d_rpb",)
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    return Kernels(tmp_path_factory)
-
-
 # Rows of keys one by one and two at once; odd numbers of products; more offsets on the last axis
 # than a warp has lanes; one axis, on which the halves of a tile lie side by side.
 SMALL = "na2d_k3_d16_float16_rpb"

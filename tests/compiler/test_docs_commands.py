@@ -25,10 +25,7 @@ def test_the_pages_that_show_commands_are_found() -> None:
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if platform.machine() != "x86_64" and "x86-64" in page.read_text(encoding="utf-8"):
         pytest.skip("the page builds for x86-64, which takes another linker here")
-    session = Session(tmp_path, monkeypatch)
     try:
-        for block in doc_blocks.read(page):
-            if block.runs:
-                session.run(block)
+        Session(tmp_path, monkeypatch).run_page(page)
     finally:
         runtime.clear()

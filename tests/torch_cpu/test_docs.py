@@ -55,11 +55,8 @@ def test_the_pages_that_show_code_are_found() -> None:
 def test_blocks_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, libraries: LibraryDirectory
 ) -> None:
-    session = Session(tmp_path, monkeypatch)
     try:
-        for block in doc_blocks.read(page):
-            if block.runs:
-                session.run(block)
+        Session(tmp_path, monkeypatch).run_page(page)
     finally:
         compat.uninstall()
 
