@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from fresh_process import run_fresh
+from fresh_process import run_fresh, start_natc
+
+import natc
 
 ROOT = Path(__file__).parent.parent.parent
 MODULES = sorted((ROOT / "natc").rglob("*.py"))
@@ -62,3 +64,11 @@ print(sorted({"torch", "tvm", "tvm_ffi", "rich.table", "filelock"} & set(sys.mod
 
 def test_the_command_line_loads_nothing_heavy() -> None:
     assert run_fresh(LIGHT) == "[]\n"
+
+
+def test_processes_run_the_natc_that_is_tested(tmp_path: Path) -> None:
+    """A checkout's, though another is installed, or the one that is installed."""
+    program = "import natc; print(natc.__file__)"
+    assert run_fresh(program) == f"{natc.__file__}\n"
+    process = start_natc("--version", cwd=tmp_path)
+    assert process.communicate(timeout=100) == (f"natc {natc.__version__}\n", "")
