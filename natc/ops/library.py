@@ -37,8 +37,12 @@ def define(name: str, parameters: str, results: str, implementation: Callable[..
     return getattr(torch.ops.natc, name).default
 
 
-# The class below torch.autograd.Function, which may be used inside an operator under torch.func.
-Function = torch.autograd.function._SingleLevelFunction
+class Function(torch.autograd.function._SingleLevelFunction):
+    """The class below torch.autograd.Function: it may be used in an operator under torch.func."""
+
+    # As torch.autograd.Function says it to compiled autograd.
+    _compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)
+
 
 # The dispatcher's keys of a call that nothing but autograd has a part in: no tracing, no
 # transform, no tensor subclass, no lazy negation.

@@ -75,17 +75,18 @@ class _Linear(Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*arguments[: cls.tensors])
         ctx.save_for_forward(*arguments[: cls.tensors])
-        ctx.options = arguments[cls.tensors :]
+        ctx.options, ctx.gradients = arguments[cls.tensors :], cls.gradients
         ctx.forced = reference_is_forced()
         return run(*arguments)
 
-    @classmethod
-    def backward(cls, ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-        needed = ctx.needs_input_grad[1 : 1 + cls.tensors]
-        found: Sequence[Tensor | None] = (None,) * cls.tensors
+    # Not of the class: compiled autograd takes no such method.
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        needed = ctx.needs_input_grad[1 : -len(ctx.options)]
+        found: Sequence[Tensor | None] = (None,) * len(needed)
         if grad is not None:
             with as_in_the_forward(ctx):
-                found = cls.gradients(grad, needed, ctx.saved_tensors, ctx.options)
+                found = ctx.gradients(grad, needed, ctx.saved_tensors, ctx.options)
         return (None, *found, *(None for _ in ctx.options))
 
     @classmethod

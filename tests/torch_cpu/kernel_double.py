@@ -50,10 +50,12 @@ class Doubles(dict[Any, Any]):
             double = _Call(operation, kernel_size, dtype, rpb, arguments)
             self.calls.append((operation, {n: tuple(t.shape) for n, t in double.tensors.items()}))
             double.check(head_dim, value_dim)
-            found = getattr(double, operation)()
-            for name, tensor in zip(OPERATIONS[operation].results, found, strict=True):
-                assert double.tensors[name].shape == tensor.shape, (operation, name)
-                double.tensors[name].copy_(tensor)
+            # Of what a compiled kernel does, torch knows nothing.
+            with torch._C._AutoDispatchBelowAutograd():
+                found = getattr(double, operation)()
+                for name, tensor in zip(OPERATIONS[operation].results, found, strict=True):
+                    assert double.tensors[name].shape == tensor.shape, (operation, name)
+                    double.tensors[name].copy_(tensor)
 
         # A new one each time: nothing is kept, so that `missing` may change.
         return Kernel(function, ALIGNMENT, None)  # type: ignore[arg-type]
