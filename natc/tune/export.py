@@ -177,8 +177,10 @@ class _Builders:
         jobs = []
         for number, decisions in enumerate(wanted, start):
             path = self._place / f"candidate_{number:04}.so"
-            arguments = (*self._arguments, dict(decisions), str(path), self._operation, may_spill)
-            jobs.append((dict(decisions), path, self._processes.submit(worker.build, *arguments)))
+            names = (*self._arguments, dict(decisions), str(path), self._operation)
+            # Portable: the machine that measures may have an older system.
+            job = self._processes.submit(worker.build, *names, may_spill, True)
+            jobs.append((dict(decisions), path, job))
         for decisions, path, job in jobs:
             try:
                 useless = job.result()

@@ -34,11 +34,13 @@ def build(
     output: str,
     operation: str = FORWARD,
     may_spill: bool = False,
+    portable: bool = False,
 ) -> str | None:
     """Compile an operation of a candidate into the library `output`; raises what a build raises.
 
     Returns why it is not worth measuring, which is known of kernels for GPUs; or None. may_spill:
-    registers that do not fit are no reason.
+    registers that do not fit are no reason. portable: for systems older than this one, as
+    `natc.build.c_compiler.link_library` takes it.
     """
     from natc.build.cuda import build_cuda
     from natc.build.llvm import build_llvm
@@ -48,12 +50,13 @@ def build(
 
     spec, target = KernelSpec.parse(spec_name), Target.parse(target_name)
     own = joined(decisions, operation)
+    options: dict[str, Any] = {"entries": [operation], "portable": portable}
     with tempfile.TemporaryDirectory(prefix="natc-candidate-") as scratch:
         directory = Path(scratch)
         if target.kind == "llvm":
-            build_llvm(spec, target, own, Path(output), directory, entries=[operation])
+            build_llvm(spec, target, own, Path(output), directory, **options)
             return None
-        build_cuda(spec, {target: own}, Path(output), directory, entries=[operation])
+        build_cuda(spec, {target: own}, Path(output), directory, **options)
         said = (directory / f"{target.arch}.ptxas").read_text()
         source = (directory / f"{target.arch}.cu").read_text()
         found = measured(resources(said, source), source)

@@ -18,8 +18,9 @@ import pytest
 from fresh_process import NO_COMPILER, with_natc
 from round_jobs import crash_hang_or_err, refuse, spill
 
-from natc import environment, schedules, workspace
+from natc import elf, environment, schedules, workspace
 from natc.build.chosen import choose
+from natc.compilers import PORTABLE_GLIBC
 from natc.errors import ArgumentError, SpecError, TargetError, TuneError
 from natc.manifest import file_sha256
 from natc.records import Environment, Space, Trial, read_log
@@ -145,6 +146,13 @@ def test_an_export_that_fails_leaves_nothing(
     with pytest.raises(TuneError, match="untuned kernel .* cannot be measured, .*: has 2048 t"):
         export(SPEC, HOST, tmp_path / "round", shapes=[SHAPE])
     assert not list((tmp_path / "round").rglob("*.*"))
+
+
+def test_candidates_run_on_older_systems_than_this_one(exported: Path) -> None:
+    libraries = sorted(exported.rglob("*.so"))
+    assert len(libraries) == 2
+    for library in libraries:
+        assert elf.read(library.read_bytes()).glibc <= PORTABLE_GLIBC
 
 
 def test_what_others_are_compared_with_may_spill(
