@@ -48,9 +48,11 @@ _INLINED = (
 def structure(spec: KernelSpec, target: Target) -> Candidates:
     """Return the choices of structure; the first of each is the untuned schedule's."""
     widest = 2 * target.vector_bytes // 4
+    # In float64, kernels have any head dim, and a register's lanes are the best of those.
+    first = target.vector_bytes // 8 if spec.accumulator == "float64" else 4
     lanes = [n for n in (4, 8, 16, 32) if n <= widest and spec.head_dim % n == 0]
     return {
-        "lanes": (1, *lanes),
+        "lanes": (*sorted(lanes, key=lambda n: (n != first, n)), 1),
         "lane_sum": (TREE, INSTRUCTION) if spec.accumulator == "float32" else (TREE,),
         "maximum": (APART, ALONG),
         "chains": (ONE_CHAIN, CHAIN_A_COLUMN) if spec.rank > 1 else (ONE_CHAIN,),

@@ -97,7 +97,7 @@ def test_a_build_and_a_trial_make_the_same_decisions() -> None:
 @pytest.mark.parametrize(
     "decisions, said",
     [
-        ({"lanes": 3}, "decision lanes is 3; space llvm_direct allows 1, 4, 8"),
+        ({"lanes": 3}, "decision lanes is 3; space llvm_direct allows 4, 8, 1"),
         ({"unroll_taps": 7}, "decision unroll_taps is 7; space llvm_direct allows 0, 3"),
         ({"warps": 2}, "decision warps is not of space llvm_direct, which has lanes"),
     ],
