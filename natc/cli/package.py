@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from natc import __version__, environment
+from natc import __version__, environment, files
 from natc.cli import options, output
 from natc.cli.options import JsonOption
 from natc.cli.package_report import progress, show, show_plan
 from natc.cli.search import INTERRUPTED
-from natc.errors import ArgumentError, SpecError, TargetError
+from natc.errors import ArgumentError, NatcError, SpecError, TargetError
 from natc.operations import FAMILIES
 from natc.spec import CUDA_DTYPES, KernelSpec, compiles
 from natc.targets import ARCHS, Target, parse_archs
@@ -144,6 +144,9 @@ def package(
     if dry_run:
         show_plan(jobs, tools, source, forms, json=json)
         return
+    # Found out now, not after an hour of building.
+    if not files.writable(directory):
+        raise NatcError(f"directory {directory} is not writable; name another with --output.")
     reused = 0
     try:
         if source is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from natc.package.build import Job
     from natc.package.pieces import Piece
     from natc.package.sizes import Size
+
+
+_UNPACKED = "To use {}: unpack it, and name the directory in NATC_LIB_PATH"
+# What to do with a package of a format; the hub's is for others to load.
+_USE = {"wheel": "To use it: pip install {}", "archive": _UNPACKED, "zip": _UNPACKED}
 
 
 @contextlib.contextmanager
@@ -144,6 +150,9 @@ def show(
     console.print(table)
     for file in files:
         console.print(f"wrote {file['path']} ({file['bytes']:,} bytes)")
+    for form, path in written:
+        if form in _USE:
+            console.print(_USE[form].format(shlex.quote(str(path))))
 
 
 def _bytes(path: Path) -> int:

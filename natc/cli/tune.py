@@ -29,6 +29,7 @@ _DTYPES = ("float32", "float16", "bfloat16")
 
 
 def tune(
+    context: typer.Context,
     kernel: options.OptionalKernelOption = None,
     target: options.TargetOption = "llvm",
     arch: options.ArchOption = None,
@@ -100,6 +101,7 @@ def tune(
         _export(spec, place, wanted, export, shapes, candidates, seed, json, show=not quiet)
         return
 
+    _note_gpu(context, place)
     again = shlex.join(["natc", *sys.argv[1:]])
     documents = []
     failed = False
@@ -135,6 +137,19 @@ def tune(
         raise typer.Exit(search.INTERRUPTED)
     if failed:
         raise typer.Exit(1)
+    if not json:
+        from natc.runtime.commands import build_command
+
+        output.stdout().print(f"To build it: {build_command(spec, [place])}")
+
+
+def _note_gpu(context: typer.Context, place: Target) -> None:
+    """Say on stderr that the CPU is searched for, where there is a GPU and nobody said which."""
+    source = context.get_parameter_source("target")
+    if source is not None and source.name == "DEFAULT" and gpu.driver().gpus:
+        name = gpu.driver().gpus[0].name
+        said = f"this searches for the CPU, {place.name}; for the GPU ({name}): --target cuda"
+        output.stderr().print(f"note: {said}")
 
 
 def _complaint(spec: KernelSpec, operation: str, finished: Finished, again: str) -> str:

@@ -183,8 +183,9 @@ def present_schedule(
     Raises ScheduleError for one that a search must not replace, and NatcError where it could not.
     """
     place = workspace.schedule_path(spec, target, operation)
-    if not writable(make_directory(place.parent)):
+    if not writable(place.parent):
         raise NatcError(f"directory {place.parent} is not writable; set NATC_WORKSPACE.")
+    make_directory(place.parent)
     schedule = load_schedule(spec, target, operation)
     if schedule is None or schedule.space == space:
         return schedule

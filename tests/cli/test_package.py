@@ -36,6 +36,20 @@ def document(natc: Natc, *words: str, code: int = 0) -> Any:
     return json.loads(result.out)
 
 
+def test_a_directory_that_cannot_be_written_is_named_before_anything_is_built(
+    natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build_nothing(*_: object) -> None:
+        raise AssertionError("it builds")
+
+    monkeypatch.setattr(package, "_build", build_nothing)
+    (place / "file").touch()
+    there = place / "file" / "dist"
+    code, out, err = natc("package", "--kernel", "3", "--output", str(there))
+    assert (code, out) == (1, "")
+    assert err == f"natc: error: directory {there} is not writable; name another with --output.\n"
+
+
 def test_a_directory_becomes_every_kind_of_package(
     natc: Natc, libraries: Path, place: Path
 ) -> None:
@@ -57,6 +71,8 @@ def test_a_directory_becomes_every_kind_of_package(
     (row,) = found["libraries"]
     assert (row["spec"], row["operations"]) == (SPEC.name, ["forward"])
     text = natc(*words, "-o", str(place / "dist")).out
+    assert text.count("To use it: pip install ") == 1
+    assert text.count(": unpack it, and name the directory in NATC_LIB_PATH") == 2
     assert f"wrote {found['files'][0]['path']}" in text and ARCH in text
 
 

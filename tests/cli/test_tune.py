@@ -139,7 +139,26 @@ def test_lines_for_a_pipe(natc: Natc, search: Callable[..., Search]) -> None:
         "done: 4 candidates in 12 s (1 failed); best 1 ms, untuned 4 ms, 4.00 times faster",
         "schedule: /w/schedules/x.json",
         "log: /w/tuning_logs/x.jsonl",
+        "To build it: natc build --kernel 7 --target llvm",
     ]
+
+
+def test_who_tunes_for_the_cpu_beside_a_gpu_is_told(
+    natc: Natc, search: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from natc import gpu
+
+    note = "note: this searches for the CPU, "
+    search(START, finish())
+    assert note not in natc("tune", "--kernel", "9").err
+    h100 = gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30)
+    monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver("13.0", (h100,)))
+    err = natc("tune", "--kernel", "9").err
+    assert note in err and "; for the GPU (NVIDIA H100): --target cuda\n" in err
+    assert note not in natc("tune", "--kernel", "9", "--target", "llvm").err
+    found = natc("tune", "--kernel", "9", "--target", "cuda")
+    assert note not in found.err
+    assert found.out.endswith("To build it: natc build --kernel 9 --target cuda --arch sm_90\n")
 
 
 def test_a_search_without_gain_does_not_claim_one(
