@@ -152,7 +152,7 @@ def bias(rpb: Any, query: Tensor, heads: int, kernel_size: Sequence[int]) -> Ten
         raise ArgumentError(
             f"rpb is on device {rpb.device}; it must be on that of query, {query.device}."
         )
-    shape = (heads, *(2 * size - 1 for size in kernel_size))
+    shape = (heads, *[2 * size - 1 for size in kernel_size])
     if rpb.shape != shape:
         axes = ", ".join(f"2*K{axis}-1" for axis in range(len(kernel_size)))
         raise ArgumentError(
