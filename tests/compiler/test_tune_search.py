@@ -634,3 +634,13 @@ def test_the_environment_is_this_machines(search: Search) -> None:
     search(trials=1)
     (machine,) = [line for line in search.lines() if line["type"] == "environment"]
     assert (machine["cpu"], machine["cores"]) == (environment.cpu_model(), environment.cores())
+
+
+def test_a_workspace_that_cannot_be_written_comes_with_the_variable_for_another(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "file").write_text("")
+    monkeypatch.setenv("NATC_WORKSPACE", str(place / "file"))
+    spec = KernelSpec.parse("na2d_k3_d8_float32")
+    with pytest.raises(NatcError, match="is not writable; set NATC_WORKSPACE"):
+        engine.present_schedule(spec, HOST, "forward", Space("llvm_direct", 1))
