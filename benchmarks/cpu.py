@@ -2,7 +2,8 @@
 
 Parts, each with its contestants in turn in one process, so that a slow moment of the machine is
 everybody's: 7x7 attention with bias at NAT's four levels, natc alone and beside torch; natc's
-gradients there; NAT beside timm's Swin-T at batch 1 (`pip install timm`; left out without).
+gradients there; its forward at other head dims, windows, dtypes and maps; NAT beside timm's Swin-T
+at batch 1 (`pip install timm`; left out without).
 
     python benchmarks/cpu.py --json > benchmarks/results/cpu_k7_float32.json
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import statistics
 import sys
 import time
@@ -36,6 +38,16 @@ from natc.testing.inputs import make_inputs
 from natc.testing.tolerance import relative_errors
 
 KERNEL_SIZE = 7
+# What NAT's levels do not show, one thing at a time: shape, kernel_size, dtype.
+SHAPES: list[tuple[tuple[int, ...], int, str]] = [
+    *(((1, 56, 56, 2, dim), 7, "float32") for dim in (8, 16, 24, 48, 64, 80, 96, 128)),
+    *(((1, 56, 56, 2, 32), size, "float32") for size in (3, 5, 9, 11, 13)),
+    *(((1, 56, 56, 2, 32), 7, dtype) for dtype in ("float16", "bfloat16", "float64")),
+    *((shape, 7, "float32") for shape in ((8, 56, 56, 2, 32), (128, 7, 7, 16, 32))),
+    *((shape, 7, "float32") for shape in ((1, 128, 128, 2, 32), (1, 256, 256, 2, 32))),
+    *(((1, 4096, 2, 32), size, "float32") for size in (7, 21, 63)),
+    *(((1, 16, 16, 16, 2, 32), size, "float32") for size in (3, 5)),
+]
 MIN_SAMPLES, MIN_SAMPLE_SECONDS = 9, 4e-3
 MODELS = {"NAT-Mini": "nat_mini", "NAT-Tiny": "nat_tiny"}
 SWIN = "swin_tiny_patch4_window7_224"
@@ -47,7 +59,7 @@ def main() -> None:
     """Run the parts that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--parts", default="alone,forward,backward,models", help="separated by commas"
+        "--parts", default="alone,forward,backward,shapes,models", help="separated by commas"
     )
     parser.add_argument("--seconds", type=float, default=6.0, help="for each table's row")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -164,7 +176,37 @@ def models(probe: peak.Probe, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
-PARTS = {"alone": alone, "forward": forward, "backward": backward, "models": models}
+def shapes(probe: peak.Probe, seconds: float) -> list[dict[str, Any]]:
+    """Return rows of natc's forward with bias at other head dims, windows, dtypes and maps."""
+    rows = []
+    for shape, size, name in SHAPES:
+        dtype = getattr(torch, name)
+        sizes = (size,) * (len(shape) - 3)
+        inputs = make_inputs(shape, kernel_size=sizes, dtype=dtype, device="cpu", seed=0)
+        query, key, value, rpb = inputs
+
+        def call(inputs: Any = inputs, size: int = size) -> Any:
+            return natc.neighborhood_attention(*inputs[:3], size, rpb=inputs[3])
+
+        assert rpb is not None
+        expected: Any = reference.neighborhood_attention(
+            query.double(), key.double(), value.double(), size, rpb=rpb.double()
+        )
+        about = {"shape": shape, "kernel_size": size, "dtype": name}
+        with torch.inference_mode():
+            errors = {"natc": relative_errors(call(), expected).largest}
+            work = {"natc": multiply_adds(shape, size)}
+            rows += timed({"natc": call}, seconds / 4, probe, about, errors, work)
+    return rows
+
+
+PARTS = {
+    "alone": alone,
+    "forward": forward,
+    "backward": backward,
+    "shapes": shapes,
+    "models": models,
+}
 
 
 def prepared(
@@ -257,10 +299,9 @@ def sample(call: Callable[[], Any], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def multiply_adds(shape: tuple[int, ...]) -> int:
+def multiply_adds(shape: Sequence[int], kernel_size: int = KERNEL_SIZE) -> int:
     """Return those of the two products of a forward."""
-    batch, height, width, heads, channels = shape
-    return 2 * batch * height * width * heads * KERNEL_SIZE**2 * channels
+    return 2 * math.prod(shape) * kernel_size ** (len(shape) - 3)
 
 
 def show(part: str, rows: list[dict[str, Any]]) -> None:
@@ -268,6 +309,8 @@ def show(part: str, rows: list[dict[str, Any]]) -> None:
     print(part)
     for row in rows:
         about = row.get("mode") or "x".join(map(str, row["shape"]))
+        if "kernel_size" in row:
+            about += f" K={row['kernel_size']} {row['dtype']}"
         of_peak = f"{row['of_peak']:6.1%}" if "of_peak" in row else ""
         error = "" if row["error"] is None else f"error {row['error']:.1e}"
         if ratio := row.get("ratio"):
