@@ -66,7 +66,8 @@ def _in(directory: Path) -> Iterator[Leftover]:
         if problem:
             bad[library.manifest_path] = problem
     for path, problem in sorted(bad.items()):
-        yield Leftover(path, problem, _files(path))
+        # What is wrong, without the advice that follows it.
+        yield Leftover(path, problem.partition(". ")[0], _files(path))
     # What was written before its manifest, by a process that was killed in between.
     kept = {path.stem for path in directory.glob(f"*{SUFFIX}")}
     for library_path in sorted(directory.glob("*.so")):

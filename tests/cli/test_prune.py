@@ -119,6 +119,7 @@ def test_what_was_removed_is_in_the_document(natc: Natc, cache: Path) -> None:
     found = json.loads(natc("list", "--prune", "--json").out)
     (removed,) = found["removed"]
     assert removed["path"] == str(path) and "older natc" in removed["reason"]
+    assert "natc build" not in removed["reason"]
     assert found["libraries"] == []
     assert json.loads(natc("list", "--prune", "--json").out)["removed"] == []
     assert "removed" not in json.loads(natc("list", "--json").out)
