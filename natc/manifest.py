@@ -125,7 +125,7 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
         if version > SCHEMA_VERSION:
             raise LibraryError(
                 f"manifest {name} has schema version {version}, written by a newer natc; this "
-                f"one reads up to {SCHEMA_VERSION}. Upgrade natc: pip install -U natc."
+                f"one reads up to {SCHEMA_VERSION}. Upgrade natc: install a newer checkout of it."
             )
         if version < 1:
             raise ValueError(f"schema_version {version} must be 1 or more")

@@ -183,7 +183,7 @@ def read_schedule(path: Path) -> Schedule:
         if version > SCHEMA_VERSION:
             raise ScheduleError(
                 f"schedule {path} has schema version {version}, written by a newer natc; this "
-                f"one reads up to {SCHEMA_VERSION}. Upgrade natc: pip install -U natc."
+                f"one reads up to {SCHEMA_VERSION}. Upgrade natc: install a newer checkout of it."
             )
         schedule = msgspec.json.decode(data, type=Schedule)
     except ScheduleError:

@@ -194,7 +194,7 @@ def present_schedule(
         raise ScheduleError(
             f"schedule {path} is of design space {space.name} "
             f"version {schedule.space.version}, of a newer natc; this one has version "
-            f"{space.version}. Upgrade natc: pip install -U natc."
+            f"{space.version}. Upgrade natc: install a newer checkout of it."
         )
     return None
 

@@ -178,7 +178,7 @@ def test_a_schedule_of_another_space_is_not_used_and_said(make: Any, change: Any
 def test_a_schedule_of_a_newer_natc_stops_the_build(make: Any, directory: Path) -> None:
     path = schedules.save_schedule(schedule())
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
-    with pytest.raises(ScheduleError, match="newer natc.*pip install -U natc"):
+    with pytest.raises(ScheduleError, match="newer natc.*install a newer checkout"):
         make()
     assert files(directory) == {}
 
