@@ -24,7 +24,7 @@ MOST_ELEMENTS = 2**31 - 1
 
 # A CPU's kernels copy what taps are read from first (`natc.space.llvm_blocked`). They get so few
 # elements at a time that the copies stay in caches, and in memory that `launcher/threads.c` keeps.
-COPIED_TOGETHER = 2**19
+COPIED_TOGETHER = 2**18
 
 # Tensors with one head for each of the query's `group`, and those without a batch.
 _OF_KEYS = frozenset(("key", "value"))
