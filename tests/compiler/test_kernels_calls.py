@@ -146,6 +146,7 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         found.append((operations.pop() if len(operations) > 1 else "", len(arguments[0])))
         on_cpu(kernel, arguments)
 
+    monkeypatch.setattr(launch, "COPIED_TOGETHER", 2**30)
     monkeypatch.setattr(launch, "_few_entries", noting)
     monkeypatch.setattr(launch, "_on_cpu", counting)
     return found
