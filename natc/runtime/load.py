@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import shutil
 import sys
 import tempfile
@@ -131,8 +130,11 @@ def _check_machine(library: Library) -> None:
 def _remedy(library: Library) -> str:
     place = workspace.library_place(library.manifest_path.parent)
     if place is not None and place.distribution is not None:
-        name = shlex.quote(place.distribution)
-        return f"Install it again: pip install --force-reinstall --no-deps {name}"
+        # Its name alone would do only where an index has it.
+        return (
+            f"Install the wheel of {place.distribution} again: "
+            "pip install --force-reinstall --no-deps FILE.whl"
+        )
     return f"Build it again: {rebuild_command(library)}"
 
 

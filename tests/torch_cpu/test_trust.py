@@ -234,7 +234,7 @@ def test_a_library_of_a_wheel_is_to_be_installed_again(
     assert found.calls(SPEC) == 1, "a library of an installed wheel serves calls"
     library.write_bytes(library.read_bytes() + b"\0")
     runtime.clear()
-    said = "pip install --force-reinstall --no-deps natc-kernels-tiny"
+    said = "the wheel of natc-kernels-tiny again: pip install --force-reinstall --no-deps FILE"
     with pytest.raises(LibraryError, match=said):
         attend()
 
