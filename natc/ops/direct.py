@@ -4,8 +4,7 @@ Dispatching to a kernel that is written in Python takes 8 microseconds, more tha
 that natc does in a call. Plain tensors with nothing of torch's around them need none of it: no
 mode, transform, trace or profiler is to see the call, and autograd is natc's own. What observes
 calls without a profiler, as torch's ExecutionTraceObserver may, cannot be asked for: it sees what
-a call allocates, and not the operator. Nor is a kernel called that somebody else registered for an
-operator: `torch.ops.natc` calls it.
+a call allocates, and not the operator.
 """
 
 from __future__ import annotations

@@ -175,10 +175,13 @@ def test_what_is_around_a_call_takes_the_dispatcher() -> None:
         see(x)
     torch.func.vmap(see)(x)
     torch.func.grad(lambda t: see(t).sum())(x)
+    # Nor what a transform makes nothing of, as it is not its argument.
+    torch.func.vmap(lambda t: t * see(x))(x)
+    torch.func.grad(lambda t: (t * see(x)).sum())(x)
     torch.jit.trace(see, x, check_trace=False)
     torch._dynamo.reset()
     found = torch.compile(lambda t: t + int(goes_straight((t,))), backend="eager")(x)
-    assert seen == [False] * 8 and torch.equal(found, x)
+    assert seen == [False] * 10 and torch.equal(found, x)
     # Nothing of it stays behind, and these two are nothing to be seen by.
     assert goes_straight((x,))
     with torch.no_grad():
@@ -313,10 +316,18 @@ def test_a_call_that_goes_straight_is_not_dispatched(
         asked.append(goes_straight(tensors))
         return asked[-1]
 
+    def dispatched(*_: Any) -> Any:
+        raise AssertionError("dispatched")
+
     monkeypatch.setattr("natc.ops.library.goes_straight", ask)
     function, times = ASKED[name]
-    function(plain())
-    assert asked == [True]
-    asked.clear()
-    function(plain(requires_grad=True)).sum().backward()
-    assert asked == [True] * times
+    with torch.library._scoped_library("natc", "IMPL") as library:
+        for operator in RUN:
+            library.impl(operator._schema.name, dispatched, "AutogradCPU")
+        with pytest.raises(AssertionError, match="dispatched"):
+            ops.av(torch.randn(2, 2, 6, 3), torch.randn(2, 2, 6, 4), (3,), (1,), (1,), (False,))
+        function(plain())
+        assert asked == [True]
+        asked.clear()
+        function(plain(requires_grad=True)).sum().backward()
+        assert asked == [True] * times
