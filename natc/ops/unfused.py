@@ -91,8 +91,7 @@ class _Linear(Function):
 
     @classmethod
     def jvp(cls, ctx: Any, _: None, *tangents: Any) -> Tensor:
-        with as_in_the_forward(ctx):
-            return cls.tangent(tangents[: cls.tensors], ctx.saved_tensors, ctx.options)
+        return cls.tangent(tangents[: cls.tensors], ctx.saved_tensors, ctx.options)
 
     @staticmethod
     def gradients(

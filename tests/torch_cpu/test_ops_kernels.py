@@ -302,6 +302,30 @@ def test_derivatives_by_design_of_the_reference_are_no_fallback(doubles: Doubles
     assert {"forward_lse", "d_query", "d_rpb"} <= set(doubles.operations)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: natc.na1d(x, x, x, 3),
+        lambda x: natc.functional.na1d_qkvpacked(torch.stack((x, x, x), -3), 3),
+        lambda x: natc.functional.na1d_qk(x, x, 3),
+        lambda x: natc.functional.na1d_av(x[..., :3], x, 3),
+    ],
+    ids=["fused", "packed", "qk", "av"],
+)
+def test_derivatives_of_a_call_that_asked_for_the_reference_run_on_it(
+    call: Callable[[Tensor], Tensor], doubles: Doubles
+) -> None:
+    x = torch.randn(1, 5, 2, 4, requires_grad=True)
+    with natc.force_reference():
+        output = call(x)
+    (grad,) = torch.autograd.grad(output.sin().sum(), x, create_graph=True)
+    (again,) = torch.autograd.grad(grad.square().sum(), x)
+    assert doubles.calls == [] and grad.any() and again.any()
+    call(x).sin().sum().backward()
+    torch.testing.assert_close(x.grad, grad)
+    assert len(doubles.calls) > 1
+
+
 def test_gradients_of_gradients_with_keys_that_are_shared(doubles: Doubles) -> None:
     found = []
     for attend in (natc.na1d, neighborhood_attention):
