@@ -235,6 +235,7 @@ def test_libraries_that_others_build_are_waited_for(
     assert sorted(caplog.messages) == expected
 
 
+@pytest.mark.timeout(200)
 def test_what_is_free_is_built_while_others_build(
     place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -250,6 +251,7 @@ def test_what_is_free_is_built_while_others_build(
     assert len(caplog.messages) == 1 and str(holder.path) in caplog.messages[0]
 
 
+@pytest.mark.timeout(200)
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_folder_that_another_packs_into_is_waited_for(
     libraries: Path, place: Path, stopped: bool

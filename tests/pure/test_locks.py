@@ -15,6 +15,9 @@ from natc import files
 from natc.errors import NatcError
 from natc.files import Locked, locked
 
+# Where waiting goes wrong, it has no end.
+pytestmark = pytest.mark.timeout(120)
+
 LOCK = ".natc.lock"
 
 
