@@ -15,7 +15,7 @@ from torch import Tensor
 from natc import reference
 from natc.fallback import as_new, find, reference_is_forced, report
 from natc.launch import launch, scalars
-from natc.reference.layout import accumulator, without_autocast
+from natc.reference.layout import accumulator, within, without_autocast
 from natc.runtime import registry
 
 
@@ -132,14 +132,15 @@ def composed(
     if query.numel() == 0:
         return query.new_empty((*query.shape[:-1], value.shape[-1])), empty_lse(query)
     # Autocast would run the reference's products in 16 bits, in which it does not accumulate.
+    sizes, dilations, strides = within(query.shape[1:-2], kernel_size, dilation, stride, rpb=rpb)
     with without_autocast(query.device):
         output, lse = reference.neighborhood_attention(
             query,
             key,
             value,
-            list(kernel_size),
-            dilation=list(dilation),
-            stride=list(stride),
+            sizes,
+            dilation=dilations,
+            stride=strides,
             is_causal=list(is_causal),
             scale=scale,
             rpb=rpb,

@@ -19,7 +19,7 @@ from natc import reference
 from natc.fallback import as_new, find, report
 from natc.launch import launch, ready, scalars
 from natc.reference.gradients import of_group
-from natc.reference.layout import accumulator, without_autocast
+from natc.reference.layout import accumulator, within, without_autocast
 from natc.runtime.load import Kernel
 
 GRADIENTS = ("d_query", "d_key", "d_value", "d_rpb")
@@ -113,16 +113,17 @@ def composed(
         found = tuple(None if t is None else torch.zeros_like(t) for t in given)
         return _complete(found, wanted, query)
     # Autocast would run the reference's products in 16 bits, in which it does not accumulate.
+    sizes, dilations, strides = within(query.shape[1:-2], kernel_size, dilation, stride, rpb=rpb)
     with without_autocast(query.device):
         found = reference.neighborhood_gradients(
             query,
             key,
             value,
-            list(kernel_size),
+            sizes,
             d_output,
             d_lse,
-            dilation=list(dilation),
-            stride=list(stride),
+            dilation=dilations,
+            stride=strides,
             is_causal=list(is_causal),
             scale=scale,
             rpb=rpb,
@@ -154,17 +155,18 @@ def second(
             None if t is None else torch.zeros_like(t)
             for t in (d_output, d_lse, query, key, value, rpb)
         )
+    sizes, dilations, strides = within(query.shape[1:-2], kernel_size, dilation, stride, rpb=rpb)
     with without_autocast(query.device):
         return reference.neighborhood_second_gradients(
             query,
             key,
             value,
-            list(kernel_size),
+            sizes,
             d_output,
             d_lse,
             directions,
-            dilation=list(dilation),
-            stride=list(stride),
+            dilation=dilations,
+            stride=strides,
             is_causal=list(is_causal),
             scale=scale,
             rpb=rpb,
