@@ -37,7 +37,7 @@ from natc.testing.inputs import make_inputs
 HOST = detect_host_cpu()
 SPEC = KernelSpec.parse("na2d_k3_d8_float32")
 WITH_RPB = KernelSpec.parse("na2d_k3_d8_float32_rpb")
-DECISIONS = {"lanes": 4}
+DECISIONS = {"lanes": 8}
 
 
 def schedule(spec: KernelSpec = SPEC, **changes: Any) -> Any:
