@@ -187,7 +187,7 @@ def test_a_schedule_of_a_newer_natc_stops_the_build(make: Any, directory: Path) 
     ("decisions", "said"),
     [
         ({"colour": 1}, "decision colour is not of space"),
-        ({"lanes": 5}, "decision lanes is 5; space .* allows 1, 4"),
+        ({"lanes": 5}, "decision lanes is 5; space .* allows 4, 8, 1"),
     ],
 )
 @pytest.mark.parametrize("spec", [SPEC, WITH_RPB], ids=str)

@@ -12,7 +12,7 @@ import pytest
 import natc
 
 PACKAGE = Path(natc.__file__).parent
-DESIGN = PACKAGE.parent / "DESIGN.md"
+DESIGN = Path(__file__).parents[2] / "DESIGN.md"
 # As the page says: for everything, and for who reads or writes libraries.
 COMMON = {
     "errors", "env", "spec", "operations", "window", "targets", "gpu", "elf", "files",
