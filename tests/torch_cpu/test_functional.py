@@ -149,7 +149,9 @@ def test_what_no_kernel_covers_is_the_reference(
         actual = natc.na2d(query, key, value, **options)
     assert caught[0].filename == __file__, "it points at the call, not into natc or torch"
     expected = neighborhood_attention(query, key, value, **options)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    # Of a window beyond the map only what is on the map is added up, in another order.
+    tolerance = 1e-6 if options["kernel_size"] == 65 else 0
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
