@@ -131,8 +131,8 @@ def composed(
     """Return (output, lse) by the reference: differentiable in either mode, to any order."""
     if query.numel() == 0:
         return query.new_empty((*query.shape[:-1], value.shape[-1])), empty_lse(query)
-    # Autocast would run the reference's products in 16 bits, in which it does not accumulate.
     sizes, dilations, strides = within(query.shape[1:-2], kernel_size, dilation, stride, rpb=rpb)
+    # Autocast would run the reference's products in 16 bits, in which it does not accumulate.
     with without_autocast(query.device):
         output, lse = reference.neighborhood_attention(
             query,

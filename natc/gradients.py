@@ -112,8 +112,8 @@ def composed(
     if query.numel() == 0:
         found = tuple(None if t is None else torch.zeros_like(t) for t in given)
         return _complete(found, wanted, query)
-    # Autocast would run the reference's products in 16 bits, in which it does not accumulate.
     sizes, dilations, strides = within(query.shape[1:-2], kernel_size, dilation, stride, rpb=rpb)
+    # Autocast would run the reference's products in 16 bits, in which it does not accumulate.
     with without_autocast(query.device):
         found = reference.neighborhood_gradients(
             query,

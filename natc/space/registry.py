@@ -92,9 +92,8 @@ _STREAMED = Space(
 def space_for(target: Target, operation: str = FORWARD, spec: KernelSpec | None = None) -> Space:
     """Return the design space of an operation on a target.
 
-    On a CPU, it depends on the head dim, and for gradients on the
-    window; on a GPU, a forward that would have to keep too much has one of its own. spec: the
-    kernel; None is one that has not.
+    On a CPU, it depends on the head dim, and for gradients on the window; on a GPU, a forward that
+    would have to keep too much has one of its own. spec: the kernel; None is one that has not.
     """
     is_forward = OPERATIONS[operation].family == "forward"
     if target.kind == "cuda":

@@ -21,7 +21,7 @@ from natc.space.vector_sums import vector_sums_intrinsic
 from natc.spec import KernelSpec
 
 # Tokens that are copied by one thread at a time.
-_COPIED_TOGETHER = 16
+_TOKENS_AT_ONCE = 16
 
 
 def copy_taps(sch: Schedule) -> None:
@@ -34,7 +34,7 @@ def copy_taps(sch: Schedule) -> None:
         for channel in sch.get_loops(block)[3:]:
             vectorize(sch, channel)
     batch, head = sch.get_loops(blocks[0])[:2]
-    many, _ = sch.split(token, [None, _COPIED_TOGETHER])
+    many, _ = sch.split(token, [None, _TOKENS_AT_ONCE])
     spread_over_cores(sch, [batch, head, many])
 
 
