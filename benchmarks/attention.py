@@ -27,10 +27,10 @@ import torch
 from contestants import CONTESTANTS, FULL, Way
 from problems import RESULTS, SUITES, Problem, expected, largest_error, tensors_of, variants
 
-from natc import environment
+from natc.bench.times import Unavailable
+from natc.checks.tolerance import ELEMENT_FACTOR, RELATIVE_TOLERANCE
 from natc.cli import output
-from natc.demo.times import Unavailable
-from natc.testing.tolerance import ELEMENT_FACTOR, RELATIVE_TOLERANCE
+from natc.host import environment
 
 SCHEMA_VERSION = 1
 PASSES = ("forward", "forward_backward")

@@ -21,8 +21,8 @@ from torch.nn import functional
 
 import natc
 from natc import reference
-from natc.demo import peers
-from natc.demo.times import Inputs, Unavailable
+from natc.bench import peers
+from natc.bench.times import BenchProblem, Unavailable
 from natc.errors import NatcError
 
 # What the reference, or a mask, may take.
@@ -116,11 +116,11 @@ def sdpa_full(problem: Problem, tensors: Tensors, gradient: bool) -> Iterator[Wa
     )
 
 
-def _inputs(problem: Problem, tensors: Tensors) -> Inputs:
+def _inputs(problem: Problem, tensors: Tensors) -> BenchProblem:
     sizes = (problem.kernel, problem.kernel)
     dilation = (problem.dilation, problem.dilation)
     named = (tensors.query, tensors.key, tensors.value, tensors.rpb)
-    return Inputs(*named, kernel_size=sizes, dilation=dilation)
+    return BenchProblem(*named, kernel_size=sizes, dilation=dilation)
 
 
 def sdpa_masked(problem: Problem, tensors: Tensors, gradient: bool) -> Iterator[Way]:

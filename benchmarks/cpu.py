@@ -12,7 +12,7 @@ quartile of many samples, since whatever else runs only ever adds; the median is
 Networks differ by less than moments of the machine do, so they are compared in each round as
 well, one right after the other: `ratio` is a network's time to that of Swin-T, below 1 where it
 is the faster one. Percent of peak counts useful multiply-adds: in a forward, two for each query,
-key of its window and channel; in a backward, five. The peak is measured by `natc.demo.peak`
+key of its window and channel; in a backward, five. The peak is measured by `natc.bench.peak`
 between the samples of each row.
 """
 
@@ -31,11 +31,12 @@ from typing import Any
 import torch
 
 import natc
-from natc import environment, reference
-from natc.demo import peak, peers
-from natc.demo.times import NAT_LEVELS, Contestant, Inputs, Unavailable
-from natc.testing.inputs import make_inputs
-from natc.testing.tolerance import relative_errors
+from natc import reference
+from natc.bench import peak, peers
+from natc.bench.times import NAT_LEVELS, BenchProblem, Contestant, Unavailable
+from natc.checks.inputs import make_inputs
+from natc.checks.tolerance import relative_errors
+from natc.host import environment
 
 KERNEL_SIZE = 7
 # What NAT's levels do not show, one thing at a time: shape, kernel_size, dtype.
@@ -98,7 +99,7 @@ def forward(
             shape, kernel_size=(KERNEL_SIZE,) * 2, dtype=torch.float32, device="cpu", seed=0
         )
         assert rpb is not None
-        inputs = Inputs(query, key, value, rpb, (KERNEL_SIZE,) * 2, (1, 1))
+        inputs = BenchProblem(query, key, value, rpb, (KERNEL_SIZE,) * 2, (1, 1))
         expected = reference.neighborhood_attention(
             query.double(), key.double(), value.double(), KERNEL_SIZE, rpb=rpb.double()
         )
@@ -210,7 +211,7 @@ PARTS = {
 
 
 def prepared(
-    contestants: Mapping[str, Contestant], inputs: Inputs, expected: Any
+    contestants: Mapping[str, Contestant], inputs: BenchProblem, expected: Any
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
     """Return the contestants that run here, and the largest error of each."""
     calls, errors = {}, {}

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from natc.files import write_atomically
+from natc.store.files import write_atomically
 
 
 def write(path: Path, document: dict[str, Any]) -> None:

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 import natc
-from natc import environment
 from natc.cli import output
 from natc.errors import NatcError
+from natc.host import environment
 
 # Of a block this large or larger, nothing stays in malloc's pools.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}

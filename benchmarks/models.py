@@ -25,9 +25,10 @@ import documents
 import torch
 from torch import Tensor, nn
 
-from natc import environment, models
+from natc import models
 from natc.cli import output
 from natc.errors import NatcError
+from natc.host import environment
 
 SCHEMA_VERSION = 1
 MODES = ("eager", "compiled")

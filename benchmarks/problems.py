@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from natc import reference
-from natc.testing.inputs import make_inputs
+from natc.checks.inputs import make_inputs
 
 # So many positions of each axis are compared, of the first head of the first image.
 COMPARED = 8

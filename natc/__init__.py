@@ -12,14 +12,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from natc.env import NATC_AS_NATTEN
+from natc.version import __version__
 
 if TYPE_CHECKING:
     from natc import compat, functional, models, nn, ops, reference, runtime
     from natc.functional import na1d, na2d, na3d, neighborhood_attention
-    from natc.merge import merge_attentions
+    from natc.functional.merge import merge_attentions
     from natc.ops import NatcFallbackWarning, force_reference
-
-__version__ = "0.1.0"
 
 __all__ = [
     "NatcFallbackWarning",
@@ -41,7 +40,7 @@ __all__ = [
 
 _MODULES = frozenset(("compat", "functional", "models", "nn", "ops", "reference", "runtime"))
 _ATTRIBUTES = {
-    "merge_attentions": "natc.merge",
+    "merge_attentions": "natc.functional.merge",
     "na1d": "natc.functional",
     "na2d": "natc.functional",
     "na3d": "natc.functional",

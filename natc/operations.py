@@ -9,6 +9,7 @@ dtype.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from natc.spec import KernelSpec
@@ -123,3 +124,18 @@ def operations_of(spec: KernelSpec, families: tuple[str, ...] = FAMILIES) -> tup
         and (spec.rpb or not operation.needs_rpb)
         and (spec.value_dim == spec.head_dim or not operation.one_head_dim)
     )
+
+
+def contents(spec: KernelSpec, operations: Iterable[str]) -> list[str]:
+    """Return the families that a library has all operations of, then its other operations.
+
+    spec: of the library; operations: the names of what it holds, as in its manifest.
+    """
+    left = list(operations)
+    found = []
+    for family in FAMILIES:
+        members = operations_of(spec, (family,))
+        if members and set(members) <= set(left):
+            found.append(family)
+            left = [name for name in left if name not in members]
+    return found + sorted(left)

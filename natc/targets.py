@@ -1,16 +1,9 @@
-"""Targets: which machine a kernel is compiled for; parsed, detected and named."""
+"""Targets: which machine a kernel is compiled for; parsed and named."""
 
 from __future__ import annotations
 
-import functools
-import platform
-import re
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-from natc import gpu
 from natc.errors import TargetError
 
 LLVM_ARCHS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64")
@@ -18,13 +11,6 @@ CUDA_ARCHS = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "
 ARCHS = {"llvm": LLVM_ARCHS, "cuda": CUDA_ARCHS}
 
 _VECTOR_BYTES = {"x86-64-v2": 16, "x86-64-v3": 32, "x86-64-v4": 64, "aarch64": 16}
-
-# x86-64 psABI, "Micro-architecture levels", in the names that Linux gives the CPU flags
-# (lzcnt is `abm` there).
-_V3_FLAGS = frozenset(("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"))
-_V4_FLAGS = frozenset(("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"))
-# The names that macOS gives the same flags.
-_MACOS_FLAGS = {"avx1.0": "avx", "lzcnt": "abm"}
 
 # Code for these runs on the same architecture only (CUDA binary compatibility excludes Tegra).
 _TEGRA = frozenset(("sm_87",))
@@ -89,9 +75,9 @@ class Target:
     def parse(cls, text: str, arch: str | None = None) -> Target:
         """Return the target that `llvm`, `cuda` or a full name such as `cuda-sm_90` stands for.
 
-        arch: the architecture for a bare kind; by default this machine's own.
-        Raises TargetError for an unknown name, two architectures that differ, and for `cuda`
-        with no arch on a machine with no GPU.
+        arch: the architecture of a bare kind; `natc.host.detect.parse_target` finds this
+        machine's own. Raises TargetError for an unknown name, for two architectures that differ,
+        and for a bare kind without an arch.
         """
         if text not in ARCHS:
             kind, _, own = text.partition("-")
@@ -106,9 +92,11 @@ class Target:
                     f"target {text!r} and architecture {arch!r} differ; give one of them."
                 )
             return cls(kind, own)
-        if arch is not None:
-            return cls(text, arch)
-        return detect_host_cpu() if text == "llvm" else detect_gpu()
+        if arch is None:
+            raise TargetError(
+                f"target {text!r} needs an architecture, one of {', '.join(ARCHS[text])}."
+            )
+        return cls(text, arch)
 
 
 def parse_archs(text: str) -> tuple[str, ...]:
@@ -122,33 +110,6 @@ def parse_archs(text: str) -> tuple[str, ...]:
     for arch in sorted(archs):
         Target("cuda", arch)
     return tuple(sorted(archs, key=CUDA_ARCHS.index))
-
-
-@functools.cache
-def detect_host_cpu() -> Target:
-    """Return the llvm target of this machine's CPU; raises TargetError for an unknown CPU."""
-    machine = platform.machine().lower()
-    if machine in ("aarch64", "arm64"):
-        return Target("llvm", "aarch64")
-    if machine in ("x86_64", "amd64"):
-        return Target("llvm", x86_64_level(cpu_flags()))
-    raise TargetError(
-        f"this machine's CPU is {platform.machine()!r}; natc compiles for x86-64 and aarch64."
-    )
-
-
-def detect_gpu(index: int = 0) -> Target:
-    """Return the cuda target whose code runs best on GPU number `index` of this machine.
-
-    Raises TargetError when there is no such GPU or no listed architecture serves it.
-    """
-    gpus = gpu.driver().gpus
-    if index >= len(gpus):
-        raise TargetError(
-            "there is no NVIDIA GPU on this machine (or its driver does not answer); "
-            f"name an architecture, one of {', '.join(CUDA_ARCHS)}, with --arch."
-        )
-    return cuda_target_for(gpus[index].capability)
 
 
 def cuda_target_for(capability: tuple[int, int]) -> Target:
@@ -169,27 +130,3 @@ def cuda_target_for(capability: tuple[int, int]) -> Target:
         f"the GPU has compute capability {major}.{minor}; natc compiles for "
         f"{', '.join(CUDA_ARCHS)}."
     )
-
-
-def x86_64_level(flags: frozenset[str]) -> str:
-    """Return the micro-architecture level, `x86-64-v2` to `x86-64-v4`, of CPU flags."""
-    if flags >= _V3_FLAGS | _V4_FLAGS:
-        return "x86-64-v4"
-    return "x86-64-v3" if flags >= _V3_FLAGS else "x86-64-v2"
-
-
-def cpu_flags() -> frozenset[str]:
-    """Return this x86 CPU's feature flags in Linux's names; empty where they are not known."""
-    if sys.platform == "darwin":
-        found = subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.features", "machdep.cpu.leaf7_features",
-             "machdep.cpu.extfeatures"],
-            capture_output=True, text=True, check=False,
-        ).stdout.lower().split()  # fmt: skip
-        return frozenset(_MACOS_FLAGS.get(flag, flag) for flag in found)
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return frozenset()
-    match = re.search(r"^flags\s*:(.*)$", text, flags=re.MULTILINE)
-    return frozenset(match[1].split()) if match else frozenset()

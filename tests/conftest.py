@@ -36,8 +36,8 @@ def _missing(folder: str) -> str | None:
     if folder in ("compiler", "cuda_toolkit") and importlib.util.find_spec("tvm") is None:
         return "apache-tvm is not installed"
     if folder == "cuda_toolkit":
-        from natc.compilers import find_nvcc
         from natc.errors import CompilerNotFound
+        from natc.host.toolchain import find_nvcc
 
         try:
             find_nvcc()

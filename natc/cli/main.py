@@ -12,23 +12,23 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from natc import __version__
-from natc.cli import (
+from natc.cli import output
+from natc.cli.examples import SUMMARIES, epilog
+from natc.cli.verbs import (
     bench,
     build,
     doctor,
     list_,
     measure,
-    output,
     package,
     quickstart,
     show,
     tune,
     verify,
 )
-from natc.cli.examples import SUMMARIES, epilog
-from natc.cli.search import INTERRUPTED
+from natc.cli.views.search import INTERRUPTED
 from natc.errors import ArgumentError, ArgumentTypeError, NatcError, SpecError, TargetError
+from natc.version import __version__
 
 BAD_INPUT = (SpecError, TargetError, ArgumentError, ArgumentTypeError)
 

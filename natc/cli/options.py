@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from natc import environment, workspace
 from natc.errors import NatcError, SpecError
+from natc.host import environment
 from natc.operations import FAMILIES, operations_of, tuned_as
 from natc.spec import CUDA_DTYPES, DTYPES, KernelSpec, compiles, parse_kernel_size
+from natc.store import workspace
 from natc.targets import ARCHS
 
 # What is compiled when the options do not say; NAT's own head dim and precisions.

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from natc import files
 from natc.errors import ArgumentError, NatcError
+from natc.store import files
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from natc import ops, runtime
+from natc.checks.tolerance import relative_errors
 from natc.models import NAT
 from natc.nn import NeighborhoodAttention2D
 from natc.spec import KernelSpec
-from natc.testing.tolerance import relative_errors
 
 
 @dataclass(frozen=True)

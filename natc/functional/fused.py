@@ -9,7 +9,7 @@ from torch import Tensor
 
 from natc.errors import ArgumentError, ArgumentTypeError
 from natc.functional import arguments, tokens
-from natc.merge import merge
+from natc.functional.merge import merge
 from natc.ops import run_forward, run_forward_lse
 
 PerAxis = int | Sequence[int]

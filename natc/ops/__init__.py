@@ -6,7 +6,7 @@ option has one entry for each spatial axis.
 
 from __future__ import annotations
 
-from natc.fallback import NatcFallbackWarning, force_reference
+from natc.dispatch.fallback import NatcFallbackWarning, force_reference
 from natc.ops import batching as _batching  # noqa: F401 -- registers
 from natc.ops import flops as _flops  # noqa: F401 -- registers
 from natc.ops.fused import backward, forward, forward_lse, run_forward, run_forward_lse

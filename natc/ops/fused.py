@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natc import fused, gradients
+from natc.dispatch import fused_backward, fused_forward
 from natc.ops.library import (
     OPTIONS,
     Function,
@@ -29,16 +29,19 @@ from natc.ops.library import (
 
 _TENSORS = "Tensor query, Tensor key, Tensor value, Tensor? rpb"
 
-forward = define("forward", f"{_TENSORS}, {OPTIONS}, float scale", "Tensor", fused.forward)
+forward = define("forward", f"{_TENSORS}, {OPTIONS}, float scale", "Tensor", fused_forward.forward)
 forward_lse = define(
-    "forward_lse", f"{_TENSORS}, {OPTIONS}, float scale", "(Tensor, Tensor)", fused.forward_lse
+    "forward_lse",
+    f"{_TENSORS}, {OPTIONS}, float scale",
+    "(Tensor, Tensor)",
+    fused_forward.forward_lse,
 )
 backward = define(
     "backward",
     f"Tensor d_output, Tensor? d_lse, {_TENSORS}, Tensor output, Tensor lse, bool[] wanted, "
     f"{OPTIONS}, float scale",
     "(Tensor, Tensor, Tensor, Tensor)",
-    gradients.backward,
+    fused_backward.backward,
 )
 
 
@@ -49,7 +52,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
 
 @torch.library.register_fake(forward_lse, lib=library)
 def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return query.new_empty((*query.shape[:-1], value.shape[-1])), fused.empty_lse(query)
+    return query.new_empty((*query.shape[:-1], value.shape[-1])), fused_forward.empty_lse(query)
 
 
 @torch.library.register_fake(backward, lib=library)
@@ -71,7 +74,7 @@ def _(
     )
 
 
-class _Attention(Function):
+class _AttentionFunction(Function):
     """`forward_lse`, with what its gradient needs: nothing larger than its inputs and results."""
 
     @staticmethod
@@ -108,7 +111,9 @@ class _Backward(Function):
         directions = [grad if flag else None for grad, flag in zip(grads, ctx.wanted)]
         needed = ctx.needs_input_grad[1:7]
         d_output, d_lse, query, key, value, rpb = ctx.saved_tensors
-        found = gradients.second(d_output, d_lse, query, key, value, rpb, directions, *ctx.options)
+        found = fused_backward.second(
+            d_output, d_lse, query, key, value, rpb, directions, *ctx.options
+        )
         return (
             None,
             *(grad if flag else None for grad, flag in zip(found, needed)),
@@ -118,22 +123,24 @@ class _Backward(Function):
 
 run_forward = differentiable(
     forward,
-    fused.forward,
+    fused_forward.forward,
     4,
-    with_gradient=first_of(forward_lse, _Attention, fused.forward, fused.forward_lse),
-    with_tangent=lambda run, *arguments: fused.composed(*arguments)[0],
+    with_gradient=first_of(
+        forward_lse, _AttentionFunction, fused_forward.forward, fused_forward.forward_lse
+    ),
+    with_tangent=lambda run, *arguments: fused_forward.composed(*arguments)[0],
 )
 run_forward_lse = differentiable(
     forward_lse,
-    fused.forward_lse,
+    fused_forward.forward_lse,
     4,
-    with_gradient=functools.partial(apply, _Attention),
-    with_tangent=lambda run, *arguments: fused.composed(*arguments),
+    with_gradient=functools.partial(apply, _AttentionFunction),
+    with_tangent=lambda run, *arguments: fused_forward.composed(*arguments),
 )
 run_backward = differentiable(
     backward,
-    gradients.backward,
+    fused_backward.backward,
     8,
     with_gradient=functools.partial(apply, _Backward),
-    with_tangent=lambda run, *arguments: gradients.composed(*arguments),
+    with_tangent=lambda run, *arguments: fused_backward.composed(*arguments),
 )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from natc.fallback import force_reference, reference_is_forced
+from natc.dispatch.fallback import force_reference, reference_is_forced
 from natc.ops.direct import goes_straight
 
 OPTIONS = "int[] kernel_size, SymInt[] dilation, int[] stride, bool[] is_causal"

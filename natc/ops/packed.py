@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natc import fused
+from natc.dispatch import fused_forward
 from natc.ops.fused import run_backward
 from natc.ops.library import (
     OPTIONS,
@@ -29,9 +29,9 @@ from natc.ops.library import (
 
 _PARAMETERS = f"Tensor qkv, Tensor? rpb, {OPTIONS}, float scale"
 
-forward_packed = define("forward_packed", _PARAMETERS, "Tensor", fused.forward_packed)
+forward_packed = define("forward_packed", _PARAMETERS, "Tensor", fused_forward.forward_packed)
 forward_lse_packed = define(
-    "forward_lse_packed", _PARAMETERS, "(Tensor, Tensor)", fused.forward_lse_packed
+    "forward_lse_packed", _PARAMETERS, "(Tensor, Tensor)", fused_forward.forward_lse_packed
 )
 
 
@@ -47,10 +47,10 @@ def _(qkv: Tensor, *_: Any) -> Tensor:
 @torch.library.register_fake(forward_lse_packed, lib=library)
 def _(qkv: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     output = _empty_output(qkv)
-    return output, fused.empty_lse(output)
+    return output, fused_forward.empty_lse(output)
 
 
-class _PackedAttention(Function):
+class _PackedAttentionFunction(Function):
     """`forward_lse_packed`, with what its gradient needs."""
 
     @staticmethod
@@ -77,22 +77,25 @@ class _PackedAttention(Function):
 
 def _composed(run: Callable[..., Any], qkv: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     query, key, value = qkv.unbind(-3)
-    return fused.composed(query, key, value, *arguments)
+    return fused_forward.composed(query, key, value, *arguments)
 
 
 run_forward_packed = differentiable(
     forward_packed,
-    fused.forward_packed,
+    fused_forward.forward_packed,
     2,
     with_gradient=first_of(
-        forward_lse_packed, _PackedAttention, fused.forward_packed, fused.forward_lse_packed
+        forward_lse_packed,
+        _PackedAttentionFunction,
+        fused_forward.forward_packed,
+        fused_forward.forward_lse_packed,
     ),
     with_tangent=lambda *arguments: _composed(*arguments)[0],
 )
 run_forward_lse_packed = differentiable(
     forward_lse_packed,
-    fused.forward_lse_packed,
+    fused_forward.forward_lse_packed,
     2,
-    with_gradient=functools.partial(apply, _PackedAttention),
+    with_gradient=functools.partial(apply, _PackedAttentionFunction),
     with_tangent=_composed,
 )

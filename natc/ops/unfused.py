@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from natc import unfused
-from natc.fallback import reference_is_forced
+from natc.dispatch import qk_av
+from natc.dispatch.fallback import reference_is_forced
 from natc.ops.library import (
     OPTIONS,
     Function,
@@ -26,17 +26,17 @@ from natc.ops.library import (
     differentiable,
     library,
 )
-from natc.reference.gradients import of_group
+from natc.reference.backward import of_group
 from natc.reference.layout import accumulator
 
 qk = define(
-    "qk", f"Tensor query, Tensor key, Tensor? rpb, {OPTIONS}, float fill", "Tensor", unfused.qk
+    "qk", f"Tensor query, Tensor key, Tensor? rpb, {OPTIONS}, float fill", "Tensor", qk_av.qk
 )
-av = define("av", f"Tensor attn, Tensor value, {OPTIONS}", "Tensor", unfused.av)
+av = define("av", f"Tensor attn, Tensor value, {OPTIONS}", "Tensor", qk_av.av)
 inverse_av = define(
-    "inverse_av", f"Tensor attn, Tensor vector, {OPTIONS}", "Tensor", unfused.inverse_av
+    "inverse_av", f"Tensor attn, Tensor vector, {OPTIONS}", "Tensor", qk_av.inverse_av
 )
-sum_rpb = define("sum_rpb", f"Tensor d_attn, int head_dim, {OPTIONS}", "Tensor", unfused.sum_rpb)
+sum_rpb = define("sum_rpb", f"Tensor d_attn, int head_dim, {OPTIONS}", "Tensor", qk_av.sum_rpb)
 
 
 @torch.library.register_fake(qk, lib=library)
@@ -244,7 +244,7 @@ def _linear(
     )
 
 
-run_qk = _linear(qk, unfused.qk, _QK)
-run_av = _linear(av, unfused.av, _AV)
-run_inverse_av = _linear(inverse_av, unfused.inverse_av, _InverseAV)
-run_sum_rpb = _linear(sum_rpb, unfused.sum_rpb, _SumRpb)
+run_qk = _linear(qk, qk_av.qk, _QK)
+run_av = _linear(av, qk_av.av, _AV)
+run_inverse_av = _linear(inverse_av, qk_av.inverse_av, _InverseAV)
+run_sum_rpb = _linear(sum_rpb, qk_av.sum_rpb, _SumRpb)

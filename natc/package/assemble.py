@@ -10,15 +10,15 @@ from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
 
-from natc import elf, workspace
 from natc.errors import ArgumentError, LibraryError
-from natc.files import locked
 from natc.operations import FAMILIES, operations_of
-from natc.package import hub, pack
+from natc.package import archives, hub
 from natc.package.contents import Contents, below, library_files
 from natc.package.pieces import Piece, archs_of, kind_of, target_name
 from natc.package.portable import needs_problems, platform_tag
-from natc.package.sums import Signer
+from natc.package.signing import Signer
+from natc.store import elf, workspace
+from natc.store.files import locked
 
 FORMATS = ("wheel", "archive", "zip", "hf")
 HUB_NAME = "natc-kernels"
@@ -134,12 +134,12 @@ def write(
     variants = hub.variants(pieces, names.machine, cuda) if "hf" in forms else []
     written = []
     with locked(output):
-        pack.remove_unfinished(output)
+        archives.remove_unfinished(output)
         hub.remove_unfinished(output / HUB_NAME)
         for form in forms:
             path = output / names.file(form)
             if form == "wheel":
-                pack.write_wheel(
+                archives.write_wheel(
                     path,
                     _wheel(files, names),
                     metadata=_metadata(pieces, names),
@@ -154,7 +154,9 @@ def write(
                 continue
             else:
                 folder = below(f"{names.distribution}-{names.version}", files)
-                (pack.write_tar if form == "archive" else pack.write_zip)(path, folder, epoch=when)
+                (archives.write_tar if form == "archive" else archives.write_zip)(
+                    path, folder, epoch=when
+                )
             written.append((form, path))
     return written
 

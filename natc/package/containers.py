@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from natc.errors import ArgumentError
-from natc.files import reason
+from natc.store.files import reason
 
 DIRECTORY, WHEEL, ARCHIVE, HUB = "directory", "wheel", "archive", "hub"
 _ZIPS = (".whl", ".zip")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from natc.package.pieces import Piece
-from natc.package.sums import SIGNATURE, SUMS, Signer, digest, sums
+from natc.package.signing import SIGNATURE, SUMS, Signer, digest, sums
 
 # Name -> its content, made when it is asked for: a package may be larger than memory.
 Contents = Mapping[str, Callable[[], bytes]]

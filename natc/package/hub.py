@@ -20,9 +20,9 @@ from pathlib import Path
 import msgspec
 
 from natc.errors import ArgumentError, NatcError
-from natc.files import make_directory, reason, write_atomically
 from natc.package.contents import Contents, below, constant, in_order
 from natc.package.pieces import Piece, archs_of, kind_of
+from natc.store.files import make_directory, reason, write_atomically
 
 # The interface of tvm-ffi that libraries use has been the same since the first release, 0.1.
 _TVM_FFI = "01"

@@ -11,11 +11,11 @@ from pathlib import Path
 import msgspec
 
 from natc.errors import LibraryError
-from natc.files import reason
-from natc.manifest import Manifest, dump
 from natc.runtime.load import verify
-from natc.runtime.search import Library, scan
+from natc.runtime.scan import Library, scan
 from natc.spec import KernelSpec
+from natc.store.files import reason
+from natc.store.manifest import Manifest, dump
 
 
 @dataclass(frozen=True, slots=True)

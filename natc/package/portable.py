@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from natc import elf
-from natc.manifest import Manifest
-from natc.package.fatbin import images
+from natc.store import elf
+from natc.store.fatbin import images
+from natc.store.manifest import Manifest
 
 # Hugging Face's kernels ask for it, too.
 CEILING = elf.PORTABLE_GLIBC

@@ -6,9 +6,9 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from natc import elf
-from natc.package.fatbin import images
 from natc.package.pieces import Piece
+from natc.store import elf
+from natc.store.fatbin import images
 
 # Code that runs on the host: checks arguments, computes grids, launches.
 HOST = "host"

@@ -12,22 +12,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from natc import elf, workspace
 from natc.errors import LibraryError
-from natc.files import reason
-from natc.manifest import SUFFIX, Manifest, parse_manifest
 from natc.package.containers import DIRECTORY, HUB, WHEEL, Container, is_package, open_container
 from natc.package.portable import glibc_problem, manifest_problems, needs_problems
-from natc.package.sums import SIGNATURE, SUMS, Verifier, digest, parse_sums
-from natc.replace import vouching
+from natc.package.signing import SIGNATURE, SUMS, Verifier, digest, parse_sums
 from natc.runtime.trust import distrust
+from natc.store import elf, workspace
+from natc.store.files import reason
+from natc.store.manifest import SUFFIX, Manifest, parse_manifest
+from natc.store.replace import vouching
 
 _LIBRARIES = (".so", ".dylib", ".dll")
 _HUB_METADATA = "metadata.json"
 
 
 @dataclass
-class Row:
+class LibraryFindings:
     """One library: its name in the container, what it is, and what is wrong with it."""
 
     library: str
@@ -47,7 +47,7 @@ class Report:
 
     path: Path
     kind: str
-    rows: list[Row] = field(default_factory=list)
+    rows: list[LibraryFindings] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -103,10 +103,12 @@ def _is_manifest(name: str) -> bool:
     return name.endswith(SUFFIX) and PurePosixPath(name).name != _HUB_METADATA
 
 
-def _libraries(container: Container, names: Sequence[str], *, portable: bool) -> list[Row]:
+def _libraries(
+    container: Container, names: Sequence[str], *, portable: bool
+) -> list[LibraryFindings]:
     rows, vouched = [], set()
     for name in filter(_is_manifest, names):
-        row = Row(name)
+        row = LibraryFindings(name)
         rows.append(row)
         try:
             manifest = parse_manifest(container.read(name), name)
@@ -123,7 +125,7 @@ def _libraries(container: Container, names: Sequence[str], *, portable: bool) ->
             continue
         _check_library(container, name, manifest, row, portable=portable)
     rows += [
-        Row(name, problems=["no manifest vouches for it"])
+        LibraryFindings(name, problems=["no manifest vouches for it"])
         for name in names
         if name.endswith(_LIBRARIES) and name not in vouched
     ]
@@ -138,7 +140,7 @@ def _replacing(path: Path, manifest: Manifest) -> Manifest:
 
 
 def _check_library(
-    container: Container, name: str, manifest: Manifest, row: Row, *, portable: bool
+    container: Container, name: str, manifest: Manifest, row: LibraryFindings, *, portable: bool
 ) -> None:
     try:
         code = container.read(row.library)
@@ -168,7 +170,7 @@ def _check_library(
 def _check_lists(
     container: Container,
     names: Sequence[str],
-    rows: Sequence[Row],
+    rows: Sequence[LibraryFindings],
     report: Report,
     key: Verifier | None,
 ) -> None:

@@ -12,12 +12,8 @@ from natc.reference.attention import (
     neighborhood_logits,
     neighborhood_sum,
 )
-from natc.reference.gradients import (
-    attended_sum,
-    neighborhood_gradients,
-    rpb_sum,
-)
-from natc.reference.second import neighborhood_second_gradients
+from natc.reference.backward import attended_sum, neighborhood_gradients, rpb_sum
+from natc.reference.double_backward import neighborhood_second_gradients
 
 __all__ = [
     "attended_sum",

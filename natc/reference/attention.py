@@ -9,13 +9,6 @@ import torch
 from torch import Tensor
 
 from natc.errors import ArgumentError, ArgumentTypeError
-from natc.reference.arguments import (
-    check_keys,
-    check_query,
-    check_shape,
-    check_tensor,
-    check_tokens,
-)
 from natc.reference.layout import (
     accumulator,
     grouped,
@@ -23,6 +16,13 @@ from natc.reference.layout import (
     heads_last,
     matmul,
     neighborhood,
+)
+from natc.reference.validate import (
+    check_keys,
+    check_query,
+    check_shape,
+    check_tensor,
+    check_tokens,
 )
 
 PerAxis = int | Sequence[int]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from natc.errors import ArgumentError
-from natc.reference.arguments import per_axis
+from natc.reference.validate import per_axis
 from natc.window import Arithmetic, key_position, rpb_index, window
 
 

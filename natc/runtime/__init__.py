@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from natc.runtime.cleanup import Leftover, leftovers, prune
 from natc.runtime.facts import Facts, facts_of, this_machine
 from natc.runtime.jit import mode as jit_mode
 from natc.runtime.jit import unavailable as jit_unavailable
-from natc.runtime.leftovers import Leftover, leftovers, prune
 from natc.runtime.load import Kernel, check, verify
-from natc.runtime.places import use
-from natc.runtime.registry import Explanation, clear, explain, kernels, problems
-from natc.runtime.search import Library, Rejection
+from natc.runtime.registry import Explanation, clear, explain, kernels, problems, use
+from natc.runtime.scan import Library, Rejection
 from natc.runtime.select import Choice, select
 
 __all__ = [

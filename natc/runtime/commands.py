@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 
-from natc import workspace
 from natc.errors import TargetError
+from natc.host.detect import detect_host_cpu
 from natc.operations import FAMILIES, OPERATIONS, operations_of
-from natc.runtime.search import Library
+from natc.runtime.scan import Library
 from natc.spec import KernelSpec
-from natc.targets import Target, detect_host_cpu
+from natc.store import workspace
+from natc.targets import Target
 
 # What `natc build` assumes when it is not told.
 _HEAD_DIM = 32

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from natc import elf, gpu
 from natc.errors import TargetError
-from natc.targets import Target, cuda_target_for, detect_host_cpu
+from natc.host import detect, gpu
+from natc.host.detect import detect_host_cpu
+from natc.targets import Target, cuda_target_for
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ def this_machine() -> dict[str, Facts]:
 
     Where there is no GPU, or none that natc compiles for, the facts say so. Needs no torch.
     """
-    glibc = elf.this_glibc()
+    glibc = detect.this_glibc()
     try:
         cpu = Facts("cpu", detect_host_cpu(), glibc=glibc)
     except TargetError as error:
@@ -61,7 +62,7 @@ def this_machine() -> dict[str, Facts]:
         return {"llvm": cpu, "cuda": Facts("cuda", None, str(error), capability, glibc)}
 
 
-def detect(device: torch.device) -> Facts:
+def device_facts(device: torch.device) -> Facts:
     """Return the facts of a torch device; a device that natc does not serve is not an error."""
     import torch
 
@@ -69,11 +70,11 @@ def detect(device: torch.device) -> Facts:
     capability = None
     try:
         if device.type == "cpu":
-            return Facts(name, detect_host_cpu(), glibc=elf.this_glibc())
+            return Facts(name, detect_host_cpu(), glibc=detect.this_glibc())
         if device.type == "cuda" and torch.version.hip is None:
             capability = torch.cuda.get_device_capability(device)
-            return Facts(name, cuda_target_for(capability), "", capability, elf.this_glibc())
+            return Facts(name, cuda_target_for(capability), "", capability, detect.this_glibc())
     except TargetError as error:
-        return Facts(name, None, str(error), capability, elf.this_glibc())
+        return Facts(name, None, str(error), capability, detect.this_glibc())
     kind = "AMD GPUs" if device.type == "cuda" else f"{device.type} devices"
     return Facts(name, None, f"natc compiles for x86-64, aarch64 and NVIDIA GPUs, not for {kind}.")

@@ -15,13 +15,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from natc import env, workspace
-from natc.compilers import check_compilers
+from natc import env
 from natc.errors import CompilerNotFound, NatcError
-from natc.files import locked
+from natc.host.toolchain import check_compilers
 from natc.operations import OPERATIONS, operations_of
 from natc.runtime.commands import build_words
 from natc.spec import KernelSpec, compiles
+from natc.store import workspace
+from natc.store.files import locked
 from natc.targets import Target
 
 _log = logging.getLogger("natc")

@@ -10,15 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from natc import elf, workspace
 from natc.errors import LibraryError
-from natc.files import reason
-from natc.manifest import file_sha256
-from natc.replace import vouching
+from natc.host import detect
 from natc.runtime.commands import rebuild_command
-from natc.runtime.search import Library
+from natc.runtime.scan import Library
 from natc.runtime.select import Choice
 from natc.runtime.trust import distrust_file
+from natc.store import elf, workspace
+from natc.store.files import reason
+from natc.store.manifest import file_sha256
+from natc.store.replace import vouching
 
 # Path -> (hash, module) of what this process has opened; a library stays open until exit.
 _opened: dict[Path, tuple[str, Any]] = {}
@@ -113,7 +114,7 @@ def _check_machine(library: Library) -> None:
     # Elsewhere libraries have another format, and the system's loader is left to judge.
     if sys.platform != "linux":
         return
-    path, here = library.path, elf.this_machine()
+    path, here = library.path, detect.host_machine()
     try:
         with open(path, "rb") as file:
             machine = elf.machine_of(file.read(64), path.stat().st_size)

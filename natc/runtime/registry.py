@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from natc import workspace
-from natc.errors import SpecError
+from natc.errors import ArgumentError, SpecError
 from natc.operations import OPERATIONS
 from natc.runtime import jit
 from natc.runtime.commands import build_command
-from natc.runtime.facts import Facts, detect
+from natc.runtime.facts import Facts, device_facts
 from natc.runtime.load import Kernel, load
-from natc.runtime.search import Library, Rejection, Scan, scan
+from natc.runtime.scan import Library, Rejection, Scan, scan
 from natc.runtime.select import Choice, select
 from natc.spec import KernelSpec, compiles
+from natc.store import workspace
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +99,7 @@ class _Resolved(dict[Key, Kernel | None]):
         with _lock:
             # Another thread may have been here while this one waited for the lock.
             if key not in self:
-                choice = _choose_or_build(spec, detect(device), operation)
+                choice = _choose_or_build(spec, device_facts(device), operation)
                 self[key] = load(choice) if choice else None
             return self[key]
 
@@ -122,7 +122,7 @@ def explain(
     else:
         import torch
 
-        facts = detect(torch.device(device))
+        facts = device_facts(torch.device(device))
     with _lock:
         found = _search()
         choice, rejections = _choose(spec, facts, operation)
@@ -195,3 +195,19 @@ def _search() -> Scan:
     if _scan is None:
         _scan = scan(workspace.library_dirs())
     return _scan
+
+
+def use(directory: str | Path) -> None:
+    """Search a directory of libraries before all others, from the next call on.
+
+    Kernels that were found before are forgotten, as by `clear`. Raises ArgumentError when there is
+    no such directory. What is wrong with its libraries is said by the call that wants one, and by
+    `problems`.
+    """
+    if not Path(directory).expanduser().is_dir():
+        raise ArgumentError(
+            f"directory is {str(directory)!r}, and there is no such directory; give the one that "
+            "holds libraries and their manifests."
+        )
+    workspace.use_library_dir(directory)
+    clear()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from natc.elf import parse_version
-from natc.manifest import Manifest
 from natc.runtime.facts import Facts
-from natc.runtime.search import Library, Rejection
+from natc.runtime.scan import Library, Rejection
 from natc.spec import KernelSpec
+from natc.store.elf import parse_version
+from natc.store.manifest import Manifest
 from natc.targets import ARCHS, Target
 
 

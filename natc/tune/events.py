@@ -28,7 +28,7 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class TrialMeasured:
     """One candidate was measured, or failed.
 
     index: its number in this run, from 1. score: what it measured, None when it failed.
@@ -43,7 +43,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class CandidatesBuilt:
     """Candidates of a round were compiled.
 
     made: so many of `planned` lie ready. dropped: others that are not worth measuring.
@@ -62,7 +62,7 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class SearchFinished:
     """The search is over; everything measured is in the log.
 
     schedule_path: the winner's file, or None where it ended before a candidate was measured: then
@@ -81,4 +81,4 @@ class Finished:
     interrupted: bool = False
 
 
-Event: TypeAlias = Started | Trial | Built | Note | Finished
+Event: TypeAlias = Started | TrialMeasured | CandidatesBuilt | Note | SearchFinished

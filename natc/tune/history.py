@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from natc.operations import FORWARD
-from natc.records import Environment, Space, Trial, read_log
 from natc.spec import KernelSpec
+from natc.store.records import Environment, SpaceVersion, Trial, read_log
 
 Key = tuple[tuple[str, int], ...]
 
@@ -29,7 +29,7 @@ class History:
         self,
         path: Path,
         spec: KernelSpec,
-        space: Space,
+        space: SpaceVersion,
         shapes: Sequence[str],
         machine: Environment,
         operation: str = FORWARD,

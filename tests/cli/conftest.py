@@ -6,11 +6,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from builder_double import Builder
-from command_line import Natc, Result
+from support.builder_double import Builder
+from support.command_line import Natc, Result
 
-from natc import env, gpu, runtime, workspace
+from natc import env, runtime
 from natc.cli.main import main
+from natc.host import gpu
+from natc.store import workspace
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +52,8 @@ def natc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 def builder(monkeypatch: pytest.MonkeyPatch) -> Builder:
     """What `natc build` calls in the compiler's place, which then seems to be installed."""
     found = Builder()
-    module: Any = ModuleType("natc.build")
+    module: Any = ModuleType("natc.compiler.build")
     module.build_library = found
-    monkeypatch.setitem(sys.modules, "natc.build", module)
+    monkeypatch.setitem(sys.modules, "natc.compiler.build", module)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     return found

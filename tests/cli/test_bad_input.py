@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from command_line import Natc
-from fresh_process import run_fresh
+from support.command_line import Natc
+from support.fresh_process import run_fresh
 
 BAD = [
     (["tune", "--kernel", "1"], ["kernel_size 1", "2 to 63"]),
@@ -110,7 +110,7 @@ except SystemExit as stop:
 def test_tuning_for_a_cpu_that_this_is_not_is_refused(
     natc: Natc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from natc.cli import tune
+    from natc.cli.verbs import tune
     from natc.targets import Target
 
     monkeypatch.setattr(tune, "detect_host_cpu", lambda: Target("llvm", "x86-64-v3"))
@@ -134,7 +134,7 @@ def test_without_the_compiler_the_extra_is_named(
 def test_versions_that_would_crash_are_refused(
     natc: Natc, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    from natc import environment
+    from natc.host import environment
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     versions = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.15.post2"}

@@ -11,12 +11,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from command_line import Natc
+from support.command_line import Natc
 
-from natc import environment
-from natc.demo import ceilings, peers, plots, results
-from natc.demo.results import Ceilings, Results, Row, work
+from natc.bench import ceilings, peers, plots, results
+from natc.bench.results import Ceilings, ResultRow, Results, work
 from natc.errors import NatcError
+from natc.host import environment
 from natc.spec import KernelSpec
 
 SAVED = Path(__file__).parents[2] / "benchmarks" / "results" / "attention_k7_float32_cpu.json"
@@ -31,9 +31,9 @@ SHAPE = (1, 14, 14, 8, 32)
 def made(**changes: Any) -> Results:
     """Results of a kernel and a reference that takes twice as long, at one shape."""
     rows = [
-        Row("natc kernel", SHAPE, 1e-3, 1.0, 1e-7, (0.9e-3, 1.2e-3), "llvm-x86-64-v3"),
-        Row("<reference>", SHAPE, 2e-3, 2.0, 3e-7, (1.9e-3, 2.2e-3)),
-        Row("absent", SHAPE, None, None, None, None, "not & here"),
+        ResultRow("natc kernel", SHAPE, 1e-3, 1.0, 1e-7, (0.9e-3, 1.2e-3), "llvm-x86-64-v3"),
+        ResultRow("<reference>", SHAPE, 2e-3, 2.0, 3e-7, (1.9e-3, 2.2e-3)),
+        ResultRow("absent", SHAPE, None, None, None, None, "not & here"),
     ]
     fields: dict[str, Any] = {
         "spec": "na2d_k7_d32_float32_rpb",
@@ -244,7 +244,7 @@ def test_the_report_needs_no_network_and_holds_everything(natc: Natc, place: Pat
 def test_outputs_are_refused_before_anything_runs(
     natc: Natc, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
 ) -> None:
-    from natc.demo import times
+    from natc.bench import times
 
     monkeypatch.setattr(times, "time_attention", lambda *a, **k: pytest.fail("it ran"))
     code, out, err = natc("bench", *words)

@@ -8,16 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from builder_double import Builder
-from command_line import Natc
+from support.builder_double import Builder
+from support.command_line import Natc
 
 from natc import runtime
-from natc.cli import quickstart
+from natc.cli.verbs import quickstart
 from natc.errors import CompilerNotFound
+from natc.host.detect import detect_host_cpu
 from natc.operations import FAMILIES, operations_of
 from natc.runtime.commands import build_command
 from natc.spec import KernelSpec
-from natc.targets import Target, detect_host_cpu
+from natc.targets import Target
 
 
 def test_both_variants_are_built_into_natcs_own_directory(
@@ -98,7 +99,7 @@ NAMES = [
     "na3d_k3_d32_float32",
     "na3d_k7x5x3_d20v24_float16",
 ]
-TARGETS = [Target.parse("llvm"), Target("llvm", "x86-64-v2"), Target("cuda", "sm_90")]
+TARGETS = [detect_host_cpu(), Target("llvm", "x86-64-v2"), Target("cuda", "sm_90")]
 COMMANDS = [(name, target) for name in NAMES for target in TARGETS]
 COMMANDS.append(("na2d_k7_d32_float64", TARGETS[0]))  # which cuda has no kernels of
 
@@ -132,7 +133,7 @@ def test_a_machine_without_a_c_compiler_says_so(
     def none(*_: object, **__: object) -> Path:
         raise CompilerNotFound("there is no C compiler: pip install ziglang.")
 
-    monkeypatch.setattr(sys.modules["natc.build"], "build_library", none)
+    monkeypatch.setattr(sys.modules["natc.compiler.build"], "build_library", none)
     code, out, err = natc("build", "--kernel", "7")
     assert (code, out) == (1, "")
     assert err == "natc: error: there is no C compiler: pip install ziglang.\n"

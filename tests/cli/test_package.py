@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Natc
-from fresh_process import start_natc
-from held_lock import Holder
-from loaded_file import load_file
-from tiny_library import ARCH, SPEC, add_library
+from support.command_line import Natc
+from support.fresh_process import start_natc
+from support.held_lock import Holder
+from support.loaded_file import load_file
+from support.tiny_library import ARCH, SPEC, add_library
 
-from natc import elf
-from natc.cli import package
-from natc.files import Locked
-from natc.package import build
+from natc.cli.verbs import package
+from natc.host import detect
+from natc.package import jobs as build
 from natc.spec import KernelSpec
+from natc.store.files import Locked
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_directory_becomes_every_kind_of_package(
 
 def test_a_package_for_the_hub_can_be_imported(natc: Natc, libraries: Path, place: Path) -> None:
     natc("package", "--from", str(libraries), "--format", "hf", "-o", str(place))
-    folder = place / "natc-kernels" / "build" / f"tvm-ffi01-cpu-{elf.this_machine()}-linux"
+    folder = place / "natc-kernels" / "build" / f"tvm-ffi01-cpu-{detect.host_machine()}-linux"
     metadata = json.loads((folder / "metadata.json").read_text())
     assert metadata["backend"] == {"type": "cpu"}
     assert metadata["id"].isidentifier()

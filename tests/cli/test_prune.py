@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from builder_double import Builder
-from command_line import Natc
+from support.builder_double import Builder
+from support.command_line import Natc
 
-from natc import workspace
-from natc.files import locked
+from natc.host.detect import detect_host_cpu
 from natc.spec import KernelSpec
-from natc.targets import Target, detect_host_cpu
+from natc.store import workspace
+from natc.store.files import locked
+from natc.targets import Target
 
 NOTE = "can be removed: natc list --prune"
 

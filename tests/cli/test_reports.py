@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Natc
+from support.command_line import Natc
 
-from natc import environment, gpu, manifest, records, schedules, workspace
-from natc.demo import peers
-from natc.records import Space, Trial
+from natc.bench import peers
+from natc.host import environment, gpu
+from natc.host.detect import detect_host_cpu
 from natc.spec import KernelSpec
-from natc.targets import Target, detect_host_cpu
+from natc.store import manifest, records, schedules, workspace
+from natc.store.records import SpaceVersion, Trial
+from natc.targets import Target
 
 SPEC = KernelSpec.make(7, rpb=True)
 TARGET = Target("llvm", "x86-64-v3")
@@ -26,9 +28,9 @@ def tuned() -> tuple[Path, Path]:
     schedule = schedules.Schedule(
         spec=SPEC.name,
         target=TARGET.name,
-        space=Space("cpu", 1),
+        space=SpaceVersion("cpu", 1),
         decisions={"tile": 1},
-        measured=schedules.Measured(
+        measured=schedules.Measurement(
             seconds=SECONDS,
             baseline_seconds={"1x56x56x2x32": 4e-3, "1x7x7x16x32": 1e-3},
             score=2e-3,
@@ -44,7 +46,7 @@ def tuned() -> tuple[Path, Path]:
         trial = Trial(
             spec=SPEC.name,
             target=TARGET.name,
-            space=Space("cpu", 1),
+            space=SpaceVersion("cpu", 1),
             decisions={"tile": number},
             seconds=None if number else SECONDS,
             error="too slow" if number else None,
@@ -198,8 +200,8 @@ def test_coverage_says_what_serves_each_feature_and_what_is_built(natc: Natc) ->
 def test_the_coverage_table_has_a_line_for_each_feature(
     natc: Natc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from natc import coverage
-    from natc.coverage import Cell
+    from natc.checks import support
+    from natc.checks.support import Cell
 
     library, _ = built()
     cells = [
@@ -209,7 +211,7 @@ def test_the_coverage_table_has_a_line_for_each_feature(
     ]
     cells += [Cell("sing", rank, "llvm", "composition", ()) for rank in (1, 2, 3)]
     cells += [Cell("sing", rank, "cuda", "refused", ()) for rank in (1, 2, 3)]
-    monkeypatch.setattr(coverage, "table", lambda: cells)
+    monkeypatch.setattr(support, "table", lambda: cells)
     code, out, _ = natc("doctor", "--coverage")
     assert code == 0
     lines = [line.split() for line in out.splitlines()]
@@ -227,7 +229,7 @@ def test_bench_times_the_reference_and_says_what_kernel_is_missing(
     known = peers.torch_peers()
     few = {name: known[name] for name in ("reference", "torch SDPA")}
     monkeypatch.setattr(peers, "torch_peers", lambda: few)
-    monkeypatch.setattr("natc.cli.bench._CEILING_SECONDS", 0.01)
+    monkeypatch.setattr("natc.cli.verbs.bench._CEILING_SECONDS", 0.01)
     words = ["bench", "--kernel", "3", "--head-dim", "8", "--shape", "1x6x5x2"]
     words += ["--seconds", "0.01"]
     found = document(natc, *words, code=1)

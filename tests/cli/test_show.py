@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Natc
+from support.command_line import Natc
+from support.tiny_library import ARCH, SPEC, add_library
 from test_reports import tuned
-from tiny_library import ARCH, SPEC, add_library
 
-from natc import compilers, gpu, manifest, workspace
 from natc.errors import CompilerNotFound
-from natc.manifest import LibraryTarget
+from natc.host import gpu, toolchain
 from natc.spec import KernelSpec
+from natc.store import manifest, workspace
+from natc.store.manifest import LibraryTarget
 
 KERNEL = ("--kernel", "7")
 
@@ -91,13 +92,13 @@ def test_a_call_builds_no_kernel_whose_compiler_is_missing(
     device = gpu.Gpu("A GPU", (8, 9), 2**34)
     monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver("13.0", (device,)))
     words = ("show", *KERNEL, "--target", "cuda")
-    monkeypatch.setattr(compilers, "find_nvcc", lambda: "nvcc")
+    monkeypatch.setattr(toolchain, "find_nvcc", lambda: "nvcc")
     assert document(natc, *words)["served_by"] == "build"
 
     def missing() -> str:
         raise CompilerNotFound("nvcc was not found; install CUDA.")
 
-    monkeypatch.setattr(compilers, "find_nvcc", missing)
+    monkeypatch.setattr(toolchain, "find_nvcc", missing)
     account = document(natc, *words, code=1)
     said = "nvcc was not found; install CUDA"
     assert (account["served_by"], account["built_by_a_call"]) == ("reference", False)

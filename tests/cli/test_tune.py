@@ -13,17 +13,18 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from command_line import Natc
 from rich.console import Console
+from support.command_line import Natc
 
 import natc.tune
-from natc import workspace
-from natc.cli import progress, quickstart
+from natc.cli.verbs import quickstart
+from natc.cli.views import progress
 from natc.errors import NatcError, TuneError
+from natc.host.detect import detect_host_cpu
 from natc.spec import KernelSpec
-from natc.targets import detect_host_cpu
-from natc.tune.events import Event, Finished, Note, Started, Trial
-from natc.tune.rounds import Imported
+from natc.store import workspace
+from natc.tune.events import Event, Note, SearchFinished, Started, TrialMeasured
+from natc.tune.measure.rounds import Imported
 
 START = Started(
     spec="na2d_k7_d32_float32_rpb",
@@ -36,15 +37,15 @@ START = Started(
     minutes=2.0,
 )
 TRIALS = [
-    Trial(1, 3e-3, 3e-3, 0),
-    Trial(2, None, 3e-3, 1, "did not compile"),
-    Trial(3, 3.5e-3, 3e-3, 1),
-    Trial(4, 1e-3, 1e-3, 1),
+    TrialMeasured(1, 3e-3, 3e-3, 0),
+    TrialMeasured(2, None, 3e-3, 1, "did not compile"),
+    TrialMeasured(3, 3.5e-3, 3e-3, 1),
+    TrialMeasured(4, 1e-3, 1e-3, 1),
 ]
 
 
-def finish(*, interrupted: bool = False) -> Finished:
-    return Finished(
+def finish(*, interrupted: bool = False) -> SearchFinished:
+    return SearchFinished(
         schedule_path=Path("/w/schedules/x.json"),
         log_path=Path("/w/tuning_logs/x.jsonl"),
         best=1e-3,
@@ -113,7 +114,7 @@ def test_what_is_assumed(natc: Natc, search: Callable[..., Search]) -> None:
 def test_a_gpu_gets_half_precision(
     natc: Natc, search: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from natc import gpu
+    from natc.host import gpu
 
     h100 = gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30)
     monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver("13.0", (h100,)))
@@ -146,7 +147,7 @@ def test_lines_for_a_pipe(natc: Natc, search: Callable[..., Search]) -> None:
 def test_who_tunes_for_the_cpu_beside_a_gpu_is_told(
     natc: Natc, search: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from natc import gpu
+    from natc.host import gpu
 
     note = "note: this searches for the CPU, "
     search(START, finish())
@@ -232,7 +233,7 @@ NOTHING = replace(finish(), schedule_path=None, trials=0, failures=0, best=4e-3)
     ids=["time", "failed", "ctrl-c"],
 )
 def test_a_search_without_a_candidate_fails(
-    natc: Natc, search: Callable[..., Search], ended: Finished, code: int, said: str
+    natc: Natc, search: Callable[..., Search], ended: SearchFinished, code: int, said: str
 ) -> None:
     search(START, ended)
     words = ["tune", "--kernel", "7", "--quiet"]
@@ -316,11 +317,11 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 raise outcome
             return outcome
 
-        module: Any = ModuleType("natc.tune.importing")
+        module: Any = ModuleType("natc.tune.search.importing")
         module.import_round = import_round
         monkeypatch.setitem(sys.modules, module.__name__, module)
         places = [Path(str(number)) for number in range(len(outcomes))]
-        monkeypatch.setattr("natc.tune.rounds.find", lambda directory: places)
+        monkeypatch.setattr("natc.tune.measure.rounds.find", lambda directory: places)
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
 
     return install

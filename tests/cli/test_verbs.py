@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 import typer
-from command_line import Natc, Result
+from support.command_line import Natc, Result
+from support.tiny_library import add_library
 from test_reports import built, tuned
 from test_tune import START, TRIALS, finish
-from tiny_library import add_library
 
 import natc.tune as natc_tune
-from natc import schedules, workspace
 from natc.cli.examples import EXAMPLES, SUMMARIES
 from natc.cli.main import app
+from natc.store import schedules, workspace
 
 VERBS = tuple(EXAMPLES)
 SAVED = Path(__file__).parents[2] / "benchmarks" / "results" / "attention_k7_float32_cpu.json"
@@ -178,7 +178,7 @@ def test_ctrl_c_ends_with_a_sentence_and_130(natc: Natc, monkeypatch: pytest.Mon
 
 def process(place: Path, *words: str, **changes: str) -> dict[str, object]:
     """Return what subprocess needs to run natc on a machine of one's own."""
-    variables = {"PYTHONPATH": str(Path(workspace.__file__).parents[1]), **changes}
+    variables = {"PYTHONPATH": str(Path(workspace.__file__).parents[2]), **changes}
     for name in ("NO_COLOR", "FORCE_COLOR"):
         variables.setdefault(name, "")
     return {

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Natc
-from tiny_library import ARCH, SPEC, add_library
+from support.command_line import Natc
+from support.tiny_library import ARCH, SPEC, add_library
 
-from natc import manifest, replace, workspace
+from natc.store import manifest, replace, workspace
 
 LIBRARY = f"{SPEC.name}.llvm-{ARCH}.so"
 

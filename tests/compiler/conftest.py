@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from built_kernels import BuiltKernels
+from support.built_kernels import BuiltKernels
 
-from natc import runtime, workspace
+from natc import runtime
+from natc.store import workspace
 
 if TYPE_CHECKING:
-    from tensor_core_kernels import Kernels
+    from support.tensor_core_kernels import Kernels
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +30,7 @@ def built(library_directory: Path) -> BuiltKernels:
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     """Kernels for tensor cores, each built once for the tests of a file."""
     # Late: other tests need neither them nor what executes them.
-    from tensor_core_kernels import Kernels
+    from support.tensor_core_kernels import Kernels
 
     return Kernels(tmp_path_factory)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_script import ROOT, benchmark
-from built_kernels import build_part
+from support.benchmark_script import ROOT, benchmark
+from support.built_kernels import build_part
 
 from natc.spec import KernelSpec
 

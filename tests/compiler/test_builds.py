@@ -13,26 +13,29 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from built_kernels import open_entry
+from support.built_kernels import open_entry
 
 import natc
-from natc import build, compilers, elf, environment, manifest, runtime, schedules
-from natc.build import c_compiler
+from natc import runtime
+from natc.checks.guarded import assert_right, call
+from natc.checks.inputs import make_inputs
+from natc.compiler import build
+from natc.compiler.space import space_for
 from natc.errors import (
     BuildError,
     CompilerNotFound,
     NatcError,
     ScheduleError,
 )
+from natc.host import c_compiler, environment, toolchain
+from natc.host.detect import detect_host_cpu
 from natc.operations import operations_of
-from natc.records import Space
 from natc.reference import neighborhood_attention
 from natc.runtime import Facts
-from natc.space import space_for
 from natc.spec import KernelSpec
-from natc.targets import Target, detect_host_cpu
-from natc.testing.direct import assert_right, call
-from natc.testing.inputs import make_inputs
+from natc.store import elf, manifest, schedules
+from natc.store.records import SpaceVersion
+from natc.targets import Target
 
 HOST = detect_host_cpu()
 SPEC = KernelSpec.parse("na2d_k3_d8_float32")
@@ -47,9 +50,9 @@ def schedule(spec: KernelSpec = SPEC, **changes: Any) -> Any:
     fields: dict[str, Any] = {
         "spec": spec.name,
         "target": HOST.name,
-        "space": Space(space.name, space.version),
+        "space": SpaceVersion(space.name, space.version),
         "decisions": DECISIONS,
-        "measured": schedules.Measured(
+        "measured": schedules.Measurement(
             seconds={shape: 1e-5},
             baseline_seconds={shape: 2e-5},
             score=1e-5,
@@ -166,7 +169,7 @@ def test_a_schedule_is_borrowed_from_the_kernel_with_or_without_bias(
 )
 def test_a_schedule_of_another_space_is_not_used_and_said(make: Any, change: Any) -> None:
     space = space_for(HOST)
-    other = Space(**({"name": space.name, "version": space.version} | change))
+    other = SpaceVersion(**({"name": space.name, "version": space.version} | change))
     schedules.save_schedule(schedule(space=other, decisions={"gone": 1}))
     content = make()
     assert content["schedule"][HOST.arch]["origin"] == "untuned"
@@ -213,7 +216,7 @@ def test_every_schedule_that_is_committed_is_of_todays_space(
         assert listed.schedule is not None, listed.problem
         kernel = KernelSpec.parse(listed.schedule.spec)
         space = space_for(Target.parse(listed.schedule.target), listed.schedule.operation, kernel)
-        assert listed.schedule.space == Space(space.name, space.version), listed.path
+        assert listed.schedule.space == SpaceVersion(space.name, space.version), listed.path
 
 
 def test_kernels_of_the_committed_schedules_are_right(
@@ -283,30 +286,30 @@ def test_no_c_compiler_says_what_to_install(
     assert files(directory) == {}
     # ziglang is enough, and a compiler of the system comes before it.
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    here = compilers.host_machine()
+    here = toolchain.host_machine()
     zig = ["-m", "ziglang", "cc", "-target", f"{here}-linux-gnu.2.28"]
-    assert compilers.find_c_compiler()[1:] == zig
+    assert toolchain.find_c_compiler()[1:] == zig
     monkeypatch.undo()
-    assert compilers.find_c_compiler() in (["cc"], ["gcc"], ["clang"])
+    assert toolchain.find_c_compiler() in (["cc"], ["gcc"], ["clang"])
     # Unless the library is to run on older systems, too.
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert compilers.find_c_compiler(portable=True)[1:] == zig
+    assert toolchain.find_c_compiler(portable=True)[1:] == zig
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert compilers.find_c_compiler(portable=True) in (["cc"], ["gcc"], ["clang"])
+    assert toolchain.find_c_compiler(portable=True) in (["cc"], ["gcc"], ["clang"])
 
 
 def test_another_machine_needs_a_compiler_that_links_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    other = "aarch64" if compilers.host_machine() == "x86_64" else "x86_64"
+    other = "aarch64" if toolchain.host_machine() == "x86_64" else "x86_64"
     monkeypatch.delenv("NATC_CC", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(compilers.shutil, "which", lambda name: name if name == "cc" else None)
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name: name if name == "cc" else None)
     said = f"no C compiler for {other}.*{other}-linux-gnu-gcc"
     with pytest.raises(CompilerNotFound, match=said):
-        compilers.find_c_compiler(other)
+        toolchain.find_c_compiler(other)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert compilers.find_c_compiler(other)[-1] == f"{other}-linux-gnu.2.28"
+    assert toolchain.find_c_compiler(other)[-1] == f"{other}-linux-gnu.2.28"
 
 
 @pytest.mark.parametrize(
@@ -326,7 +329,7 @@ def test_a_c_compiler_that_is_not_there_is_named(
 
 
 def test_a_c_compiler_with_options_is_used(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    (compiler,) = compilers.find_c_compiler()
+    (compiler,) = toolchain.find_c_compiler()
     monkeypatch.setenv("NATC_CC", f"{compiler} -O1")
     make()
     attend()
@@ -408,7 +411,7 @@ def test_a_build_that_is_killed_between_its_files_is_done(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("natc.replace._rename", killed)
+        patch.setattr("natc.store.replace._rename", killed)
         with pytest.raises(KeyboardInterrupt):
             make()
     changed = {name for name, content in files(directory).items() if content != before[name]}

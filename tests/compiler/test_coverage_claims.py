@@ -6,20 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from natc import coverage, runtime
-from natc.build import build_library
+from natc import runtime
+from natc.checks import support
+from natc.compiler.build import build_library
+from natc.compiler.space import space_for
+from natc.host.detect import detect_host_cpu
 from natc.operations import OPERATIONS
 from natc.runtime import registry
-from natc.space import space_for
 from natc.spec import KernelSpec
-from natc.targets import Target, detect_host_cpu
+from natc.targets import Target
 
 TARGETS = {"llvm": Target("llvm", "x86-64-v3"), "cuda": Target("cuda", "sm_90")}
 
 
 def test_every_operation_that_the_table_names_has_a_definition_and_a_space() -> None:
     claimed = {
-        (cell.rank, cell.target, name) for cell in coverage.table() for name in cell.operations
+        (cell.rank, cell.target, name) for cell in support.table() for name in cell.operations
     }
     assert {name for _, _, name in claimed} <= set(OPERATIONS)
     assert len(claimed) > 6 * 10
@@ -34,7 +36,7 @@ def test_every_operation_that_the_table_names_has_a_definition_and_a_space() -> 
 # What the calls of these rows need is a kernel of window 3 and head_dim 8 in float32.
 ONE_KERNEL = [
     feature
-    for feature in coverage.ROWS
+    for feature in support.ROWS
     if not feature.startswith(("kernel_size", "window larger", "head_dim", "value_dim"))
     and not feature.endswith(("float16", "float64"))
 ]
@@ -53,14 +55,14 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_real_kernels_serve_what_the_table_says(
     feature: str, libraries: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claimed = coverage._cell(feature, coverage.ROWS[feature], 1, "llvm")
+    claimed = support._cell(feature, support.ROWS[feature], 1, "llvm")
     monkeypatch.setenv("NATC_LIB_PATH", str(libraries))
     # Whatever else was built on this machine must not help.
     monkeypatch.setenv("NATC_CACHE_DIR", str(libraries / "none"))
     monkeypatch.setenv("NATC_STRICT", "1")
     runtime.clear()
-    coverage.ROWS[feature](1, lambda: None)
+    support.ROWS[feature](1, lambda: None)
     ran = {key[0] for key, kernel in registry.resolved.items() if kernel is not None}
     runtime.clear()
     assert set(claimed.operations) <= ran
-    assert ran or claimed.served_by == coverage.REFERENCE
+    assert ran or claimed.served_by == support.REFERENCE

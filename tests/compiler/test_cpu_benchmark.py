@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_script import ROOT, benchmark
-from built_kernels import build_part
+from support.benchmark_script import ROOT, benchmark
+from support.built_kernels import build_part
 
-from natc.demo.times import NAT_LEVELS
+from natc.bench.times import NAT_LEVELS
 from natc.spec import KernelSpec
 
 

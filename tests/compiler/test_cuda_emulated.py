@@ -13,20 +13,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulator import emulate, emulate_code
+from support.emulator import emulate, emulate_code
 from torch import Tensor
 
-from natc.build import cuda
-from natc.build.lower import scheduled
+from natc.checks.guarded import call as call_forward
+from natc.checks.inputs import make_inputs
+from natc.checks.operations import Call, assert_operations_right, calls
+from natc.compiler.build import cuda
+from natc.compiler.build.lower import scheduled
+from natc.compiler.space import registry, space_for
 from natc.errors import ScheduleError
 from natc.operations import OPERATIONS, operations_of
 from natc.reference import neighborhood_attention
-from natc.space import registry, space_for
 from natc.spec import KernelSpec
 from natc.targets import Target
-from natc.testing.direct import call as call_forward
-from natc.testing.every_operation import Call, assert_operations_right, calls
-from natc.testing.inputs import make_inputs
 
 GPU = Target("cuda", "sm_90")
 BIG = "na3d_k7_d4_float32_rpb"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from special_numbers import same
-from tensor_core_kernels import (
+from support.special_numbers import same
+from support.tensor_core_kernels import (
     CALLS,
     WHERE,
     Kernels,
@@ -24,12 +24,12 @@ from tensor_core_kernels import (
     spoilt_inputs,
 )
 
-from natc.build import cuda
+from natc.checks.guarded import call as call_forward
+from natc.checks.inputs import Inputs
+from natc.checks.operations import assert_operations_right
+from natc.checks.tolerance import RELATIVE_TOLERANCE
+from natc.compiler.build import cuda
 from natc.spec import KernelSpec
-from natc.testing.direct import call as call_forward
-from natc.testing.every_operation import assert_operations_right
-from natc.testing.inputs import Inputs
-from natc.testing.tolerance import RELATIVE_TOLERANCE
 
 LSE = ("forward_lse",)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from special_numbers import same
-from tensor_core_kernels import (
+from support.special_numbers import same
+from support.tensor_core_kernels import (
     CALLS,
     GPU,
     WHERE,
@@ -26,12 +26,12 @@ from tensor_core_kernels import (
 )
 from torch import Tensor
 
-from natc.space import space_for
+from natc.checks.guarded import call_guarded, scalars
+from natc.checks.inputs import Inputs
+from natc.checks.operations import Call, assert_operations_right
+from natc.checks.tolerance import RELATIVE_TOLERANCE
+from natc.compiler.space import space_for
 from natc.spec import KernelSpec
-from natc.testing.direct import call_guarded, scalars
-from natc.testing.every_operation import Call, assert_operations_right
-from natc.testing.inputs import Inputs
-from natc.testing.tolerance import RELATIVE_TOLERANCE
 
 OPERATION = ("d_query",)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from special_numbers import same
-from tensor_core_kernels import (
+from support.special_numbers import same
+from support.tensor_core_kernels import (
     CALLS,
     GPU,
     Kernels,
@@ -20,10 +20,10 @@ from tensor_core_kernels import (
     exact,
 )
 
-from natc.build.lower import scheduled
+from natc.checks.guarded import call_guarded, scalars
+from natc.checks.operations import Call, assert_operations_right
+from natc.compiler.build.lower import scheduled
 from natc.spec import KernelSpec
-from natc.testing.direct import call_guarded, scalars
-from natc.testing.every_operation import Call, assert_operations_right
 
 OPERATION = ("d_rpb",)
 

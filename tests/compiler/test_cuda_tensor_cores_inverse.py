@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from special_numbers import same
-from tensor_core_kernels import (
+from support.neighbors import pairs
+from support.special_numbers import same
+from support.tensor_core_kernels import (
     CALLS,
     GPU,
     WHERE,
@@ -27,13 +28,12 @@ from tensor_core_kernels import (
 )
 from torch import Tensor
 
-from natc.space import space_for
+from natc.checks.guarded import call_guarded, scalars
+from natc.checks.inputs import Inputs
+from natc.checks.operations import Call, assert_operations_right
+from natc.checks.tolerance import RELATIVE_TOLERANCE
+from natc.compiler.space import space_for
 from natc.spec import KernelSpec
-from natc.testing.direct import call_guarded, scalars
-from natc.testing.every_operation import Call, assert_operations_right
-from natc.testing.inputs import Inputs
-from natc.testing.neighbors import pairs
-from natc.testing.tolerance import RELATIVE_TOLERANCE
 
 BOTH = ("d_key", "d_value")
 each = pytest.mark.parametrize("operation", BOTH)

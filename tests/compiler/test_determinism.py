@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from built_kernels import BuiltKernels
+from support.built_kernels import BuiltKernels
+from support.calls import Call, draw_av, draw_fused, draw_qk, poisoned_results
 from torch import Tensor
 
 import natc
 from natc import functional
 from natc.spec import KernelSpec
-from natc.testing.calls import Call, draw_av, draw_fused, draw_qk, poisoned_results
 
 # Maps large enough for several threads to have work, and for several partial sums of d_rpb.
 CALLS = [

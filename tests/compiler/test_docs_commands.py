@@ -5,9 +5,9 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-import doc_blocks
 import pytest
-from doc_blocks import PAGES, Session, name
+from support import doc_blocks
+from support.doc_blocks import PAGES, Session, name
 
 from natc import runtime
 

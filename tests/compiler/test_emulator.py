@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from emulator import EmulatedSource, emulate_source
+from support.emulator import EmulatedSource, emulate_source
 from torch import Tensor
 
 # Kernels of one argument, on 64 threads; what is wrong with each, and the first thread to say so.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from built_kernels import BuiltKernels
-from fresh_process import run_fresh
+from support.built_kernels import BuiltKernels
+from support.fresh_process import run_fresh
 
 from natc.spec import KernelSpec
 

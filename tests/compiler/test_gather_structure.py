@@ -10,14 +10,14 @@ import pytest
 import tvm
 import tvm_ffi
 
-from natc.build import llvm
-from natc.build.lower import scheduled
+from natc.checks.operations import assert_operations_right, calls
+from natc.compiler.build import llvm
+from natc.compiler.build.lower import scheduled
+from natc.compiler.space import combinations, space_for
 from natc.errors import ScheduleError
+from natc.host.detect import detect_host_cpu
 from natc.operations import OPERATIONS, operations_of
-from natc.space import combinations, space_for
 from natc.spec import KernelSpec
-from natc.targets import detect_host_cpu
-from natc.testing.every_operation import assert_operations_right, calls
 
 HOST = detect_host_cpu()
 GATHERING = [name for name in OPERATIONS if OPERATIONS[name].family != "forward"]

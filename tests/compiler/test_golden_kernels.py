@@ -1,7 +1,7 @@
 """Kernels through natc's public functions against vectors of released NATTEN: every result.
 
 Forward, logsumexp and each gradient by its name. Every case in float32; in the other dtypes some
-that have all options among them. The whole set is tested where it is, see natc.testing.golden.
+that have all options among them. The whole set is tested where it is, see support.golden.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from built_kernels import BuiltKernels
+from support.built_kernels import BuiltKernels
+from support.golden import GoldenCase, every_golden_case
 from torch import Tensor
 
 import natc
 from natc import functional
+from natc.checks.tolerance import assert_close_to_float64
 from natc.spec import KernelSpec
-from natc.testing.golden import GoldenCase, every_golden_case
-from natc.testing.tolerance import assert_close_to_float64
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

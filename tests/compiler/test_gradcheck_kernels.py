@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from built_kernels import BuiltKernels
+from support.built_kernels import BuiltKernels
+from support.calls import Call, draw_av, draw_fused, draw_qk, missing_taps
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import natc
 from natc import functional
 from natc.spec import KernelSpec
-from natc.testing.calls import Call, draw_av, draw_fused, draw_qk, missing_taps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -20,8 +20,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from natc import __version__, elf
-from natc.targets import detect_host_cpu
+from natc import __version__
+from natc.host import detect
+from natc.host.detect import detect_host_cpu
 
 CHECKOUT = Path(__file__).parents[2]
 RUNS_KERNELS = {"torch", "numpy", "apache-tvm-ffi"}
@@ -137,7 +138,7 @@ def test_natc_requires_what_runs_kernels_and_a_command_line(own_wheel: Path) -> 
 
 def test_a_wheel_of_kernels_requires_natc_alone(kernel_wheel: Path) -> None:
     assert required(kernel_wheel) == {"natc"}
-    assert kernel_wheel.name.endswith(f"-py3-none-manylinux_2_28_{elf.this_machine()}.whl")
+    assert kernel_wheel.name.endswith(f"-py3-none-manylinux_2_28_{detect.host_machine()}.whl")
 
 
 NAT_MINI = """

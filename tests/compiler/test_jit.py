@@ -11,13 +11,15 @@ import pytest
 import torch
 
 import natc
-from natc import runtime, workspace
+from natc import runtime
+from natc.checks.inputs import make_inputs
 from natc.errors import NatcError, NotCoveredError
+from natc.host.detect import detect_host_cpu
 from natc.reference import neighborhood_attention
 from natc.runtime import jit
 from natc.spec import KernelSpec
-from natc.targets import Target, detect_host_cpu
-from natc.testing.inputs import make_inputs
+from natc.store import workspace
+from natc.targets import Target
 
 CALL = """
 import sys, torch, natc

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from built_kernels import BuiltKernels
-from fresh_process import run_fresh
+from support.built_kernels import BuiltKernels
+from support.fresh_process import run_fresh
 
 import natc
-from natc import launch
+from natc.checks.guarded import assert_right, call, scalars
+from natc.checks.inputs import Inputs, make_inputs, misaligned, noncontiguous
+from natc.dispatch import launch
 from natc.errors import ArgumentError
 from natc.functional import na2d_qkvpacked
 from natc.spec import KernelSpec
-from natc.testing.direct import assert_right, call, scalars
-from natc.testing.inputs import Inputs, make_inputs, misaligned, noncontiguous
 
 SPEC = KernelSpec.parse("na2d_k7_d32_float32_rpb")
 SHAPE = (2, 15, 14, 3, 32)

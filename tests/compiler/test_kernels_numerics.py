@@ -8,18 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from built_kernels import BuiltKernels, open_entry
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.built_kernels import BuiltKernels, open_entry
+from support.golden import GoldenCase, golden_cases
 
 import natc
-from natc.build import build_library
+from natc.checks.guarded import assert_right, call
+from natc.checks.inputs import Inputs, make_inputs
+from natc.compiler.build import build_library
+from natc.host.detect import detect_host_cpu
 from natc.reference import neighborhood_attention
 from natc.spec import KernelSpec
-from natc.targets import LLVM_ARCHS, Target, detect_host_cpu
-from natc.testing.direct import assert_right, call
-from natc.testing.golden import GoldenCase, golden_cases
-from natc.testing.inputs import Inputs, make_inputs
+from natc.targets import LLVM_ARCHS, Target
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 

@@ -14,14 +14,15 @@ import torch
 import tvm
 from tvm.s_tir import Schedule
 
-from natc.build.lower import compiler_target, finished, scheduled
+from natc.checks.guarded import assert_right, call
+from natc.checks.inputs import make_inputs
+from natc.compiler.build.lower import compiler_target, finished, scheduled
+from natc.compiler.space import Decisions, combinations, read_decisions, space_for
 from natc.errors import ScheduleError
+from natc.host.detect import detect_host_cpu
 from natc.operations import FORWARD, operations_of
-from natc.space import Decisions, combinations, read_decisions, space_for
 from natc.spec import KernelSpec
-from natc.targets import Target, detect_host_cpu
-from natc.testing.direct import assert_right, call
-from natc.testing.inputs import make_inputs
+from natc.targets import Target
 
 HOST = detect_host_cpu()
 SPEC = KernelSpec.parse("na2d_k3x4_d16_float32_rpb")

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_script import benchmark
+from support.benchmark_script import benchmark
 
-from natc.build import build_library
+from natc.compiler.build import build_library
+from natc.host.detect import detect_host_cpu
 from natc.spec import KernelSpec
-from natc.targets import detect_host_cpu
 
 # A call keeps some MiB for its copies, whatever the batch.
 PROBLEM = ["--batch", "16", "--map", "56", "--kernel", "7", "--no-scan", "--json"]

@@ -14,10 +14,10 @@ from typing import Any
 
 import psutil
 import pytest
-from loaded_file import load_file
+from support.loaded_file import load_file
 
 import natc
-from natc.targets import detect_host_cpu
+from natc.host.detect import detect_host_cpu
 
 ROOT = Path(natc.__file__).parents[1]
 

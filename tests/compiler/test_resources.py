@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 
-from natc.build.lower import most_shared_bytes
-from natc.build.resources import Resources, hopeless, measured, resources
+from natc.compiler.build.lower import most_shared_bytes
+from natc.compiler.build.resources import Resources, hopeless, measured, resources
 from natc.operations import OPERATIONS
-from natc.schedules import joined, near, own_decisions
 from natc.spec import KernelSpec
+from natc.store.schedules import joined, near, own_decisions
 from natc.targets import Target
 
 H100 = Target.parse("cuda-sm_90")

@@ -81,7 +81,9 @@ int main(void) {
 def test_blocks_are_kept_and_never_shared(sanitizer: str, tmp_path: Path) -> None:
     compiler = shlex.split(os.environ.get("CC", "cc"))
     program = tmp_path / "program"
-    with resources.as_file(resources.files("natc.build") / "launcher" / "threads.c") as launcher:
+    with resources.as_file(
+        resources.files("natc.compiler.build") / "launcher" / "threads.c"
+    ) as launcher:
         subprocess.run(
             [*compiler, "-std=gnu11", "-O1", "-g", f"-fsanitize={sanitizer}", "-x", "c", "-",
              f'-DLAUNCHER="{launcher}"', "-o", str(program), "-ldl", "-pthread"],

@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from built_kernels import BuiltKernels
-from special_numbers import same
+from support import brute_force
+from support.built_kernels import BuiltKernels
+from support.calls import Call, draw_fused
+from support.special_numbers import same
 from torch import Tensor
 
 import natc
 from natc import functional
+from natc.checks.tolerance import RELATIVE_TOLERANCE
 from natc.reference import neighborhood_attention
 from natc.spec import KernelSpec
-from natc.testing import brute_force
-from natc.testing.calls import Call, draw_fused
-from natc.testing.tolerance import RELATIVE_TOLERANCE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

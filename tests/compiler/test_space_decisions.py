@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from natc.build.lower import scheduled
+from natc.compiler.build.lower import scheduled
+from natc.compiler.space import combinations, read_decisions, space_for
 from natc.errors import ScheduleError
-from natc.space import combinations, read_decisions, space_for
 from natc.spec import KernelSpec
 from natc.targets import Target
-from natc.tune.proposer import Proposer, decisions_of
+from natc.tune.search.proposer import Proposer, decisions_of
 
 SPEC = KernelSpec.parse("na2d_k3_d8_float32")
 # Of the space for CPUs that takes a row of the window at once.

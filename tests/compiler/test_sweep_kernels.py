@@ -13,18 +13,19 @@ from typing import Any
 
 import pytest
 import torch
-from built_kernels import BuiltKernels
-from emulator import Emulated, emulate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.built_kernels import BuiltKernels
+from support.calls import Call, check_av, check_fused, check_qk
+from support.emulator import Emulated, emulate
+from support.guarded_calls import GuardedKernel
+from support.sweep import fused_calls, unfused_calls
 
 import natc
-from natc import functional, launch
+from natc import functional
+from natc.dispatch import launch
 from natc.operations import operations_of
 from natc.spec import KernelSpec
-from natc.testing.calls import Call, check_av, check_fused, check_qk
-from natc.testing.guarded_calls import GuardedKernel
-from natc.testing.sweep import fused_calls, unfused_calls
 
 # Every rank, dtype and extreme of kernel size and channels; those that no vector register divides.
 SPECS = [

@@ -16,14 +16,15 @@ import tvm_ffi
 from torch import Tensor
 
 from natc import window
-from natc.build import llvm
-from natc.build.lower import scheduled
+from natc.checks.guarded import call_guarded, scalars
+from natc.checks.inputs import make_inputs
+from natc.compiler.build import llvm
+from natc.compiler.build.lower import scheduled
+from natc.compiler.space import space_for
+from natc.host.detect import detect_host_cpu
 from natc.operations import OPERATIONS
-from natc.space import space_for
 from natc.spec import KernelSpec
-from natc.targets import Target, detect_host_cpu
-from natc.testing.direct import call_guarded, scalars
-from natc.testing.inputs import make_inputs
+from natc.targets import Target
 
 HOST = detect_host_cpu()
 # Vectors of 8 taps have 3 beside the window, and one from a key has 7.

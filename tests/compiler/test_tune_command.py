@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fresh_process import start_natc, with_natc
+from support.fresh_process import start_natc, with_natc
 
-from natc import schedules, workspace
-from natc.records import Trial, read_log
+from natc.host.detect import detect_host_cpu
 from natc.spec import KernelSpec
-from natc.targets import detect_host_cpu
+from natc.store import schedules, workspace
+from natc.store.records import Trial, read_log
 
 SPEC = KernelSpec.parse("na2d_k3_d8_float32")
 COMMAND = (

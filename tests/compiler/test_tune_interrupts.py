@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from natc.space import read_decisions
+from natc.compiler.space import read_decisions
+from natc.host.detect import detect_host_cpu
 from natc.spec import KernelSpec
-from natc.targets import detect_host_cpu
-from natc.tune.interrupts import deferred
-from natc.tune.proposer import Proposer
+from natc.tune.search.interrupts import deferred
+from natc.tune.search.proposer import Proposer
 
 
 @pytest.fixture(autouse=True)

@@ -12,23 +12,24 @@ from typing import Any
 
 import pytest
 
-from natc import schedules, workspace
-from natc.build import build_library
-from natc.build.c_compiler import link_library
+from natc.compiler.build import build_library
+from natc.host.c_compiler import link_library
+from natc.host.detect import detect_host_cpu
 from natc.operations import FORWARD
-from natc.records import Trial, read_log
 from natc.spec import KernelSpec
-from natc.targets import detect_host_cpu
-from natc.tune import engine, measurer, worker
+from natc.store import schedules, workspace
+from natc.store.records import Trial, read_log
 from natc.tune.events import Event
-from natc.tune.measurer import Measurer
-from natc.tune.proposer import Proposer
+from natc.tune.measure import worker
+from natc.tune.search import builder, engine, measurer
+from natc.tune.search.measurer import Measurer
+from natc.tune.search.proposer import Proposer
 
 HOST = detect_host_cpu()
 SPEC = KernelSpec.parse("na2d_k3_d8_float32")
 SHAPE = (1, 8, 8, 1)
 GOOD, SLOW = {"lanes": 8}, {"lanes": 1}
-_build, _measure = worker.build, worker.measure
+_build, _measure = builder.build, worker.measure
 
 
 def build_nothing(
@@ -138,7 +139,7 @@ def test_what_fails_is_told_and_the_next_candidate_is_measured(
 def test_a_kernel_that_computes_something_else_is_refused(
     measuring: Measurer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "build", build_nothing)
+    monkeypatch.setattr(builder, "build", build_nothing)
     assert measuring.measure(measuring.build(GOOD)).error is None
     # The right results of the one before lie where this one writes nothing.
     outcome = measuring.measure(measuring.build({**GOOD, "maximum": 1}))

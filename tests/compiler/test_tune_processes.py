@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from natc.errors import BuildError
-from natc.tune.processes import JobError, Processes
+from natc.tune.measure.processes import JobError, Processes
 
 
 def add(one: int, two: int) -> int:
@@ -155,7 +155,7 @@ def test_a_killed_owner_leaves_neither_processes_nor_files(tmp_path: Path) -> No
     program = (
         f"import sys; sys.path[:] = {sys.path!r}\n"
         "from pathlib import Path\n"
-        "from natc.tune.processes import Processes\n"
+        "from natc.tune.measure.processes import Processes\n"
         "from test_tune_processes import sleep\n"
         f"Processes(1, 60, Path({str(scratch)!r})).submit(sleep, {str(note)!r}).result()\n"
     )

@@ -7,7 +7,7 @@ import pytest
 from natc.errors import NatcError
 from natc.spec import KernelSpec
 from natc.targets import Target
-from natc.tune.ranking import Ranking
+from natc.tune.search.ranking import Ranking
 
 
 def test_every_candidate_is_proposed_once_and_what_was_learnt_decides_the_order() -> None:

@@ -15,24 +15,26 @@ from typing import Any
 
 import msgspec
 import pytest
-from fresh_process import NO_COMPILER, with_natc
-from round_jobs import crash_hang_or_err, refuse, spill
+from support.fresh_process import NO_COMPILER, with_natc
+from support.round_jobs import crash_hang_or_err, refuse, spill
 
-from natc import elf, environment, schedules, workspace
-from natc.build.chosen import choose
-from natc.compilers import PORTABLE_GLIBC
+from natc.compiler.build.chosen import choose
+from natc.compiler.space import space_for
 from natc.errors import ArgumentError, SpecError, TargetError, TuneError
-from natc.manifest import file_sha256
-from natc.records import Environment, Space, Trial, read_log
-from natc.space import space_for
+from natc.host import environment
+from natc.host.detect import detect_host_cpu
+from natc.host.toolchain import PORTABLE_GLIBC
 from natc.spec import KernelSpec
-from natc.targets import detect_host_cpu
-from natc.tune import measuring, rounds, worker
+from natc.store import elf, schedules, workspace
+from natc.store.manifest import file_sha256
+from natc.store.records import Environment, SpaceVersion, Trial, read_log
 from natc.tune.events import Event, Note
-from natc.tune.export import export
-from natc.tune.importing import import_round
-from natc.tune.processes import JobError
-from natc.tune.rounds import Candidate, Round
+from natc.tune.measure import measuring, rounds, worker
+from natc.tune.measure.processes import JobError
+from natc.tune.measure.rounds import Candidate, Round
+from natc.tune.search import builder
+from natc.tune.search.export import export
+from natc.tune.search.importing import import_round
 
 HOST = detect_host_cpu()
 SPEC = KernelSpec.parse("na2d_k3_d8_float32")
@@ -142,7 +144,7 @@ def test_what_cannot_be_exported_is_said_first(exported: Path, tmp_path: Path) -
 def test_an_export_that_fails_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "build", refuse)
+    monkeypatch.setattr(builder, "build", refuse)
     with pytest.raises(TuneError, match="untuned kernel .* cannot be measured, .*: has 2048 t"):
         export(SPEC, HOST, tmp_path / "round", shapes=[SHAPE])
     assert not list((tmp_path / "round").rglob("*.*"))
@@ -158,7 +160,7 @@ def test_candidates_run_on_older_systems_than_this_one(exported: Path) -> None:
 def test_what_others_are_compared_with_may_spill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "build", spill)
+    monkeypatch.setattr(builder, "build", spill)
     made = export(SPEC, HOST, tmp_path / "round", shapes=[SHAPE], candidates=4)
     assert len(made.candidates) == 1 and not made.present
     assert {one.error for one in made.dropped} == {"spills 8 bytes of registers"}
@@ -167,7 +169,7 @@ def test_what_others_are_compared_with_may_spill(
 # --- rounds of made-up candidates, whose times are looked up ---
 
 
-SPACE = Space("some", 1)
+SPACE = SpaceVersion("some", 1)
 
 
 def decided(number: int) -> dict[str, int]:
@@ -409,7 +411,9 @@ def test_taking_in_what_is_not_there_or_stale(copied: Path) -> None:
     with pytest.raises(TuneError, match="was not measured yet: natc measure"):
         import_round(place)
     made = rounds.read(place)
-    old = msgspec.structs.replace(made, space=Space(made.space.name, made.space.version + 1))
+    old = msgspec.structs.replace(
+        made, space=SpaceVersion(made.space.name, made.space.version + 1)
+    )
     rounds.write(place, old)
     version = made.space.version
     with pytest.raises(TuneError, match=f"version {version + 1}, and this natc has .* {version}:"):
@@ -425,7 +429,7 @@ def test_taking_in_what_is_not_there_or_stale(copied: Path) -> None:
     assert not workspace.schedule_path(SPEC, HOST, OPERATION).exists()
 
 
-def only_the_first(then: BaseException) -> measuring.Outcome:
+def only_the_first(then: BaseException) -> measuring.MeasureCandidate:
     """Measure the untuned kernel; for every other candidate, raise."""
 
     def measure(candidate: Candidate, samples: int, checked: bool) -> list[float]:
@@ -510,7 +514,7 @@ def test_a_schedule_that_was_not_measured_is_not_beaten_by_a_slower_one(copied: 
     assert path.read_text() == before and imported.schedule_path == path
 
 
-def times(milliseconds: float) -> measuring.Outcome:
+def times(milliseconds: float) -> measuring.MeasureCandidate:
     return lambda candidate, samples, checked: [1e-3 * milliseconds]
 
 
@@ -579,9 +583,9 @@ def schedule_of(spec: KernelSpec, operation: str, decisions: dict[str, int]) -> 
         spec=spec.name,
         target=HOST.name,
         operation=operation,
-        space=Space(space.name, space.version),
+        space=SpaceVersion(space.name, space.version),
         decisions=decisions,
-        measured=schedules.Measured(
+        measured=schedules.Measurement(
             seconds={KEY: 1e-3}, baseline_seconds={KEY: 2e-3}, score=1e-3, objective="", trials=1
         ),
         environment=schedules.measured_on(environment.collect()),

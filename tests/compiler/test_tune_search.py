@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from test_builds import schedule
 
-from natc import environment, gpu, records, schedules, workspace
+from natc.compiler.space import space_for
 from natc.errors import (
     ArgumentError,
     CompilerNotFound,
@@ -26,14 +26,16 @@ from natc.errors import (
     TargetError,
     TuneError,
 )
-from natc.records import Space
-from natc.space import space_for
+from natc.host import environment, gpu
+from natc.host.detect import detect_host_cpu
 from natc.spec import KernelSpec
-from natc.targets import Target, detect_host_cpu
-from natc.tune import engine
-from natc.tune.events import Event, Finished, Note, Started, Trial
+from natc.store import records, schedules, workspace
+from natc.store.records import SpaceVersion
+from natc.targets import Target
+from natc.tune.events import Event, Note, SearchFinished, Started, TrialMeasured
 from natc.tune.history import key_of
-from natc.tune.measurer import Built, Outcome
+from natc.tune.search import engine
+from natc.tune.search.measurer import CandidateResult, PendingLibrary
 
 HOST = detect_host_cpu()
 about = pytest.approx
@@ -73,17 +75,19 @@ class Table:
     def __exit__(self, *_: object) -> None:
         self.left += 1
 
-    def build(self, decisions: Mapping[str, int]) -> Built:
+    def build(self, decisions: Mapping[str, int]) -> PendingLibrary:
         self.built.append(dict(decisions))
         done: Future[None] = Future()
-        return Built(Path(json.dumps(decisions)), done)
+        return PendingLibrary(Path(json.dumps(decisions)), done)
 
-    def measure(self, built: Built) -> Outcome:
+    def measure(self, built: PendingLibrary) -> CandidateResult:
         decisions = json.loads(str(built.path))
         self.before(len(self.measured))
         self.measured.append(decisions)
         error = self.fails(decisions)
-        return Outcome(None, error) if error else Outcome([seconds(decisions)], None)
+        return (
+            CandidateResult(None, error) if error else CandidateResult([seconds(decisions)], None)
+        )
 
     @property
     def candidates(self) -> set[Any]:
@@ -140,7 +144,7 @@ class Search:
 
     def __call__(
         self, spec: KernelSpec = SMALL, target: Target = HOST, **options: Any
-    ) -> Finished:
+    ) -> SearchFinished:
         self.events = []
         return engine.tune(
             spec, target, **{"shapes": [SHAPE], **options}, on_event=self.events.append
@@ -174,7 +178,7 @@ def test_a_search_finds_the_fastest_and_ends_when_nothing_is_left(
     assert found.measured.seconds == {KEY: 1e-3}
     assert found.measured.baseline_seconds == {KEY: 3e-3}
     assert found.measured.score == about(1e-3)
-    assert found.space == Space(space_for(HOST).name, space_for(HOST).version)
+    assert found.space == SpaceVersion(space_for(HOST).name, space_for(HOST).version)
 
 
 def test_what_is_told(search: Search) -> None:
@@ -190,7 +194,7 @@ def test_what_is_told(search: Search) -> None:
         planned=5,
         minutes=2,
     )
-    assert all(isinstance(event, Trial) for event in trials)
+    assert all(isinstance(event, TrialMeasured) for event in trials)
     assert [event.index for event in trials] == [1, 2, 3, 4, 5]
     bests = [event.best for event in trials]
     assert bests == sorted(bests, reverse=True)
@@ -349,9 +353,9 @@ def test_failures_are_counted_logged_and_not_tried_again(search: Search, table: 
     finished = search()
     assert (finished.trials, finished.failures) == (15, 8)
     assert finished.best == about(1e-3)
-    failed = [event for event in search.told(Trial) if event.error]
+    failed = [event for event in search.told(TrialMeasured) if event.error]
     assert len(failed) == 8 and all(event.score is None for event in failed)
-    assert search.told(Trial)[-1].failures == 8
+    assert search.told(TrialMeasured)[-1].failures == 8
     logged = [line for line in search.lines() if line["type"] == "trial" and line["error"]]
     assert [line["error"] for line in logged] == ["crashed: SIGSEGV"] * 8
     assert all(line["seconds"] is None and line["decisions"]["chains"] for line in logged)
@@ -529,7 +533,7 @@ def replaced(there: schedules.Schedule, **changes: Any) -> schedules.Schedule:
 
 
 def test_a_schedule_of_an_older_space_is_replaced(search: Search) -> None:
-    old = Space(space_for(HOST).name, 0)
+    old = SpaceVersion(space_for(HOST).name, 0)
     schedules.save_schedule(replaced(schedule(SMALL), space=old, decisions={"gone": 1}))
     search(trials=1)
     assert schedules.read_schedule(search.schedule).space.version == space_for(HOST).version
@@ -643,4 +647,4 @@ def test_a_workspace_that_cannot_be_written_comes_with_the_variable_for_another(
     monkeypatch.setenv("NATC_WORKSPACE", str(place / "file"))
     spec = KernelSpec.parse("na2d_k3_d8_float32")
     with pytest.raises(NatcError, match="is not writable; set NATC_WORKSPACE"):
-        engine.present_schedule(spec, HOST, "forward", Space("llvm_direct", 1))
+        engine.present_schedule(spec, HOST, "forward", SpaceVersion("llvm_direct", 1))

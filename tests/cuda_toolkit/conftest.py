@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from natc import workspace
+from natc.store import workspace
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from natc.build.c_compiler import run
-from natc.build.resources import Resources, hopeless, resources
-from natc.compilers import find_nvcc
+from natc.compiler.build.resources import Resources, hopeless, resources
+from natc.host.c_compiler import run
+from natc.host.toolchain import find_nvcc
 from natc.targets import Target
-from natc.tune import worker
+from natc.tune.search import builder
 
 H100 = Target.parse("cuda-sm_90")
 # 128 sums live at once in a thread, of whose registers a block of 1,024 leaves 64.
@@ -54,9 +54,9 @@ def test_a_candidate_is_compiled_and_judged(
         seen.append(found)
         return "as the test says"
 
-    monkeypatch.setattr("natc.build.resources.hopeless", judge)
+    monkeypatch.setattr("natc.compiler.build.resources.hopeless", judge)
     names = ("na2d_k3_d8_float32", H100.name)
-    useless = worker.build(*names, {"threads": 64}, str(tmp_path / "x.so"), "delta")
+    useless = builder.build(*names, {"threads": 64}, str(tmp_path / "x.so"), "delta")
     assert useless == "as the test says" and (tmp_path / "x.so").stat().st_size > 0
     (kernels,) = seen
     assert kernels and all(one.registers > 0 for one in kernels)

@@ -15,17 +15,18 @@ from pathlib import Path
 import pytest
 
 import natc
-from natc import compilers, manifest
-from natc.build import build_library, c_compiler
+from natc.compiler.build import build_library
+from natc.compiler.tensor_cores.kernels import KERNELS
 from natc.errors import BuildError, CompilerNotFound
-from natc.manifest import load_manifest
+from natc.host import c_compiler, toolchain
 from natc.operations import FAMILIES, operations_of
-from natc.space.cuda_mma.operations import KERNELS
 from natc.spec import KernelSpec
+from natc.store import manifest
+from natc.store.manifest import load_manifest
 from natc.targets import Target
 
 try:
-    compilers.find_nvcc()
+    toolchain.find_nvcc()
 except CompilerNotFound as error:
     pytest.skip(str(error), allow_module_level=True)
 
@@ -225,7 +226,7 @@ def test_where_and_when_and_by_whom_it_is_built_changes_nothing(place: Path) -> 
     """Other directories, another mask of permissions, time zone, language and hash seed."""
     program = (
         "import os, sys; os.umask(int(sys.argv[1], 8))\n"
-        "from natc.build import build_library\n"
+        "from natc.compiler.build import build_library\n"
         "from natc.spec import KernelSpec\n"
         "from natc.targets import Target\n"
         "build_library(KernelSpec.parse('na2d_k3_d8_float16'), Target('cuda', 'sm_80'), 'lib',"
@@ -283,9 +284,9 @@ def test_no_nvcc_says_what_to_install(place: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PATH", str(place))
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(compilers.Path, "exists", lambda self: False)
+    monkeypatch.setattr(toolchain.Path, "exists", lambda self: False)
     with pytest.raises(CompilerNotFound, match="nvcc was not found.*CUDA_HOME.*CUDA toolkit"):
-        compilers.find_nvcc()
+        toolchain.find_nvcc()
 
 
 def test_an_nvcc_that_fails_is_quoted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 import natc
-from natc import compilers, elf
 from natc.errors import CompilerNotFound
-from natc.manifest import parse_manifest
+from natc.host import detect, toolchain
 from natc.package import plan
+from natc.store import elf
+from natc.store.manifest import parse_manifest
 
 try:
-    compilers.find_nvcc()
+    toolchain.find_nvcc()
 except CompilerNotFound as error:
     pytest.skip(str(error), allow_module_level=True)
 
@@ -54,7 +55,7 @@ def test_a_package_for_a_gpu_is_small_and_needs_nothing(tmp_path: Path) -> None:
     assert library["operations"] == ["forward", "backward"]
     (file,) = found["files"]
     wheel = Path(file["path"])
-    machine = elf.this_machine()
+    machine = detect.host_machine()
     name = f"natc_kernels_cuda_sm_90-{natc.__version__}-py3-none-manylinux_2_28_{machine}.whl"
     assert wheel == tmp_path / "dist" / name
     one = plan.SETS["nat"]

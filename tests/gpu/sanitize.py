@@ -19,12 +19,12 @@ os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
 os.environ["NATC_STRICT"] = "1"
 
 import torch
+from support.calls import Call, check_av, check_fused, check_qk
 
 import natc
 from natc import functional, runtime
 from natc.operations import operations_of
 from natc.spec import KernelSpec
-from natc.testing.calls import Call, check_av, check_fused, check_qk
 
 MAPS = {1: ((37,), (2,)), 2: ((9, 7), (2, 5)), 3: ((3, 4, 5), (2, 1, 3))}
 

@@ -14,17 +14,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 import tvm_ffi
-from fresh_process import NO_COMPILER, run_fresh
-from gpu_libraries import has, specs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.fresh_process import NO_COMPILER, run_fresh
+from support.gpu_libraries import has, specs
 
 import natc
 from natc import runtime
+from natc.checks.guarded import assert_right, call
+from natc.checks.inputs import Inputs, make_inputs, misaligned, noncontiguous
 from natc.reference import neighborhood_attention
 from natc.spec import KernelSpec
-from natc.testing.direct import assert_right, call
-from natc.testing.inputs import Inputs, make_inputs, misaligned, noncontiguous
 
 SPECS = specs(lambda spec: spec.rank == 2 and has(spec, "forward"), "of rank 2")
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=str)

@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 import torch
 import tvm_ffi
-from gpu_libraries import specs
+from support.gpu_libraries import specs
 
 import natc
 from natc import runtime
+from natc.checks.guarded import assert_right, call
+from natc.checks.inputs import Inputs, make_inputs
+from natc.checks.operations import Call, assert_operations_right, calls
+from natc.checks.tolerance import RELATIVE_TOLERANCE
 from natc.operations import operations_of
 from natc.reference import neighborhood_attention, neighborhood_gradients
 from natc.spec import KernelSpec
-from natc.testing.direct import assert_right, call
-from natc.testing.every_operation import Call, assert_operations_right, calls
-from natc.testing.inputs import Inputs, make_inputs
-from natc.testing.tolerance import RELATIVE_TOLERANCE
 from natc.window import taps
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from gpu_libraries import has, specs
+from support.gpu_libraries import has, specs
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.export import Dim
@@ -19,11 +19,11 @@ from torch.utils.checkpoint import checkpoint
 
 import natc
 from natc import ops
+from natc.checks.inputs import make_inputs
 from natc.nn import NeighborhoodAttention2D
 from natc.operations import operations_of
 from natc.ops.direct import goes_straight
 from natc.spec import KernelSpec
-from natc.testing.inputs import make_inputs
 
 DEVICE = "cuda"
 HEADS = 3

@@ -14,17 +14,17 @@ from typing import Any
 
 import pytest
 import torch
-from gpu_libraries import has, specs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.calls import Call, check_av, check_fused, check_qk, draw_fused
+from support.gpu_libraries import has, specs
+from support.guarded_calls import GuardedKernel
+from support.sweep import fused_calls, unfused_calls
 
 import natc
 from natc import functional, runtime
 from natc.operations import operations_of
 from natc.spec import KernelSpec
-from natc.testing.calls import Call, check_av, check_fused, check_qk, draw_fused
-from natc.testing.guarded_calls import GuardedKernel
-from natc.testing.sweep import fused_calls, unfused_calls
 
 SPECS = specs(
     lambda spec: has(spec, *operations_of(spec, ("forward", "backward"))), "with every operation"

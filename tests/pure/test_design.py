@@ -1,4 +1,4 @@
-"""What DESIGN.md says of the modules: who imports whom."""
+"""Every import follows the table "Who may import what" of DESIGN.md."""
 
 from __future__ import annotations
 
@@ -13,83 +13,120 @@ import natc
 
 PACKAGE = Path(natc.__file__).parent
 DESIGN = Path(__file__).parents[2] / "DESIGN.md"
-# As the page says: for everything, and for who reads or writes libraries.
-COMMON = {
-    "errors", "env", "spec", "operations", "window", "targets", "gpu", "elf", "files",
-    "compilers", "workspace", "manifest", "replace",
-}  # fmt: skip
-# natc itself, which imports by name what is asked of it, and `python -m natc`.
-ENTRANCES = {"__init__", "__main__"}
+VOCABULARY = {"errors", "env", "spec", "operations", "window", "targets", "version"}
+# They import a room when a name of it is first used, whichever room that is.
+ENTRANCES = {"__init__.py", "__main__.py", "tune/__init__.py"}
+# Rooms with rows of their own inside a folder.
+PARTS = {"tune.measure", "tune.search"}
+TVM_ROOMS = {"compiler", "tune.search"}
+NO_TORCH = VOCABULARY | {"store", "host"}
+
+Row = dict[str, set[str]]
 
 
-def arrows(text: str) -> set[tuple[str, str]]:
-    """Return what each arrow of the picture leads from and to."""
+def table(text: str) -> Row:
+    """Return the rooms that each room may import, as the table says."""
     _, _, section = text.partition("## Who may import what")
-    picture = re.search(r"^```\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    assert picture
-    found = set()
-    for line in picture[1].splitlines():
-        steps = [[name.strip() for name in step.split(",")] for step in line.split("─>")]
-        for left, right in zip(steps, steps[1:]):
-            found |= {(one, other) for one in left for other in right}
-    return found
+    section = section.partition("\n## ")[0]
+    rows = re.findall(r"^\| `([\w.]+)` \|[^|]*\|([^|]*)\|$", section, re.MULTILINE)
+    return {room: set(re.findall(r"`([\w.]+)`", allowed)) for room, allowed in rows}
 
 
-def reached(drawn: set[tuple[str, str]], start: str) -> set[str]:
-    """Return all that arrows lead to from a module, over others or not."""
-    found: set[str] = set()
-    left = {start}
-    while left:
-        found |= left
-        left = {other for one, other in drawn if one in left} - found
-    return found - {start}
+def room_of(module: str) -> str | None:
+    """Return the room of a module such as `natc.store.files`; None for natc itself."""
+    names = module.split(".")[1:]
+    if ".".join(names[:2]) in PARTS:
+        return ".".join(names[:2])
+    is_room = names and ((PACKAGE / names[0]).is_dir() or (PACKAGE / f"{names[0]}.py").is_file())
+    return names[0] if is_room else None
 
 
-def imports() -> Iterator[tuple[str, str, Path]]:
-    """Yield which part of natc imports which other one, and where."""
+def imported(source: str) -> Iterator[str]:
+    """Yield the dotted names that a module imports, wherever in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imports() -> Iterator[tuple[str, str, str]]:
+    """Yield (room, dotted name, file) of every import in natc."""
     for path in sorted(PACKAGE.rglob("*.py")):
-        part = path.relative_to(PACKAGE).with_suffix("").parts[0]
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            named: list[str] = []
-            if isinstance(node, ast.Import):
-                named = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                named = [node.module]
-                if node.module == "natc":
-                    named = [f"natc.{alias.name}" for alias in node.names]
-            for name in named:
-                other = name.split(".")[1] if name.startswith("natc.") else part
-                is_module = (PACKAGE / other).is_dir() or (PACKAGE / f"{other}.py").is_file()
-                if other != part and is_module:
-                    yield part, other, path
+        file = path.relative_to(PACKAGE).as_posix()
+        if file in ENTRANCES:
+            continue
+        module = "natc." + file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for name in imported(path.read_text(encoding="utf-8")):
+            yield str(room_of(module)), name, file
 
 
 @pytest.fixture(scope="module")
-def drawn() -> set[tuple[str, str]]:
-    return arrows(DESIGN.read_text(encoding="utf-8"))
+def allowed() -> Row:
+    return table(DESIGN.read_text(encoding="utf-8"))
 
 
-def test_every_import_follows_arrows(drawn: set[tuple[str, str]]) -> None:
+def test_every_room_has_a_row(allowed: Row) -> None:
+    rooms = {
+        path.name
+        for path in PACKAGE.iterdir()
+        if any(path.glob("*.py")) or any(path.glob("*/*.py"))
+    }
+    assert rooms | PARTS | {"nn"} == set(allowed)
+
+
+def test_every_import_is_in_the_table(allowed: Row) -> None:
+    wrong = []
+    for room, name, file in imports():
+        target = room_of(name) if name.startswith("natc.") else None
+        if target in {None, room, *VOCABULARY}:
+            continue
+        if target not in allowed.get(room, set()):
+            wrong.append(f"{file} imports {name}")
+    assert not wrong
+
+
+def test_every_entry_of_the_table_is_an_import(allowed: Row) -> None:
+    pairs = {(room, room_of(name)) for room, name, _ in imports() if name.startswith("natc.")}
+    stale = [(room, target) for room, row in allowed.items() for target in row]
+    assert [pair for pair in stale if pair not in pairs] == []
+
+
+def test_the_table_has_no_cycle(allowed: Row) -> None:
+    rooms = dict(allowed)
+    while rooms:
+        bottom = {room for room, row in rooms.items() if not row & rooms.keys()}
+        assert bottom, f"a cycle among {sorted(rooms)}"
+        rooms = {room: row for room, row in rooms.items() if room not in bottom}
+
+
+def test_only_the_compiler_and_the_search_import_tvm() -> None:
     wrong = [
-        f"{path.relative_to(PACKAGE.parent)} imports {other}"
-        for part, other, path in imports()
-        if part not in ENTRANCES and other not in COMMON | reached(drawn, part)
+        f"{file} imports {name}"
+        for room, name, file in imports()
+        if re.match(r"(tvm|xgboost)(\.|$)", name) and room not in TVM_ROOMS
     ]
     assert not wrong
 
 
-def test_every_arrow_is_an_import(drawn: set[tuple[str, str]]) -> None:
-    there = {(part, other) for part, other, _ in imports()}
-    assert drawn - there == set()
+def test_the_vocabulary_the_store_and_the_host_do_without_torch() -> None:
+    wrong = [
+        f"{file} imports {name}"
+        for room, name, file in imports()
+        if re.match(r"torch(\.|$)", name) and room in NO_TORCH
+    ]
+    assert not wrong
 
 
-def test_no_arrows_lead_back(drawn: set[tuple[str, str]]) -> None:
-    assert not [arrow for arrow in drawn if arrow[0] in reached(drawn, arrow[1])]
-
-
-def test_a_wrong_picture_is_found() -> None:
-    text = "## Who may import what\n\n```\na, b ─> c\nc ─> d\n```\n"
-    found = arrows(text)
-    assert found == {("a", "c"), ("b", "c"), ("c", "d")}
-    assert reached(found, "a") == {"c", "d"}
-    assert reached({("a", "b"), ("b", "a")}, "b") == {"a"}
+def test_a_wrong_table_is_found() -> None:
+    text = "## Who may import what\n\n| `a` | text | `b`, `c.d` |\n| `b` | text | |\n\n## Next\n"
+    assert table(text) == {"a": {"b", "c.d"}, "b": set()}
+    assert list(imported("import natc.a\ndef f():\n    from natc.b import c\n")) == [
+        "natc.a",
+        "natc.b.c",
+    ]
+    assert (room_of("natc.tune.search.engine"), room_of("natc.tune.events")) == (
+        "tune.search",
+        "tune",
+    )

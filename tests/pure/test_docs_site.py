@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from loaded_file import load_file
+from support.loaded_file import load_file
 
 ROOT = Path(__file__).parents[2]
 

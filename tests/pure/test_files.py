@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from natc.errors import NatcError
-from natc.files import append_line, make_directory, writable, write_atomically
+from natc.store.files import append_line, make_directory, writable, write_atomically
 
 
 def below_a_file(tmp_path: Path) -> Path:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from natc import gpu
+from natc.host import gpu
 
 
 class FakeCuda:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from held_lock import Holder
+from support.held_lock import Holder
 
-from natc import files
 from natc.errors import NatcError
-from natc.files import Locked, locked
+from natc.store import files
+from natc.store.files import Locked, locked
 
 # Where waiting goes wrong, it has no end.
 pytestmark = pytest.mark.timeout(120)

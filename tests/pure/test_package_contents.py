@@ -18,13 +18,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from fresh_process import run_fresh
-from tiny_library import ARCH, SPEC, add_library, compile_c
+from support.fresh_process import run_fresh
+from support.tiny_library import ARCH, SPEC, add_library, compile_c
 
-from natc import elf, env, workspace
+from natc import env
 from natc.errors import ArgumentError, LibraryError, NatcError, SpecError
-from natc.manifest import LibraryTarget, Manifest, load_manifest
-from natc.package import assemble, build, fatbin, plan
+from natc.host import detect
+from natc.package import assemble, jobs, plan
 from natc.package.pieces import Piece, read_pieces
 from natc.package.portable import (
     glibc_problem,
@@ -32,11 +32,13 @@ from natc.package.portable import (
     needs_problems,
     platform_tag,
 )
-from natc.package.sums import Signer, Verifier, parse_sums
-from natc.replace import write_library
+from natc.package.signing import Signer, Verifier, parse_sums
 from natc.runtime import load
-from natc.runtime.search import scan
+from natc.runtime.scan import scan
 from natc.spec import KernelSpec
+from natc.store import elf, fatbin, workspace
+from natc.store.manifest import LibraryTarget, Manifest, load_manifest
+from natc.store.replace import write_library
 from natc.targets import Target
 
 OTHER = KernelSpec.make(3, head_dim=8, dtype="float16")
@@ -88,7 +90,7 @@ def test_packing_loads_nothing_heavy() -> None:
 
 def test_what_a_library_shows_and_needs_is_read_from_the_file(libraries: Path) -> None:
     library = elf.read((libraries / f"{SPEC.name}.llvm-{ARCH}.so").read_bytes())
-    assert library.machine == elf.this_machine()
+    assert library.machine == detect.host_machine()
     assert "libc.so.6" in library.needed
     assert f"__tvm_ffi_{SPEC.name}_forward" in library.defined
     needed = {symbol.name: symbol for symbol in library.undefined}
@@ -230,7 +232,7 @@ def content(path: Path) -> dict[str, bytes]:
 def test_a_wheel_is_one_by_the_format(pieces: list[Piece], tmp_path: Path) -> None:
     (path,) = written(pieces, tmp_path, "wheel", version="1.02")
     word = f"natc_kernels_llvm_{ARCH.replace('-', '_')}"
-    assert path.name == f"{word}-1.2-py3-none-manylinux_2_28_{elf.this_machine()}.whl"
+    assert path.name == f"{word}-1.2-py3-none-manylinux_2_28_{detect.host_machine()}.whl"
     with zipfile.ZipFile(path) as wheel:
         names = wheel.namelist()
         assert {f"{word}/__init__.py", f"{word}/lib/{SPEC.name}.llvm-{ARCH}.so"} <= set(names)
@@ -470,8 +472,8 @@ def test_the_set_of_nat_is_seventy_two_kernels() -> None:
     found = plan.specs(nat.kernels, nat.head_dims, nat.dtypes, (True, False))
     assert len(found) == len({spec.name for spec in found}) == 72
     assert {spec.kernel_size[0] for spec in found} == {3, 5, 7, 9, 11, 13}
-    assert len(build.jobs(found, "cuda", ("sm_80", "sm_90"), nat.families)) == 72
-    assert len(build.jobs(found, "llvm", ("x86-64-v2", "x86-64-v3"), nat.families)) == 144
+    assert len(jobs.jobs(found, "cuda", ("sm_80", "sm_90"), nat.families)) == 72
+    assert len(jobs.jobs(found, "llvm", ("x86-64-v2", "x86-64-v3"), nat.families)) == 144
 
 
 def test_sizes_of_several_ranks_and_repetitions() -> None:
@@ -499,29 +501,29 @@ def test_a_library_is_built_again_if_anything_that_makes_it_differs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NATC_WORKSPACE", str(tmp_path / "workspace"))
-    job = build.Job(SPEC, (Target("llvm", "x86-64-v3"),), ("forward",))
-    first = build.directory_of(job, "tools 1")
-    assert build.directory_of(job, "tools 1") == first
+    job = jobs.Job(SPEC, (Target("llvm", "x86-64-v3"),), ("forward",))
+    first = jobs.directory_of(job, "tools 1")
+    assert jobs.directory_of(job, "tools 1") == first
     others = {
-        build.directory_of(job, "tools 2"),
-        build.directory_of(build.Job(SPEC, job.targets, ("forward", "backward")), "tools 1"),
-        build.directory_of(build.Job(OTHER, job.targets, ("forward",)), "tools 1"),
+        jobs.directory_of(job, "tools 2"),
+        jobs.directory_of(jobs.Job(SPEC, job.targets, ("forward", "backward")), "tools 1"),
+        jobs.directory_of(jobs.Job(OTHER, job.targets, ("forward",)), "tools 1"),
     }
     sibling = KernelSpec.make(7)
     schedule = workspace.schedule_path(sibling, job.targets[0])
     schedule.parent.mkdir(parents=True)
     schedule.write_text("{}")
-    others.add(build.directory_of(job, "tools 1"))
+    others.add(jobs.directory_of(job, "tools 1"))
     monkeypatch.setenv("NATC_CC", "gcc")
-    others.add(build.directory_of(job, "tools 1"))
+    others.add(jobs.directory_of(job, "tools 1"))
     assert len(others) == 5 and first not in others
 
 
 def test_a_build_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
-    job = build.Job(SPEC, (Target("llvm", ARCH),), ("forward",))
-    assert build.built(job, "") is None
-    path = add_library(build.directory_of(job, ""))
-    found = build.built(job, "")
+    job = jobs.Job(SPEC, (Target("llvm", ARCH),), ("forward",))
+    assert jobs.built(job, "") is None
+    path = add_library(jobs.directory_of(job, ""))
+    found = jobs.built(job, "")
     assert found is not None and found.manifest_path == path
     path.with_suffix(".so").unlink()
-    assert build.built(job, "") is None
+    assert jobs.built(job, "") is None

@@ -5,13 +5,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from natc import environment
 from natc.errors import NatcError, RecordError
-from natc.records import Environment, Record, Space, Trial, append, read_log, shape_key
+from natc.host import environment
 from natc.spec import KernelSpec
+from natc.store.records import (
+    Environment,
+    Record,
+    SpaceVersion,
+    Trial,
+    append,
+    read_log,
+    shape_key,
+)
 
 SPEC = KernelSpec.make(7, rpb=True)
-SPACE = Space("cpu", 1)
+SPACE = SpaceVersion("cpu", 1)
 
 
 def make_trial(number: int, **changes: object) -> Trial:

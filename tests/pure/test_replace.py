@@ -19,14 +19,14 @@ from typing import Any
 import pytest
 
 from natc.errors import LibraryError, NatcError
-from natc.files import write_atomically
-from natc.manifest import LibraryTarget, Manifest, load_manifest
-from natc.package import assemble, hub, pack
+from natc.package import archives, assemble, hub
 from natc.package.contents import constant
 from natc.package.pieces import Piece
-from natc.replace import vouching, write_library
 from natc.runtime import jit
 from natc.spec import KernelSpec
+from natc.store.files import write_atomically
+from natc.store.manifest import LibraryTarget, Manifest, load_manifest
+from natc.store.replace import vouching, write_library
 from natc.targets import Target
 
 SPEC = "na2d_k3_d8_float32"
@@ -230,11 +230,11 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 FILES = {f"lib/{n}.so": constant(code(n)) for n in range(2)}
 WRITERS: dict[str, Callable[[Path], Any]] = {
-    "natc_kernels-1.0-py3-none-manylinux_2_28_x86_64.whl": lambda path: pack.write_wheel(
+    "natc_kernels-1.0-py3-none-manylinux_2_28_x86_64.whl": lambda path: archives.write_wheel(
         path, FILES, metadata="Name: natc\n", entry_points="", epoch=0
     ),
-    "natc-kernels.zip": lambda path: pack.write_zip(path, FILES, epoch=0),
-    "natc-kernels.tar.gz": lambda path: pack.write_tar(path, FILES, epoch=0),
+    "natc-kernels.zip": lambda path: archives.write_zip(path, FILES, epoch=0),
+    "natc-kernels.tar.gz": lambda path: archives.write_tar(path, FILES, epoch=0),
 }
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fresh_process import run_fresh, start_natc
+from support.fresh_process import run_fresh, start_natc
 
 import natc
 

@@ -6,11 +6,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from natc import environment, schedules, workspace
 from natc.errors import NatcError, ScheduleError
-from natc.records import Space
-from natc.schedules import Measured, Schedule, list_schedules, load_schedule, save_schedule
+from natc.host import environment
 from natc.spec import KernelSpec
+from natc.store import schedules, workspace
+from natc.store.records import SpaceVersion
+from natc.store.schedules import (
+    Measurement,
+    Schedule,
+    list_schedules,
+    load_schedule,
+    save_schedule,
+)
 from natc.targets import Target
 
 SPEC = KernelSpec.make(7, rpb=True)
@@ -22,9 +29,9 @@ def make_schedule(**changes: object) -> Schedule:
     fields: dict[str, object] = {
         "spec": SPEC.name,
         "target": TARGET.name,
-        "space": Space("cpu", 1),
+        "space": SpaceVersion("cpu", 1),
         "decisions": {"unroll": 3, "tile_h": 4},
-        "measured": Measured(
+        "measured": Measurement(
             seconds=seconds,
             baseline_seconds={shape: 3 * value for shape, value in seconds.items()},
             score=1.2545678e-3,
@@ -52,7 +59,7 @@ def test_what_is_saved_is_loaded(place: Path) -> None:
     assert loaded is not None
     assert loaded.decisions == {"unroll": 3, "tile_h": 4}
     assert loaded.measured.seconds["1x56x56x2x32"] == 1.235e-3
-    assert loaded.space == Space("cpu", 1)
+    assert loaded.space == SpaceVersion("cpu", 1)
 
 
 def test_no_schedule_is_none() -> None:

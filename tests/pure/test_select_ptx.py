@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from natc.errors import LibraryError
-from natc.manifest import LibraryTarget, Manifest, dump, load_manifest
 from natc.runtime import Choice, Facts, Library, select
 from natc.spec import KernelSpec
+from natc.store.manifest import LibraryTarget, Manifest, dump, load_manifest
 from natc.targets import Target
 
 SPEC = KernelSpec.make(7, dtype="float16")

@@ -4,9 +4,11 @@ import itertools
 
 import pytest
 
-from natc import gpu, targets
+from natc import targets
 from natc.errors import TargetError
-from natc.targets import ARCHS, CUDA_ARCHS, Target, cuda_target_for, parse_archs, x86_64_level
+from natc.host import gpu
+from natc.host.detect import x86_64_level
+from natc.targets import ARCHS, CUDA_ARCHS, Target, cuda_target_for, parse_archs
 
 ALL = [Target(kind, arch) for kind, archs in ARCHS.items() for arch in archs]
 V3 = frozenset(["avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "sse4_2"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fresh_process import run_fresh
 from hypothesis import given
 from hypothesis import strategies as st
+from support.fresh_process import run_fresh
 
 from natc.window import PYTHON, Arithmetic, key_position, queries_of, rpb_index, taps, window
 

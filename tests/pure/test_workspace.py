@@ -6,8 +6,9 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from natc import env, workspace
+from natc import env
 from natc.spec import KernelSpec
+from natc.store import workspace
 from natc.targets import Target
 
 SPEC = KernelSpec.make(7, rpb=True)

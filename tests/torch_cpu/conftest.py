@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from c_library import SPECS, LibraryDirectory, compile_c
-from kernel_double import Doubles
+from support.c_library import SPECS, LibraryDirectory, compile_c
+from support.kernel_double import Doubles
 
 from natc import runtime
 from natc.runtime import registry

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_double import Doubles
+from support.kernel_double import Doubles
 from torch import Tensor
 
 import natc

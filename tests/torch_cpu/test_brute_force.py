@@ -1,4 +1,4 @@
-"""natc.testing.brute_force against released NATTEN, against itself, and the reference against it.
+"""support.brute_force against released NATTEN, against itself, and the reference against it.
 
 What every kernel is tested against must be right by other means than the reference.
 """
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support import brute_force
+from support.golden import GoldenCase, every_golden_case
+from support.neighbors import neighbors, pairs
 
+from natc.checks.tolerance import relative_errors
 from natc.reference import neighborhood_attention, neighborhood_logits, neighborhood_sum
-from natc.testing import brute_force
-from natc.testing.golden import GoldenCase, every_golden_case
-from natc.testing.neighbors import neighbors, pairs
-from natc.testing.tolerance import relative_errors
 from natc.window import taps
 
 ROOT = Path(__file__).parents[2]

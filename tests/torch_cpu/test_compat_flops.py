@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from compat_releases import installed
+from support.compat_releases import installed
 from torch.utils.flop_counter import FlopCounterMode
 
 pytestmark = [

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from compat_releases import installed
+from support.compat_releases import installed
+from support.golden import GoldenCase, golden_cases
 from torch import Tensor
 
+from natc.checks.tolerance import assert_close_to_float64
 from natc.reference import neighborhood_attention, neighborhood_logits
-from natc.testing.golden import GoldenCase, golden_cases
-from natc.testing.tolerance import assert_close_to_float64
 
 pytestmark = pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning")
 

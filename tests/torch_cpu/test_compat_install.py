@@ -11,7 +11,7 @@ import types
 from pathlib import Path
 
 import pytest
-from compat_releases import installed
+from support.compat_releases import installed
 
 import natc.compat
 from natc.compat.natten.releases import RELEASES

@@ -7,7 +7,7 @@ import inspect
 from typing import Any
 
 import pytest
-from compat_releases import installed
+from support.compat_releases import installed
 
 from natc.compat.natten.releases import RELEASES
 

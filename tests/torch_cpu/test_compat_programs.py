@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from compat_releases import installed
+from support.compat_releases import installed
 from torch import Tensor, nn
 
 from natc.reference import neighborhood_attention

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from c_library import KERNEL_SIZE, LibraryDirectory
-from fresh_process import run_fresh
-from kernel_double import Doubles
+from support.c_library import KERNEL_SIZE, LibraryDirectory
+from support.fresh_process import run_fresh
+from support.kernel_double import Doubles
 from torch import Tensor
 from torch._dynamo.utils import counters
 

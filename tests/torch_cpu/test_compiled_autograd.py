@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_double import Doubles
+from support.kernel_double import Doubles
 from torch import Tensor
 from torch._dynamo import compiled_autograd
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import natc
-from natc import coverage
-from natc.coverage import COMPOSITION, KERNEL, REFERENCE, Cell
+from natc.checks import support
+from natc.checks.support import COMPOSITION, KERNEL, REFERENCE, Cell
 from natc.operations import OPERATIONS, operations_of
 from natc.runtime import registry
 from natc.spec import RANKS, KernelSpec
@@ -22,7 +22,7 @@ DERIVED = ("double backward", "forward-mode")
 
 @pytest.fixture(scope="module")
 def cells() -> list[Cell]:
-    return coverage.table()
+    return support.table()
 
 
 # No call of the public functions runs these yet.
@@ -31,12 +31,12 @@ USED = [name for name in OPERATIONS if name not in PACKED]
 
 
 def only(feature: str, *, rank: int = 2, target: str = "llvm") -> Cell:
-    return coverage._cell(feature, coverage.ROWS[feature], rank, target)
+    return support._cell(feature, support.ROWS[feature], rank, target)
 
 
 def test_there_is_one_answer_for_each_feature_rank_and_target(cells: list[Cell]) -> None:
     places = {(cell.feature, cell.rank, cell.target) for cell in cells}
-    assert len(places) == len(cells) == len(coverage.ROWS) * len(RANKS) * len(coverage.TARGETS)
+    assert len(places) == len(cells) == len(support.ROWS) * len(RANKS) * len(support.TARGETS)
 
 
 def test_kernels_serve_whatever_they_are_promised_for(cells: list[Cell]) -> None:
@@ -52,7 +52,7 @@ def test_kernels_serve_whatever_they_are_promised_for(cells: list[Cell]) -> None
 
 
 def test_no_row_is_refused(cells: list[Cell]) -> None:
-    assert not [cell for cell in cells if cell.served_by == coverage.REFUSED]
+    assert not [cell for cell in cells if cell.served_by == support.REFUSED]
 
 
 def test_every_operation_that_is_named_exists_and_is_used(cells: list[Cell]) -> None:
@@ -89,7 +89,7 @@ def test_without_an_operation_its_rows_fall_to_the_reference(
     def fewer(spec: KernelSpec, *rest: Any) -> tuple[str, ...]:
         return tuple(name for name in operations_of(spec, *rest) if name != missing)
 
-    monkeypatch.setattr(coverage, "operations_of", fewer)
+    monkeypatch.setattr(support, "operations_of", fewer)
     assert only(row).served_by == REFERENCE
     assert missing not in only(row).operations
 
@@ -102,10 +102,10 @@ def test_a_call_that_goes_to_the_reference_is_seen_to() -> None:
 
 def test_what_torch_computes_is_seen() -> None:
     def call(rank: int, begin: Any) -> None:
-        coverage.ROWS["fused forward"](rank, begin)
+        support.ROWS["fused forward"](rank, begin)
         torch.zeros(2, 2) @ torch.zeros(2, 2)
 
-    assert coverage._cell("", call, 2, "llvm").served_by == COMPOSITION
+    assert support._cell("", call, 2, "llvm").served_by == COMPOSITION
 
 
 def test_strict_changes_nothing(monkeypatch: pytest.MonkeyPatch, cells: list[Cell]) -> None:

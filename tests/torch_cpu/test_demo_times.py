@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from natc import functional
-from natc.demo import times
-from natc.demo.peers import (
+from natc.bench import times
+from natc.bench.peers import (
     flex_contestant,
     from_function,
     from_kernel,
@@ -19,12 +19,12 @@ from natc.demo.peers import (
     sdpa_contestant,
     torch_peers,
 )
-from natc.demo.times import (
+from natc.bench.times import (
     MIN_SAMPLES,
     NAT_LEVELS,
-    Inputs,
+    BenchProblem,
     Prepared,
-    Row,
+    ResultRow,
     Unavailable,
     interleave,
     time_attention,
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning")
 SHAPES = [(2, 5, 9, 2, 8), (1, 8, 7, 1, 4)]
 
 
-def by_name(rows: list[Row]) -> dict[tuple[str, tuple[int, ...]], Row]:
+def by_name(rows: list[ResultRow]) -> dict[tuple[str, tuple[int, ...]], ResultRow]:
     return {(row.contestant, row.shape): row for row in rows}
 
 
@@ -112,7 +112,7 @@ def test_wrong_result_is_reported_and_not_timed() -> None:
         output[0, 0, 0, 0, 0] += 0.01
         return output
 
-    def not_a_number(inputs: Inputs) -> Prepared:
+    def not_a_number(inputs: BenchProblem) -> Prepared:
         return Prepared(lambda: torch.full_like(inputs.query, torch.nan))
 
     contestants = {
@@ -131,7 +131,7 @@ def test_wrong_result_is_reported_and_not_timed() -> None:
 
 
 def test_unavailable_contestant_keeps_its_row_and_its_reason() -> None:
-    def absent(inputs: Inputs) -> Prepared:
+    def absent(inputs: BenchProblem) -> Prepared:
         raise Unavailable("not on this machine")
 
     rows = time_attention(
@@ -141,14 +141,14 @@ def test_unavailable_contestant_keeps_its_row_and_its_reason() -> None:
         kernel_size=3,
         seconds=0,
     )
-    assert rows[0] == Row("absent", SHAPES[0], None, None, None, None, "not on this machine")
+    assert rows[0] == ResultRow("absent", SHAPES[0], None, None, None, None, "not on this machine")
     # The first contestant was not timed, so nothing can be a multiple of it.
     assert rows[1].median_seconds is not None and rows[1].ratio_to_first is None
 
 
 def test_mask_that_would_not_fit_is_refused() -> None:
     query = torch.zeros(1, 1, 1, 1, 1).expand(1, 256, 256, 4, 1)
-    inputs = Inputs(query, query, query, None, (3, 3), (1, 1))
+    inputs = BenchProblem(query, query, query, None, (3, 3), (1, 1))
     with pytest.raises(Unavailable, match="4 x 65536 x 65536 takes more than 2 GiB"):
         sdpa_contestant(inputs)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_double import Doubles
+from support.kernel_double import Doubles
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.overrides import BaseTorchFunctionMode

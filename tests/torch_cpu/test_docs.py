@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import doc_blocks
 import pytest
-from c_library import LibraryDirectory
-from doc_blocks import PAGES, ROOT, Block, Session, name
-from loaded_file import load_file
+from support import doc_blocks
+from support.c_library import LibraryDirectory
+from support.doc_blocks import PAGES, ROOT, Block, Session, name
+from support.loaded_file import load_file
 from typer.main import get_command
 
 from natc import compat

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fresh_process import run_fresh
+from support.fresh_process import run_fresh
 from torch import Tensor, nn
 from torch.export import Dim
 

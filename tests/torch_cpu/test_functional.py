@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from c_library import HEAD_DIM, KERNEL_SIZE, SPECS, LibraryDirectory
-from kernel_double import Doubles
+from support.c_library import HEAD_DIM, KERNEL_SIZE, SPECS, LibraryDirectory
+from support.kernel_double import Doubles
 
 import natc
+from natc.checks.inputs import make_inputs, misaligned, noncontiguous
 from natc.errors import ArgumentError, ArgumentTypeError
 from natc.reference import neighborhood_attention
-from natc.testing.inputs import make_inputs, misaligned, noncontiguous
 
 SHAPE = (2, 5, 7, 3, HEAD_DIM)
 
 # A fallback that a test does not expect is a failure: the kernel did not run.
-pytestmark = pytest.mark.filterwarnings("error::natc.fallback.NatcFallbackWarning")
+pytestmark = pytest.mark.filterwarnings("error::natc.dispatch.fallback.NatcFallbackWarning")
 
 
 @pytest.mark.parametrize("rpb", [False, True])

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from c_library import LibraryDirectory
+from support.c_library import LibraryDirectory
 from torch import Tensor
 
 import natc
+from natc.checks.inputs import make_inputs, noncontiguous
 from natc.errors import ArgumentError, ArgumentTypeError, NatcError
 from natc.reference import neighborhood_attention, neighborhood_logits, neighborhood_sum
-from natc.testing.inputs import make_inputs, noncontiguous
 
 
 @pytest.fixture(autouse=True)

@@ -11,12 +11,12 @@ import msgspec
 import pytest
 import torch
 
-from natc import manifest
 from natc.errors import TargetError
 from natc.package import hub, hub_kernel
 from natc.package.pieces import Piece
 from natc.runtime import Facts, Library, select
 from natc.spec import KernelSpec
+from natc.store import manifest
 from natc.targets import CUDA_ARCHS, cuda_target_for
 
 SPEC = KernelSpec.parse("na2d_k3_d8_float16")

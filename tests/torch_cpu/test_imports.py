@@ -1,49 +1,11 @@
-"""Which way imports go: nothing that runs a kernel may need what makes one."""
+"""A kernel runs in a process that cannot import the compiler; public names resolve."""
 
 from __future__ import annotations
 
-import ast
-from pathlib import Path
-
-import pytest
-from c_library import HEAD_DIM, KERNEL_SIZE, SPECS, LibraryDirectory
-from fresh_process import NO_COMPILER, run_fresh
+from support.c_library import HEAD_DIM, KERNEL_SIZE, SPECS, LibraryDirectory
+from support.fresh_process import NO_COMPILER, run_fresh
 
 import natc
-
-PACKAGE = Path(natc.__file__).parent
-
-# Importing any of these while running a kernel would make the compiler a need.
-MAKERS = ("tvm", "xgboost", "natc.te", "natc.space", "natc.tune", "natc.build", "natc.cli")
-RUNNERS = (
-    "__init__.py",
-    "compat",
-    "compilers.py",
-    "coverage.py",
-    "coverage_calls.py",
-    "elf.py",
-    "env.py",
-    "errors.py",
-    "fallback.py",
-    "files.py",
-    "functional",
-    "fused.py",
-    "gradients.py",
-    "launch.py",
-    "manifest.py",
-    "merge.py",
-    "models",
-    "nn.py",
-    "operations.py",
-    "ops",
-    "reference",
-    "runtime",
-    "spec.py",
-    "targets.py",
-    "unfused.py",
-    "window.py",
-    "workspace.py",
-)
 
 
 def test_a_kernel_call_imports_no_compiler(kernels: LibraryDirectory) -> None:
@@ -97,35 +59,3 @@ def test_every_function_stays_where_it_was() -> None:
         assert function.__name__ == name and function.__doc__
     for name in ("na1d", "na2d", "na3d", "neighborhood_attention"):
         assert getattr(natc, name) is getattr(natc.functional, name)
-
-
-# What the reference may need of natc: it is the specification, and depends on nothing else.
-SPECIFICATION = ("natc.errors", "natc.window", "natc.reference")
-
-
-def test_the_reference_needs_nothing_but_windows() -> None:
-    for path in sorted((PACKAGE / "reference").glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("natc"):
-                assert str(node.module).startswith(SPECIFICATION), f"{path}: {node.module}"
-
-
-@pytest.mark.parametrize("name", RUNNERS)
-def test_what_runs_kernels_does_not_even_mention_what_makes_them(name: str) -> None:
-    place = PACKAGE / name
-    paths = sorted(place.rglob("*.py")) if place.is_dir() else [place]
-    assert paths
-    for path in paths:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                imported = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{path}: relative import"
-                module = node.module or ""
-                imported = [module, *(f"{module}.{alias.name}" for alias in node.names)]
-            else:
-                continue
-            for one in imported:
-                assert not any(f"{one}.".startswith(f"{maker}.") for maker in MAKERS), (
-                    f"{path.relative_to(PACKAGE)} imports {one}"
-                )

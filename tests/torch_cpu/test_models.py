@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from natc import models
+from natc.checks.tolerance import relative_errors
 from natc.errors import ArgumentError
 from natc.models import NAT
 from natc.models.layers import DropPath
-from natc.testing.tolerance import relative_errors
 
 pytestmark = pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning")
 

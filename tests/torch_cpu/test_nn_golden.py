@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.golden import GoldenCase, golden_cases
 
+from natc.checks.tolerance import assert_close_to_float64
 from natc.nn import (
     NeighborhoodAttention1D,
     NeighborhoodAttention2D,
     NeighborhoodAttention3D,
 )
-from natc.testing.golden import GoldenCase, golden_cases
-from natc.testing.tolerance import assert_close_to_float64
 
 pytestmark = pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning")
 

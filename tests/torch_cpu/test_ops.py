@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from c_library import HEAD_DIM, KERNEL_SIZE, SPECS, LibraryDirectory
+from support.c_library import HEAD_DIM, KERNEL_SIZE, SPECS, LibraryDirectory
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import natc
 from natc import ops, runtime
+from natc.checks.inputs import Inputs, make_inputs
+from natc.dispatch.fallback import reference_is_forced
 from natc.errors import NotCoveredError
-from natc.fallback import reference_is_forced
 from natc.reference import neighborhood_attention
-from natc.testing.inputs import Inputs, make_inputs
 
 SHAPE = (2, 5, 6, 2, HEAD_DIM)
 OPTIONS = ((KERNEL_SIZE, KERNEL_SIZE), (2, 1), (1, 1), (False, False), 0.3)

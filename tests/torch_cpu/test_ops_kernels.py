@@ -13,18 +13,18 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_double import Doubles
+from support.kernel_double import Doubles
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import natc
-from natc import gradients, launch
+from natc.checks.inputs import make_inputs, misaligned, noncontiguous
+from natc.dispatch import fused_backward, launch
 from natc.errors import ArgumentError, NotCoveredError
 from natc.reference import neighborhood_attention
 from natc.reference.attention import neighborhood_logits, neighborhood_sum
-from natc.testing.inputs import make_inputs, misaligned, noncontiguous
 
-pytestmark = pytest.mark.filterwarnings("error::natc.fallback.NatcFallbackWarning")
+pytestmark = pytest.mark.filterwarnings("error::natc.dispatch.fallback.NatcFallbackWarning")
 
 CASES = [
     # shape of the query, heads_kv, value_dim, options
@@ -265,7 +265,7 @@ def test_partial_sums_stay_small(
     with FakeTensorMode():
         for device, number in (("cpu", on_cpu), ("cuda", on_cuda)):
             query = torch.empty(shape, dtype=dtype, device=device)
-            assert gradients.chunks(query, bytes_of_one) == number
+            assert fused_backward.chunks(query, bytes_of_one) == number
 
 
 def test_a_missing_operation_takes_the_gradients_to_the_reference(doubles: Doubles) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from natc.demo import peak
+from natc.bench import peak
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from fresh_process import run_fresh
-from kernel_double import Doubles
+from support.fresh_process import run_fresh
+from support.kernel_double import Doubles
 from torch import nn
 
 import natc

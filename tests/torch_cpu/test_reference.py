@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
+from natc.checks.inputs import make_inputs, noncontiguous
+from natc.checks.tolerance import assert_close_to_float64
 from natc.reference import (
     attended_sum,
     neighborhood_attention,
@@ -21,8 +23,6 @@ from natc.reference import (
     neighborhood_sum,
     rpb_sum,
 )
-from natc.testing.inputs import make_inputs, noncontiguous
-from natc.testing.tolerance import assert_close_to_float64
 
 
 def looped(query, key, value, kernel_size, dilation, scale, rpb):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from natc.checks.inputs import make_inputs
 from natc.errors import ArgumentError, ArgumentTypeError
 from natc.reference import neighborhood_attention, neighborhood_sum
-from natc.testing.inputs import make_inputs
 
 QUERY, KEY, VALUE, RPB = make_inputs((2, 6, 5, 4, 8), heads_kv=2, kernel_size=3)
 TOKENS = torch.zeros(2, 3, 2, 8)

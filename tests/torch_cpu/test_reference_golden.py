@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.golden import GoldenCase, golden_cases, golden_directories
 from torch import Tensor
 
+from natc.checks.tolerance import assert_close_to_float64
 from natc.reference import neighborhood_attention, neighborhood_logits, neighborhood_sum
-from natc.testing.golden import GoldenCase, golden_cases, golden_directories
-from natc.testing.tolerance import assert_close_to_float64
 
 ROOT = Path(__file__).parents[2]
 COPIED = ROOT / "tests" / "data" / "golden"

@@ -11,16 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from c_library import HEAD_DIM, KERNEL_SIZE, OPERATIONS, SPECS, LibraryDirectory, compile_c
+from support.c_library import HEAD_DIM, KERNEL_SIZE, OPERATIONS, SPECS, LibraryDirectory, compile_c
 
 import natc
-from natc import manifest, runtime
+from natc import runtime
+from natc.checks.inputs import make_inputs
 from natc.errors import LibraryError
+from natc.host.detect import detect_host_cpu
 from natc.runtime import Facts, Library, load, registry, select
 from natc.runtime.commands import build_command, rebuild_command
 from natc.spec import KernelSpec
-from natc.targets import CUDA_ARCHS, LLVM_ARCHS, Target, detect_host_cpu
-from natc.testing.inputs import make_inputs
+from natc.store import manifest
+from natc.targets import CUDA_ARCHS, LLVM_ARCHS, Target
 
 SPEC = SPECS[False]
 SHAPE = (1, 5, 6, 2, HEAD_DIM)

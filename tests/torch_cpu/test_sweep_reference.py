@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.calls import Call, check_av, check_fused, check_qk
+from support.sweep import fused_calls, unfused_calls
 
 from natc.reference import neighborhood_attention, neighborhood_logits, neighborhood_sum
 from natc.spec import KernelSpec
-from natc.testing.calls import Call, check_av, check_fused, check_qk
-from natc.testing.sweep import fused_calls, unfused_calls
 
 SPECS = [
     KernelSpec.parse(name)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_double import Doubles
+from support.kernel_double import Doubles
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 

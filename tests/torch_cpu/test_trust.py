@@ -12,13 +12,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from c_library import KERNEL_SIZE, SPECS, LibraryDirectory
+from support.c_library import KERNEL_SIZE, SPECS, LibraryDirectory
 
 import natc
-from natc import elf, manifest, runtime
+from natc import runtime
+from natc.checks.inputs import make_inputs
 from natc.errors import ArgumentError, LibraryError, NotCoveredError
+from natc.host import detect
 from natc.runtime import trust
-from natc.testing.inputs import make_inputs
+from natc.store import manifest
 
 SPEC = SPECS[False]
 SHAPE = (1, 5, 6, 2, SPEC.head_dim)
@@ -172,16 +174,16 @@ def test_trust_costs_a_call_nothing(
     def asked(path: Path) -> None:
         pytest.fail(f"looked at {path} in a call")
 
-    monkeypatch.setattr("natc.runtime.search.distrust", asked)
+    monkeypatch.setattr("natc.runtime.scan.distrust", asked)
     monkeypatch.setattr("natc.runtime.load.distrust_file", asked)
     attend()
     assert kernels.calls(SPEC) == 2
 
 
 def foreign(data: bytearray) -> str:
-    other, number = ("aarch64", 183) if elf.this_machine() == "x86_64" else ("x86_64", 62)
+    other, number = ("aarch64", 183) if detect.host_machine() == "x86_64" else ("x86_64", 62)
     struct.pack_into("<H", data, 18, number)
-    return f"is for {other}, and this machine is {elf.this_machine()}"
+    return f"is for {other}, and this machine is {detect.host_machine()}"
 
 
 def truncated(data: bytearray) -> str:
@@ -242,7 +244,7 @@ def test_a_library_of_a_wheel_is_to_be_installed_again(
 def test_a_directory_that_a_program_names_is_searched_first(
     libraries: LibraryDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("natc.workspace._used", [])
+    monkeypatch.setattr("natc.store.workspace._used", [])
     libraries.add(SPEC)
     attend()
     mine = LibraryDirectory(tmp_path / "mine", libraries.compiled)

@@ -12,7 +12,7 @@ from torch import Tensor
 from natc.compat.natten.releases import Release
 from natc.errors import ArgumentError
 from natc.functional import arguments
-from natc.merge import merge_attentions as merge
+from natc.functional.merge import merge_attentions as merge
 from natc.reference.layout import accumulator, without_autocast
 
 BACKENDS = ("blackwell-fmha", "hopper-fmha", "cutlass-fmha", "flex-fmha")

@@ -1,0 +1,149 @@
+"""Calling a compiled function itself, with guards around everything that it reads or writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from natc.checks.inputs import Inputs, poisoned
+from natc.checks.tolerance import RELATIVE_TOLERANCE, assert_close_to_float64
+from natc.dispatch import launch
+from natc.operations import OPERATIONS
+from natc.reference import neighborhood_attention
+
+_MARGIN = 4096  # bytes on each side
+_ALIGNMENT = 64
+
+
+def guarded(tensor: Tensor) -> Tensor:
+    """Return the same values, contiguous and aligned, between two margins of NaN."""
+    margin = (_MARGIN + _ALIGNMENT) // tensor.element_size()
+    buffer = poisoned((tensor.numel() + 2 * margin,), tensor.dtype, tensor.device)
+    to_aligned = -(buffer.data_ptr() + _MARGIN) % _ALIGNMENT
+    start = (_MARGIN + to_aligned) // tensor.element_size()
+    view = buffer[start : start + tensor.numel()].view(tensor.shape)
+    view.copy_(tensor.detach())
+    return view
+
+
+def assert_guards_hold(tensor: Tensor, name: str) -> None:
+    """Raise AssertionError when something wrote beside a tensor made by `guarded`."""
+    buffer, start = tensor._base, tensor.storage_offset()
+    assert buffer is not None, f"{name} is not guarded"
+    before, after = buffer[:start], buffer[start + tensor.numel() :]
+    assert bool(before.isnan().all()), f"{name}: written before its first element"
+    assert bool(after.isnan().all()), f"{name}: written after its last element"
+
+
+def call_guarded(
+    function: Callable[..., Any],
+    operation: str,
+    given: Sequence[Tensor | None],
+    shapes: Sequence[tuple[Sequence[int], torch.dtype]],
+    scalars: Sequence[Any],
+) -> list[Tensor]:
+    """Return the results of one call of an operation's function on guarded copies.
+
+    given: inputs in the function's order, None for one that it does not take. shapes: of the
+    results, with their dtypes; they are NaN before the call. An empty input is not called with.
+    Raises AssertionError when it wrote beside its results or into its inputs.
+    """
+    originals = [tensor for tensor in given if tensor is not None]
+    copies = [guarded(tensor) for tensor in originals]
+    device = originals[0].device
+    results = [guarded(poisoned(shape, dtype, device)) for shape, dtype in shapes]
+    if all(tensor.numel() for tensor in copies):
+        function(*copies, *results, *scalars)
+    for result, name in zip(results, OPERATIONS[operation].results, strict=True):
+        assert_guards_hold(result, f"{name} of {operation}")
+    for copy, original in zip(copies, originals, strict=True):
+        assert_guards_hold(copy, f"an input of {operation}")
+        assert _same_bits(copy, original), f"{operation} changed an input"
+    return results
+
+
+def call(
+    function: Callable[..., Any],
+    inputs: Inputs,
+    *,
+    scale: float,
+    dilation: Sequence[int] | None = None,
+    stride: Sequence[int] | None = None,
+    is_causal: Sequence[bool] | None = None,
+    with_lse: bool = False,
+) -> tuple[Tensor, ...]:
+    """Return (output,) or (output, lse) of one call of a kernel's function on guarded copies.
+
+    dilation, stride, is_causal: one for each axis; None means 1, 1 and False. Raises
+    AssertionError when it wrote beside its results or into its inputs.
+    """
+    query, value = inputs.query, inputs.value
+    leading = query.shape[:-1]
+    shapes = [((*leading, value.shape[-1]), query.dtype)]
+    if with_lse:
+        shapes.append((tuple(leading), torch.promote_types(query.dtype, torch.float32)))
+    operation = "forward_lse" if with_lse else "forward"
+    tail = scalars(inputs, scale, dilation, stride, is_causal)
+    return tuple(call_guarded(function, operation, inputs, shapes, tail))
+
+
+def scalars(
+    inputs: Inputs,
+    scale: float,
+    dilation: Sequence[int] | None = None,
+    stride: Sequence[int] | None = None,
+    is_causal: Sequence[bool] | None = None,
+) -> tuple[Any, ...]:
+    """Return the scalars of a call of a heads-last function (`natc.operations.SCALARS`)."""
+    sizes = inputs.query.shape[1:-2]
+    ones, flags = [1] * len(sizes), [False] * len(sizes)
+    tail = launch.scalars(scale, sizes, dilation or ones, stride or ones, is_causal or flags)
+    return (*tail, inputs.query.shape[-2] // inputs.key.shape[-2])
+
+
+def assert_right(
+    results: Sequence[Tensor],
+    inputs: Inputs,
+    kernel_size: Sequence[int],
+    *,
+    scale: float,
+    dilation: Sequence[int] | None = None,
+    stride: Sequence[int] | None = None,
+    is_causal: Sequence[bool] | None = None,
+) -> None:
+    """Raise AssertionError unless (output,) or (output, lse) is that of a float64 reference.
+
+    The reference computes from the same rounded inputs, on the CPU.
+    """
+    exact = inputs.to_float64()
+    query, key, value = (tensor.cpu() for tensor in exact[:3])
+    output, lse = neighborhood_attention(
+        query,
+        key,
+        value,
+        tuple(kernel_size),
+        dilation=tuple(dilation) if dilation else 1,
+        stride=tuple(stride) if stride else 1,
+        is_causal=tuple(is_causal) if is_causal else False,
+        scale=scale,
+        rpb=None if exact.rpb is None else exact.rpb.cpu(),
+        return_lse=True,
+    )
+    assert_close_to_float64(results[0], output, inputs.query.dtype, "output")
+    for found in results[1:]:
+        assert (
+            found.dtype == torch.promote_types(inputs.query.dtype, torch.float32)
+            and found.shape == lse.shape
+        )
+        # A logarithm may be near zero, where its error is not relative. It is never rounded to
+        # the inputs' dtype.
+        error = (found.cpu().double() - lse).abs().max().item()
+        limit = RELATIVE_TOLERANCE[torch.float32] * max(lse.abs().max().item(), 1.0)
+        assert error <= limit, f"lse: largest error {error:.3g} (limit {limit:.3g})"
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.view(torch.uint8), b.detach().contiguous().view(torch.uint8))

@@ -1,0 +1,261 @@
+"""Calling every operation of a kernel directly; each is compared with the float64 reference."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from natc.checks.guarded import call_guarded, scalars
+from natc.checks.inputs import Inputs, make_inputs
+from natc.checks.tolerance import assert_close_to_float64
+from natc.operations import OPERATIONS
+from natc.reference import neighborhood_attention, neighborhood_logits, neighborhood_sum
+from natc.spec import KernelSpec
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a kernel: shape of the map and options, one of each per axis.
+
+    heads_kv divides heads; chunks: of the sums over queries (`d_rpb`, `sum_rpb`).
+    """
+
+    sizes: tuple[int, ...]
+    batch: int = 2
+    heads: int = 4
+    heads_kv: int = 2
+    dilation: tuple[int, ...] | None = None
+    stride: tuple[int, ...] | None = None
+    is_causal: tuple[bool, ...] | None = None
+    scale: float = 0.3
+    chunks: int = 3
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options as the reference takes them."""
+        return {
+            "dilation": self.dilation or 1,
+            "stride": self.stride or 1,
+            "is_causal": self.is_causal or False,
+        }
+
+
+def assert_operations_right(
+    function: Callable[[str], Callable[..., Any]],
+    spec: KernelSpec,
+    call: Call,
+    operations: Sequence[str],
+    *,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> None:
+    """Raise AssertionError unless each operation gives what the reference gives in float64.
+
+    function: returns the compiled function of an operation. It is called by `call_guarded`; what
+    needs an earlier result (lse) gets the reference's.
+    """
+    shared = _problem(spec, call, device, seed)
+    for operation in operations:
+        problem = shared
+        if operation.endswith("_packed"):  # one tensor cannot hold keys of fewer heads
+            problem = _problem(spec, replace(call, heads_kv=call.heads), device, seed)
+        given, results, extra, expected = getattr(problem, operation)()
+        tail = (*problem.scalars, *extra)
+        found = call_guarded(function(operation), operation, given, results, tail)
+        for tensor, exact, name in zip(found, expected, OPERATIONS[operation].results):
+            compared = problem.summed(operation, tensor.double().cpu())
+            assert_close_to_float64(
+                compared.reshape(exact.shape), exact, problem.dtype, f"{operation}: {name}"
+            )
+
+
+_Prepared = tuple[
+    Sequence[Tensor | None],
+    Sequence[tuple[Sequence[int], torch.dtype]],
+    Sequence[float],
+    Sequence[Tensor],
+]
+
+
+class _Problem:
+    """Inputs of every operation, and what the reference makes of them; methods by operation."""
+
+    def __init__(
+        self, spec: KernelSpec, call: Call, device: torch.device | str, seed: int
+    ) -> None:
+        self.spec, self.call = spec, call
+        self.dtype = getattr(torch, spec.dtype)
+        self.acc = getattr(torch, spec.accumulator)
+        b, s, h = call.batch, call.sizes, call.heads
+        made = make_inputs(
+            (b, *s, h, spec.head_dim),
+            kernel_size=spec.kernel_size if spec.rpb else None,
+            heads_kv=call.heads_kv,
+            value_dim=spec.value_dim,
+            dtype=self.dtype,
+            seed=seed,
+        )
+        generator = torch.Generator().manual_seed(seed + 1)
+
+        def draw(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.randn(shape, generator=generator).to(dtype)
+
+        rpb = None if made.rpb is None else made.rpb.to(self.acc)
+        self.inputs = Inputs(made.query, made.key, made.value, rpb)
+        self.sites = (b, *s, h)
+        self.heads_first = (b, h, *s)
+        self.taps = math.prod(spec.kernel_size)
+        self.offsets = tuple(2 * k - 1 for k in spec.kernel_size)
+        self.d_output = draw(*self.sites, spec.value_dim, dtype=self.dtype)
+        self.attn = draw(*self.heads_first, self.taps, dtype=self.dtype)
+        self.scalars = scalars(self.inputs, call.scale, call.dilation, call.stride, call.is_causal)
+        self.device = device
+        d_lse = draw(*self.sites, dtype=self.acc)
+        self._exact = _Exact(self, d_lse)
+        output = self._exact.output.detach().to(self.dtype)
+        self.output = output
+        self.lse = self._exact.lse.detach().to(self.acc)
+        delta = (self.d_output.double() * output.double()).sum(-1) - d_lse.double()
+        self.delta_less = delta.to(self.acc)
+
+    def summed(self, operation: str, found: Tensor) -> Tensor:
+        """Return what a caller makes of a result: sums over heads that share, or over chunks."""
+        if operation in ("d_key", "d_value"):
+            return found.unflatten(-2, (self.call.heads_kv, -1)).sum(-2)
+        if operation == "inverse_av":
+            return found.unflatten(1, (self.call.heads_kv, -1)).sum(2)
+        return found.sum(0) if operation in ("d_rpb", "sum_rpb") else found
+
+    def _on(self, *tensors: Tensor | None) -> list[Tensor | None]:
+        return [None if t is None else t.to(self.device) for t in tensors]
+
+    def forward(self) -> _Prepared:
+        shape = (*self.sites, self.spec.value_dim)
+        return self._on(*self.inputs), [(shape, self.dtype)], (), [self._exact.output.detach()]
+
+    def forward_lse(self) -> _Prepared:
+        given, results, extra, expected = self.forward()
+        lse = self._exact.lse.detach()
+        return given, [*results, (self.sites, self.acc)], extra, [*expected, lse]
+
+    def forward_packed(self) -> _Prepared:
+        given, results, extra, expected = self.forward()
+        query, key, value, rpb = given
+        assert query is not None and key is not None and value is not None
+        return [torch.stack([query, key, value], -3), rpb], results, extra, expected
+
+    def forward_lse_packed(self) -> _Prepared:
+        given, _, extra, _ = self.forward_packed()
+        _, results, _, expected = self.forward_lse()
+        return given, results, extra, expected
+
+    def delta(self) -> _Prepared:
+        exact = (self.d_output.double() * self.output.double()).sum(-1)
+        return self._on(self.d_output, self.output), [(self.sites, self.acc)], (), [exact]
+
+    def d_query(self) -> _Prepared:
+        return self._gradient("query", self.spec.head_dim)
+
+    def d_key(self) -> _Prepared:
+        return self._gradient("key", self.spec.head_dim)
+
+    def d_value(self) -> _Prepared:
+        query, key, _, rpb = self.inputs
+        given = self._on(query, key, rpb, self.d_output, self.lse)
+        shape = (*self.sites, self.spec.value_dim)
+        return given, [(shape, self.dtype)], (), [self._exact.gradients["value"]]
+
+    def d_rpb(self) -> _Prepared:
+        given = self._on(*self.inputs, self.d_output, self.lse, self.delta_less)
+        return given, [self._partial()], (), [self._exact.gradients["rpb"]]
+
+    def qk(self) -> _Prepared:
+        query, key, _, rpb = self.inputs
+        given = self._on(_heads_first(query), _heads_first(key), rpb)
+        result = ((*self.heads_first, self.taps), self.dtype)
+        return given, [result], (-math.inf,), [_heads_first(self._exact.logits.detach())]
+
+    def av(self) -> _Prepared:
+        given = self._on(self.attn, _heads_first(self.inputs.value))
+        shape = (*self.heads_first, self.spec.head_dim)
+        return given, [(shape, self.dtype)], (), [_heads_first(self._exact.weighted.detach())]
+
+    def inverse_av(self) -> _Prepared:
+        given = self._on(self.attn, _heads_first(self.d_output))
+        (exact,) = torch.autograd.grad(
+            self._exact.weighted, self._exact.value, self.d_output.double(), retain_graph=True
+        )
+        shape = (*self.heads_first, self.spec.head_dim)
+        return given, [(shape, self.dtype)], (), [_heads_first(exact)]
+
+    def sum_rpb(self) -> _Prepared:
+        logits, rpb = self._exact.logits, self._exact.rpb
+        assert rpb is not None, "only kernels with a bias have this operation"
+        exists = logits.isfinite()
+        upstream = torch.where(exists, self.attn.double().movedim(1, -2), 0.0)
+        (exact,) = torch.autograd.grad(
+            torch.where(exists, logits, 0.0), rpb, upstream, retain_graph=True
+        )
+        # What stands where a tap has no key must not count.
+        poison = self.attn.masked_fill(~_heads_first(exists), math.nan)
+        return self._on(poison), [self._partial()], (), [exact]
+
+    def _gradient(self, name: str, channels: int) -> _Prepared:
+        given = self._on(*self.inputs, self.d_output, self.lse, self.delta_less)
+        result = ((*self.sites, channels), self.dtype)
+        return given, [result], (), [self._exact.gradients[name]]
+
+    def _partial(self) -> tuple[Sequence[int], torch.dtype]:
+        return (self.call.chunks, self.call.heads, *self.offsets), self.acc
+
+
+# What a function gets are copies; a search checks one candidate after the other.
+_problem = functools.lru_cache(maxsize=4)(_Problem)
+
+
+class _Exact:
+    """The reference's results and gradients of a problem, in float64 on the CPU."""
+
+    def __init__(self, problem: _Problem, d_lse: Tensor) -> None:
+        spec, call = problem.spec, problem.call
+        leaves = {
+            name: tensor.double().requires_grad_()
+            for name, tensor in zip(Inputs._fields, problem.inputs)
+            if tensor is not None
+        }
+        query, key, self.value = leaves["query"], leaves["key"], leaves["value"]
+        self.rpb = leaves.get("rpb")
+        options = {"scale": call.scale, "rpb": self.rpb, **call.options}
+        results: Any = neighborhood_attention(
+            query, key, self.value, spec.kernel_size, return_lse=True, **options
+        )
+        self.output: Tensor = results[0]
+        self.lse: Tensor = results[1]
+        found = torch.autograd.grad(
+            (self.output, self.lse),
+            list(leaves.values()),
+            (problem.d_output.double(), d_lse.double()),
+        )
+        self.gradients = dict(zip(leaves, found))
+        self.logits = neighborhood_logits(query, key, spec.kernel_size, **options)
+        if spec.value_dim == spec.head_dim:
+            weights = problem.attn.double().movedim(1, -2)
+            self.weighted = neighborhood_sum(weights, self.value, spec.kernel_size, **call.options)
+
+
+def _heads_first(tensor: Tensor) -> Tensor:
+    return tensor.movedim(-2, 1).contiguous()
+
+
+def calls(rank: int) -> Iterator[Call]:
+    """Yield calls that take other ways through a kernel of that rank."""
+    yield Call((7, 6, 5)[-rank:])
+    yield Call((9, 4, 8)[-rank:], batch=1, heads=3, heads_kv=1, dilation=(1, 2, 3)[-rank:])
+    strides, causal = (1, 2, 2)[-rank:], (True, False, True)[-rank:]
+    yield Call((3, 2, 7)[-rank:], heads=2, stride=strides, is_causal=causal, chunks=1)

@@ -1,0 +1,189 @@
+"""`natc list`: the schedules, libraries and tuning logs that this machine has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from natc.cli import output
+from natc.cli.options import JsonOption
+from natc.errors import RecordError
+from natc.operations import FORWARD, contents
+from natc.store import schedules, workspace
+from natc.store.records import Environment, Trial, read_log
+
+
+def list_(
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="First remove from natc's cache what serves no call."),
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """List schedules, libraries and tuning logs."""
+    from natc import runtime
+
+    removed = runtime.prune() if prune else []
+    document = {
+        "schedules": _schedules(),
+        "libraries": _libraries(),
+        "logs": _logs(),
+    }
+    if json:
+        rows_removed = [{"path": item.path, "reason": item.reason} for item in removed]
+        output.print_json({"removed": rows_removed, **document} if prune else document)
+        return
+    console = output.stdout()
+    for item in removed:
+        console.print(f"removed {item.path}: {item.reason}")
+    if prune and not removed:
+        console.print("nothing to remove")
+    for title, rows in document.items():
+        if not rows:
+            console.print(f"no {title}")
+        for where, group in _by_directory(rows):
+            console.print(_table(f"{title} in {where}", group))
+    problems = [
+        problem for rows in document.values() for row in rows for problem in row["problems"]
+    ]
+    for problem in problems:
+        output.stderr().print(f"problem: {problem}")
+    if problems:
+        note_leftovers()
+
+
+def note_leftovers() -> None:
+    """Say on stderr how to remove what is of no use, where natc's cache holds such."""
+    from natc import runtime
+
+    count = len(runtime.leftovers())
+    if count:
+        what = "1 leftover" if count == 1 else f"{count} leftovers"
+        text = f"note: {what} in natc's cache can be removed: natc list --prune"
+        output.stderr().print(text)
+
+
+def _schedules() -> list[dict[str, Any]]:
+    rows = []
+    for path, schedule, problem in schedules.list_schedules():
+        measured = schedule.measured if schedule else None
+        rows.append(
+            {
+                **_kernel(path),
+                "target": path.parent.name,
+                "path": path,
+                "speedup": measured.speedup if measured else None,
+                "trials": measured.trials if measured else None,
+                "seconds": measured.seconds if measured else None,
+                "created": schedule.created if schedule else None,
+                "problems": [problem] if problem else [],
+            }
+        )
+    return rows
+
+
+def _kernel(path: Path) -> dict[str, str]:
+    """Return the kernel and the operation that a schedule or a log is named after."""
+    spec, _, operation = path.stem.partition(".")
+    return {"spec": spec, "operation": operation or FORWARD}
+
+
+def _libraries() -> list[dict[str, Any]]:
+    from natc import runtime
+
+    sources = workspace.library_sources()
+    rows: list[dict[str, Any]] = [
+        {
+            "library": library.path.name,
+            "spec": library.manifest.spec,
+            "target": ", ".join(target.name for target in library.targets),
+            "operations": contents(library.spec, library.manifest.entries),
+            "path": library.path,
+            "from": sources.get(library.path.parent),
+            "built": library.manifest.built_at,
+            "problems": [] if library.path.is_file() else [f"{library.path} is missing"],
+        }
+        for library in runtime.kernels()
+    ]
+    rows += [
+        {
+            "library": None,
+            "spec": None,
+            "target": None,
+            "operations": None,
+            "path": rejection.path,
+            "from": sources.get(rejection.path.parent) or sources.get(rejection.path),
+            "built": None,
+            "problems": [f"{rejection.path}: {rejection.reason}"],
+        }
+        for rejection in runtime.problems()
+    ]
+    return rows
+
+
+def _logs() -> list[dict[str, Any]]:
+    rows = []
+    for path in workspace.log_files():
+        try:
+            records, found = read_log(path)
+            problems = [str(problem) for problem in found]
+        except RecordError as error:
+            records, problems = [], [str(error)]
+        trials = [record for record in records if isinstance(record, Trial)]
+        rows.append(
+            {
+                **_kernel(path),
+                "target": path.parent.name,
+                "path": path,
+                "sessions": sum(isinstance(record, Environment) for record in records),
+                "trials": len(trials),
+                "failures": sum(trial.error is not None for trial in trials),
+                "problems": problems,
+            }
+        )
+    return rows
+
+
+# What has no column: where a row belongs, times by shape, and problems, which are told below.
+_NO_COLUMN = ("path", "from", "operation", "seconds", "problems")
+_NUMBERS = ("speedup", "sessions", "trials", "failures")
+
+
+def _by_directory(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield each directory, with how natc came to look there, and the rows of what is in it."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        # Schedules and logs lie in a folder for each target, which has a column.
+        directory = row["path"].parent.parent if "from" not in row else row["path"].parent
+        source = f" ({row['from']})" if row.get("from") else ""
+        groups.setdefault(f"{directory}{source}", []).append(row)
+    yield from groups.items()
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> Any:
+    # A library's file is named after its spec.
+    left_out = (*_NO_COLUMN, "spec") if "library" in rows[0] else _NO_COLUMN
+    columns = [name for name in rows[0] if name not in left_out]
+    result = output.table(title, *columns, right=_NUMBERS)
+    for row in rows:
+        result.add_row(*(_cell(name, row) for name in columns))
+    return result
+
+
+def _cell(name: str, row: dict[str, Any]) -> str:
+    value = row[name]
+    if value is None:
+        # What cannot be read has nothing but a name.
+        return row["path"].name if name in ("spec", "library") else "-"
+    if name == "spec" and row.get("operation", FORWARD) != FORWARD:
+        return f"{value}.{row['operation']}"
+    if name == "speedup":
+        return f"{value:.2f}x"
+    if name in ("created", "built"):
+        return str(value)[:10] or "-"
+    if isinstance(value, list):
+        return ", ".join(value)
+    return str(value)

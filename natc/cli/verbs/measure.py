@@ -1,0 +1,76 @@
+"""`natc measure`: time what `natc tune --export` made, on the machine that has the device."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from natc.cli import output
+from natc.cli.options import JsonOption
+from natc.cli.output import seconds_text
+from natc.errors import NatcError
+
+
+def measure(
+    directory: Annotated[Path, typer.Argument(help="What natc tune --export wrote.")],
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--minutes",
+            min=0.05,
+            help="Stop after this many minutes, shared out among searches.",
+            show_default="when all is measured",
+        ),
+    ] = None,
+    json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    """Measure exported candidates here; needs no compiler. The same command goes on."""
+    from natc.cli.views.progress import watch
+    from natc.tune.measure import measuring, rounds
+
+    end = None if minutes is None else time.monotonic() + 60 * minutes
+    found = rounds.find(directory)
+    summaries, problems = [], []
+    for number, place in enumerate(found):
+        until = None
+        if end is not None:
+            # What one search leaves of its share is there for those after it.
+            until = time.monotonic() + (end - time.monotonic()) / (len(found) - number)
+        try:
+            with watch(show=not quiet) as on_event:
+                summary = measuring.measure(place, until=until, on_event=on_event)
+        except NatcError as error:
+            if len(found) == 1:
+                raise
+            problems.append(str(error))
+            output.stderr().print(f"problem: {error}")
+            continue
+        summaries.append(summary)
+        if not json:
+            output.stdout().print(_line(summary))
+    left = [summary for summary in summaries if not summary.complete]
+    if json:
+        output.print_json({"searches": summaries, "problems": problems})
+    elif left:
+        output.stdout().print(f"Not all is measured; go on with: natc measure {directory}")
+    else:
+        output.stdout().print(f"Take it in where the compiler is: natc tune --import {directory}")
+    if problems:
+        raise typer.Exit(1)
+
+
+def _line(summary: object) -> str:
+    from natc.tune.measure.measuring import Summary
+
+    assert isinstance(summary, Summary)
+    text = (
+        f"{summary.name}: {summary.measured} measurements of {summary.candidates} candidates in "
+    )
+    text += f"{summary.seconds:.0f} s ({summary.failures} failed)"
+    if summary.best is not None and summary.untuned is not None:
+        text += f"; best {seconds_text(summary.best)}, untuned {seconds_text(summary.untuned)}"
+    return text

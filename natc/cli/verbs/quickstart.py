@@ -1,0 +1,187 @@
+"""`natc quickstart`: tune, build, load, run a network on a photograph, check it, time it."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from natc.cli import options, output
+from natc.cli.views import search
+from natc.cli.views.network import run_network
+from natc.errors import LibraryError, NatcError
+from natc.host import detect, environment
+from natc.host.detect import detect_host_cpu
+from natc.operations import FAMILIES
+from natc.spec import KernelSpec
+from natc.store import files, workspace
+from natc.targets import Target
+
+if TYPE_CHECKING:
+    from natc.bench.results import ResultRow
+    from natc.bench.times import Contestant
+
+SECONDS_A_SHAPE = 4.0
+
+
+def quickstart(
+    minutes: Annotated[
+        float, typer.Option("--minutes", min=0.05, help="Time to spend on tuning.")
+    ] = 1.5,
+    directory: Annotated[
+        Path, typer.Option("--output", "-o", help="Where the picture is written.")
+    ] = Path("natc-quickstart"),
+    json: options.JsonOption = False,
+) -> None:
+    """Tune a kernel for this CPU, build it, and run NAT-Mini on a photograph with it.
+
+    Every step is checked; exits with 1 when a result is wrong. The same command again goes on
+    with the search.
+    """
+    options.require_compiler("tune")
+    _require_demo()
+    target = detect_host_cpu()
+    spec = options.make_spec(
+        options.NAT_KERNEL,
+        kind=target.kind,
+        rank=2,
+        head_dim=options.DEFAULT_HEAD_DIM,
+        dtype=None,
+        rpb=True,
+    )
+    # Found out now, not after minutes of tuning.
+    files.make_directory(directory)
+    if not files.writable(directory):
+        raise NatcError(f"directory {directory} is not writable; name another with --output.")
+
+    # One document on stdout, and nothing else.
+    console = output.stderr() if json else output.stdout()
+
+    def step(number: int, text: str) -> None:
+        console.print(f"[{number}/4] {text}", style="bold")
+
+    step(1, f"tune {spec.name} for {target.name} ({detect.cpu_model()}), {minutes:g} min")
+    finished = search.run(spec, target, minutes=minutes)
+    if finished.interrupted:
+        raise KeyboardInterrupt
+    if finished.schedule_path is not None:
+        console.print(search.summary(finished))
+    else:
+        # On a machine that is slow, or busy, the rest is worth seeing all the same.
+        more = f"natc quickstart --minutes {2 * minutes:g}"
+        console.print(
+            f"{search.unmeasured(finished)}: nothing new is tuned. For more time: {more}"
+        )
+    step(2, "build the tuned kernel and, to compare, the untuned one")
+    tuned, untuned = _build(spec, target)
+    step(3, "run NAT-Mini on a photograph, on the kernels and on the reference")
+    network = run_network(spec, directory, seconds=SECONDS_A_SHAPE, console=console)
+    step(4, "time attention at the four levels of NAT")
+    name = "tuned kernel" if workspace.find_schedule(spec, target) else "built kernel"
+    rows = _time({name: tuned, "untuned kernel": untuned})
+    if json:
+        output.print_json(
+            {
+                "spec": spec.name,
+                "target": target.name,
+                "environment": environment.collect(),
+                "search": {**asdict(finished), "speedup": search.speedup(finished)},
+                "network": network,
+                "rows": rows,
+            }
+        )
+        return
+    from natc.cli.views import times_table
+
+    times_table.show(f"7x7 neighborhood attention, float32, on {detect.cpu_model()}", rows)
+    console.print(f"picture: {network.picture.absolute()}")
+
+
+def _require_demo() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("skimage", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise NatcError(
+            f"natc quickstart needs {' and '.join(missing)}: pip install 'natc[compiler,demo]'."
+        )
+
+
+def _build(spec: KernelSpec, target: Target) -> tuple[Contestant, Contestant]:
+    from natc import runtime
+    from natc.compiler.build import build_library
+
+    note = output.stderr().print
+    where = workspace.library_dir()
+    # What a user tries next in Python may well have no bias.
+    tuned, _ = (
+        build_library(
+            variant,
+            target,
+            where,
+            families=families_to_build(variant, target, where),
+            on_note=note,
+        )
+        for variant in (spec, replace(spec, rpb=False))
+    )
+    runtime.clear()
+    contestants = [_contestant(spec, tuned.parent, target.name)]
+    with tempfile.TemporaryDirectory(prefix="natc-untuned-") as scratch:
+        build_library(spec, target, Path(scratch), families=("forward",), untuned=True)
+        contestants.append(_contestant(spec, Path(scratch), "the space's first schedule"))
+    return contestants[0], contestants[1]
+
+
+def families_to_build(spec: KernelSpec, target: Target, directory: Path) -> tuple[str, ...]:
+    """Return the families of operations that a library is to hold which replaces another.
+
+    That is the forward, which is all that the quickstart runs, and what is there already: a
+    library that was built for training must not lose what it is for.
+    """
+    from natc import runtime
+    from natc.runtime.commands import families_of
+
+    held = {
+        family
+        for library in runtime.kernels()
+        if (library.spec, library.targets) == (spec, [target])
+        and library.manifest_path.parent == directory
+        for family in families_of(library)
+    }
+    return tuple(family for family in FAMILIES if family in held | {"forward"})
+
+
+def _contestant(spec: KernelSpec, directory: Path, note: str) -> Contestant:
+    """Load the kernel that lies in a directory, whatever other directories hold."""
+    import torch
+
+    from natc import runtime
+    from natc.bench import peers
+    from natc.runtime.facts import device_facts
+    from natc.runtime.load import load
+    from natc.runtime.scan import scan
+
+    facts = device_facts(torch.device("cpu"))
+    choice, rejections = runtime.select(scan([directory]).libraries, spec, facts)
+    if choice is None:
+        raise LibraryError(f"the library just built in {directory} is not usable: {rejections}.")
+    return peers.from_kernel(load(choice).function, note)
+
+
+def _time(kernels: dict[str, Contestant]) -> list[ResultRow]:
+    import torch
+
+    from natc.bench import peers, times
+    from natc.cli.views import times_table
+
+    return times.time_attention(
+        times.NAT_LEVELS,
+        torch.float32,
+        {**kernels, **peers.torch_peers()},
+        kernel_size=int(options.NAT_KERNEL),
+        seconds=SECONDS_A_SHAPE,
+        progress=times_table.progress(),
+    )

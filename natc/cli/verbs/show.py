@@ -1,0 +1,190 @@
+"""`natc show`: what serves a kernel's calls and why; or what is in a library or a schedule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from natc.cli import options, output
+from natc.cli.options import DtypeOption, HeadDimOption, JsonOption
+from natc.errors import ArgumentError, SpecError, TargetError
+from natc.host import detect
+from natc.operations import FORWARD, OPERATIONS, operations_of
+from natc.spec import KernelSpec, compiles
+from natc.targets import ARCHS
+
+if TYPE_CHECKING:
+    from natc.runtime import Facts
+
+
+def show(
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="FILE|NAME",
+            help="A library (.so), its manifest or a schedule (.json); or a kernel's name, as "
+            "natc list prints it, instead of --kernel.",
+            show_default=False,
+        ),
+    ] = None,
+    kernel: options.OptionalKernelOption = None,
+    target: options.TargetOption = "llvm",
+    arch: options.ArchOption = None,
+    head_dim: HeadDimOption = options.DEFAULT_HEAD_DIM,
+    dtype: DtypeOption = None,
+    rank: options.RankOption = None,
+    value_dim: options.ValueDimOption = None,
+    rpb: options.RpbOption = True,
+    operation: Annotated[
+        str,
+        typer.Option(
+            "--operation",
+            help="The operation whose choice is explained, such as forward or d_query.",
+            autocompletion=options.complete(lambda: tuple(OPERATIONS)),
+        ),
+    ] = FORWARD,
+    json: JsonOption = False,
+) -> None:
+    """Show what serves the calls of a kernel here, and why each other candidate does not.
+
+    Candidates are named in the order in which natc looks. Exits with 1 where a call would run on
+    the reference or raise. With a FILE, shows what is in a library or a schedule.
+    """
+    # What finds libraries is imported here, so that natc --help need not.
+    from natc import runtime
+    from natc.cli.views import show_file, show_schedule, why
+
+    if what is not None and show_file.is_file(what):
+        document = show_file.document(what)
+        if json:
+            output.print_json(document)
+        else:
+            show_file.show(document)
+        if document.get("problem"):
+            raise typer.Exit(1)
+        return
+    spec, facts = _question(what, kernel, target, arch, head_dim, dtype, rank, value_dim, rpb)
+    if operation not in operations_of(spec):
+        raise SpecError(
+            f"operation is {operation!r}; {spec.name} has {', '.join(operations_of(spec))}."
+        )
+    account = why.account(spec, facts, operation)
+    account["operations"] = why.operations(spec, facts)
+    choice = runtime.explain(spec, facts, operation=operation).choice
+    if choice is not None:
+        account["holds"] = show_file.held(choice.library)
+        account["schedule"] = show_schedule.of_library(choice.library, choice.target, operation)
+    elif facts.machine is not None:
+        account["schedule"] = show_schedule.on_file(spec, facts.machine, operation)
+    if json:
+        output.print_json(account)
+    else:
+        _print(account)
+    if account["served_by"] in (why.REFERENCE, why.REFUSED):
+        raise typer.Exit(1)
+
+
+def _question(
+    name: str | None,
+    kernel: str | None,
+    target: str,
+    arch: str | None,
+    head_dim: int,
+    dtype: options.Dtype | None,
+    rank: int | None,
+    value_dim: int | None,
+    rpb: bool,
+) -> tuple[KernelSpec, Facts]:
+    """Return the spec and the device that the options ask about."""
+    from natc.cli.views import why
+
+    if (name is None) == (kernel is None):
+        said = "neither" if name is None else "both"
+        raise ArgumentError(
+            f"{said} of NAME and --kernel given; natc show takes one of them, or a FILE."
+        )
+    kind = target.split("-")[0]
+    facts = _facts(target, arch)
+    if name is not None:
+        spec = why.spec_of_name(name)
+        if spec is None:
+            raise ArgumentError(
+                f"{name!r} is neither a file nor the name of a kernel; names look like "
+                "na2d_k7_d32_float32_rpb."
+            )
+        return spec, facts
+    assert kernel is not None
+    # Asking about float64 on a GPU is allowed: the answer is what serves it.
+    spec = options.make_spec(
+        kernel,
+        kind="llvm" if dtype and not compiles(dtype.value, kind) else kind,
+        rank=rank,
+        head_dim=head_dim,
+        dtype=dtype,
+        rpb=rpb,
+        value_dim=value_dim,
+    )
+    return spec, facts
+
+
+def _facts(target: str, arch: str | None) -> Facts:
+    from natc import runtime
+
+    if target not in ARCHS or arch is not None:
+        return runtime.facts_of(detect.parse_target(target, arch))
+    facts = runtime.this_machine()[target]
+    if facts.machine is None and facts.capability is None:
+        raise TargetError(
+            f"{facts.problem.rstrip('.')}; to ask about another machine, name its architecture "
+            f"with --arch, one of {', '.join(ARCHS[target])}."
+        )
+    return facts
+
+
+def _print(account: dict[str, Any]) -> None:
+    from natc.cli.views import show_file, show_schedule, why
+
+    console = output.stdout()
+    machine = f" ({account['machine']})" if account["machine"] else ""
+    console.print(
+        f"{account['spec']}, {account['operation']}, on {account['device']}{machine}", style="bold"
+    )
+    good = account["served_by"] in (why.LIBRARY, why.BUILD)
+    console.print(f"served by: {_server(account)}", style="green" if good else "yellow")
+    console.print(f"because: {account['why']}")
+    if account["command"] and account["library"] is None:
+        console.print(f"build it: {account['command']}")
+    console.print("where natc looks, in order", style="bold")
+    for line in why.place_lines(account["places"]):
+        console.print(line)
+    builds = "yes" if account["not_built"] is None else f"no: {account['not_built']}"
+    if account["library"] is not None:
+        builds = "not needed"
+    console.print(f"  build by the first call: {builds}")
+    console.print("  reference: plain PyTorch, serves what is left")
+    console.print("operations", style="bold")
+    for server, names in _by_server(account["operations"]).items():
+        console.print(f"  {server}: {', '.join(names)}")
+    if account.get("holds"):
+        show_file.show_held(account["holds"])
+    if account.get("schedule"):
+        show_schedule.show(account["schedule"])
+
+
+def _by_server(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        found.setdefault(_server(row), []).append(row["operation"])
+    return found
+
+
+def _server(row: dict[str, Any]) -> str:
+    from natc.cli.views import why
+
+    words = {
+        why.BUILD: "a build by the first call",
+        why.REFERENCE: "the reference",
+        why.REFUSED: "nothing: the call raises",
+    }
+    return words.get(row["served_by"]) or str(row["library"])

@@ -1,0 +1,97 @@
+"""`natc verify`: check libraries and packages without running anything of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from natc.cli import output
+from natc.cli.options import JsonOption
+from natc.store import workspace
+
+if TYPE_CHECKING:
+    from natc.package.verify import Report
+
+
+def verify(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="PATH",
+            help="Directories, wheels, archives.",
+            show_default="where natc finds libraries",
+        ),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", help="Public ed25519 key (PEM) that must have signed them."),
+    ] = None,
+    portable: Annotated[
+        bool,
+        typer.Option(
+            "--portable", help="Demand of directories what packages must do: run on glibc 2.28."
+        ),
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Check hashes, manifests, symbols and signatures; exits with 1 when something is wrong."""
+    from natc.package.verify import verify_path
+
+    verifier = None
+    if key is not None:
+        from natc.package.signing import Verifier
+
+        verifier = Verifier(key)
+    found = list(paths or [])
+    if not found:
+        found = [place.path for place in workspace.library_places() if place.path.is_dir()]
+    reports = [
+        verify_path(path, key=verifier, portable=portable, may_be_empty=not paths)
+        for path in found
+    ]
+    if json:
+        output.print_json({"ok": all(report.ok for report in reports), "checked": [
+            {"path": report.path, "kind": report.kind, "ok": report.ok,
+             "libraries": report.rows, "problems": report.problems}
+            for report in reports
+        ]})  # fmt: skip
+    else:
+        _show(reports)
+    if not all(report.ok for report in reports):
+        raise typer.Exit(1)
+
+
+def _show(reports: list[Report]) -> None:
+    console = output.stdout()
+    if not reports:
+        console.print("no library directories")
+    for report in reports:
+        if not report.rows:
+            console.print(f"{report.path}: {report.kind}, no libraries")
+        else:
+            console.print(_table(report))
+        for problem in report.problems:
+            console.print(f"problem: {report.path}: {problem}", style="red")
+        for row in report.rows:
+            for problem in row.problems:
+                console.print(f"problem: {row.library}: {problem}", style="red")
+    count = sum(len(report.rows) for report in reports)
+    if all(report.ok for report in reports):
+        console.print(f"nothing is wrong; libraries checked: {count}", style="green")
+    else:
+        wrong = sum(bool(row.problems) for report in reports for row in report.rows)
+        console.print(f"libraries checked: {count}, with problems: {wrong}", style="red")
+
+
+def _table(report: Report) -> Any:
+    table = output.table(
+        f"{report.path}: {report.kind}", "library", "target", "glibc", "signed", "state"
+    )
+    for row in report.rows:
+        state = "PROBLEM" if row.problems else "intact"
+        table.add_row(
+            row.library, row.target or "-", row.glibc or "-", "yes" if row.signed else "-", state
+        )
+    return table

@@ -1,0 +1,1 @@
+"""The tables, reports and progress displays that verbs print."""

@@ -1,0 +1,137 @@
+"""The schedule behind a kernel, shown: decisions, times, where and when they were measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from natc.cli import output
+from natc.cli.output import seconds_text
+from natc.errors import ScheduleError
+from natc.operations import FORWARD, tuned_as
+from natc.spec import KernelSpec
+from natc.store import workspace
+from natc.store.schedules import Schedule, near, own_decisions, read_schedule
+from natc.targets import Target
+
+if TYPE_CHECKING:
+    from natc.runtime import Library
+
+
+def of_library(library: Library, target: Target, operation: str) -> dict[str, Any]:
+    """Return what an operation's code for a target was made from; its times where they are here.
+
+    A manifest holds the decisions; the times are in the schedule's file, if it is still the same.
+    """
+    operation = tuned_as(operation)
+    record = library.manifest.schedule.get(target.arch) or {}
+    evidence = record if operation == FORWARD else (record.get("others") or {}).get(operation, {})
+    origin = record.get("origin") if operation == FORWARD else "untuned"
+    if operation != FORWARD and evidence:
+        origin = "tuned" if evidence.get("of") == library.spec.name else "borrowed"
+    found = {
+        "operation": operation,
+        "origin": origin,
+        "of": evidence.get("of"),
+        "target": target.name,
+        "space": evidence.get("space"),
+        "decisions": own_decisions(record.get("decisions") or {}, operation),
+        "created": evidence.get("created"),
+        "path": None,
+        "measured": None,
+        "environment": None,
+    }
+    if evidence.get("of"):
+        path, schedule = _find(KernelSpec.parse(evidence["of"]), target, operation)
+        if schedule is not None and schedule.created == evidence.get("created"):
+            found |= _evidence(path, schedule)
+    return found
+
+
+def all_of_library(library: Library, target: Target) -> list[dict[str, Any]]:
+    """Return what `of_library` does, for the forward and each operation with a schedule."""
+    record = library.manifest.schedule.get(target.arch) or {}
+    return [of_library(library, target, name) for name in (FORWARD, *(record.get("others") or ()))]
+
+
+def on_file(spec: KernelSpec, target: Target, operation: str) -> dict[str, Any] | None:
+    """Return the schedule that lies ready for a kernel that is not built, or a near kernel's."""
+    for candidate in near(spec):
+        path, schedule = _find(candidate, target, tuned_as(operation))
+        if schedule is not None:
+            return of_schedule(path, schedule, "tuned" if candidate == spec else "borrowed")
+    return None
+
+
+def of_schedule(path: Path | None, schedule: Schedule, origin: str) -> dict[str, Any]:
+    """Return what is in a schedule."""
+    return {
+        "operation": schedule.operation,
+        "origin": origin,
+        "of": schedule.spec,
+        "target": schedule.target,
+        "space": msgspec.to_builtins(schedule.space),
+        "decisions": schedule.decisions,
+        "created": schedule.created,
+        **_evidence(path, schedule),
+    }
+
+
+def _find(spec: KernelSpec, target: Target, operation: str) -> tuple[Path | None, Schedule | None]:
+    path = workspace.find_schedule(spec, target, operation)
+    if path is None:
+        return None, None
+    try:
+        return path, read_schedule(path)
+    except ScheduleError as error:
+        output.stderr().print(f"problem: {error}")
+        return path, None
+
+
+def _evidence(path: Path | None, schedule: Schedule) -> dict[str, Any]:
+    measured = msgspec.to_builtins(schedule.measured)
+    return {
+        "path": path,
+        "measured": {**measured, "speedup": schedule.measured.speedup},
+        "environment": msgspec.to_builtins(schedule.environment),
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print what `of_library`, `on_file` or `of_schedule` returned on stdout."""
+    console = output.stdout()
+    console.print(f"schedule of {found['operation']} for {found['target']}", style="bold")
+    if not found["of"]:
+        # Libraries that an older natc built say less.
+        console.print(f"  {found['origin'] or 'unknown'}: no search was made for this kernel")
+        return
+    whose = "" if found["origin"] == "tuned" else f", {found['origin']}"
+    space = found["space"] or {}
+    console.print(
+        f"  of {found['of']}{whose}, found {str(found['created'])[:16]}, "
+        f"in space {space.get('name')} {space.get('version')}"
+    )
+    chosen = ", ".join(f"{name} {value}" for name, value in (found["decisions"] or {}).items())
+    console.print(f"  decisions: {chosen}")
+    measured = found["measured"]
+    if measured is None:
+        console.print("  measured: the schedule's file is not here, or is of another search")
+        return
+    where = found["environment"]
+    place = where["gpu"] or f"{where['cpu']}, {where['cores']} cores"
+    console.print(f"  measured: on {place}; {measured['trials']} candidates")
+    console.print(f"  file: {found['path']}")
+    table = output.table(
+        "", "input", "tuned", "untuned", "ratio", right=("tuned", "untuned", "ratio")
+    )
+    for shape, seconds in measured["seconds"].items():
+        before = measured["baseline_seconds"].get(shape)
+        table.add_row(
+            shape,
+            seconds_text(seconds),
+            seconds_text(before) if before else "-",
+            f"{before / seconds:.2f}" if before else "-",
+        )
+    console.print(table)

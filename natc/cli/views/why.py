@@ -1,0 +1,261 @@
+"""What serves a kernel's calls and why: the account that `natc show` and `natc doctor` give."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from natc import env, runtime
+from natc.errors import LibraryError, SpecError
+from natc.operations import OPERATIONS, operations_of
+from natc.spec import KernelSpec, compiles
+from natc.store import workspace
+from natc.store.manifest import SUFFIX
+
+if TYPE_CHECKING:
+    from natc.runtime import Choice, Explanation, Facts, Library
+
+# What a call comes to, in the order in which natc tries.
+LIBRARY, BUILD, REFERENCE, REFUSED = "library", "build", "reference", "refused"
+
+# Where libraries come from, in the order in which natc looks, and what it means to have none.
+_SOURCES = {
+    "named in the program": "nothing: natc.runtime.use() does it, in a program",
+    env.NATC_LIB_PATH.name: "not set",
+    "wheel": "none is installed",
+    "cache": "",
+    env.NATC_JIT.name: "off: what was built when first called is not used either",
+    "natc": "",
+}
+# Libraries of other kernels that are named as close to the one wanted; the others are counted.
+_NEAREST = 3
+_FIELDS = ("rank", "kernel_size", "head_dim", "value_dim", "dtype", "rpb")
+
+
+def account(spec: KernelSpec, facts: Facts, operation: str) -> dict[str, Any]:
+    """Return what serves a spec's operation on a device and why, as values for JSON.
+
+    `served_by` is library, build (by the first call), reference or refused; `places` are where
+    libraries are looked for, in order, each with its candidates.
+    """
+    found = runtime.explain(spec, facts, operation=operation)
+    served_by, why = _served(found)
+    return {
+        "spec": spec.name,
+        "operation": operation,
+        "device": facts.device,
+        "machine": facts.machine.name if facts.machine else None,
+        "served_by": served_by,
+        "why": why,
+        "library": found.choice.library.path if found.choice else None,
+        "code_for": found.choice.target.name if found.choice else None,
+        "function": found.choice.function if found.choice else None,
+        "places": _places(found),
+        "built_by_a_call": served_by == BUILD,
+        "not_built": found.not_built or (None if facts.machine else facts.problem.rstrip(".")),
+        "command": found.command,
+    }
+
+
+def operations(spec: KernelSpec, facts: Facts) -> list[dict[str, Any]]:
+    """Return what serves each operation that a kernel of a spec may have."""
+    rows = []
+    for name in operations_of(spec):
+        found = runtime.explain(spec, facts, operation=name)
+        served_by, why = _served(found)
+        rows.append(
+            {
+                "operation": name,
+                "family": OPERATIONS[name].family,
+                "served_by": served_by,
+                "library": found.choice.library.path if found.choice else None,
+                "why": why,
+            }
+        )
+    return rows
+
+
+def uses(library: Library, machine: dict[str, Facts]) -> list[dict[str, Any]]:
+    """Return for each operation of a library whether calls of its spec run it here, and why not.
+
+    machine: the facts of this machine, by kind of target.
+    """
+    rows = []
+    facts = machine[library.manifest.target.kind]
+    for name in library.manifest.entries:
+        if name not in OPERATIONS:
+            continue
+        found = runtime.explain(library.spec, facts, operation=name)
+        used = found.choice is not None and found.choice.library == library
+        rows.append(
+            {
+                "operation": name,
+                "device": facts.device,
+                "used": used,
+                "reason": None if used else reason_of(found, library.manifest_path),
+            }
+        )
+    return rows
+
+
+def reason_of(found: Explanation, path: Path) -> str | None:
+    """Return why a manifest, or the directory that it is in, was passed over."""
+    reasons = [item.reason for item in found.rejections if item.path in (path, path.parent)]
+    return reasons[0] if reasons else None
+
+
+def _served(found: Explanation) -> tuple[str, str]:
+    """Return what a call comes to and why, as a clause."""
+    facts, spec = found.facts, found.spec
+    if found.choice is not None:
+        problem = _problem(found.choice)
+        if problem:
+            return REFUSED, problem
+        if found.choice.library.spec != spec:
+            return LIBRARY, f"that of {found.choice.library.spec.name}, which is the same"
+        code, machine = found.choice.target, facts.machine
+        if code == machine:
+            return LIBRARY, f"code for {code.name}, which is what this is"
+        if machine is not None and code.runs_on(machine):
+            return LIBRARY, f"code for {code.name}, which runs on {machine.name}"
+        return LIBRARY, f"PTX for {code.name}, which the driver compiles for this GPU"
+    if facts.machine is None:
+        why = facts.problem.rstrip(".")
+    elif not compiles(spec.dtype, facts.machine.kind):
+        return REFERENCE, f"there are no {spec.dtype} kernels for {facts.machine.kind}, by design"
+    elif found.not_built is None:
+        return BUILD, "no library fits; the first call builds one, in seconds, once"
+    else:
+        why = f"no library fits, and a call builds none: {found.not_built}"
+    if env.NATC_STRICT.flag():
+        return REFUSED, f"{why}; and {env.NATC_STRICT.name} forbids the reference"
+    return REFERENCE, why
+
+
+def _problem(choice: Choice) -> str | None:
+    """Return why the library that a call would load is refused, or None."""
+    here = runtime.this_machine()["llvm"].machine
+    elsewhere = choice.target.kind == "llvm" and not (here and choice.target.runs_on(here))
+    try:
+        # Asked about another processor, that its library is not for this one is no news.
+        (runtime.verify if elsewhere else runtime.check)(choice.library)
+    except LibraryError as error:
+        return str(error).rstrip(".")
+    return None
+
+
+def _places(found: Explanation) -> list[dict[str, Any]]:
+    places = workspace.library_places()
+    rows: list[dict[str, Any]] = []
+    for source, none in _SOURCES.items():
+        here = [place for place in places if place.source.split()[0] == source.split()[0]]
+        if not here and none:
+            rows.append({"source": source, "path": None, "state": none, "candidates": []})
+        for place in here:
+            candidates = _candidates(found, place.path)
+            state = "missing" if not place.path.is_dir() else None if candidates else "empty"
+            rows.append(
+                {
+                    "source": place.source,
+                    "path": place.path,
+                    "state": state,
+                    "candidates": candidates,
+                }
+            )
+    return rows
+
+
+def _candidates(found: Explanation, directory: Path) -> list[dict[str, Any]]:
+    """Return what lies in a directory and why each was passed over, the nearest first."""
+    by_path = {library.manifest_path: library for library in runtime.kernels()}
+    rows: list[tuple[int, dict[str, Any]]] = []
+    chosen = found.choice.library if found.choice is not None else None
+    if chosen is not None and chosen.manifest_path.parent == directory:
+        rows.append((-1, _row(chosen.path, True, None, [])))
+    for item in found.rejections:
+        # A kernel with a bias may serve what reads none: it is passed over, and then chosen.
+        if chosen is not None and item.path == chosen.manifest_path:
+            continue
+        if item.path.parent != directory and item.path != directory:
+            continue
+        library = by_path.get(item.path)
+        differs = differences(library.spec, found.spec) if library else []
+        path = library.path if library else item.path
+        rows.append((len(differs), _row(path, False, item.reason, differs)))
+    return [row for _, row in sorted(rows, key=lambda pair: (pair[0], str(pair[1]["path"])))]
+
+
+def _row(path: Path, chosen: bool, reason: str | None, differs: list[str]) -> dict[str, Any]:
+    return {"path": path, "chosen": chosen, "reason": reason, "differs_in": differs}
+
+
+def differences(have: KernelSpec, wanted: KernelSpec) -> list[str]:
+    """Return in which fields a spec is another than the one wanted, such as `dtype float32`."""
+    return [
+        f"{name} {_field(have, name)}"
+        for name in _FIELDS
+        if getattr(have, name) != getattr(wanted, name)
+        # A value dim that follows the head dim is no difference of its own.
+        and not (name == "value_dim" and _plain(have) and _plain(wanted))
+    ]
+
+
+def _plain(spec: KernelSpec) -> bool:
+    return spec.value_dim == spec.head_dim
+
+
+def _field(spec: KernelSpec, name: str) -> str:
+    if name == "kernel_size":
+        return spec.kernel_text
+    if name == "rpb":
+        return "yes" if spec.rpb else "no"
+    return str(getattr(spec, name))
+
+
+def place_lines(places: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the lines that show places and their candidates to a person."""
+    lines = []
+    for place in places:
+        where = place["path"] or "-"
+        state = f" ({place['state']})" if place["state"] else ""
+        lines.append(f"  {place['source']}: {where}{state}")
+        others = 0
+        for row in place["candidates"]:
+            if row["chosen"]:
+                lines.append(f"    chosen: {row['path'].name}")
+            elif not row["differs_in"]:
+                lines.append(f"    passed over: {_name(row, place)}: {row['reason']}")
+            elif others < _NEAREST:
+                others += 1
+                what = ", ".join(row["differs_in"])
+                lines.append(f"    passed over: {row['path'].name}: another kernel ({what})")
+            else:
+                others += 1
+        if others > _NEAREST:
+            lines.append(f"    passed over: {others - _NEAREST} libraries of other kernels")
+    return lines
+
+
+def _name(row: dict[str, Any], place: dict[str, Any]) -> str:
+    return "everything" if row["path"] == place["path"] else row["path"].name
+
+
+def use_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the lines that show `uses` to a person: operations by what becomes of their calls."""
+    by_text: dict[str, list[str]] = {}
+    for row in rows:
+        text = f"used on {row['device']}" if row["used"] else f"not used: {row['reason']}"
+        by_text.setdefault(text, []).append(row["operation"])
+    if len(by_text) == 1:
+        return list(by_text)
+    return [f"{text} ({', '.join(names)})" for text, names in by_text.items()]
+
+
+def spec_of_name(text: str) -> KernelSpec | None:
+    """Return the spec whose name a text is, or the name of whose files; None where it is none."""
+    stem = text.removesuffix(SUFFIX).split(".")[0]
+    with contextlib.suppress(SpecError):
+        return KernelSpec.parse(stem)
+    return None

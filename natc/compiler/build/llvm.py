@@ -1,0 +1,70 @@
+"""Kernels for CPUs: machine code and natc's own threads in one shared library."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+import tvm
+
+from natc.compiler.build.lower import StageSizesKnown, compiler_target, entry_module
+from natc.host.c_compiler import link_library
+from natc.host.toolchain import machine_of
+from natc.operations import operations_of
+from natc.spec import KernelSpec
+from natc.targets import Target
+
+
+def function_name(spec: KernelSpec, entry: str) -> str:
+    """Return the exported name of an entry."""
+    return f"{spec.name}_{entry}"
+
+
+def build_llvm(
+    spec: KernelSpec,
+    target: Target,
+    decisions: Mapping[str, int],
+    output: Path,
+    directory: Path,
+    *,
+    entries: Sequence[str] | None = None,
+    portable: bool = False,
+) -> dict[str, dict[str, str]]:
+    """Compile a kernel for a CPU into the shared library `output`; return its entries.
+
+    entries: names of operations, by default all that the kernel has. directory: for intermediate
+    files. portable: as `link_library` takes it. Raises BuildError or CompilerNotFound.
+    """
+    entries = operations_of(spec) if entries is None else entries
+    names = {entry: function_name(spec, entry) for entry in entries}
+    module = entry_module(spec, target, decisions, names)
+    link(module, target, names.values(), output, directory, portable=portable)
+    return {entry: {"llvm": name} for entry, name in names.items()}
+
+
+def link(
+    module: tvm.IRModule,
+    target: Target,
+    names: Collection[str],
+    output: Path,
+    directory: Path,
+    *,
+    portable: bool = False,
+) -> None:
+    """Compile a module's functions into the shared library `output`, which exports `names`."""
+    with tvm.transform.PassContext(instruments=[StageSizesKnown()]):
+        compiled = tvm.compile(module, target=compiler_target(target))
+    machine_code = directory / "kernels.o"
+    compiled.mod.write_to_file(str(machine_code), "o")
+    with resources.as_file(
+        resources.files("natc.compiler.build") / "launcher" / "threads.c"
+    ) as threads:
+        link_library(
+            output,
+            [threads, machine_code],
+            exported=[f"__tvm_ffi_{name}" for name in names],
+            directory=directory,
+            machine=machine_of(target),
+            portable=portable,
+        )

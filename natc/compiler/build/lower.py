@@ -1,0 +1,132 @@
+"""Scheduled functions and compiler targets: what every build and every trial starts from."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.s_tir import Schedule, transform
+from tvm.target import Target as CompilerTarget
+
+from natc.compiler.space import Decisions, space_for
+from natc.compiler.space.skip import apply_skips
+from natc.compiler.space.threads import apply_threads
+from natc.compiler.tensor_cores import apply_tiles
+from natc.host.detect import host_machine
+from natc.operations import FORWARD
+from natc.spec import KernelSpec
+from natc.store.schedules import own_decisions
+from natc.targets import Target
+
+# Sums may be reordered, or no reduction would use vector registers; infinities and NaN keep
+# their meaning.
+_FLOAT_OPTIONS = {"fast-math-reassoc": True, "fast-math-contract": True, "fast-math-nsz": True}
+# Shared memory that one block may ask for, by compute capability (CUDA C++ programming guide,
+# table "Technical specifications per compute capability").
+_SHARED_MEMORY = {
+    "sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227,
+    "sm_103": 227, "sm_120": 99,
+}  # fmt: skip
+# What TVM does first with a scheduled function (tvm.s_tir.pipeline), of which stages and blocks
+# are nothing but loops and memory then.
+_WITHOUT_BLOCKS = tvm.transform.Sequential(
+    [
+        transform.CanonicalizeLoop(),
+        transform.LowerInitBlock(),
+        transform.PlanAndUpdateBufferAllocationLocation(),
+        transform.ConvertBlocksToOpaque(),
+        transform.CompactBufferAllocation(),
+        transform.LowerMatchBuffer(),
+        transform.StmtSimplify(),
+        transform.LowerOpaqueBlock(),
+    ]
+)
+
+
+@functools.cache
+def compiler_target(target: Target) -> CompilerTarget:
+    """Return the compiler's form of a target; needs neither that CPU nor a GPU."""
+    if target.kind == "llvm":
+        options: dict[str, Any] = {"kind": "llvm", **_FLOAT_OPTIONS}
+        if target.arch == "aarch64":
+            options |= {"mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]}
+        else:
+            options["mcpu"] = target.arch
+            if host_machine() != "x86_64":
+                options["mtriple"] = "x86_64-linux-gnu"
+        return CompilerTarget(options)
+    cuda = {
+        "kind": "cuda",
+        "arch": target.arch,
+        "max_shared_memory_per_block": most_shared_bytes(target),
+        "max_threads_per_block": 1024,
+        "thread_warp_size": 32,
+    }
+    return CompilerTarget(cuda, host=CompilerTarget({"kind": "llvm"}))
+
+
+def most_shared_bytes(target: Target) -> int:
+    """Return the bytes of shared memory that one block may have on a GPU."""
+    return _SHARED_MEMORY[target.arch] * 1024
+
+
+def entry_module(
+    spec: KernelSpec, target: Target, decisions: Mapping[str, int], names: Mapping[str, str]
+) -> tvm.IRModule:
+    """Return a module with the scheduled function of each operation; names: operation -> its name.
+
+    decisions: of the forward operations by their own names, and of others as
+        `natc.store.schedules.joined` has them.
+    """
+    module = tvm.IRModule({})
+    for operation, name in names.items():
+        own = own_decisions(decisions, operation)
+        module.update(scheduled(spec, target, own, operation=operation, name=name))
+    return module
+
+
+def scheduled(
+    spec: KernelSpec,
+    target: Target,
+    decisions: Mapping[str, int],
+    *,
+    operation: str = FORWARD,
+    name: str = "main",
+) -> tvm.IRModule:
+    """Return a module with the scheduled function of an operation, `name`, for any shape.
+
+    decisions: of the operation's space; missing ones take the untuned default. Raises
+    ScheduleError for one that the space does not have.
+    """
+    space = space_for(target, operation, spec)
+    function = space.definition(operation, spec, space.exponential)
+    sch = Schedule(tvm.IRModule({name: function.with_attr("global_symbol", name)}))
+    sch.work_on(name)
+    space.apply(sch, spec, target, Decisions(decisions, space.name))
+    return tvm.IRModule(
+        {var: finished(found, spec, target, operation) for var, found in sch.mod.functions.items()}
+    )
+
+
+def finished(
+    function: tirx.PrimFunc, spec: KernelSpec, target: Target, operation: str = FORWARD
+) -> tirx.PrimFunc:
+    """Return a function with what its space left to be done after all schedule primitives."""
+    function = apply_skips(function)
+    if target.kind == "llvm":
+        # The sizes of stages are found before loops are spread over threads: finding them where
+        # loops are quotients takes longer than all other lowering.
+        (function,) = _WITHOUT_BLOCKS(tvm.IRModule({"main": function})).functions.values()
+    return apply_tiles(apply_threads(function), spec, operation)
+
+
+@tvm.ir.instrument.pass_instrument
+class StageSizesKnown:
+    """Keeps `tvm.compile` from finding the sizes of stages again, for functions of CPUs."""
+
+    def should_run(self, module: tvm.IRModule, info: tvm.transform.PassInfo) -> bool:
+        """Return whether a pass is to be run."""
+        return str(info.name) != "s_tir.CompactBufferAllocation"

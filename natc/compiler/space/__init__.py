@@ -1,0 +1,6 @@
+"""Design spaces: what may vary in how a kernel is computed, by kind of target."""
+
+from natc.compiler.space.decisions import Decisions, combinations, read_decisions
+from natc.compiler.space.registry import DesignSpace, space_for
+
+__all__ = ["Decisions", "DesignSpace", "combinations", "read_decisions", "space_for"]

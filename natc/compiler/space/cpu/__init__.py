@@ -1,0 +1,1 @@
+"""Design spaces for CPUs."""

@@ -1,0 +1,158 @@
+"""Schedules for CPUs of every operation but the forward: sites in parallel, taps one by one.
+
+For what `llvm_blocked_gather` does not have.
+
+Each site walks over its taps. A tap's dot products are vectors of partial sums, and what they
+weigh is added up over vectors of channels. Taps without a pair are skipped.
+"""
+
+from __future__ import annotations
+
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import LoopRV, SBlockRV
+
+from natc.compiler.space.cpu import dot_product
+from natc.compiler.space.cpu.dot_product import INSTRUCTION, TREE, DotProduct
+from natc.compiler.space.decisions import Candidates, Decisions
+from natc.compiler.space.loops import (
+    TAP_AXES,
+    blocks_named,
+    has_block,
+    inner_loops,
+    loops_by_axis,
+    tables_of,
+    vectorize,
+)
+from natc.compiler.space.skip import skip_unless
+from natc.spec import KernelSpec
+from natc.targets import Target
+
+NAME = "llvm_gather"
+VERSION = 1
+
+_INLINED = ("_index", "_site", "_tap")
+_OFFSETS = ("v_r0", "v_r1", "v_r2")
+
+
+def structure(spec: KernelSpec, target: Target) -> Candidates:
+    """Return the choices of structure; the first of each is the untuned schedule's."""
+    if spec.accumulator == "float64":
+        return {"lanes": (target.vector_bytes // 8, 1), "lane_sum": (TREE,)}
+    widest = target.vector_bytes // 4
+    return {"lanes": (widest, 2 * widest, widest // 2, 1), "lane_sum": (INSTRUCTION, TREE)}
+
+
+def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions) -> None:
+    """Schedule the function of an operation; ScheduleError for a decision out of bounds."""
+    choices = {n: decisions.choose(n, values) for n, values in structure(spec, target).items()}
+    for name in blocks_named(sch, lambda name: name.endswith(_INLINED)):
+        sch.compute_inline(sch.get_sblock(name))
+    if not has_block(sch, "weight") and not has_block(sch, "scores"):
+        _delta(sch, spec, choices)
+    elif has_block(sch, "batch_of_query"):
+        _chunks(sch, spec, choices)
+    else:
+        _sites(sch, spec, choices)
+    # A sum over chunks has two blocks by now.
+    decisions.annotate(sch, sch.get_sblock("output" if has_block(sch, "output") else "weight"))
+
+
+def _sites(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:
+    dots = _dots(sch, spec, choices)
+    output = sch.get_sblock("output")
+    row, column, site, last = _site_loops(sch, output, spec)
+    if has_block(sch, "summed"):
+        if spec.head_dim > 1 and spec.value_dim > 1:
+            vectorize(sch, last)
+        summed = sch.get_sblock("summed")
+        sch.compute_at(summed, site)
+        loops = inner_loops(sch, summed, outer=site)
+        channel = loops.pop("v_d", None)
+        taps = {axis: loops[axis] for axis in TAP_AXES if axis in loops}
+        sch.reorder(*taps.values(), *([channel] if channel else []))
+        if channel:
+            vectorize(sch, channel)
+        tap = list(taps.values())[-1]
+        sch.compute_at(sch.get_sblock("weight"), tap)
+    else:
+        summed, taps = None, {}
+        tap = sch.split(last, [None, *spec.kernel_size[1:]])[-1] if spec.rank > 1 else last
+    for dot in dots:
+        dot_product.place(sch, dot, tap)
+    for axis in range(spec.rank):
+        for name in tables_of(sch, axis):
+            sch.compute_at(sch.get_sblock(name), column if axis == spec.rank - 1 else row)
+    # Last, since primitives refuse loops that hold a block with its initialization apart.
+    if summed is not None:
+        sch.decompose_reduction(summed, next(iter(taps.values())))
+    for name, loop in taps.items():
+        skip_unless(sch, loop, f"attended_{name[-1]}", (f"v_i{name[-1]}", name))
+
+
+def _chunks(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:
+    dots = _dots(sch, spec, choices)
+    output = sch.get_sblock("output")
+    loops = loops_by_axis(sch, output)
+    offsets = {axis: loops[axis] for axis in _OFFSETS if axis in loops}
+    sch.reorder(loops["v_c"], loops["v_m"], loops["v_h"], *offsets.values())
+    sch.parallel(loops["v_c"])
+    offset = list(offsets.values())[-1]
+    sch.compute_at(sch.get_sblock("weight"), offset)
+    for dot in dots:
+        dot_product.place(sch, dot, offset)
+    for axis in range(spec.rank):
+        for name in tables_of(sch, axis):
+            sch.compute_at(sch.get_sblock(name), loops["v_m"])
+    sch.compute_at(sch.get_sblock("batch_of_query"), loops["v_m"])
+    sch.decompose_reduction(output, loops["v_m"])
+    for name, loop in offsets.items():
+        skip_unless(sch, loop, f"attended_{name[-1]}", ("v_c", "v_m", name))
+
+
+def _delta(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:
+    lanes = _lanes(spec.value_dim, choices["lanes"])
+    dot = dot_product.split(sch, "summed", lanes, _lane_sum(lanes, choices))
+    *loops, head = sch.get_loops(sch.get_sblock("output"))
+    sch.parallel(sch.fuse(*loops))
+    dot_product.place(sch, dot, head)
+
+
+def _dots(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> list[DotProduct]:
+    found = []
+    for name, channels in (("scores", spec.head_dim), ("d_weights", spec.value_dim)):
+        if has_block(sch, name):
+            lanes = _lanes(channels, choices["lanes"])
+            found.append(dot_product.split(sch, name, lanes, _lane_sum(lanes, choices)))
+    return found
+
+
+def _lanes(channels: int, wanted: int) -> int:
+    while channels % wanted:
+        wanted //= 2
+    return wanted
+
+
+def _lane_sum(lanes: int, choices: dict[str, int]) -> int:
+    return choices["lane_sum"] if lanes > 1 else TREE
+
+
+def _site_loops(
+    sch: Schedule, output: SBlockRV, spec: KernelSpec
+) -> tuple[LoopRV, LoopRV, LoopRV, LoopRV]:
+    """Run sites in parallel; return the loops of rows, of columns, of sites, and the innermost.
+
+    The row is what all but the last axis is fixed in, the column what all axes are.
+    """
+    loops = loops_by_axis(sch, output)
+    names = list(loops)
+    last_axis = f"v_i{spec.rank - 1}"
+    until = names.index(last_axis)
+    outer = [loops[name] for name in names[:until]]
+    column = loops[last_axis]
+    if spec.rank == 1:
+        row = column = sch.fuse(*outer, column)
+    else:
+        row = sch.fuse(*outer)
+    sch.parallel(row)
+    site = loops["v_h"] if names[until + 1] == "v_h" else column
+    return row, column, site, loops[names[-1]]

@@ -1,0 +1,1 @@
+"""Design spaces for the CUDA cores of NVIDIA GPUs."""

@@ -1,0 +1,153 @@
+"""Schedules for CUDA cores of every operation but the forward: a thread for each site.
+
+A thread walks over the taps of its site, a query or a key of one head. It moves vectors in the
+widest loads that their channels allow and shares nothing with other threads: no shared memory, no
+shuffles, no atomics. Sites are numbered through, so that the one grid axis they need is the one
+that may be long. Taps without a pair are skipped.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import SBlockRV
+
+from natc.compiler.space.cuda import registers
+from natc.compiler.space.cuda.registers import REGISTERS, Kept, load, place, place_tables
+from natc.compiler.space.decisions import Candidates, Decisions
+from natc.compiler.space.loops import TAP_AXES, blocks_named, has_block, inner_loops
+from natc.compiler.space.skip import skip_unless
+from natc.spec import KernelSpec
+from natc.targets import Target
+
+NAME = "cuda_gather"
+VERSION = 1
+
+# Tensors with channels, and those that have one number for each query.
+_VECTORS = ("query", "key", "value", "d_output", "output", "vector")
+_NUMBERS = ("lse", "delta")
+_OF_PARTIAL = ("v_c", "v_h", "v_r0", "v_r1", "v_r2")
+
+
+class _Blocks(NamedTuple):
+    """output: the results; stored: their copy to memory; vectors: for each block its vectors."""
+
+    output: SBlockRV
+    stored: SBlockRV
+    vectors: dict[str, dict[str, SBlockRV]]
+
+
+def structure(spec: KernelSpec, target: Target) -> Candidates:
+    """Return the choices of structure; the first of each is the untuned schedule's."""
+    return registers.structure()
+
+
+def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions) -> None:
+    """Schedule the function of an operation; ScheduleError for a decision out of bounds."""
+    choices = {n: decisions.choose(n, values) for n, values in structure(spec, target).items()}
+    # The vectors of sites and taps become stages anew, one for each block that reads them.
+    for name in blocks_named(sch, lambda name: name.endswith(("_site", "_tap"))):
+        sch.compute_inline(sch.get_sblock(name))
+    vectors = {
+        name: _staged(sch, name, _VECTORS)
+        for name in ("scores", "d_weights", "summed")
+        if has_block(sch, name)
+    }
+    output = sch.get_sblock("output")
+    blocks = _Blocks(output, sch.cache_write(output, 0, REGISTERS), vectors)
+    if has_block(sch, "batch_of_query"):
+        _chunks(sch, spec, decisions, choices, blocks)
+    elif has_block(sch, "weight"):
+        _sums(sch, spec, decisions, choices, blocks)
+    else:
+        _products(sch, spec, decisions, blocks)
+    decisions.annotate(sch, blocks.stored)
+
+
+def _sums(
+    sch: Schedule, spec: KernelSpec, decisions: Decisions, choices: dict[str, int], blocks: _Blocks
+) -> None:
+    """A thread sums up weight times vector over the taps of a site."""
+    of_queries = has_block(sch, "key_0")
+    numbers = _staged(sch, "weight", _NUMBERS if of_queries else ())
+    *site, channel = sch.get_loops(blocks.stored)
+    number = registers.parts(registers.extent(sch, channel), choices["sums"])
+    part, channel = sch.split(channel, [number, None])
+    registers.vectorize(sch, channel, spec)
+    thread = registers.one_thread_each(sch, [*site, part], decisions)
+    registers.unroll_inside(sch, place(sch, blocks.output, thread), thread)
+
+    summed = place(sch, "summed", thread)
+    loops = inner_loops(sch, summed, outer=thread)
+    taps = {axis: loops[axis] for axis in TAP_AXES if axis in loops}
+    tap = list(taps.values())[-1]
+    if "v_d" in loops:
+        sch.reorder(*taps.values(), loops["v_d"])
+    place(sch, "weight", tap)
+    for name in blocks.vectors:
+        if name != "summed":
+            place(sch, name, tap)
+    place_tables(sch, spec, thread)
+    # After the tables: these stages do not say that they read them, so that a table would be put
+    # behind a vector.
+    names = ("query", "d_output") if of_queries else ("key", "value")
+    kept = Kept(names, thread, choices["site_bytes"])
+    for name, vectors in blocks.vectors.items():
+        load(sch, spec, sch.get_sblock(name), tap, vectors, None if name == "summed" else kept)
+    for stage in numbers.values():
+        place(sch, stage, thread)
+    # Last, since primitives refuse loops that hold a block with its initialization apart.
+    sch.decompose_reduction(summed, next(iter(taps.values())))
+    registers.skip_taps(sch, taps)
+
+
+def _products(sch: Schedule, spec: KernelSpec, decisions: Decisions, blocks: _Blocks) -> None:
+    """A thread computes one dot product, of a site or of a site and its tap."""
+    thread = registers.one_thread_each(sch, sch.get_loops(blocks.stored), decisions)
+    place(sch, blocks.output, thread)
+    for name in blocks.vectors:
+        place(sch, name, thread)
+    place_tables(sch, spec, thread)
+    for name, vectors in blocks.vectors.items():
+        load(sch, spec, sch.get_sblock(name), thread, vectors)
+
+
+def _chunks(
+    sch: Schedule, spec: KernelSpec, decisions: Decisions, choices: dict[str, int], blocks: _Blocks
+) -> None:
+    """A thread sums up over the queries of a chunk, for the offsets that differ on the last axis.
+
+    With one axis, it does so for one offset. With more, what windows need is computed less often.
+    """
+    loops = sch.get_loops(blocks.stored)
+    last = f"v_r{spec.rank - 1}" if spec.rank > 1 else None
+    thread = registers.one_thread_each(sch, loops[:-1] if last else loops, decisions)
+    output = place(sch, blocks.output, thread)
+    found = inner_loops(sch, output, outer=thread, fixed=[n for n in _OF_PARTIAL if n != last])
+    # Loops of one iteration hold the conditions, which need what is computed for each query.
+    conditions = spec.rank - 1 if last else 1
+    query, *skipping = sch.split(found["v_m"], [None, *[1] * conditions])
+    inner = once = skipping[-1]
+    if last:
+        sch.reorder(query, *skipping, found[last])
+        skipping.append(found[last])
+        inner = found[last]
+    place(sch, "weight", inner)
+    for name in blocks.vectors:
+        place(sch, name, inner)
+    place_tables(sch, spec, query)
+    place(sch, "batch_of_query", query)
+    kept = Kept(("query", "d_output"), once, choices["site_bytes"])
+    for name, vectors in blocks.vectors.items():
+        load(sch, spec, sch.get_sblock(name), inner, vectors, kept)
+    sch.decompose_reduction(output, query)
+    for axis, loop in enumerate(skipping):
+        skip_unless(sch, loop, f"attended_{axis}_{REGISTERS}", ("v_c", "v_m", f"v_r{axis}"))
+
+
+def _staged(sch: Schedule, name: str, tensors: tuple[str, ...]) -> dict[str, SBlockRV]:
+    """Make a stage of what a block reads of each of some tensors; by the tensor's name."""
+    block = sch.get_sblock(name)
+    reads = [str(region.source.name) for region in sch.get(block).reads]
+    return {n: sch.reindex(block, ("read", i)) for i, n in enumerate(reads) if n in tensors}

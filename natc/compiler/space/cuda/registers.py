@@ -1,0 +1,144 @@
+"""What schedules for GPU threads that share nothing do: registers, wide loads, skipped taps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import LoopRV, SBlockRV
+
+from natc.compiler.space.decisions import Candidates, Decisions
+from natc.compiler.space.loops import depth, has_block, tables_of
+from natc.compiler.space.skip import skip_unless
+from natc.compiler.space.threads import spread
+from natc.spec import KernelSpec
+
+REGISTERS = "local"
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+WIDEST_LOAD = 16  # bytes that one thread loads at once
+_FEWEST = 16  # channels of a part
+_INDICES = ("batch_index", "head_index", "kv_head_index")
+
+
+class Kept(NamedTuple):
+    """Vectors that a thread loads once, in a loop, if they have at most so many bytes."""
+
+    names: Sequence[str]
+    loop: LoopRV
+    most_bytes: int
+
+
+def structure() -> Candidates:
+    """Return the choices of structure; the first of each is the untuned schedule's.
+
+    sums: the most channels whose sums one thread keeps at a time; where there are more, weights
+    are computed again for each part of them. site_bytes: the longest vector of a site that a
+    thread keeps; parts of a longer one are read again for each tap.
+    """
+    return {"sums": (64, 32, 128, 256), "site_bytes": (128, 0, 256, 512)}
+
+
+def one_thread_each(sch: Schedule, loops: Sequence[LoopRV], decisions: Decisions) -> LoopRV:
+    """Give each iteration of some loops a thread; return the innermost of them."""
+    spread(sch, loops, decisions.sample(sch, "threads", (128, 64, 256)))
+    unroll = decisions.sample(sch, "unroll", (0, 16, 64))
+    sch.annotate(loops[0], "pragma_auto_unroll_max_step", unroll)
+    sch.annotate(loops[0], "pragma_unroll_explicit", 0)
+    return loops[-1]
+
+
+def place(sch: Schedule, block: SBlockRV | str, loop: LoopRV) -> SBlockRV:
+    """Compute a stage inside a loop, its results in the thread's registers; return its block."""
+    found = sch.get_sblock(block) if isinstance(block, str) else block
+    sch.compute_at(found, loop)
+    for index in range(len(sch.get(found).writes)):
+        sch.set_scope(found, index, REGISTERS)
+    return found
+
+
+def place_tables(sch: Schedule, spec: KernelSpec, loop: LoopRV) -> None:
+    """Keep the tables of windows, and the indices of batch and head, in registers."""
+    for axis in range(spec.rank):
+        for name in tables_of(sch, axis):
+            place(sch, name, loop)
+    for name in _INDICES:
+        if has_block(sch, name):
+            place(sch, name, loop)
+
+
+def skip_taps(sch: Schedule, taps: Mapping[str, LoopRV]) -> None:
+    """Skip taps without a pair; the loops over taps have names that end in their axis."""
+    for axis, loop in taps.items():
+        skip_unless(sch, loop, f"attended_{axis[-1]}_{REGISTERS}", (f"v_i{axis[-1]}", axis))
+
+
+def load(
+    sch: Schedule,
+    spec: KernelSpec,
+    block: SBlockRV,
+    outer: LoopRV,
+    vectors: Mapping[str, SBlockRV],
+    kept: Kept | None = None,
+) -> None:
+    """Read the vectors of a block, which is inside `outer`, in wide loads where they are needed.
+
+    vectors: stages that the block reads, by a name of which `kept` may say that it is loaded once.
+    """
+    loops = sch.get_loops(block)[depth(sch, sch.get_loops(block), outer) + 1 :]
+    if not loops:
+        for stage in vectors.values():
+            place(sch, stage, outer)
+        return
+    channels = extent(sch, loops[-1])
+    chunk, element = sch.split(loops[-1], [None, load_width(channels, spec)])
+    sch.unroll(chunk)
+    sch.unroll(element)
+    for name, stage in vectors.items():
+        whole = kept and name in kept.names and channels * BYTES[spec.dtype] <= kept.most_bytes
+        place(sch, stage, kept.loop if kept and whole else chunk)
+        vectorize(sch, sch.get_loops(stage)[-1], spec)
+
+
+def vectorize(sch: Schedule, channel: LoopRV, spec: KernelSpec) -> None:
+    """Move the channels of a loop in the widest loads and stores that their number allows."""
+    width = load_width(extent(sch, channel), spec)
+    if width > 1:
+        chunk, element = sch.split(channel, [None, width])
+        sch.unroll(chunk)
+        sch.vectorize(element)
+
+
+def unroll_inside(sch: Schedule, block: SBlockRV, outer: LoopRV) -> None:
+    """Unroll the loops of a block inside a loop."""
+    loops = sch.get_loops(block)
+    for found in loops[depth(sch, loops, outer) + 1 :]:
+        sch.unroll(found)
+
+
+def parts(channels: int, most: int) -> int:
+    """Return into how many equal parts to divide channels, so that one has at most `most`.
+
+    No part is smaller than it is worth, even if then each has more: what is computed for each part
+    again would be most of the work, and a prime number of channels has no other parts.
+    """
+    found = [n for n in range(1, channels + 1) if n == 1 or _is_part(channels, n)]
+    return next((n for n in found if channels // n <= most), found[-1])
+
+
+def extent(sch: Schedule, loop: LoopRV) -> int:
+    """Return the number of iterations of a loop over channels."""
+    return int(sch.get(loop).extent)
+
+
+def _is_part(channels: int, number: int) -> bool:
+    return channels % number == 0 and channels // number >= _FEWEST
+
+
+def load_width(channels: int, spec: KernelSpec) -> int:
+    """Return how many channels the widest load moves of which their number is a multiple."""
+    width = WIDEST_LOAD // BYTES[spec.dtype]
+    while channels % width:
+        width //= 2
+    return width

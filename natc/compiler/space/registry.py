@@ -1,0 +1,118 @@
+"""Which design space schedules which kernel, and the definition that it schedules."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import ModuleType
+
+from tvm import tirx
+from tvm.s_tir import Schedule
+
+from natc.compiler import tensor_cores
+from natc.compiler.space.cpu import rows, rows_gather, taps, taps_gather
+from natc.compiler.space.cuda import gather, simt
+from natc.compiler.space.cuda import streamed as cuda_streamed
+from natc.compiler.space.decisions import Candidates, Decisions
+from natc.compiler.te import definitions, streamed
+from natc.compiler.te.exponential import Exponential, base_two, polynomial
+from natc.operations import FORWARD, OPERATIONS
+from natc.spec import KernelSpec
+from natc.targets import Target
+
+# What a thread of a GPU keeps at most: a logit of each tap, and channels of a query or a value.
+MOST_LOGITS, MOST_CHANNELS = 256, 96
+
+
+@dataclass(frozen=True)
+class DesignSpace:
+    """A design space: its name and version, and the definition of its kernels.
+
+    structure(spec, target): the choices of structure. apply(sch, spec, target, decisions):
+    schedules a function. A version changes when old decisions would mean another kernel.
+    exponential, definition: what the functions that it schedules are made with and by; definition
+    takes `example`, too, where it is searched (`natc.compiler.te.problem`).
+    """
+
+    name: str
+    version: int
+    structure: Callable[[KernelSpec, Target], Candidates]
+    apply: Callable[[Schedule, KernelSpec, Target, Decisions], None]
+    exponential: Exponential
+    definition: Callable[..., tirx.PrimFunc] = definitions.definition
+
+
+@functools.cache
+def _or_tensor_cores(space: DesignSpace, operation: str) -> DesignSpace:
+    """Return a GPU's design space of an operation with the choice of tensor cores in it.
+
+    Kernels that they cannot serve have no choice. Decisions that do not name the choice mean what
+    they meant without it, hence the same version.
+    """
+    base = space.structure, space.apply
+    return replace(
+        space,
+        structure=functools.partial(tensor_cores.structure, space.structure, operation),
+        apply=functools.partial(tensor_cores.apply, base, operation),
+    )
+
+
+_SPACES = {
+    ("llvm", True): DesignSpace(taps.NAME, taps.VERSION, taps.structure, taps.apply, polynomial),
+    ("llvm", False): DesignSpace(
+        taps_gather.NAME, taps_gather.VERSION, taps_gather.structure, taps_gather.apply, polynomial
+    ),
+    ("cuda", True): DesignSpace(simt.NAME, simt.VERSION, simt.structure, simt.apply, base_two),
+    ("cuda", False): DesignSpace(
+        gather.NAME, gather.VERSION, gather.structure, gather.apply, base_two
+    ),
+}
+_STREAMED = DesignSpace(
+    cuda_streamed.NAME,
+    cuda_streamed.VERSION,
+    cuda_streamed.structure,
+    cuda_streamed.apply,
+    base_two,
+    streamed.definition,
+)
+
+
+def space_for(
+    target: Target, operation: str = FORWARD, spec: KernelSpec | None = None
+) -> DesignSpace:
+    """Return the design space of an operation on a target.
+
+    On a CPU, it depends on the head dim, and for gradients on the window; on a GPU, a forward that
+    would have to keep too much has one of its own. spec: the kernel; None is one that has not.
+    """
+    is_forward = OPERATIONS[operation].family == "forward"
+    if target.kind == "cuda":
+        large = is_forward and spec is not None and _keeps_much(spec, target)
+        return _or_tensor_cores(_STREAMED if large else _SPACES["cuda", is_forward], operation)
+    if is_forward and spec is not None and rows.covers(spec):
+        return _for_target(rows, target)
+    if spec is not None and rows_gather.covers(spec, operation):
+        return _for_target(rows_gather, target)
+    return _SPACES["llvm", is_forward]
+
+
+@functools.cache
+def _for_target(rule: ModuleType, target: Target) -> DesignSpace:
+    """Return the design space of a module whose definition depends on the target."""
+    return DesignSpace(
+        rule.NAME,
+        rule.VERSION,
+        rule.structure,
+        rule.apply,
+        polynomial,
+        functools.partial(rule.definition, target=target),
+    )
+
+
+def _keeps_much(spec: KernelSpec, target: Target) -> bool:
+    """Return whether threads that keep logits would need more registers than there are."""
+    lanes = simt.structure(spec, target)["lanes"][0]
+    channels = max(spec.head_dim, spec.value_dim) // lanes
+    return math.prod(spec.kernel_size) > MOST_LOGITS or channels > MOST_CHANNELS

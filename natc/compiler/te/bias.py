@@ -1,0 +1,185 @@
+"""The gradient of the relative positional bias: sums over queries, chunk by chunk.
+
+An entry of the bias is an offset from query to key. For each chunk of queries and each offset, the
+sum runs over the queries of the chunk that attend at that offset; the caller adds the chunks up.
+So every sum has one order, however many threads there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tvm import te, tirx
+from tvm.ir import Expr
+
+from natc import window
+from natc.compiler.te.axis import window_at
+from natc.compiler.te.exponential import Exponential
+from natc.compiler.te.gather import all_of, joined_tap
+from natc.compiler.te.problem import Problem, stage
+from natc.operations import HEADS_FIRST, HEADS_LAST
+from natc.spec import KernelSpec
+
+Indices = Sequence[Expr]
+# Takes chunk c, head h, number m of the query in its chunk, and an offset index for each axis.
+OfOffset = Callable[[Expr, Expr, Expr, Indices], Expr]
+
+
+class Chunks:
+    """The queries of each chunk, and their offsets, as integer tables over (c, m) and (c, m, r).
+
+    batch [c, m]; position [c, m] of each axis; low [c, m], the offset index of tap 0; key
+    [c, m, r], the position at an offset; attended [c, m, r], 1 where the query attends there.
+    """
+
+    def __init__(self, p: Problem) -> None:
+        self.p = p
+        self.offsets = [2 * k - 1 for k in p.spec.kernel_size]
+        self.chunks = te.var("chunks")
+        total = p.batch
+        for size in p.sizes:
+            total = total * size
+        # Chunks are equally long; the last ones may hold fewer queries, or none.
+        self.length = tirx.truncdiv(total + self.chunks - 1, self.chunks)
+        self._total = total
+        self.names = ["c", "h", "m", *(f"r{a}" for a in range(p.rank))]
+        shape, names = (self.chunks, self.length), ["c", "m"]
+
+        def position(axis: int) -> te.Tensor:
+            def value(c: tirx.Var, m: tirx.Var) -> Expr:
+                found = te.min(self._number(c, m), total - 1)
+                for size in reversed(p.sizes[axis + 1 :]):
+                    found = tirx.truncdiv(found, size)
+                return tirx.truncmod(found, p.sizes[axis])
+
+            return stage(shape, names, value, f"position_{axis}")
+
+        def batch(c: tirx.Var, m: tirx.Var) -> Expr:
+            found = te.min(self._number(c, m), total - 1)
+            for size in reversed(p.sizes):
+                found = tirx.truncdiv(found, size)
+            return found
+
+        self.batch = stage(shape, names, batch, "batch_of_query")
+        self.position = [position(axis) for axis in range(p.rank)]
+        self.low = [self._low(axis) for axis in range(p.rank)]
+        self.key = [self._key(axis) for axis in range(p.rank)]
+        self.attended = [self._attended(axis) for axis in range(p.rank)]
+
+    def exists(self, c: Expr, m: Expr) -> Expr:
+        """Return whether a chunk has a query of that number."""
+        return self._number(c, m) < self._total
+
+    def tap(self, c: Expr, m: Expr, offsets: Indices) -> list[Expr]:
+        """Return the tap at an offset on each axis; what is no tap becomes one."""
+        return [
+            te.max(te.min(r - low[c, m], k - 1), 0)
+            for r, low, k in zip(offsets, self.low, self.p.spec.kernel_size)
+        ]
+
+    def sum(self, value: OfOffset) -> te.Tensor:
+        """Return the sum of a value over the queries of each chunk."""
+        p = self.p
+        # A stage of its own, and not the sum's argument: offsets that nobody attends at skip it.
+        weight = stage(
+            (self.chunks, p.heads, self.length, *self.offsets),
+            self.names,
+            lambda c, h, m, *r: tirx.if_then_else(
+                all_of([table[c, m, at] > 0 for table, at in zip(self.attended, r)]),
+                value(c, h, m, r),
+                p.const(0.0),
+            ),
+            "weight",
+        )
+        m = te.reduce_axis((0, self.length), "m")
+        return stage(
+            (self.chunks, p.heads, *self.offsets),
+            ["c", "h", *self.names[3:]],
+            lambda c, h, *r: te.sum(weight(c, h, m, *r), m),
+            "output",
+        )
+
+    def _window(self, axis: int, c: Expr, m: Expr) -> window.Window:
+        return window_at(self.p, axis, self.position[axis][c, m])
+
+    def _low(self, axis: int) -> te.Tensor:
+        k = self.p.spec.kernel_size[axis]
+
+        def value(c: tirx.Var, m: tirx.Var) -> Expr:
+            return window.rpb_index(self._window(axis, c, m), 0, k)
+
+        return stage((self.chunks, self.length), ["c", "m"], value, f"low_{axis}")
+
+    def _key(self, axis: int) -> te.Tensor:
+        p = self.p
+
+        def value(c: tirx.Var, m: tirx.Var, r: tirx.Var) -> Expr:
+            found = self._window(axis, c, m)
+            tap = te.max(te.min(r - self.low[axis][c, m], found.count - 1), 0)
+            return window.key_position(found, tap, p.dilation[axis])
+
+        shape = (self.chunks, self.length, self.offsets[axis])
+        return stage(shape, ["c", "m", "r"], value, f"key_{axis}")
+
+    def _number(self, c: Expr, m: Expr) -> Expr:
+        return c * self.length + m
+
+    def _attended(self, axis: int) -> te.Tensor:
+        def value(c: tirx.Var, m: tirx.Var, r: tirx.Var) -> Expr:
+            tap = r - self.low[axis][c, m]
+            count = self._window(axis, c, m).count
+            return all_of([self.exists(c, m), tap >= 0, tap < count]).astype("int32")
+
+        shape = (self.chunks, self.length, self.offsets[axis])
+        return stage(shape, ["c", "m", "r"], value, f"attended_{axis}")
+
+
+def d_rpb(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
+    """Return the function of `d_rpb` (`natc.operations`); formulas: `te.backward`."""
+    p = Problem(spec, HEADS_LAST, exponential)
+    query, d_output = p.tensor("query", spec.head_dim), p.tensor("d_output", spec.value_dim)
+    key, value = p.kv_tensor("key", spec.head_dim), p.kv_tensor("value", spec.value_dim)
+    rpb = p.bias()
+    lse, delta = (p.tensor(n, dtype=spec.accumulator) for n in ("lse", "delta"))
+    chunks = Chunks(p)
+
+    def product(of_query: te.Tensor, of_key: te.Tensor, name: str) -> te.Tensor:
+        d = te.reduce_axis((0, of_query.shape[-1]), "d")
+
+        def dot(c: tirx.Var, h: tirx.Var, m: tirx.Var, *r: tirx.Var) -> Expr:
+            b = chunks.batch[c, m]
+            here = [position[c, m] for position in chunks.position]
+            there = [table[c, m, at] for table, at in zip(chunks.key, r)]
+            kv = tirx.truncdiv(h, p.group)
+            left, right = of_query(b, *here, h, d), of_key(b, *there, kv, d)
+            return te.sum(p.accumulate(left) * p.accumulate(right), d)
+
+        shape = (chunks.chunks, p.heads, chunks.length, *chunks.offsets)
+        return stage(shape, chunks.names, dot, name)
+
+    scores, d_weights = product(query, key, "scores"), product(d_output, value, "d_weights")
+
+    def d_logit(c: Expr, h: Expr, m: Expr, r: Indices) -> Expr:
+        site = (chunks.batch[c, m], *(position[c, m] for position in chunks.position), h)
+        logit = scores(c, h, m, *r) * p.scale + rpb(h, *r)
+        return p.probability(logit, lse[site]) * (d_weights(c, h, m, *r) - delta[site])
+
+    partial = chunks.sum(d_logit)
+    return p.function([query, key, value, rpb, d_output, lse, delta, partial])
+
+
+def sum_rpb(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
+    """Return the function of `sum_rpb` (`natc.operations`)."""
+    p = Problem(spec, HEADS_FIRST, exponential)
+    taps = 1
+    for k in spec.kernel_size:
+        taps *= k
+    d_attn = p.tensor("d_attn", taps)
+    chunks = Chunks(p)
+
+    def value(c: Expr, h: Expr, m: Expr, r: Indices) -> Expr:
+        here = [position[c, m] for position in chunks.position]
+        tap = joined_tap(chunks.tap(c, m, r), spec.kernel_size)
+        return p.accumulate(d_attn(chunks.batch[c, m], h, *here, tap))
+
+    return p.function([d_attn, chunks.sum(value)])

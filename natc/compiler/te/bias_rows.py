@@ -1,0 +1,169 @@
+"""The gradient of the relative positional bias, for spaces that keep taps in vector lanes.
+
+As in `te.bias`, chunk by chunk. But gradients of logits are made tap by tap, a row of a
+window together, and then added to the sums of their offsets. A row has zeros before and behind it,
+and is read from where the first offset would be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tvm import te, tirx
+from tvm.ir import Expr
+
+from natc.compiler.te.backward import Tensors, d_logits, probability_of
+from natc.compiler.te.bias import Chunks
+from natc.compiler.te.exponential import Exponential
+from natc.compiler.te.gather import all_of
+from natc.compiler.te.problem import Problem, stage
+from natc.compiler.te.rows import RowGather, filled_up
+from natc.operations import HEADS_LAST
+from natc.spec import KernelSpec
+
+
+def d_rpb(spec: KernelSpec, exponential: Exponential, *, lanes: int) -> tirx.PrimFunc:
+    """Return the function of `d_rpb` (`natc.operations`); lanes: see `te.rows`."""
+    p = _ByChunk(spec, HEADS_LAST, exponential)
+    t = Tensors(p)
+    assert t.rpb is not None
+    g = _ChunkGather(p, p.split(), lanes)
+    scores = g.product(g.site_vector(t.query), g.tap_vector(t.key), "scores")
+    d_weights = g.product(g.site_vector(t.d_output), g.tap_vector(t.value), "d_weights")
+    probability = probability_of(g, t, scores, g.scalar_of_site(t.lse))
+    rows = g.between_zeros(g.weights(d_logits(probability, d_weights, g.scalar_of_site(t.delta))))
+    summed = g.sums_of_offsets(rows)
+    partial = stage(
+        (*summed.shape[:-1], t.rpb.shape[-1]),
+        ["c", "h", *g.offset_names],
+        lambda *at: summed[at],
+        "output",
+    )
+    return p.function([t.query, t.key, t.value, t.rpb, t.d_output, t.lse, t.delta, partial])
+
+
+class _ByChunk(Problem):
+    """A problem whose sites, once its tensors are made, are chunk c, head h, query m of it."""
+
+    def split(self) -> Chunks:
+        """Return the chunks, which sites are from here on."""
+        self._chunks = Chunks(self)
+        self.site_names = ["c", "h", "m"]
+        self.site_shape = [self._chunks.chunks, self.heads, self._chunks.length]
+        return self._chunks
+
+    def parts(self, site: Sequence[Expr]) -> tuple[Expr, list[Expr], Expr]:
+        """Return batch, positions and head of a site."""
+        c, h, m = site
+        return self._chunks.batch[c, m], [table[c, m] for table in self._chunks.position], h
+
+
+class _ChunkGather(RowGather):
+    """The queries of chunks, and the sums over them for each offset on each axis."""
+
+    def __init__(self, p: Problem, chunks: Chunks, lanes: int) -> None:
+        super().__init__(p, from_keys=False, lanes=lanes, tables=False, copies=False)
+        self.offset_names = [f"r{axis}" for axis in range(p.rank)]
+        self._kernel_size, self._chunks = p.spec.kernel_size, chunks
+        # Zeros before a row: as many as offsets can be before that of tap 0.
+        self._before = filled_up(self._kernel_size[-1] - 1, lanes)
+        self._tables = [self._attended(axis) for axis in range(p.rank)]
+        self._low = [self._low_of(axis) for axis in range(p.rank)]
+
+    def attended(self, site: Sequence[Expr], tap: Sequence[Expr]) -> Expr:
+        """Return whether site and tap are a pair."""
+        c, _, m = site
+        return all_of([table[c, m, t] > 0 for table, t in zip(self._tables, tap)])
+
+    def between_zeros(self, weights: te.Tensor) -> te.Tensor:
+        """Return weights with zeros before and behind each row."""
+        p, lanes, before = self.problem, self._lanes, self._before
+        offsets = filled_up(2 * self._kernel_size[-1] - 1, lanes)
+        vectors = self.window[-1] // lanes
+
+        def element(*at: tirx.Var) -> Expr:
+            # A vector at a time, so that its number decides, which is known when code is made.
+            number = tirx.floordiv(at[-1], lanes) - before // lanes
+            tap = te.max(te.min(number, vectors - 1), 0) * lanes + tirx.floormod(at[-1], lanes)
+            inside = all_of([number >= 0, number < vectors])
+            return tirx.if_then_else(inside, weights(*at[:-1], tap), p.const(0.0))
+
+        shape = (*p.site_shape, *self.window[:-1], before + offsets)
+        return stage(shape, [*p.site_names, *p.tap_names], element, "between_zeros")
+
+    def sums_of_offsets(self, rows: te.Tensor) -> te.Tensor:
+        """Return the sums over the queries of each chunk, the last axis filled up to vectors."""
+        p, chunks = self.problem, self._chunks
+        offsets = [2 * k - 1 for k in self._kernel_size]
+        offsets[-1] = filled_up(offsets[-1], self._lanes)
+        of_rows = range(p.rank - 1)
+        taps, reached = [self._tap(a) for a in of_rows], [self._reached(a) for a in of_rows]
+        # Where a row is read from. It is the same for all vectors of offsets: with a number for
+        # each, the compiler sees no more than bounds, and rows are made from their beginning.
+        start = stage(
+            (chunks.chunks, chunks.length, offsets[-1] // self._lanes),
+            ["c", "m", "v"],
+            lambda c, m, v: self._before - self._low[-1][c, m],
+            "start",
+        )
+        m = te.reduce_axis((0, chunks.length), "m")
+
+        def value(c: tirx.Var, h: tirx.Var, *r: tirx.Var) -> Expr:
+            row = [
+                te.max(te.min(tap[c, m, at], k - 1), 0)
+                for tap, at, k in zip(taps, r, self._kernel_size)
+            ]
+            first = start[c, m, tirx.floordiv(r[-1], self._lanes)]
+            first = te.max(te.min(first, self._before), 0)
+            found = rows(c, h, m, *row, first + r[-1])
+            if reached:
+                inside = all_of([table[c, m, at] > 0 for table, at in zip(reached, r)])
+                found = tirx.Select(inside, found, p.const(0.0))
+            return te.sum(found, m)
+
+        return stage(
+            (chunks.chunks, p.heads, *offsets), ["c", "h", *self.offset_names], value, "summed"
+        )
+
+    def _attended(self, axis: int) -> te.Tensor:
+        """Return the table [c, m, t]: 1 where a query of a chunk has that tap."""
+        chunks = self._chunks
+
+        def value(c: tirx.Var, m: tirx.Var, t: tirx.Var) -> Expr:
+            pair = self.axes[axis].attended(chunks.position[axis][c, m], t)
+            return tirx.And(chunks.exists(c, m), pair).astype("int32")
+
+        shape = (chunks.chunks, chunks.length, self.axes[axis].taps)
+        return stage(shape, ["c", "m", "t"], value, f"attended_{axis}")
+
+    def _low_of(self, axis: int) -> te.Tensor:
+        """Return the table [c, m] of the offset of tap 0."""
+        chunks = self._chunks
+        return stage(
+            (chunks.chunks, chunks.length),
+            ["c", "m"],
+            lambda c, m: self.axes[axis].offset(chunks.position[axis][c, m], tirx.const(0)),
+            f"low_{axis}",
+        )
+
+    def _tap(self, axis: int) -> te.Tensor:
+        """Return the table [c, m, r] of taps at an offset, also of such as are none."""
+        chunks = self._chunks
+        return stage(
+            (chunks.chunks, chunks.length, 2 * self._kernel_size[axis] - 1),
+            ["c", "m", "r"],
+            lambda c, m, r: r - self._low[axis][c, m],
+            f"tap_{axis}",
+        )
+
+    def _reached(self, axis: int) -> te.Tensor:
+        """Return the table [c, m, r]: 1 where a query of a chunk attends at that offset."""
+        chunks = self._chunks
+
+        def value(c: tirx.Var, m: tirx.Var, r: tirx.Var) -> Expr:
+            tap = r - self._low[axis][c, m]
+            pair = self.axes[axis].attended(chunks.position[axis][c, m], tap)
+            return all_of([chunks.exists(c, m), tap >= 0, pair]).astype("int32")
+
+        shape = (chunks.chunks, chunks.length, 2 * self._kernel_size[axis] - 1)
+        return stage(shape, ["c", "m", "r"], value, f"reached_{axis}")

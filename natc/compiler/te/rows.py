@@ -1,0 +1,202 @@
+"""Gathering rows of a window as whole vectors, for spaces that keep taps in vector lanes.
+
+What is computed is what `te.gather` says. But here the taps of a row are adjacent in memory,
+and fill whole vectors. So what taps are read from is copied: heads first, members of a dilation
+group next to each other. The last axis of the window is filled up with taps that have no pair.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tvm import te, tirx
+from tvm.ir import Expr
+
+from natc.compiler.te.axis import Axis, key_axes, query_axes, skippable
+from natc.compiler.te.gather import Gather, Pairwise
+from natc.compiler.te.problem import Problem, stage
+
+
+def filled_up(taps: int, lanes: int) -> int:
+    """Return how many taps whole vectors of `lanes` have, of which some are `taps`."""
+    return math.ceil(taps / lanes) * lanes
+
+
+class RowGather(Gather):
+    """The sites and taps of one operation, `lanes` taps of a row in a vector.
+
+    copies: of vectors of taps, too; else they are read where they are. A tap without a pair reads
+    memory that is there, and may read any token: a space must skip it where what it reads is
+    multiplied by a weight of 0, or NaN would come of what it does not attend to.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        from_keys: bool,
+        lanes: int,
+        tables: bool = True,
+        copies: bool = True,
+    ) -> None:
+        axes = key_axes(problem) if from_keys else query_axes(problem)
+        self._last = axes[-1].taps
+        axes[-1] = replace(axes[-1], taps=filled_up(axes[-1].taps, lanes))
+        axes = skippable(problem, axes) if tables else axes
+        super().__init__(problem, from_keys=from_keys, axes=axes)
+        self._from_keys, self._lanes, self._copies = from_keys, lanes, copies
+        self._slots = _Slots(problem, axes[-1], lanes)
+
+    def positions(self, site: Sequence[Expr], tap: Sequence[Expr]) -> list[Expr]:
+        """Return the positions of a tap; of one that fills up a row, those of its last."""
+        return super().positions(site, [*tap[:-1], te.min(tap[-1], self._last - 1)])
+
+    def bias(self, rpb: te.Tensor) -> Pairwise:
+        """Return the relative positional bias of a pair.
+
+        From a key, offsets descend from tap to tap: a copy of the bias has them ascend.
+        """
+        p = self.problem
+        heads, *offsets = rpb.shape
+        most = offsets[-1] - 1
+
+        def element(h: tirx.Var, *r: tirx.Var) -> Expr:
+            at = most - r[-1] if self._from_keys else r[-1]
+            exists = at >= 0 if self._from_keys else at <= most
+            return tirx.if_then_else(exists, rpb(h, *r[:-1], at), p.const(0.0))
+
+        padded = stage(
+            (heads, *offsets[:-1], most + self.window[-1]),
+            ["h", *(f"r{axis}" for axis in range(p.rank))],
+            element,
+            "bias_padded",
+        )
+
+        def value(site: Sequence[Expr], tap: Sequence[Expr]) -> Expr:
+            _, positions, _ = p.parts(site)
+            *rows, last = [a.offset(i, t) for a, i, t in zip(self.axes, positions, tap)]
+            if self._from_keys:
+                last = most - self.axes[-1].offset(positions[-1], tirx.const(0)) + tap[-1]
+            return p.bias_at(padded, site, [*rows, last])
+
+        return value
+
+    def scalar_of_site(self, tensor: te.Tensor) -> Pairwise:
+        """Return what a tensor without channels holds for a site."""
+        p = self.problem
+        return lambda site, tap: p.read(tensor, site, p.parts(site)[1])
+
+    def scalar_of_tap(self, tensor: te.Tensor) -> Pairwise:
+        """Return what a tensor without channels holds for a tap."""
+        copied = self._copied(tensor)
+        return lambda site, tap: copied[self._token(tensor, site, tap)]
+
+    def tap_vector(self, tensor: te.Tensor, name: str | None = None) -> te.Tensor:
+        """Return the gathered vectors of taps; of copies, in the accumulator's dtype."""
+        if not self._copies:
+            return super().tap_vector(tensor, name)
+        p, n = self.problem, len(self.problem.site_names)
+        copied = self._copied(tensor)
+        return stage(
+            (*p.site_shape, *self.window, tensor.shape[-1]),
+            [*p.site_names, *p.tap_names, "d"],
+            lambda *at: copied(*self._token(tensor, at[:n], at[n:-1]), at[-1]),
+            name or f"{tensor.name}_tap",
+        )
+
+    def site_vector(self, tensor: te.Tensor) -> te.Tensor:
+        """Return the vectors of sites: a stage, in the accumulator's dtype."""
+        p = self.problem
+
+        def element(*at: tirx.Var) -> Expr:
+            _, positions, _ = p.parts(at[:-1])
+            return p.accumulate(p.read(tensor, at[:-1], positions, at[-1]))
+
+        shape = (*p.site_shape, tensor.shape[-1])
+        return stage(shape, [*p.site_names, "d"], element, f"{tensor.name}_held")
+
+    def weights(self, value: Pairwise) -> te.Tensor:
+        """Return a number for each pair, 0 for what is no pair."""
+        p, n = self.problem, len(self.problem.site_names)
+
+        def weight(*at: tirx.Var) -> Expr:
+            site, tap = at[:n], at[n:]
+            return tirx.Select(self.attended(site, tap), value(site, tap), p.const(0.0))
+
+        return stage(
+            (*p.site_shape, *self.window), [*p.site_names, *p.tap_names], weight, "weight"
+        )
+
+    def _copied(self, tensor: te.Tensor) -> te.Tensor:
+        """Return `[b, h, tokens, ...]` of `[b, *s, h, ...]`, in the accumulator's dtype.
+
+        Behind the tokens there are as many as a vector of taps may reach beyond.
+        """
+        p = self.problem
+        batch, *sizes = tensor.shape[: 1 + p.rank]
+        heads, *channels = tensor.shape[1 + p.rank :]
+        tokens = math.prod(sizes[1:], start=sizes[0])
+
+        def element(b: tirx.Var, h: tirx.Var, i: tirx.Var, *d: tirx.Var) -> Expr:
+            # Those behind the last are the last once more.
+            rest, positions = te.min(i, tokens - 1), []
+            for size in reversed(sizes[1:]):
+                positions.append(tirx.truncmod(rest, size))
+                rest = tirx.truncdiv(rest, size)
+            last, *rows = [*positions, rest]
+            return p.accumulate(tensor(b, *reversed(rows), self._slots.position[last], h, *d))
+
+        names = ["b", "h", "i", *("d" for _ in channels)]
+        shape = (batch, heads, tokens + self._lanes, *channels)
+        return stage(shape, names, element, f"{tensor.name}_copied")
+
+    def _token(
+        self, tensor: te.Tensor, site: Sequence[Expr], tap: Sequence[Expr]
+    ) -> tuple[Expr, Expr, Expr]:
+        """Return where a tap is in a copy: batch, head, token."""
+        p = self.problem
+        _, positions, _ = p.parts(site)
+        found: Expr = tirx.const(0)
+        for axis, size, i, t in zip(self.axes[:-1], p.sizes[1:], positions, tap):
+            found = (found + axis.position[i, t]) * size
+        first = self._slots.of_vector[positions[-1], tirx.floordiv(tap[-1], self._lanes)]
+        batch, head = p.entry(tensor, site)
+        return batch, head, found + first + tirx.floormod(tap[-1], self._lanes)
+
+
+class _Slots:
+    """Positions of the last axis, ordered so that members of a dilation group are adjacent.
+
+    position [size]: which is in a slot. of_vector [size, vectors]: the slot of the first tap of
+    each vector of a site's taps; of a vector without a pair, that of the first vector.
+    """
+
+    def __init__(self, p: Problem, axis: Axis, lanes: int) -> None:
+        number = p.rank - 1
+        size, dilation = p.sizes[number], p.dilation[number]
+        # Groups have this many members, the first ones one more.
+        members, longer = tirx.truncdiv(size, dilation), tirx.truncmod(size, dilation)
+
+        def position(slot: tirx.Var) -> Expr:
+            split = longer * (members + 1)
+            # Not negative, nor a division by zero, for what is not selected.
+            rest, each = te.max(slot - split, 0), te.max(members, 1)
+            group = longer + tirx.truncdiv(rest, each)
+            group = tirx.Select(slot < split, tirx.truncdiv(slot, members + 1), group)
+            member = tirx.Select(
+                slot < split, tirx.truncmod(slot, members + 1), tirx.truncmod(rest, each)
+            )
+            return member * dilation + group
+
+        def slot(site: tirx.Var, vector: tirx.Var) -> Expr:
+            first = axis.position[site, 0]
+            group = tirx.truncmod(first, dilation)
+            found = group * members + te.min(group, longer) + tirx.truncdiv(first, dilation)
+            tap = vector * lanes
+            return found + tirx.Select(axis.attended(site, tap), tap, 0)
+
+        self.position = stage((size,), ["i"], position, f"member_{number}")
+        vectors = axis.taps // lanes
+        self.of_vector = stage((size, vectors), ["i", "v"], slot, f"slot_{number}")

@@ -1,0 +1,90 @@
+"""The choice between tensor cores and a design space for CUDA cores, which stays beside them.
+
+What a tile cannot do (strides, and more heads or batches than a grid's axis has blocks), the
+kernel for CUDA cores does: the function has both, and launches the one that fits the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import SBlockRV
+
+from natc.compiler.space.cuda.registers import REGISTERS
+from natc.compiler.space.decisions import Candidates, Decisions
+from natc.compiler.space.loops import has_block
+from natc.compiler.tensor_cores.kernels import KERNELS
+from natc.spec import KernelSpec
+from natc.targets import Target
+
+TENSOR_CORES = "tensor_cores"
+# Where no schedule says: tensor cores, though no GPU has measured them yet.
+_ORDER = (1, 0)
+# Of a sampled number's annotation on the block `output`, what comes before its name.
+ANNOTATION = "natc.tile."
+
+_MOST_DIM = 128
+_STEP = 16  # channels of a product
+
+Structure = Callable[[KernelSpec, Target], Candidates]
+Apply = Callable[[Schedule, KernelSpec, Target, Decisions], None]
+
+
+def serves(spec: KernelSpec, operation: str) -> bool:
+    """Return whether an operation of a kernel can use tensor cores."""
+    dims = (spec.head_dim, spec.value_dim)
+    return (
+        operation in KERNELS
+        and spec.dtype in ("float16", "bfloat16")
+        and all(dim % _STEP == 0 and dim <= _MOST_DIM for dim in dims)
+    )
+
+
+def structure(base: Structure, operation: str, spec: KernelSpec, target: Target) -> Candidates:
+    """Return the choices of structure of the space `base`, and that of tensor cores."""
+    found = base(spec, target)
+    return {TENSOR_CORES: _ORDER, **found} if serves(spec, operation) else found
+
+
+def apply(
+    base: tuple[Structure, Apply],
+    operation: str,
+    sch: Schedule,
+    spec: KernelSpec,
+    target: Target,
+    decisions: Decisions,
+) -> None:
+    """Schedule an operation; ScheduleError for a decision out of bounds.
+
+    Without a decision it uses tensor cores. A schedule that has decisions, and none of this, was
+    made before there was a choice.
+    """
+    base_structure, base_apply = base
+    if not serves(spec, operation):
+        return base_apply(sch, spec, target, decisions)
+    order = _ORDER if decisions.is_untuned else (0, 1)
+    if not decisions.choose(TENSOR_CORES, order):
+        return base_apply(sch, spec, target, decisions)
+    for name, values in base_structure(spec, target).items():
+        # The other kernel is there as it is by default.
+        decisions.choose(name, values[:1])
+    base_apply(sch, spec, target, _Default())
+    # What is left of `output` where its first value is set apart: the copy to memory.
+    output = sch.get_sblock("output" if has_block(sch, "output") else f"output_{REGISTERS}")
+    for name, candidates in KERNELS[operation].numbers(spec).items():
+        sch.annotate(output, ANNOTATION + name, decisions.sample(sch, name, candidates))
+    decisions.annotate(sch, output)
+
+
+class _Default(Decisions):
+    """Every first candidate, as numbers that no search may change and no schedule names."""
+
+    def __init__(self) -> None:
+        super().__init__({}, "")
+
+    def sample(self, sch: Schedule, name: str, candidates: Sequence[int]) -> int:
+        return candidates[0]
+
+    def annotate(self, sch: Schedule, block: SBlockRV) -> None:
+        pass

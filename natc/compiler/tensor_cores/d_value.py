@@ -1,0 +1,40 @@
+"""The gradient of values on tensor cores: of each key, its queries' weights times d_output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tvm import tirx
+
+from natc.compiler.tensor_cores.inverse import Keys, QueryStep, numbers
+from natc.compiler.tensor_cores.inverse_scores import load_keys, packed, probabilities, products
+from natc.compiler.tensor_cores.inverse_sums import KeySums
+from natc.compiler.tensor_cores.kernel import RESIDENT, grid, warps_of
+from natc.compiler.tensor_cores.statements import Statements
+from natc.compiler.tensor_cores.tile import Tile
+from natc.spec import KernelSpec
+
+__all__ = ["launch", "numbers"]
+
+
+def launch(p: Mapping[str, Any], spec: KernelSpec, numbers: Mapping[str, int]) -> tirx.Stmt:
+    """Return the statement that launches the kernel of `d_value`.
+
+    p: the function's parameters by name. numbers: those of `numbers`, one for each name.
+    """
+    # A weight is 1 at most: this keeps most digits of small ones.
+    factor = 2.0**15 if spec.dtype == "float16" else 1.0
+    place = Keys(Statements(), p, Tile(spec, *warps_of(numbers), 0))
+    with grid(place, numbers[RESIDENT]):
+        place.attend()
+        query = place.of_heads("query", spec.head_dim)
+        keys = load_keys(place, place.of_kv("key", spec.head_dim, place.head_kv()))
+
+        def weights(step: QueryStep, factor: float) -> Any:
+            return packed(step, probabilities(step, products(step, keys, query), factor))
+
+        sums = KeySums(place, place.of_heads("d_output", spec.value_dim))
+        sums.gather(weights, factor, factor)
+        sums.store(place.of_heads("output", spec.value_dim), tirx.const(1 / factor, "float32"))
+    return place.s.statement()

@@ -1,0 +1,1 @@
+"""Runs a checked call: on a kernel where a library covers it, else on the reference."""

@@ -1,0 +1,147 @@
+"""What happens when no kernel covers a call: the reference runs, with one warning, or it may not.
+
+`NATC_STRICT=1` turns the warning into an error; `force_reference` asks for the reference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+from natc import env
+from natc.errors import NotCoveredError, SpecError
+from natc.operations import OPERATIONS
+from natc.runtime import jit, registry
+from natc.runtime.load import Kernel
+from natc.runtime.scan import Rejection
+from natc.spec import KernelSpec, compiles
+
+_OURS = ("natc.", "torch.")
+
+
+class NatcFallbackWarning(RuntimeWarning):
+    """A call runs on the slow reference because no kernel covers it; given once for each kind."""
+
+
+_forced: ContextVar[bool] = ContextVar("natc_force_reference", default=False)
+reference_is_forced = _forced.get
+
+
+@contextlib.contextmanager
+def force_reference() -> Iterator[None]:
+    """Run every natc operator in this context on the reference, with no warning.
+
+    It holds for the thread or task that enters it, and `NATC_STRICT` does not forbid it.
+    """
+    token = _forced.set(True)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def find(
+    operation: str,
+    kernel_size: Sequence[int],
+    head_dim: int,
+    dtype: torch.dtype,
+    rpb: bool,
+    value_dim: int,
+    device: torch.device,
+) -> Kernel | None:
+    """Return the kernel that covers a call, or None where the reference is to run.
+
+    The arguments make the key of `natc.runtime.registry.resolved`. Nothing is said: see `report`.
+    """
+    if _forced.get():
+        return None
+    return registry.resolved[
+        operation, tuple(kernel_size), head_dim, dtype, rpb, value_dim, device
+    ]
+
+
+def as_new(result: Tensor) -> Tensor:
+    """Return a result of the reference as that of a kernel: compact, and no view to autograd.
+
+    Views that an autograd function returns cannot be changed in place.
+    """
+    return result.contiguous().detach()
+
+
+def report(
+    operation: str,
+    kernel_size: Sequence[int],
+    head_dim: int,
+    dtype: torch.dtype,
+    rpb: bool,
+    value_dim: int,
+    device: torch.device,
+) -> None:
+    """Give the one warning that a call runs on the reference; arguments as for `find`.
+
+    Nothing is said of float64 on CUDA, which the reference serves by design. Raises
+    NotCoveredError where NATC_STRICT forbids the reference.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if _forced.get() or (device.type == "cuda" and not compiles(name, "cuda")):
+        return
+    what = f"kernel_size {list(kernel_size)}, head_dim {head_dim}, {name}"
+    try:
+        spec = KernelSpec(len(kernel_size), tuple(kernel_size), head_dim, name, rpb, value_dim)
+    except SpecError as error:
+        return _fall_back(operation, what, device, str(error))
+    found = registry.explain(spec, device, operation=operation)
+    remedy = f"build it: {found.command}" if found.command else found.facts.problem
+    if found.command and found.not_built and jit.mode() == jit.ON:
+        remedy += f". This call did not: {found.not_built}"
+    passed_over = "".join(_clause(item) for item in found.close_calls)
+    _fall_back(operation, spec.name, device, f"{remedy}{passed_over}", str(found))
+
+
+def _clause(item: Rejection) -> str:
+    return f"\n  passed over {item.path}: {item.reason}"
+
+
+def _fall_back(
+    operation: str, what: str, device: torch.device, remedy: str, trace: str | None = None
+) -> None:
+    if env.NATC_STRICT.flag():
+        text = trace or f"no kernel covers {operation} of {what} on {device}: {remedy}"
+        raise NotCoveredError(f"{text}\nNATC_STRICT forbids the slow reference; unset it to run.")
+    key = f"{what} {device.type} {'' if trace else remedy}"
+    family = OPERATIONS[operation].family
+    if family == "backward" and key in registry.warned:
+        return  # It was said of the forward, which needs the same kernel.
+    if family != "forward":
+        key = f"{operation if family == 'unfused' else family} of {key}"
+        what = f"{operation} of {what}"
+    warn_once(
+        f"no kernel covers {what} on {device.type}; it runs on the plain PyTorch reference, "
+        f"which is much slower. {remedy[:1].upper()}{remedy[1:]}",
+        key=key,
+    )
+
+
+def warn_once(message: str, *, key: str) -> None:
+    """Give a NatcFallbackWarning unless one was given for the same key."""
+    if key not in registry.warned:
+        warnings.warn(message, NatcFallbackWarning, stacklevel=_users_level())
+        # After the warning, so that one that was turned into an error is given again.
+        registry.warned.add(key)
+
+
+def _users_level() -> int:
+    """Return the stack level, for `warnings.warn` in the caller, of the first code of the user.
+
+    natc and torch call each other on the way to a kernel, so that depth is no constant.
+    """
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_OURS):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -1,0 +1,1 @@
+"""What this machine is and has: its CPU, GPUs, compilers and installed versions."""

@@ -1,0 +1,89 @@
+"""Finding the programs that a build needs besides the compiler extra: a C compiler, nvcc."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from natc import env
+from natc.errors import CompilerNotFound
+from natc.host.detect import host_machine
+from natc.store.elf import PORTABLE_GLIBC
+from natc.targets import Target
+
+_SYSTEM = ("cc", "gcc", "clang")
+_ZIG = "ziglang"
+
+
+def find_c_compiler(machine: str | None = None, *, portable: bool = False) -> list[str]:
+    """Return the command of a C compiler that links for a machine, by default this one.
+
+    NATC_CC if it is set; else cc, gcc or clang here, and `MACHINE-linux-gnu-gcc` for another
+    machine; else the one in the ziglang package, which links for manylinux_2_28. portable: that
+    one comes before the system's, whose libraries need a system as new as this one. Raises
+    CompilerNotFound that says what to install.
+    """
+    machine = machine or host_machine()
+    chosen = env.NATC_CC.get()
+    if chosen:
+        try:
+            command = shlex.split(chosen)
+        except ValueError as error:
+            raise CompilerNotFound(
+                f"NATC_CC is {chosen!r}, which is not a command: {str(error).lower()}."
+            ) from error
+        if not command or not shutil.which(command[0]):
+            raise CompilerNotFound(
+                f"NATC_CC is {chosen!r}, and there is no program {' '.join(command[:1])!r}; set "
+                "it to a C compiler, or unset it."
+            )
+        return command
+    names = _SYSTEM if machine == host_machine() else (f"{machine}-linux-gnu-gcc",)
+    there = [[name] for name in names if shutil.which(name)][:1]
+    if importlib.util.find_spec(_ZIG):
+        glibc = ".".join(map(str, PORTABLE_GLIBC))
+        zig = [sys.executable, "-m", _ZIG, "cc", "-target", f"{machine}-linux-gnu.{glibc}"]
+        there.insert(0 if portable else len(there), zig)
+    if there:
+        return there[0]
+    raise CompilerNotFound(
+        f"no C compiler for {machine} was found to link the library (looked for NATC_CC, "
+        f"{', '.join(names)} and the ziglang package); install one, or: pip install ziglang."
+    )
+
+
+def find_nvcc() -> str:
+    """Return the path of the CUDA compiler.
+
+    From PATH, or from CUDA_HOME or CUDA_PATH. Raises CompilerNotFound that says what to install.
+    """
+    found = shutil.which("nvcc")
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if not found and os.environ.get(variable):
+            found = shutil.which("nvcc", path=str(Path(os.environ[variable]) / "bin"))
+    if not found and Path("/usr/local/cuda/bin/nvcc").exists():
+        found = "/usr/local/cuda/bin/nvcc"
+    if not found:
+        raise CompilerNotFound(
+            "nvcc was not found on PATH, in CUDA_HOME or in /usr/local/cuda; install the CUDA "
+            "toolkit to build for cuda (no GPU is needed)."
+        )
+    return found
+
+
+def check_compilers(target: Target) -> None:
+    """Raise CompilerNotFound, which says what to install, unless a target can be built for."""
+    find_c_compiler(machine_of(target), portable=True)
+    if target.kind == "cuda":
+        find_nvcc()
+
+
+def machine_of(target: Target) -> str:
+    """Return the kind of processor that the host code of libraries for a target runs on."""
+    if target.kind == "cuda":
+        return host_machine()
+    return "aarch64" if target.arch == "aarch64" else "x86_64"

@@ -1,0 +1,228 @@
+"""Building many kernels for a package, in several processes, without building any twice."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from natc import env
+from natc.errors import BuildError, CompilerNotFound
+from natc.host import environment
+from natc.host.toolchain import find_nvcc
+from natc.operations import operations_of, tuned_as
+from natc.package.portable import CEILING
+from natc.runtime.scan import Library, scan
+from natc.spec import KernelSpec
+from natc.store import workspace
+from natc.store.files import Locked, locked
+from natc.store.manifest import LibraryTarget
+from natc.store.schedules import near
+from natc.targets import Target
+from natc.version import __version__
+
+_log = logging.getLogger("natc")
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+# What a library is made by, besides its schedule and tools.
+_CODE = (
+    "compiler", "host/toolchain.py", "operations.py", "spec.py", "store/elf.py",
+    "store/schedules.py", "targets.py", "window.py",
+)  # fmt: skip
+_TOOLS = ("apache-tvm", "apache-tvm-ffi", "ziglang")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One library to build: a spec, a CPU or some CUDA architectures, families of operations."""
+
+    spec: KernelSpec
+    targets: tuple[Target, ...]
+    families: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The file name of the library, without its ending."""
+        target = LibraryTarget(self.targets[0].kind, tuple(found.arch for found in self.targets))
+        return f"{self.spec.name}.{target.name}"
+
+
+def jobs(
+    specs: Sequence[KernelSpec], kind: str, archs: Sequence[str], families: Sequence[str]
+) -> list[Job]:
+    """Return the libraries that serve specs on architectures; CUDA's share one library.
+
+    families: of operations; a spec that has none of them is left out.
+    """
+    targets = [Target(kind, arch) for arch in archs]
+    groups = [tuple(targets)] if kind == "cuda" else [(target,) for target in targets]
+    return [
+        Job(spec, group, tuple(families))
+        for spec in specs
+        if operations_of(spec, tuple(families))
+        for group in groups
+    ]
+
+
+def directory_of(job: Job, tools: str) -> Path:
+    """Return the directory that a library is built into; another one if anything differs.
+
+    tools: what `tool_versions` returns.
+    """
+    inputs = {
+        "natc": __version__,
+        "code": _code_digest(),
+        "tools": tools,
+        "linker": env.NATC_CC.get(),
+        "library": job.name,
+        "archs": [target.arch for target in job.targets],
+        "operations": operations_of(job.spec, job.families),
+        "schedules": {target.name: _schedules_digest(job.spec, target) for target in job.targets},
+    }
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    return workspace.cache_dir() / "package" / f"{job.name}.{digest[:16]}"
+
+
+def tool_versions(kind: str) -> str:
+    """Return the versions of the tools that build libraries for a kind of target."""
+    found = [f"{name} {environment.version_of(name)}" for name in _TOOLS]
+    found.append(f"host {platform.machine()}")
+    if kind == "cuda":
+        try:
+            command = [find_nvcc(), "--version"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            found.append(done.stdout)
+        except (OSError, CompilerNotFound):
+            found.append("no nvcc")
+    return "\n".join(found)
+
+
+def built(job: Job, tools: str) -> Library | None:
+    """Return the library of a job if it has been built from the same inputs, else None."""
+    return _built(directory_of(job, tools))
+
+
+def _built(directory: Path) -> Library | None:
+    # The manifest is written last, so that one with a library is a build that was completed.
+    found = scan([directory]).libraries
+    return next((library for library in found if library.path.is_file()), None)
+
+
+def build_all(todo: Sequence[Job], tools: str, workers: int) -> Iterator[tuple[Job, list[str]]]:
+    """Build libraries in other processes; yield each when it is done, with its notes.
+
+    What is done stays when this is interrupted. Raises BuildError naming the library that cannot
+    be built, and CompilerNotFound.
+    """
+    if not todo:
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(todo)), context, _begin)
+    try:
+        running = {pool.submit(_build, job, directory_of(job, tools)): job for job in todo}
+        elsewhere: set[Job] = set()
+        while running:
+            done = next(as_completed(running))
+            job = running.pop(done)
+            try:
+                notes = done.result()
+            except Locked as error:
+                # Others may be built meanwhile, by this natc.
+                running[pool.submit(_build, job, directory_of(job, tools))] = job
+                if job not in elsewhere:
+                    elsewhere.add(job)
+                    _log.warning("natc waits for %s: %s", job.name, error)
+            except BuildError as error:
+                message = f"library {job.name} cannot be built: {error}"
+                raise type(error)(message) from error
+            else:
+                yield job, notes
+    except BrokenProcessPool as error:
+        raise BuildError(
+            "a process that built libraries was ended from outside, perhaps for want of "
+            "memory. What is built is kept: run the command again, with fewer --jobs."
+        ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        # One that is still building is of no use to anybody.
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+
+def linker_note() -> str | None:
+    """Return, as a sentence, why libraries may need a newer system than they could, or None."""
+    if env.NATC_CC.get() or find_spec("ziglang") is None:
+        return (
+            "libraries are linked by this system's C compiler and run on systems as new as this "
+            "one; with ziglang installed and NATC_CC unset, they run on "
+            f"glibc {'.'.join(map(str, CEILING))} and newer."
+        )
+    return None
+
+
+def _begin() -> None:
+    # Ctrl-C goes to the process that was started by the user, which ends these.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Killed, that process tells nobody, and a worker would wait for its next job for ever.
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _build(job: Job, directory: Path) -> list[str]:
+    notes: list[str] = []
+    # Two packages that are built at once share their libraries, and build each once.
+    with locked(directory, ".lock", wait=False):
+        if _built(directory) is None:
+            from natc.compiler.build import build_library
+
+            targets = job.targets if job.targets[0].kind == "cuda" else job.targets[0]
+            build_library(
+                job.spec, targets, directory, families=job.families, on_note=notes.append
+            )
+    return notes
+
+
+@functools.cache
+def _code_digest() -> str:
+    digest = hashlib.sha256()
+    for name in _CODE:
+        place = _PACKAGE / name
+        paths = sorted(place.rglob("*")) if place.is_dir() else [place]
+        for path in paths:
+            if path.suffix in (".py", ".c", ".h", ".cu", ".cuh"):
+                digest.update(f"{path.relative_to(_PACKAGE)}\n".encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _schedules_digest(spec: KernelSpec, target: Target) -> list[list[str]]:
+    # A kernel may borrow the schedules of near ones.
+    operations = dict.fromkeys(map(tuned_as, operations_of(spec)))
+    paths = [
+        workspace.find_schedule(candidate, target, operation)
+        for candidate in near(spec)
+        for operation in operations
+    ]
+    return [
+        [path.stem, hashlib.sha256(path.read_bytes()).hexdigest()]
+        for path in dict.fromkeys(filter(None, paths))
+    ]

@@ -1,0 +1,106 @@
+"""A package's list of SHA-256, and its signature.
+
+`NAME.sha256` is in the format of `sha256sum`, which checks it, too. It lists every file beside it
+that belongs to the package; `NAME.sha256.sig` is the signature of its bytes, ed25519 in base64.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from natc.errors import ArgumentError, NatcError
+from natc.store.files import reason
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SUMS, SIGNATURE = ".sha256", ".sha256.sig"
+
+
+def sums(files: Mapping[str, str]) -> bytes:
+    """Return the list for files, given as name -> SHA-256."""
+    return "".join(f"{files[name]}  {name}\n" for name in sorted(files)).encode()
+
+
+def parse_sums(data: bytes) -> dict[str, str]:
+    """Return name -> SHA-256 of a list; raises ValueError when it is not one."""
+    found = {}
+    for line in data.decode().splitlines():
+        digest, _, name = line.partition("  ")
+        if len(digest) != 64 or not name or Path(name).name != name:
+            raise ValueError(f"{line[:80]!r} is not a SHA-256 and a file name")
+        found[name] = digest
+    return found
+
+
+def digest(data: bytes) -> str:
+    """Return the SHA-256 of some bytes as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+class Signer:
+    """Signs lists with a private key.
+
+    Raises ArgumentError for a file that holds no such key, and NatcError without `cryptography`.
+    """
+
+    def __init__(self, key: Path) -> None:
+        from_pem = _serialization("sign packages").load_pem_private_key
+        self._key = _load(key, "private", lambda data: from_pem(data, password=None))
+
+    def sign(self, data: bytes) -> bytes:
+        """Return the file of the signature of some bytes."""
+        return base64.b64encode(self._key.sign(data)) + b"\n"
+
+
+class Verifier:
+    """Checks signatures with a public key.
+
+    Raises ArgumentError for a file that holds no such key, and NatcError without `cryptography`.
+    """
+
+    def __init__(self, key: Path) -> None:
+        from_pem = _serialization("check signatures").load_pem_public_key
+        self._key = _load(key, "public", from_pem)
+
+    def verify(self, data: bytes, signature: bytes) -> bool:
+        """Return whether a signature's file is that of some bytes by the key's owner."""
+        from cryptography.exceptions import InvalidSignature
+
+        try:
+            self._key.verify(base64.b64decode(signature, validate=False), data)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+
+def _serialization(purpose: str) -> Any:
+    try:
+        from cryptography.hazmat.primitives import serialization
+    except ImportError as error:
+        raise NatcError(
+            f"to {purpose}, natc needs the package cryptography, which is not installed: "
+            "pip install 'natc[sign]'."
+        ) from error
+    return serialization
+
+
+def _load(path: Path, kind: str, read: Any) -> Any:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric import ed25519
+
+    wanted = (ed25519.Ed25519PrivateKey, ed25519.Ed25519PublicKey)[kind == "public"]
+    try:
+        key = read(path.read_bytes())
+    except OSError as error:
+        raise ArgumentError(f"key {path} cannot be read: {reason(error)}.") from error
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ArgumentError(
+            f"key {path} is not an unencrypted {kind} key in PEM format: {error}."
+        ) from error
+    if not isinstance(key, wanted):
+        raise ArgumentError(f"key {path} is not a {kind} ed25519 key.")
+    return key

@@ -1,0 +1,108 @@
+"""What lies in natc's cache and serves no call: libraries of no use, and pieces of cut-off builds.
+
+Only what natc wrote into its cache is looked at. What lies elsewhere is somebody's, what a newer
+natc wrote is that one's, and a directory that others can write is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from natc.errors import LibraryError, NatcError
+from natc.operations import FAMILIES
+from natc.runtime import registry
+from natc.runtime.load import verify
+from natc.runtime.scan import Library, scan
+from natc.runtime.trust import distrust
+from natc.store import workspace
+from natc.store.files import locked, reason
+from natc.store.manifest import SCHEMA_VERSION, SUFFIX, schema_version
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Files that serve no call. path: the one to name; reason: a clause without a full stop."""
+
+    path: Path
+    reason: str
+    files: tuple[Path, ...]
+
+
+def leftovers() -> list[Leftover]:
+    """Return what `prune` would remove; reads every library of the cache."""
+    return [found for directory in _directories() for found in _in(directory)]
+
+
+def prune() -> list[Leftover]:
+    """Remove from natc's cache what serves no call, and return what that was.
+
+    Waits for who is writing a library there. Raises NatcError naming what cannot be removed.
+    """
+    removed = []
+    for directory in _directories():
+        if next(_in(directory), None) is None:
+            continue
+        with locked(directory):
+            for found in list(_in(directory)):
+                for file in found.files:
+                    _remove(file)
+                removed.append(found)
+    registry.clear()
+    return removed
+
+
+def _directories() -> list[Path]:
+    own = (workspace.library_dir(), *map(workspace.jit_dir, FAMILIES))
+    return [path for path in own if path.is_dir() and not distrust(path)]
+
+
+def _in(directory: Path) -> Iterator[Leftover]:
+    found = scan([directory])
+    bad = {item.path: item.reason for item in found.unreadable if not _of_a_newer(item.path)}
+    for library in found.libraries:
+        problem = _problem(library)
+        if problem:
+            bad[library.manifest_path] = problem
+    for path, problem in sorted(bad.items()):
+        # What is wrong, without the advice that follows it.
+        yield Leftover(path, problem.partition(". ")[0], _files(path))
+    # What was written before its manifest, by a process that was killed in between.
+    kept = {path.stem for path in directory.glob(f"*{SUFFIX}")}
+    for library_path in sorted(directory.glob("*.so")):
+        if library_path.stem not in kept:
+            path = library_path.with_suffix(SUFFIX)
+            yield Leftover(library_path, "has no manifest", _files(path)[1:])
+    for piece in sorted(directory.glob(".*.tmp")):
+        yield Leftover(piece, "was not written to its end", (piece,))
+
+
+def _of_a_newer(path: Path) -> bool:
+    try:
+        return (schema_version(path) or 0) > SCHEMA_VERSION
+    except OSError:
+        # Nobody can tell whose it is.
+        return True
+
+
+def _problem(library: Library) -> str | None:
+    """Return why a library cannot be opened, or None where it can."""
+    try:
+        verify(library)
+    except LibraryError:
+        there = library.path.is_file()
+        return "its library " + ("is not the file it vouches for" if there else "is missing")
+    return None
+
+
+def _files(path: Path) -> tuple[Path, ...]:
+    """Return the files of a manifest: itself first, so that nothing vouches for a part."""
+    return path, path.with_name(f".{path.name}.next"), path.with_suffix(".so")
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise NatcError(f"file {path} cannot be removed: {reason(error)}.") from error

@@ -1,0 +1,1 @@
+"""What natc keeps on disk: libraries, manifests, schedules and tuning logs."""

@@ -1,0 +1,166 @@
+"""Tuning logs: each measurement is a line of JSON, read back whatever happened to the file."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import msgspec
+
+from natc.errors import RecordError
+from natc.operations import FORWARD
+from natc.store.files import append_line, reason
+
+SCHEMA_VERSION = 1
+
+
+class SpaceVersion(msgspec.Struct, frozen=True):
+    """The design space that decisions belong to; other versions give them another meaning."""
+
+    name: str
+    version: int
+
+
+class GpuFacts(msgspec.Struct, frozen=True):
+    """A GPU that took part in a measurement: product name, capability `9.0`, memory in bytes."""
+
+    name: str
+    capability: str
+    memory: int
+
+
+class Git(msgspec.Struct, frozen=True):
+    """The commit natc ran from, and whether its code differed from that commit."""
+
+    commit: str
+    dirty: bool
+
+
+class Environment(msgspec.Struct, frozen=True, kw_only=True, tag="environment"):
+    """What measured: the first record of each session, named by the trials that follow.
+
+    id: unique text; versions: distribution -> version or None where it is not installed.
+    cores: logical CPUs this process may use; driver: newest CUDA version the driver runs.
+    timestamp: ISO 8601 in UTC; seed: the search's seed.
+    """
+
+    id: str
+    schema_version: int = SCHEMA_VERSION
+    versions: dict[str, str | None]
+    os: str
+    cpu: str
+    cores: int
+    target: str | None = None
+    gpu: GpuFacts | None = None
+    driver: str | None = None
+    git: Git | None = None
+    timestamp: str
+    seed: int | None = None
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True, tag="trial"):
+    """One candidate: its decisions, and what they measured or the error they ended in.
+
+    seconds: shape `BxHxWxheadsxhead_dim` -> seconds of one call, positive; None with
+    an error. environment: id of an Environment. trial: its number in the log, from 0.
+    operation: what was measured. samples: of each shape, where measuring was cut short for
+    candidates that were behind; None: as many as a measurement takes.
+    Raises RecordError unless exactly one of seconds and error is given.
+    """
+
+    spec: str
+    target: str
+    space: SpaceVersion
+    decisions: dict[str, int]
+    seconds: dict[str, float] | None
+    error: str | None
+    environment: str
+    timestamp: str
+    trial: int
+    operation: str = FORWARD
+    samples: int | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if (self.seconds is None) == (self.error is None):
+            raise RecordError("a trial has either seconds or an error.")
+        # Checked here, because JSON has no infinity and would turn it into null.
+        for shape, value in (self.seconds or {}).items():
+            if not (math.isfinite(value) and value > 0):
+                raise RecordError(f"seconds of shape {shape} is {value}; it must be positive.")
+        if self.seconds is not None and not self.seconds:
+            raise RecordError("seconds is empty; it must hold at least one shape.")
+
+
+Record: TypeAlias = Environment | Trial
+
+
+class UnreadableLine(NamedTuple):
+    """A line of a log that was not understood: the file, its number from 1, and why."""
+
+    path: Path
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.message}"
+
+
+class _LogHeader(msgspec.Struct):
+    schema_version: int
+
+
+_decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Environment | Trial)
+
+
+def shape_key(shape: tuple[int, ...]) -> str:
+    """Return the text that stands for an input shape: (1, 56, 56, 2, 32) is `1x56x56x2x32`."""
+    return "x".join(map(str, shape))
+
+
+def append(path: Path, record: Record) -> None:
+    """Append a record to a log, on disk when this returns; creates the log.
+
+    Raises NatcError naming the file when it cannot be written.
+    """
+    append_line(path, msgspec.json.encode(record).decode())
+
+
+def read_log(path: Path) -> tuple[list[Record], list[UnreadableLine]]:
+    """Return the records of a log in order, and a Problem for each line that is none.
+
+    A damaged or cut-short line and a record of a newer natc are problems, never fatal. A log
+    that does not exist is empty. Raises RecordError when the file cannot be read at all.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        raise RecordError(f"tuning log {path} cannot be read: {reason(error)}.") from error
+    records: list[Record] = []
+    problems: list[UnreadableLine] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            records.append(_decode(line))
+        except RecordError as error:
+            problems.append(UnreadableLine(path, number, str(error)))
+    return records, problems
+
+
+def _decode(line: bytes) -> Record:
+    try:
+        # The version comes first: a newer record may differ in everything else.
+        version = msgspec.json.decode(line, type=_LogHeader).schema_version
+        if version <= SCHEMA_VERSION:
+            return _decoder.decode(line)
+    # ValueError covers msgspec's own errors and text that is not UTF-8.
+    except (ValueError, RecordError) as error:
+        raise RecordError(f"damaged record was skipped: {str(error).rstrip('.')}.") from error
+    raise RecordError(
+        f"record has schema version {version}, written by a newer natc; this one reads up to "
+        f"{SCHEMA_VERSION}. It was skipped."
+    )

@@ -1,0 +1,248 @@
+"""Schedules: the winner of a search for one kernel on one target, as a small readable file."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from natc.errors import NatcError, ScheduleError
+from natc.operations import FORWARD, OPERATIONS, tuned_as
+from natc.spec import MAX_KERNEL_SIZE, MIN_KERNEL_SIZE, KernelSpec
+from natc.store import workspace
+from natc.store.files import reason, write_atomically
+from natc.store.records import Environment, SpaceVersion
+from natc.targets import Target
+
+SCHEMA_VERSION = 1
+
+# Timings repeat to about 1 %: more digits would only be noise in a diff.
+_SIGNIFICANT_DIGITS = 4
+_HALVES = {"float16": "bfloat16", "bfloat16": "float16"}
+# How much longer or shorter the window of a kernel may be whose schedule is borrowed.
+_NEAR = 4
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True):
+    """What the winner measured.
+
+    seconds, baseline_seconds: shape `BxHxWxheadsxhead_dim` -> seconds of one call, of the
+    winner and of the untuned kernel in the same run.
+    score: what the search made small; objective: what that number is, in words.
+    trials: candidates measured in all.
+    """
+
+    seconds: dict[str, float]
+    baseline_seconds: dict[str, float]
+    score: float
+    objective: str
+    trials: int
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times faster the winner is than untuned: geometric mean over the shapes."""
+        ratios = [
+            untuned / self.seconds[shape]
+            for shape, untuned in self.baseline_seconds.items()
+            if shape in self.seconds
+        ]
+        return statistics.geometric_mean(ratios) if ratios else None
+
+
+class MeasuredOn(msgspec.Struct, frozen=True, kw_only=True):
+    """Where it was measured, in short; the tuning log holds the record with this id."""
+
+    id: str
+    cpu: str
+    cores: int
+    gpu: str | None = None
+    versions: dict[str, str | None] = {}
+
+
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """The decisions that make one operation of a kernel fast on one target, and the evidence.
+
+    spec, target: names; decisions: name of a step of the space -> index or value chosen.
+    operation: `forward`, whose schedule all forwards take, or one of the others.
+    created: time, ISO 8601 in UTC. Raises NatcError for an unknown spec, target or operation.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    spec: str
+    target: str
+    space: SpaceVersion
+    decisions: dict[str, int]
+    measured: Measurement
+    environment: MeasuredOn
+    created: str
+    operation: str = FORWARD
+
+    def __post_init__(self) -> None:
+        KernelSpec.parse(self.spec)
+        Target.parse(self.target)
+        if self.operation not in OPERATIONS:
+            raise ScheduleError(f"operation {self.operation!r} is unknown")
+
+    @property
+    def name(self) -> str:
+        """The name of its file, without the ending."""
+        return workspace.tuned_name(KernelSpec.parse(self.spec), self.operation)
+
+
+class _ScheduleHeader(msgspec.Struct):
+    schema_version: int
+
+
+class Listed(NamedTuple):
+    """A schedule file, and what is in it or why it cannot be used."""
+
+    path: Path
+    schedule: Schedule | None
+    problem: str | None
+
+
+def measured_on(environment: Environment) -> MeasuredOn:
+    """Return the short form of an environment that a schedule holds."""
+    return MeasuredOn(
+        id=environment.id,
+        cpu=environment.cpu,
+        cores=environment.cores,
+        gpu=environment.gpu.name if environment.gpu else None,
+        versions=environment.versions,
+    )
+
+
+def dump(schedule: Schedule) -> str:
+    """Return a schedule as the text of its file: stable order, rounded numbers, a newline."""
+    builtins = _rounded(msgspec.to_builtins(schedule))
+    # Sorted where order means nothing, so that another run changes only what it found.
+    for field in ("seconds", "baseline_seconds"):
+        builtins["measured"][field] = dict(
+            sorted(builtins["measured"][field].items(), key=_largest_first)
+        )
+    builtins["decisions"] = dict(sorted(builtins["decisions"].items()))
+    if schedule.operation == FORWARD:
+        del builtins["operation"]  # as in files from before there were others
+    builtins["environment"]["versions"] = dict(sorted(builtins["environment"]["versions"].items()))
+    return msgspec.json.format(msgspec.json.encode(builtins), indent=2).decode() + "\n"
+
+
+def save_schedule(schedule: Schedule) -> Path:
+    """Write a schedule to its place in the workspace, atomically; return the file.
+
+    Raises NatcError naming the directory when it is not writable.
+    """
+    spec, target = KernelSpec.parse(schedule.spec), Target.parse(schedule.target)
+    path = workspace.schedule_path(spec, target, schedule.operation)
+    write_atomically(path, dump(schedule))
+    return path
+
+
+def load_schedule(spec: KernelSpec, target: Target, operation: str = FORWARD) -> Schedule | None:
+    """Return the schedule of an operation from the workspace or else the package; None: no file.
+
+    Raises ScheduleError as `read_schedule`, and when the file is of another kernel.
+    """
+    path = workspace.find_schedule(spec, target, operation)
+    return None if path is None else read_schedule(path)
+
+
+def near(spec: KernelSpec) -> Iterator[KernelSpec]:
+    """Yield a kernel and those whose schedules may serve it, the nearest first.
+
+    The same with or without a bias; in the other 16-bit dtype; with a window that is a little
+    longer or shorter on every axis.
+    """
+    for step in sorted(range(-_NEAR, _NEAR + 1), key=lambda step: (abs(step), step)):
+        sizes = tuple(size + step for size in spec.kernel_size)
+        if not MIN_KERNEL_SIZE <= min(sizes) <= max(sizes) <= MAX_KERNEL_SIZE:
+            continue
+        for dtype in dict.fromkeys((spec.dtype, _HALVES.get(spec.dtype, spec.dtype))):
+            for rpb in (spec.rpb, not spec.rpb):
+                yield replace(spec, kernel_size=sizes, dtype=dtype, rpb=rpb)
+
+
+def read_schedule(path: Path) -> Schedule:
+    """Read a schedule file.
+
+    Raises ScheduleError naming the file when it cannot be read, is damaged, lies under another
+    kernel's name, or was written by a newer natc.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ScheduleError(f"schedule {path} cannot be read: {reason(error)}.") from error
+    try:
+        # The version comes first: a newer file may differ in everything else.
+        version = msgspec.json.decode(data, type=_ScheduleHeader).schema_version
+        if version > SCHEMA_VERSION:
+            raise ScheduleError(
+                f"schedule {path} has schema version {version}, written by a newer natc; this "
+                f"one reads up to {SCHEMA_VERSION}. Upgrade natc: install a newer checkout of it."
+            )
+        schedule = msgspec.json.decode(data, type=Schedule)
+    except ScheduleError:
+        raise
+    # ValueError covers msgspec's own errors and text that is not UTF-8.
+    except (ValueError, NatcError) as error:
+        raise ScheduleError(
+            f"schedule {path} is damaged: {str(error).rstrip('.')}. Restore it, or delete it and "
+            "run natc tune again (the tuning log still has every measurement)."
+        ) from error
+    if (path.parent.name, path.stem) != (schedule.target, schedule.name):
+        raise ScheduleError(
+            f"schedule {path} is of {schedule.name} for {schedule.target}; "
+            "its file must carry that name."
+        )
+    return schedule
+
+
+def list_schedules() -> list[Listed]:
+    """Return every schedule file that counts, unusable ones with the reason."""
+    listed = []
+    for path in workspace.schedule_files():
+        try:
+            listed.append(Listed(path, read_schedule(path), None))
+        except ScheduleError as error:
+            listed.append(Listed(path, None, str(error)))
+    return listed
+
+
+def _largest_first(item: tuple[str, Any]) -> tuple[int, str]:
+    return (-math.prod(int(n) for n in item[0].split("x") if n.isdigit()), item[0])
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{_SIGNIFICANT_DIGITS}g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return value
+
+
+def joined(decisions: Mapping[str, int], operation: str) -> dict[str, int]:
+    """Return decisions of an operation in the form in which a kernel's are kept together.
+
+    Those of the forward have their own names; those of another begin with its name and a dot.
+    """
+    if tuned_as(operation) == FORWARD:
+        return dict(decisions)
+    return {f"{operation}.{name}": value for name, value in decisions.items()}
+
+
+def own_decisions(decisions: Mapping[str, int], operation: str) -> dict[str, int]:
+    """Return an operation's decisions of those that `joined` put together."""
+    owner = tuned_as(operation)
+    if owner == FORWARD:
+        return {name: value for name, value in decisions.items() if "." not in name}
+    start = f"{owner}."
+    return {
+        name.removeprefix(start): value
+        for name, value in decisions.items()
+        if name.startswith(start)
+    }

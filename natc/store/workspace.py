@@ -1,0 +1,197 @@
+"""Where natc's files lie: schedules and logs (workspace), libraries (cache), packaged data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+
+import platformdirs
+
+from natc import env
+from natc.operations import FAMILIES, FORWARD
+from natc.spec import KernelSpec
+from natc.targets import Target
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGED_DATA = _PACKAGE / "_data"
+
+# Wheels of libraries name their package in this group; the libraries are in its folder `lib`.
+ENTRY_POINTS = "natc.kernels"
+WHEEL_FOLDER = "lib"
+
+_used: list[Path] = []
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryPlace:
+    """A directory that libraries are looked for in, and how natc came to look there.
+
+    source: `named in the program`, `NATC_LIB_PATH`, `wheel NAME VERSION`, `cache` or `natc`.
+    distribution: the name of the wheel, for pip; None for the others.
+    """
+
+    path: Path
+    source: str
+    distribution: str | None = None
+
+
+def checkout() -> Path | None:
+    """Return the root of the source checkout that natc runs from, or None when installed."""
+    root = _PACKAGE.parent
+    found = (root / "pyproject.toml").is_file() and (root / "schedules").is_dir()
+    return root if found else None
+
+
+# The schedules and logs that natc comes with.
+SHIPPED = checkout() or PACKAGED_DATA
+
+
+def workspace() -> Path:
+    """Return the directory that holds `schedules/` and `tuning_logs/`; it may not exist yet."""
+    named = env.NATC_WORKSPACE.get()
+    if named:
+        return Path(named).expanduser().absolute()
+    return checkout() or platformdirs.user_data_path("natc", appauthor=False)
+
+
+def read_roots() -> list[Path]:
+    """Return the directories to read schedules and logs from, first match wins."""
+    return list(dict.fromkeys((workspace(), SHIPPED)))
+
+
+def tuned_name(spec: KernelSpec, operation: str) -> str:
+    """Return the name under which schedules and logs lie: the kernel's, for its forward."""
+    return spec.name if operation == FORWARD else f"{spec.name}.{operation}"
+
+
+def schedule_path(spec: KernelSpec, target: Target, operation: str = FORWARD) -> Path:
+    """Return the file to which the schedule of a kernel's operation is written."""
+    return workspace() / "schedules" / target.name / f"{tuned_name(spec, operation)}.json"
+
+
+def log_path(spec: KernelSpec, target: Target, operation: str = FORWARD) -> Path:
+    """Return the file to which the tuning records of a kernel's operation are appended."""
+    return workspace() / "tuning_logs" / target.name / f"{tuned_name(spec, operation)}.jsonl"
+
+
+def find_schedule(spec: KernelSpec, target: Target, operation: str = FORWARD) -> Path | None:
+    """Return the schedule file that counts for a kernel's operation, or None without one."""
+    return _find(Path("schedules") / target.name / f"{tuned_name(spec, operation)}.json")
+
+
+def schedule_files() -> Iterator[Path]:
+    """Yield every schedule file that counts, sorted by target and spec name."""
+    return _files("schedules", "*.json")
+
+
+def log_files() -> Iterator[Path]:
+    """Yield every tuning log that counts, sorted by target and spec name."""
+    return _files("tuning_logs", "*.jsonl")
+
+
+def cache_dir() -> Path:
+    """Return the directory for what can be built again; it may not exist yet."""
+    named = env.NATC_CACHE_DIR.get()
+    if named:
+        return Path(named).expanduser().absolute()
+    return platformdirs.user_cache_path("natc", appauthor=False)
+
+
+def library_dir() -> Path:
+    """Return the library directory that `natc build` writes to by default."""
+    return cache_dir() / "lib"
+
+
+def jit_dir(family: str) -> Path:
+    """Return the directory of libraries that were built when first called, by their operations."""
+    return cache_dir() / "jit" / family
+
+
+def use_library_dir(directory: str | Path) -> None:
+    """Make a directory the first that libraries are looked for in, in this process."""
+    path = Path(directory).expanduser().absolute()
+    if path in _used:
+        _used.remove(path)
+    _used.insert(0, path)
+
+
+def library_places() -> list[LibraryPlace]:
+    """Return where libraries are looked for, in order; some may not exist.
+
+    Directories named in the program, those in NATC_LIB_PATH, installed wheels of libraries, what
+    `natc build` wrote, what was built when first called (unless NATC_JIT=off), and natc's own.
+    Reads the metadata of what is installed; imports nothing of it.
+    """
+    named = [Path(part).expanduser().absolute() for part in env.NATC_LIB_PATH.paths()]
+    return [
+        *(LibraryPlace(path, "named in the program") for path in _used),
+        *(LibraryPlace(path, env.NATC_LIB_PATH.name) for path in named),
+        *_wheels(),
+        LibraryPlace(library_dir(), "cache"),
+        *(LibraryPlace(jit_dir(family), env.NATC_JIT.name) for family in _jit_families()),
+        LibraryPlace(PACKAGED_DATA / "lib", "natc"),
+    ]
+
+
+def library_dirs() -> list[Path]:
+    """Return the directories of `library_places`."""
+    return [place.path for place in library_places()]
+
+
+def library_place(directory: Path) -> LibraryPlace | None:
+    """Return the first place that a directory is, or None when it is none."""
+    return next((place for place in library_places() if place.path == directory), None)
+
+
+def _jit_families() -> tuple[str, ...]:
+    return () if env.NATC_JIT.word() == "off" else FAMILIES
+
+
+def library_sources() -> dict[Path, str]:
+    """Return, for each directory of `library_places`, how natc came to look there."""
+    return {place.path: place.source for place in reversed(library_places())}
+
+
+def _wheels() -> list[LibraryPlace]:
+    found: dict[Path, LibraryPlace] = {}
+    for point in sorted(metadata.entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
+        path = _package_folder(point)
+        if path is not None and point.dist is not None:
+            name, version = point.dist.metadata["Name"], point.dist.version
+            found.setdefault(path, LibraryPlace(path, f"wheel {name} {version}", name))
+    return list(found.values())
+
+
+def _package_folder(point: metadata.EntryPoint) -> Path | None:
+    """Return the library folder of a wheel's package, without importing the package."""
+    if point.dist is not None:
+        folder = Path(str(point.dist.locate_file(point.module.replace(".", "/")))) / WHEEL_FOLDER
+        if folder.is_dir():
+            return folder.absolute()
+    # Installed in a way that leaves the files elsewhere. Looking up a name with a dot would
+    # import what is before the dot.
+    spec = util.find_spec(point.module) if "." not in point.module else None
+    for location in (spec and spec.submodule_search_locations) or ():
+        folder = Path(location) / WHEEL_FOLDER
+        if folder.is_dir():
+            return folder.absolute()
+    return None
+
+
+def _find(relative: Path) -> Path | None:
+    for root in read_roots():
+        path = root / relative
+        if path.is_file():
+            return path
+    return None
+
+
+def _files(kind: str, pattern: str) -> Iterator[Path]:
+    found: dict[tuple[str, str], Path] = {}
+    for root in read_roots():
+        for path in (root / kind).glob(f"*/{pattern}"):
+            found.setdefault((path.parent.name, path.name), path)
+    for key in sorted(found):
+        yield found[key]

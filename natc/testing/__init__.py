@@ -1,1 +1,0 @@
-"""What tests and benchmarks share: inputs with known flaws, tolerances, vectors of releases."""

@@ -1,0 +1,1 @@
+"""Measures candidates on this machine. Needs no compiler."""

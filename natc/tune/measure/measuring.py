@@ -1,0 +1,305 @@
+"""Measuring a round: all candidates a little, those that are ahead more and more.
+
+Needs torch, tvm-ffi and natc, no compiler. Every result is on disk before the next begins, so that
+a kill loses nothing: the same call goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from natc.host import environment
+from natc.spec import KernelSpec
+from natc.store.records import Environment, Trial, append, shape_key
+from natc.targets import Target
+from natc.tune.events import Event, Note, TrialMeasured
+from natc.tune.history import Key, key_of, same_machine
+from natc.tune.measure import rounds, worker
+from natc.tune.measure.processes import JobError, Process, why
+from natc.tune.measure.rounds import Candidate, Round
+
+# Samples of each shape, and the share of candidates that is measured so often.
+RUNGS = ((3, 1.0), (10, 0.25), (30, 0.0625))
+# At least so many come to the last rung, whatever their share.
+_FINALISTS = 4
+# And in the end these, one after the other, as often: the best of noisy numbers is partly luck.
+_REPEATS = 3
+_START_LIMIT, _MEASURE_LIMIT = 300.0, 30.0
+_CONFIRM = RUNGS[-1][0] * _REPEATS
+
+
+class MeasureCandidate(Protocol):
+    """How a candidate is measured: raises JobError, TimeoutError or ChildProcessError."""
+
+    def __call__(self, candidate: Candidate, samples: int, checked: bool) -> list[float]:
+        """Return seconds of each shape."""
+
+
+@dataclass
+class Summary:
+    """How measuring a round ended.
+
+    measured, failures: in this run. untuned, best: scores in seconds. complete: nothing is left.
+    """
+
+    directory: Path
+    name: str
+    candidates: int
+    measured: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+    complete: bool = False
+    untuned: float | None = None
+    best: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+class Workers:
+    """Measures candidates in a process of its own, which is started anew when it is of no use."""
+
+    def __init__(self, directory: Path, found: Round) -> None:
+        self._directory, self._round = directory, found
+        self._scratch = Path(tempfile.mkdtemp(prefix="natc-measure-"))
+        self._process = Process(self._scratch)
+        self._started = False
+        self.restarts = 0
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.close()
+        with contextlib.suppress(OSError):
+            self._scratch.rmdir()
+
+    def __call__(self, candidate: Candidate, samples: int, checked: bool) -> list[float]:
+        """Return the seconds of each shape; raises what `Process.run` raises."""
+        found = self._round
+        if not self._started:
+            # The first job waits for torch, and on a GPU for the driver.
+            self._process.run(worker.is_well, (found.target,), _START_LIMIT)
+            self._started = True
+        arguments = (
+            *(found.spec, found.target, str(self._directory / candidate.library)),
+            *(found.shapes, found.operation, samples, checked),
+        )
+        try:
+            return list(self._process.run(worker.measure, arguments, _MEASURE_LIMIT))
+        except JobError:
+            self._keep_if_well()
+            raise
+        except (TimeoutError, ChildProcessError):
+            self._restart()
+            raise
+
+    def _keep_if_well(self) -> None:
+        try:
+            self._process.run(worker.is_well, (self._round.target,), _MEASURE_LIMIT)
+        except (JobError, TimeoutError, ChildProcessError):
+            self._restart()
+
+    def _restart(self) -> None:
+        self._process.stop()
+        self._started = False
+        self.restarts += 1
+
+
+def measure(
+    directory: Path,
+    *,
+    until: float | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    with_: MeasureCandidate | None = None,
+) -> Summary:
+    """Measure a round, or what is left of it; return how it went.
+
+    until: when to stop, by `time.monotonic`. with_: measures one candidate; by default a process
+    on this machine does. Raises TuneError and TargetError, before anything is measured, for a
+    round that is not to be measured here.
+    """
+    found = rounds.read(directory)
+    rounds.check(directory, found)
+    tell = on_event or (lambda event: None)
+    with contextlib.ExitStack() as stack:
+        run = with_ or stack.enter_context(Workers(directory, found))
+        return _Measuring(directory, found, run, tell).run(until)
+
+
+class _Measuring:
+    def __init__(
+        self, directory: Path, found: Round, run: MeasureCandidate, tell: Callable[[Event], None]
+    ) -> None:
+        self._directory, self._round, self._measure, self._tell = directory, found, run, tell
+        self._spec, self._target = KernelSpec.parse(found.spec), Target.parse(found.target)
+        self._shapes = [shape_key((*shape, self._spec.head_dim)) for shape in found.shapes]
+        self._log = directory / rounds.MEASURED
+        self._machine = environment.collect()
+        self._summary = Summary(directory, found.name, len(found.candidates))
+        self._latest: dict[Key, Trial] = {}
+        self._next = 0
+        self._recall()
+        append(self._log, self._machine)
+
+    def run(self, until: float | None) -> Summary:
+        start = time.monotonic()
+        summary = self._summary
+
+        def is_over() -> bool:
+            return until is not None and time.monotonic() >= until
+
+        with contextlib.suppress(_TimeIsUp):
+            for samples, share in RUNGS:
+                self._rung(self._ahead(share), samples, is_over)
+            self._confirm(is_over)
+            summary.complete = True
+        summary.seconds = time.monotonic() - start
+        scores = [s for s in map(self._score, self._round.candidates) if s is not None]
+        summary.untuned = self._score(self._round.candidates[0])
+        summary.best = min(scores, default=None)
+        return summary
+
+    def _recall(self) -> None:
+        """Take in what this machine measured before."""
+        known = rounds.measured(self._directory)
+        same = {
+            record.id
+            for record in known.records
+            if isinstance(record, Environment) and same_machine(record, self._machine)
+        }
+        others = 0
+        for trial in known.trials:
+            self._next = max(self._next, trial.trial + 1)
+            if trial.environment in same:
+                self._latest[key_of(trial.decisions)] = trial
+            else:
+                others += 1
+        notes = known.problems
+        if others:
+            notes.append(
+                f"{self._log}: {others} trials were measured on another machine; measuring again."
+            )
+        self._summary.notes = notes
+        for note in notes:
+            self._tell(Note(note))
+
+    def _ahead(self, share: float) -> list[Candidate]:
+        """Return the share of the candidates that is ahead, and those that others must beat."""
+        always = self._round.candidates[: 1 + self._round.present]
+        rest = self._round.candidates[len(always) :]
+        if share < 1:
+            scored = [(self._score(one), one) for one in rest]
+            alive = [(score, one) for score, one in scored if score is not None]
+            alive.sort(key=lambda pair: (pair[0], key_of(pair[1].decisions)))
+            most = max(_FINALISTS, math.ceil(share * len(self._round.candidates)))
+            rest = [one for _, one in alive[:most]]
+        return [*always, *rest]
+
+    def _rung(
+        self, candidates: Sequence[Candidate], samples: int, is_over: Callable[[], bool]
+    ) -> None:
+        for one in candidates:
+            known = self._latest.get(key_of(one.decisions))
+            done = known is not None and (known.error is not None or _samples(known) >= samples)
+            if done:
+                continue
+            if is_over():
+                raise _TimeIsUp
+            self._record(one, self._try(one, samples, checked=known is not None), samples)
+
+    def _confirm(self, is_over: Callable[[], bool]) -> None:
+        """Measure the finalists and what they must beat again, in turn."""
+        always = 1 + self._round.present
+        finalists = self._ahead(RUNGS[-1][1])[: always + _FINALISTS]
+        latest = [self._latest[key_of(one.decisions)] for one in finalists]
+        pairs = list(zip(finalists, latest, strict=True))
+        # Those that failed, or were confirmed by an earlier run, stay as they are.
+        left = [one for one, t in pairs if t.error is None and _samples(t) < _CONFIRM]
+        found: list[list[list[float]]] = [[] for _ in left]
+        errors: dict[int, str] = {}
+        for _ in range(_REPEATS):
+            for index, one in enumerate(left):
+                if is_over():
+                    raise _TimeIsUp
+                seconds, error = self._try(one, RUNGS[-1][0], checked=True)
+                if error is not None:
+                    errors[index] = error
+                elif seconds is not None:
+                    found[index].append(seconds)
+        for index, one in enumerate(left):
+            error = errors.get(index)
+            least = None if error else [min(column) for column in zip(*found[index], strict=True)]
+            self._record(one, (least, error), _CONFIRM)
+
+    def _try(
+        self, one: Candidate, samples: int, *, checked: bool
+    ) -> tuple[list[float] | None, str | None]:
+        try:
+            return self._measure(one, samples, checked), None
+        except (JobError, TimeoutError, ChildProcessError) as error:
+            return None, why(error, "to run")
+
+    def _record(
+        self, one: Candidate, outcome: tuple[list[float] | None, str | None], samples: int
+    ) -> None:
+        seconds, error = outcome
+        trial = Trial(
+            spec=self._round.spec,
+            target=self._round.target,
+            operation=self._round.operation,
+            space=self._round.space,
+            decisions=one.decisions,
+            seconds=None if seconds is None else dict(zip(self._shapes, seconds, strict=True)),
+            error=error,
+            environment=self._machine.id,
+            timestamp=environment.now(),
+            trial=self._next,
+            samples=samples,
+        )
+        append(self._log, trial)
+        self._next += 1
+        self._latest[key_of(one.decisions)] = trial
+        summary = self._summary
+        summary.measured += 1
+        summary.failures += error is not None
+        scores = [s for s in map(self._score, self._round.candidates) if s is not None]
+        self._tell(
+            TrialMeasured(
+                index=summary.measured,
+                score=self._score(one),
+                best=min(scores, default=math.inf),
+                failures=summary.failures,
+                error=error,
+            )
+        )
+
+    def _score(self, one: Candidate) -> float | None:
+        trial = self._latest.get(key_of(one.decisions))
+        return None if trial is None else score(trial, self._shapes)
+
+
+class _TimeIsUp(Exception):
+    pass
+
+
+def score(trial: Trial, shapes: Sequence[str]) -> float | None:
+    """Return the number that a search makes small, in seconds; None for a failure."""
+    if trial.seconds is None or not set(shapes) <= set(trial.seconds):
+        return None
+    return statistics.geometric_mean(trial.seconds[shape] for shape in shapes)
+
+
+def confirmed(trial: Trial) -> bool:
+    """Return whether a candidate was measured as finalists are."""
+    return _samples(trial) >= _CONFIRM
+
+
+def _samples(trial: Trial) -> int:
+    return trial.samples or _CONFIRM

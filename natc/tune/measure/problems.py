@@ -1,0 +1,134 @@
+"""What candidates are checked and timed on: arguments of any operation's function."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from natc.checks.inputs import poisoned
+from natc.checks.operations import Call, assert_operations_right
+from natc.dispatch.fused_backward import chunks
+from natc.dispatch.launch import scalars
+from natc.errors import TuneError
+from natc.operations import HEADS_FIRST, OPERATIONS
+from natc.spec import KernelSpec
+from natc.tune.measure.workload import Shape
+
+# Odd sizes, with borders on every side and, where windows are short, an interior.
+_CHECKED = (5, 9, 11)
+_LONGEST_LINE = 200
+
+
+def check(
+    kernel: Callable[..., Any], spec: KernelSpec, operation: str, device: torch.device | str
+) -> None:
+    """Raise TuneError unless a function gives what the reference gives in float64.
+
+    Its results are NaN before it runs, and it runs between guards.
+    """
+    for call in _calls(spec):
+        try:
+            assert_operations_right(lambda _: kernel, spec, call, [operation], device=device)
+        except AssertionError as error:
+            raise TuneError(f"wrong result: {error}") from None
+
+
+def _calls(spec: KernelSpec) -> list[Call]:
+    sizes = _CHECKED[-spec.rank :]
+    if spec.rank == 1:
+        sizes = (min(2 * spec.kernel_size[0] + 5, _LONGEST_LINE),)
+    dilated = tuple(2 for _ in sizes)
+    return [
+        Call(sizes, batch=2, heads=2, heads_kv=2),
+        Call(sizes, batch=1, heads=2, heads_kv=1, dilation=dilated),
+    ]
+
+
+# One shape of each level, and no more: a search measures the same ones over and over.
+@functools.lru_cache(maxsize=8)
+def arguments(
+    spec: KernelSpec, operation: str, shape: Shape, device: torch.device | str
+) -> tuple[Any, ...]:
+    """Return the arguments of an operation's function for one input; results are NaN.
+
+    shape: (batch, size of each axis, heads); as many heads in key and value, dilation 1.
+    """
+    found = OPERATIONS[operation]
+    tensors = _Tensors(spec, found.layout, shape, device)
+    given = [
+        getattr(tensors, name)()
+        for name in found.tensors
+        if name not in found.results and (name != "rpb" or spec.rpb)
+    ]
+    results = [poisoned(*tensors.result(name), device) for name in found.results]
+    rank = spec.rank
+    tail = scalars(spec.head_dim**-0.5, shape[1:-1], (1,) * rank, (1,) * rank, (False,) * rank)
+    extra = (-math.inf,) if operation == "qk" else ()
+    return (*given, *results, *tail, 1, *extra)
+
+
+class _Tensors:
+    """Tensors of one problem by their names in `natc.operations`, each made when asked for."""
+
+    def __init__(
+        self, spec: KernelSpec, layout: str, shape: Shape, device: torch.device | str
+    ) -> None:
+        self.spec, self.device = spec, device
+        self.dtype = getattr(torch, spec.dtype)
+        self.acc = getattr(torch, spec.accumulator)
+        batch, *sizes, heads = shape
+        self.leading, self.heads = (batch, *sizes), heads
+        first = (batch, heads, *sizes)
+        self.sites = first if layout == HEADS_FIRST else (batch, *sizes, heads)
+        self.taps = math.prod(spec.kernel_size)
+        self.offsets = tuple(2 * size - 1 for size in spec.kernel_size)
+        self.chance = torch.Generator(device).manual_seed(0)
+
+    def _draw(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        values = torch.randn(shape, generator=self.chance, device=self.device)
+        return values.to(dtype or self.dtype)
+
+    def query(self) -> Tensor:
+        return self._draw(*self.sites, self.spec.head_dim)
+
+    key = query
+
+    def value(self) -> Tensor:
+        return self._draw(*self.sites, self.spec.value_dim)
+
+    d_output = output = vector = value
+
+    def qkv(self) -> Tensor:
+        return self._draw(*self.leading, 3, self.heads, self.spec.head_dim)
+
+    def rpb(self) -> Tensor:
+        return self._draw(self.heads, *self.offsets, dtype=self.acc)
+
+    def lse(self) -> Tensor:
+        # About what such logits give, so that weights are neither zeros nor infinite.
+        return torch.full(self.sites, math.log(self.taps) + 1, dtype=self.acc, device=self.device)
+
+    def delta(self) -> Tensor:
+        return self._draw(*self.sites, dtype=self.acc)
+
+    def attn(self) -> Tensor:
+        return self._draw(*self.sites, self.taps)
+
+    d_attn = attn
+
+    def result(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
+        """Return the shape and the dtype of a result."""
+        if name in ("lse", "delta"):
+            return self.sites, self.acc
+        if name == "partial":
+            one = self.acc.itemsize * self.heads * math.prod(self.offsets)
+            like = torch.empty(0, dtype=self.dtype, device=self.device)
+            query = like.new_empty((1,)).expand((*self.leading, self.heads, self.spec.head_dim))
+            return (chunks(query, one), self.heads, *self.offsets), self.acc
+        last = {"attn": self.taps, "output": self.spec.value_dim, "d_value": self.spec.value_dim}
+        return (*self.sites, last.get(name, self.spec.head_dim)), self.dtype

@@ -1,0 +1,219 @@
+"""A round: candidates of one search, compiled ahead, in a directory that any machine can measure.
+
+The directory holds `round.json`, a library for each candidate, and after measuring
+`measured.jsonl`, a log as `tuning_logs/` has them. It names nothing outside itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from natc.errors import NatcError, TargetError, TuneError
+from natc.host import gpu
+from natc.host.detect import detect_gpu, detect_host_cpu
+from natc.operations import OPERATIONS
+from natc.runtime.trust import distrust, distrust_file
+from natc.spec import KernelSpec
+from natc.store import manifest
+from natc.store.files import reason, write_atomically
+from natc.store.manifest import file_sha256
+from natc.store.records import Environment, Record, SpaceVersion, Trial, read_log
+from natc.targets import Target
+
+SCHEMA_VERSION = 1
+NAME, MEASURED = "round.json", "measured.jsonl"
+# What a library's functions take; its version is that of manifests, which vouch for the same.
+ABI = manifest.SCHEMA_VERSION
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """One candidate: its decisions, its library in the round's directory, and that file's hash."""
+
+    decisions: dict[str, int]
+    library: str
+    sha256: str
+
+    def __post_init__(self) -> None:
+        # A round must not lead to a file elsewhere.
+        if not self.library or Path(self.library).name != self.library:
+            raise ValueError(f"library {self.library!r} must be a file name without a directory")
+
+
+class Dropped(msgspec.Struct, frozen=True, kw_only=True):
+    """A candidate that is not worth measuring, and why."""
+
+    decisions: dict[str, int]
+    error: str
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """What `round.json` holds.
+
+    spec, target: names. shapes: inputs (batch, sizes, heads) to measure. candidates: the first is
+    the untuned kernel; the second, where `present` is true, the schedule that is to be beaten.
+    exported_on: the machine that compiled them; seed: of the choice of candidates.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    abi: int = ABI
+    natc: str
+    spec: str
+    target: str
+    operation: str
+    space: SpaceVersion
+    shapes: list[tuple[int, ...]]
+    candidates: list[Candidate]
+    present: bool
+    dropped: list[Dropped]
+    seed: int
+    exported_on: Environment
+
+    def __post_init__(self) -> None:
+        rank = KernelSpec.parse(self.spec).rank
+        Target.parse(self.target)
+        if self.operation not in OPERATIONS:
+            raise ValueError(f"operation {self.operation!r} is unknown")
+        if not self.candidates or not self.shapes:
+            raise ValueError("a round has at least one candidate and one shape")
+        for shape in self.shapes:
+            if len(shape) != rank + 2 or min(shape) < 1:
+                raise ValueError(f"shape {shape} is not (batch, size of each axis, heads)")
+
+    @property
+    def name(self) -> str:
+        """The name that people see: kernel, operation and target."""
+        return f"{self.spec} {self.operation} for {self.target}"
+
+
+class _RoundHeader(msgspec.Struct):
+    schema_version: int
+    abi: int = 0
+    natc: str = "?"
+
+
+class RoundLog(NamedTuple):
+    """What a round's log holds: records in order, and sentences on lines that are none."""
+
+    records: list[Record]
+    problems: list[str]
+
+    @property
+    def trials(self) -> list[Trial]:
+        """The trials, in order."""
+        return [record for record in self.records if isinstance(record, Trial)]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of a round that was taken in.
+
+    schedule_path: what builds take now, or None where there is none. best, untuned: scores in
+    seconds. trials: new in the log. replaced: whether the schedule is this round's; else `kept`
+    says why the one that was there is better, or `problem` why no winner could be chosen.
+    """
+
+    name: str
+    schedule_path: Path | None
+    log_path: Path
+    best: float
+    untuned: float
+    trials: int
+    replaced: bool
+    kept: str
+    problem: str
+    complete: bool
+
+
+def find(directory: Path) -> list[Path]:
+    """Return the rounds below a directory, sorted; raises TuneError when there is none."""
+    found = sorted(path.parent for path in directory.rglob(NAME))
+    if not found:
+        raise TuneError(
+            f"directory {directory} holds no candidates (no {NAME} in it or below it); make some: "
+            f"natc tune --kernel 7 --target cuda --arch sm_90 --export {directory}"
+        )
+    return found
+
+
+def write(directory: Path, made: Round) -> None:
+    """Write `round.json`, atomically, after everything that it names."""
+    text = msgspec.json.format(msgspec.json.encode(made), indent=2).decode()
+    write_atomically(directory / NAME, text + "\n")
+
+
+def read(directory: Path) -> Round:
+    """Read a round; raises TuneError naming the file when it is damaged, or of another natc."""
+    path = directory / NAME
+    again = "Export it again with this natc: natc tune --export."
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TuneError(f"{path} cannot be read: {reason(error)}.") from error
+    try:
+        # The versions come first: another one may differ in everything else.
+        header = msgspec.json.decode(data, type=_RoundHeader)
+        if (header.schema_version, header.abi) != (SCHEMA_VERSION, ABI):
+            raise TuneError(
+                f"{path} was written by natc {header.natc}, with version {header.schema_version} "
+                f"of rounds and {header.abi} of what functions take; this natc has "
+                f"{SCHEMA_VERSION} and {ABI}. {again}"
+            )
+        return msgspec.json.decode(data, type=Round)
+    except TuneError:
+        raise
+    # ValueError covers msgspec's own errors and text that is not UTF-8.
+    except (ValueError, NatcError) as error:
+        raise TuneError(f"{path} is damaged: {str(error).rstrip('.')}. {again}") from error
+
+
+def measured(directory: Path) -> RoundLog:
+    """Return what measuring a round found so far; a damaged line costs only itself."""
+    records, problems = read_log(directory / MEASURED)
+    return RoundLog(records, [str(problem) for problem in problems])
+
+
+def check(directory: Path, found: Round) -> None:
+    """Raise TuneError or TargetError unless this machine can and may measure a round."""
+    target = Target.parse(found.target)
+    if target.kind == "cuda" and not gpu.driver().gpus:
+        raise TargetError(
+            f"this machine has no NVIDIA GPU (or its driver does not answer); measure {directory} "
+            f"on one with a GPU that runs code for {target.arch}."
+        )
+    machine = detect_gpu() if target.kind == "cuda" else detect_host_cpu()
+    if not target.runs_on(machine):
+        raise TargetError(
+            f"code for {target.name} does not run on this machine, which is {machine.name}; "
+            f"measure {directory} on a machine that it runs on."
+        )
+    danger = distrust(directory)
+    if danger:
+        raise TuneError(f"libraries in {directory} are not loaded: {danger}.")
+    for one in libraries(directory, found):
+        danger = distrust_file(one)
+        if danger:
+            raise TuneError(f"library {one} is not loaded: {danger}.")
+
+
+def libraries(directory: Path, found: Round) -> Iterator[Path]:
+    """Yield the libraries of a round, each the file that its round vouches for.
+
+    Raises TuneError for one that is missing or another file.
+    """
+    for candidate in found.candidates:
+        path = directory / candidate.library
+        try:
+            actual = file_sha256(path)
+        except OSError as error:
+            raise TuneError(f"library {path} cannot be read: {reason(error)}.") from error
+        if actual != candidate.sha256:
+            raise TuneError(
+                f"library {path} is not the file that {NAME} vouches for: expected sha256 "
+                f"{candidate.sha256}, found {actual}. Copy the directory again."
+            )
+        yield path

@@ -1,0 +1,1 @@
+"""Proposes candidates and keeps the best. Needs the compiler."""

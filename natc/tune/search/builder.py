@@ -1,0 +1,51 @@
+"""Builds one candidate, in a process of its own: a build may crash or hang, the search must not.
+
+Arguments and results are plain values.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from natc.operations import FORWARD
+from natc.spec import KernelSpec
+from natc.targets import Target
+
+
+def build(
+    spec_name: str,
+    target_name: str,
+    decisions: Mapping[str, int],
+    output: str,
+    operation: str = FORWARD,
+    may_spill: bool = False,
+    portable: bool = False,
+) -> str | None:
+    """Compile an operation of a candidate into the library `output`; raises what a build raises.
+
+    Returns why it is not worth measuring, which is known of kernels for GPUs; or None. may_spill:
+    registers that do not fit are no reason. portable: for systems older than this one, as
+    `natc.host.c_compiler.link_library` takes it.
+    """
+    from natc.compiler.build.cuda import build_cuda
+    from natc.compiler.build.llvm import build_llvm
+    from natc.compiler.build.lower import most_shared_bytes
+    from natc.compiler.build.resources import hopeless, measured, resources
+    from natc.store.schedules import joined
+
+    spec, target = KernelSpec.parse(spec_name), Target.parse(target_name)
+    own = joined(decisions, operation)
+    options: dict[str, Any] = {"entries": [operation], "portable": portable}
+    with tempfile.TemporaryDirectory(prefix="natc-candidate-") as scratch:
+        directory = Path(scratch)
+        if target.kind == "llvm":
+            build_llvm(spec, target, own, Path(output), directory, **options)
+            return None
+        build_cuda(spec, {target: own}, Path(output), directory, **options)
+        said = (directory / f"{target.arch}.ptxas").read_text()
+        source = (directory / f"{target.arch}.cu").read_text()
+        found = measured(resources(said, source), source)
+        return hopeless(found, target, most_shared_bytes(target), may_spill=may_spill)

@@ -1,0 +1,185 @@
+"""Taking in what was measured elsewhere: into the tuning log, and the winner into its schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import msgspec
+
+from natc.compiler.space import space_for
+from natc.errors import TuneError
+from natc.host import environment
+from natc.spec import KernelSpec
+from natc.store import workspace
+from natc.store.records import (
+    Environment,
+    Record,
+    SpaceVersion,
+    Trial,
+    append,
+    read_log,
+    shape_key,
+)
+from natc.store.schedules import Measurement, Schedule, load_schedule, measured_on, save_schedule
+from natc.targets import Target
+from natc.tune.history import Key, key_of, same_machine
+from natc.tune.measure import rounds
+from natc.tune.measure.measuring import confirmed, score
+from natc.tune.measure.rounds import Imported, Round
+from natc.tune.search.session import OBJECTIVE
+
+
+def import_round(directory: Path) -> Imported:
+    """Append what a round measured to the tuning log and write the winner's schedule.
+
+    Doing so twice adds nothing twice. Where no candidate has a time, the log takes in what there
+    is and the schedule stays as it is. Raises TuneError for a round that was not measured, that is
+    of another version of its design space, or of which the untuned kernel failed.
+    """
+    found = rounds.read(directory)
+    spec, target = KernelSpec.parse(found.spec), Target.parse(found.target)
+    space = space_for(target, found.operation, spec)
+    if found.space != SpaceVersion(space.name, space.version):
+        raise TuneError(
+            f"{directory / rounds.NAME} is of design space {found.space.name} version "
+            f"{found.space.version}, and this natc has {space.name} version {space.version}: its "
+            "decisions mean other kernels. Export it again: natc tune --export."
+        )
+    known = rounds.measured(directory)
+    machines = {r.id: r for r in known.records if isinstance(r, Environment)}
+    trials = [trial for trial in known.trials if trial.environment in machines]
+    if not trials:
+        raise TuneError(f"{directory} was not measured yet: natc measure {directory}")
+    keys = [shape_key((*shape, spec.head_dim)) for shape in found.shapes]
+    machine = machines[trials[-1].environment]
+    latest = {
+        key_of(trial.decisions): trial
+        for trial in trials
+        if same_machine(machines[trial.environment], machine)
+    }
+    untuned = latest.get(key_of(found.candidates[0].decisions))
+    base = None if untuned is None else score(untuned, keys)
+    if untuned is None or base is None:
+        reason = "was not measured" if untuned is None else f"failed: {untuned.error}"
+        raise TuneError(
+            f"the untuned kernel of {directory} {reason}, so there is nothing to compare with."
+        )
+    log = workspace.log_path(spec, target, found.operation)
+    added = _add(log, found, known.records)
+
+    ranked = sorted(
+        (not confirmed(trial), seconds, key)
+        for key, trial in latest.items()
+        if (seconds := score(trial, keys)) is not None
+    )
+    unconfirmed, best, key = ranked[0]
+    winner = latest[key]
+    assert winner.seconds is not None and untuned.seconds is not None
+    problem = _unmeasured(directory, found, latest, {key for _, _, key in ranked})
+    kept = "" if problem else _better(spec, target, found, keys, best, machine, latest)
+    path: Path | None
+    if problem or kept:
+        path = workspace.find_schedule(spec, target, found.operation)
+    else:
+        counted = sum(isinstance(record, Trial) for record in read_log(log)[0])
+        path = save_schedule(
+            Schedule(
+                spec=spec.name,
+                target=target.name,
+                operation=found.operation,
+                space=found.space,
+                decisions=winner.decisions,
+                measured=Measurement(
+                    seconds={shape: winner.seconds[shape] for shape in keys},
+                    baseline_seconds={shape: untuned.seconds[shape] for shape in keys},
+                    score=best,
+                    objective=OBJECTIVE,
+                    trials=counted,
+                ),
+                environment=measured_on(machine),
+                created=environment.now(),
+            )
+        )
+    replaced = not (problem or kept)
+    return Imported(
+        *(found.name, path, log, best, base, added, replaced, kept, problem, not unconfirmed)
+    )
+
+
+def _unmeasured(
+    directory: Path, found: Round, latest: Mapping[Key, Trial], scored: Collection[Key]
+) -> str:
+    """Return why nothing is known of what could beat the untuned kernel, or "" where it is."""
+    candidates = [key_of(candidate.decisions) for candidate in found.candidates]
+    # What they are to beat is no winner by having been measured alone.
+    others = candidates[1 + found.present :]
+    if any(key in scored for key in others):
+        return ""
+    if not all(key in latest for key in candidates):
+        return f"no candidate was measured yet; go on with: natc measure {directory}"
+    if not others:
+        return ""
+    return f"{len(others)} of {len(others)} candidates failed ({latest[others[-1]].error})"
+
+
+def _better(
+    spec: KernelSpec,
+    target: Target,
+    found: Round,
+    keys: list[str],
+    best: float,
+    machine: Environment,
+    latest: Mapping[Key, Trial],
+) -> str:
+    """Return why the schedule that is there stays, or "" where the round's winner replaces it."""
+    there = load_schedule(spec, target, found.operation)
+    if there is None or there.space != found.space:
+        return ""
+    gpu = machine.gpu.name if machine.gpu else None
+    same = (there.environment.gpu, there.environment.cpu) == (gpu, machine.cpu)
+    if key_of(there.decisions) in latest or set(there.measured.seconds) != set(keys) or not same:
+        return ""
+    if there.measured.score > best:
+        return ""
+    return f"the schedule of {there.created} took {there.measured.score:.3g} s"
+
+
+def _add(log: Path, found: Round, records: list[Record]) -> int:
+    """Append what a log does not hold yet, what was dropped included; return how many trials."""
+    known = read_log(log)[0]
+    machines = {record.id for record in known if isinstance(record, Environment)}
+    old = [record for record in known if isinstance(record, Trial)]
+    seen = {_identity(trial) for trial in old}
+    number = max((trial.trial + 1 for trial in old), default=0)
+    dropped = [
+        Trial(
+            spec=found.spec,
+            target=found.target,
+            operation=found.operation,
+            space=found.space,
+            decisions=one.decisions,
+            seconds=None,
+            error=one.error,
+            environment=found.exported_on.id,
+            timestamp=found.exported_on.timestamp,
+            trial=0,
+        )
+        for one in found.dropped
+    ]
+    added = 0
+    for record in [found.exported_on, *dropped, *records]:
+        if isinstance(record, Environment):
+            if record.id not in machines:
+                machines.add(record.id)
+                append(log, record)
+        elif _identity(record) not in seen:
+            seen.add(_identity(record))
+            append(log, msgspec.structs.replace(record, trial=number))
+            number += 1
+            added += 1
+    return added
+
+
+def _identity(trial: Trial) -> tuple[object, ...]:
+    return trial.environment, trial.timestamp, trial.samples, key_of(trial.decisions)

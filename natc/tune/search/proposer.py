@@ -1,0 +1,185 @@
+"""Which candidate to measure next: MetaSchedule's evolutionary search and a cost model."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import sys
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import tvm
+from tvm.s_tir import Schedule
+from tvm.s_tir import meta_schedule as ms
+from tvm.s_tir.meta_schedule.cost_model.xgb_model import XGBConfig
+from tvm.s_tir.schedule import Trace
+
+from natc.compiler.build.lower import compiler_target
+from natc.compiler.space import Decisions, combinations, read_decisions, space_for
+from natc.errors import ScheduleError
+from natc.operations import FORWARD
+from natc.spec import KernelSpec
+from natc.targets import Target
+from natc.tune.measure.workload import Shape
+from natc.tune.search.mutator import MutateDecision
+
+Candidate: TypeAlias = ms.MeasureCandidate
+
+# The search stops by time or trials of its own; MetaSchedule needs a number all the same.
+_UNLIMITED = 1_000_000
+# A population that a fresh cost model can rank in well under a second.
+_POPULATION, _GENERATIONS = 32, 2
+# What MetaSchedule's database holds for a candidate that failed.
+_FAILED_SECONDS = 1e10
+_MODULE = "tvm.s_tir.tensor_intrin"
+# MetaSchedule's model adds up a score for each store of a kernel, and each learns the error of
+# the whole sum: at its own rate of 0.2, ten stores already overshoot and the sum diverges.
+_LEARNING_RATE = 0.02
+
+
+class Proposer:
+    """Proposes candidates and learns from what they measured.
+
+    Candidates are ranked on the kernel for one example shape, which the cost model can reason
+    about; what is built and measured is the kernel for any shape, from the same decisions.
+    """
+
+    def __init__(
+        self, spec: KernelSpec, target: Target, example: Shape, *, batch: int, seed: int
+    ) -> None:
+        """batch: candidates to propose at once; seed: makes the proposals repeatable."""
+        self._spec, self._target = spec, target
+        self._space = space_for(target, spec=spec)
+        make = self._space.definition
+        function = make(FORWARD, spec, self._space.exponential, example=example)
+        self._module = tvm.IRModule({"main": function})
+        self._seed = seed + 1  # to MetaSchedule, 0 and below mean another seed every time
+        self._chance = np.random.RandomState(seed).get_state()
+        self.candidates: dict[str, list[int]] = {}
+        designs = []
+        for choices in combinations(self._space.structure(spec, target)):
+            # Some choices exclude each other.
+            with contextlib.suppress(ScheduleError):
+                designs.append(self._schedule(choices, default_rest=False))
+        self._database = ms.database.MemoryDatabase()
+        self._model = ms.cost_model.XGBModel(
+            config=XGBConfig(eta=_LEARNING_RATE), num_warmup_samples=2 * batch
+        )
+        rng = random.Random(seed)
+        self._traces: dict[tuple[tuple[str, int], ...], Trace | None] = {}
+        mutator = MutateDecision(self.candidates, self._trace, rng)
+        logger = logging.getLogger("natc.tune")
+        logger.propagate = False
+        logger.addHandler(logging.NullHandler())
+        with _without_intrinsics():
+            self._context = ms.TuneContext(
+                self._module,
+                target=compiler_target(target),
+                space_generator=ms.space_generator.ScheduleFn(
+                    lambda sch: designs,
+                    sch_rules=[],
+                    postprocs=[],  # the spaces make nothing that would need completing
+                    mutator_probs={mutator: 1.0},
+                ),
+                search_strategy=ms.search_strategy.EvolutionarySearch(
+                    population_size=_POPULATION,
+                    init_min_unmeasured=min(_POPULATION // 2, 4 * batch),
+                    genetic_num_iters=_GENERATIONS,
+                ),
+                rand_state=self._seed,
+                num_threads=1,  # the mutator runs Python
+                logger=logger,
+            )
+        self._context.pre_tuning(_UNLIMITED, batch, designs, self._database, self._model)
+
+    def candidate(self, decisions: Mapping[str, int]) -> Candidate:
+        """Return the candidate with these decisions; raises ScheduleError for foreign ones."""
+        sch = self._schedule(decisions)
+        return ms.MeasureCandidate(sch, ms.arg_info.ArgInfo.from_entry_func(sch.mod, False))
+
+    def propose(self) -> list[Candidate]:
+        """Return the next candidates, most promising first; none when the space is used up."""
+        with self._own_chance():
+            return list(self._context.generate_measure_candidates() or [])
+
+    def learn(self, candidates: Sequence[Candidate], scores: Sequence[float | None]) -> None:
+        """Take in what candidates measured, in seconds; None for one that failed."""
+        if not candidates:
+            return
+        results = [
+            ms.runner.RunnerResult([_FAILED_SECONDS] if score is None else [score], None)
+            for score in scores
+        ]
+        workload = self._database.commit_workload(self._module)
+        for candidate, result in zip(candidates, results, strict=True):
+            record = ms.database.TuningRecord(
+                candidate.sch.trace,
+                workload,
+                result.run_secs,
+                compiler_target(self._target),
+                candidate.args_info,
+            )
+            self._database.commit_tuning_record(record)
+        self._model.update(self._context, list(candidates), results)
+
+    def finish_round(
+        self, candidates: Sequence[Candidate], scores: Sequence[float | None]
+    ) -> None:
+        """Learn from the candidates of the last `propose`, which makes room for the next."""
+        self.learn(candidates, scores)
+        results = [ms.runner.RunnerResult([score or _FAILED_SECONDS], None) for score in scores]
+        self._context.notify_runner_results(list(candidates), results)
+
+    @contextlib.contextmanager
+    def _own_chance(self) -> Iterator[None]:
+        """Lend NumPy a state of ours: from its global one, an untaught cost model guesses."""
+        theirs = np.random.get_state()
+        np.random.set_state(self._chance)
+        try:
+            yield
+        finally:
+            self._chance = np.random.get_state()
+            np.random.set_state(theirs)
+
+    def _trace(self, decisions: Mapping[str, int]) -> Trace | None:
+        """Return the trace of a schedule, or None for decisions that exclude each other."""
+        key = tuple(sorted(decisions.items()))
+        if key not in self._traces:
+            try:
+                self._traces[key] = self._schedule(decisions).trace
+            except ScheduleError:
+                self._traces[key] = None
+        return self._traces[key]
+
+    def _schedule(self, decisions: Mapping[str, int], *, default_rest: bool = True) -> Schedule:
+        answers = Decisions(decisions, self._space.name, default_rest=default_rest)
+        sch = Schedule(self._module, seed=self._seed, debug_mask="none")
+        self._space.apply(sch, self._spec, self._target, answers)
+        for name, values in answers.candidates.items():
+            known = self.candidates.setdefault(name, values)
+            known.extend(value for value in values if value not in known)
+        return sch
+
+
+def decisions_of(candidate: Candidate) -> dict[str, int]:
+    """Return the decisions of a proposed candidate; raises ScheduleError when it has none."""
+    trace: Trace | None = candidate.sch.trace
+    if trace is None:
+        raise ScheduleError("a proposed candidate has no trace to read decisions from.")
+    return read_decisions(trace)
+
+
+@contextlib.contextmanager
+def _without_intrinsics() -> Iterator[None]:
+    """Keep MetaSchedule from importing all tensor intrinsics: a minute, and natc uses none."""
+    absent = _MODULE not in sys.modules
+    if absent:
+        sys.modules[_MODULE] = types.ModuleType(_MODULE)
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules[_MODULE]

@@ -1,0 +1,121 @@
+"""Which candidates to try next, of any operation: every one is known, and a model ranks them.
+
+For spaces that MetaSchedule's cost model cannot reason about: it needs a kernel for constant
+sizes. This one learns from decisions alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import xgboost
+from tvm import IRModule
+from tvm.s_tir import Schedule
+
+from natc.compiler.space import Decisions, combinations, space_for
+from natc.errors import ScheduleError
+from natc.spec import KernelSpec
+from natc.targets import Target
+from natc.tune.history import Key, key_of
+
+# Fewer measurements teach nothing that holds for others.
+_FEWEST = 12
+# So much of each round is chance: a model only knows what it was shown.
+_EXPLORED = 0.2
+# A candidate that failed counts as so much slower than the slowest.
+_FAILED = 2.0
+_MODEL = {"objective": "reg:squarederror", "eta": 0.1, "max_depth": 4, "nthread": 1, "seed": 1}
+_TREES = 100
+
+
+class Ranking:
+    """Proposes the candidates of an operation, those first that should be fast."""
+
+    def __init__(
+        self, spec: KernelSpec, target: Target, operation: str, *, batch: int, seed: int
+    ) -> None:
+        """batch: candidates to propose at once; seed: makes the proposals repeatable."""
+        self._batch = batch
+        self._chance = random.Random(seed)
+        self.untuned, self._left = _all(spec, target, operation)
+        self._names = list(self.untuned)
+        self._known = {key_of(found) for found in self._left}
+        self._seen: dict[Key, float | None] = {}
+        self._passed: set[Key] = set()
+
+    def candidate(self, decisions: Mapping[str, int]) -> dict[str, int]:
+        """Return decisions, whole; raises ScheduleError for those that the space has not."""
+        whole = {**self.untuned, **decisions}
+        if key_of(whole) not in self._known:
+            raise ScheduleError(f"the space has no candidate {dict(decisions)}.")
+        return whole
+
+    def propose(self) -> list[dict[str, int]]:
+        """Return the next candidates, most promising first; none when all were proposed."""
+        gone = self._seen.keys() | self._passed
+        left = [found for found in self._left if key_of(found) not in gone]
+        self._chance.shuffle(left)
+        taught = {key: score for key, score in self._seen.items() if score is not None}
+        if len(taught) >= _FEWEST:
+            guesses = self._guesses(left)
+            best = sorted(range(len(left)), key=lambda index: guesses[index])
+            by_chance = math.floor(_EXPLORED * self._batch)
+            order = best[: self._batch - by_chance]
+            order += [i for i in range(len(left)) if i not in set(order)]
+            left = [left[i] for i in order]
+        return left[: self._batch]
+
+    def learn(self, candidates: Sequence[dict[str, int]], scores: Sequence[float | None]) -> None:
+        """Take in what candidates measured, in seconds; None for one that failed."""
+        self._seen |= {key_of(c): s for c, s in zip(candidates, scores, strict=True)}
+
+    finish_round = learn
+
+    def pass_over(self, candidates: Sequence[Mapping[str, int]]) -> None:
+        """Propose these no more, though nothing is known of them yet."""
+        self._passed |= {key_of(found) for found in candidates}
+
+    def _guesses(self, candidates: Sequence[dict[str, int]]) -> list[float]:
+        if not candidates:
+            return []
+        slowest = max(score for score in self._seen.values() if score is not None)
+        scores = [_FAILED * slowest if s is None else s for s in self._seen.values()]
+        examples = xgboost.DMatrix(
+            self._features([dict(key) for key in self._seen]), label=np.log(scores)
+        )
+        model = xgboost.train(_MODEL, examples, num_boost_round=_TREES)
+        return [float(x) for x in model.predict(xgboost.DMatrix(self._features(candidates)))]
+
+    def _features(self, candidates: Sequence[Mapping[str, int]]) -> np.ndarray:
+        rows = [[found.get(name, 0) for name in self._names] for found in candidates]
+        return np.array(rows, dtype=float)
+
+
+def _all(
+    spec: KernelSpec, target: Target, operation: str
+) -> tuple[dict[str, int], list[dict[str, int]]]:
+    """Return the untuned decisions of an operation, and every candidate, these first."""
+    space = space_for(target, operation, spec)
+    function = space.definition(operation, spec, space.exponential)
+    found: dict[Key, dict[str, int]] = {}
+    for choices in combinations(space.structure(spec, target)):
+        answers = Decisions(choices, space.name)
+        sch = Schedule(IRModule({"main": function}), debug_mask="none")
+        try:
+            space.apply(sch, spec, target, answers)
+        except ScheduleError:
+            continue  # some choices exclude each other
+        names = answers.candidates
+        for values in itertools.product(
+            *([choices[name]] if name in choices else names[name] for name in names)
+        ):
+            decisions = dict(zip(names, values, strict=True))
+            found.setdefault(key_of(decisions), decisions)
+    if not found:
+        raise ScheduleError(f"space {space.name} has no schedule for {operation} of {spec.name}.")
+    everything = list(found.values())
+    return everything[0], everything

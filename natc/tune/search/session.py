@@ -1,0 +1,228 @@
+"""One run of a search: measuring candidates, recording each, and saving the winner."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from natc.errors import TuneError
+from natc.host import environment
+from natc.operations import FORWARD
+from natc.spec import KernelSpec
+from natc.store.records import Environment, SpaceVersion, Trial, append
+from natc.store.schedules import Measurement, Schedule, measured_on, save_schedule
+from natc.targets import Target
+from natc.tune import events
+from natc.tune.history import History, Key, key_of
+from natc.tune.search.measurer import CandidateResult, Measurer
+
+OBJECTIVE = (
+    "geometric mean over the shapes of the seconds of one call, the lower quartile of many calls"
+)
+# The winner is chosen among so many of the best, each measured again next to the untuned kernel:
+# the best of many noisy numbers is partly luck.
+_FINALISTS, _REPEATS = 3, 3
+
+
+class Session:
+    """What one run has measured so far.
+
+    untuned: the trial of the space's default decisions. measured, failures: candidates of this
+    run, and those of them that failed.
+    """
+
+    def __init__(
+        self,
+        spec: KernelSpec,
+        target: Target,
+        space: SpaceVersion,
+        shapes: Sequence[str],
+        log: Path,
+        machine: Environment,
+        history: History,
+        measurer: Measurer,
+        tell: Callable[[events.Event], None],
+        operation: str = FORWARD,
+    ) -> None:
+        self.operation = operation
+        self.spec, self.target, self.space = spec, target, space
+        self.shapes = list(shapes)
+        self.log, self.machine, self.history = log, machine, history
+        self.measurer, self.tell = measurer, tell
+        self.measured = self.failures = 0
+        self.untuned: Trial | None = None
+        self.confirm_seconds = 0.0  # how long `save` will take, from what one candidate took
+        self._untuned_decisions: dict[str, int] = {}
+        self._given: set[Key] = set()  # what candidates are to beat
+        self._saved: Trial | None = None
+
+    def measure_untuned(self, decisions: Mapping[str, int]) -> None:
+        """Measure the default decisions; raises TuneError when even they fail."""
+        self._untuned_decisions = dict(decisions)
+        self._given.add(key_of(decisions))
+        built = self.measurer.build(decisions)
+        self.measurer.measure(built)  # the first one also starts the processes
+        start = time.monotonic()
+        trial = self._record(decisions, self.measurer.measure(built))
+        self.confirm_seconds = (_FINALISTS + 1) * _REPEATS * (time.monotonic() - start)
+        if trial.error is not None:
+            raise TuneError(
+                f"the untuned kernel {self.spec.name} for {self.target.name} failed, so there is "
+                f"nothing to compare with: {trial.error}"
+            )
+        self.untuned = trial
+
+    def measure_known(self, schedule: Schedule) -> None:
+        """Measure the schedule that is there already, so that a worse one cannot replace it."""
+        self._given.add(key_of(schedule.decisions))
+        if self.history.get(schedule.decisions) is None:
+            built = self.measurer.build(schedule.decisions)
+            trial = self._record(schedule.decisions, self.measurer.measure(built))
+            if trial.error is not None:
+                self.tell(events.Note(f"the schedule of {schedule.created} failed: {trial.error}"))
+
+    def measure(
+        self, batch: Sequence[Mapping[str, int]], stop: Callable[[], bool], most: int | None
+    ) -> None:
+        """Measure candidates that the history does not hold, `most` in all, until `stop`."""
+        new = {key_of(decisions): decisions for decisions in batch}
+        unknown = [found for found in new.values() if self.history.get(found) is None]
+        building = [(found, self.measurer.build(found)) for found in unknown[:most]]
+        for decisions, built in building:
+            if stop():
+                built.done.cancel()
+                continue
+            trial = self._record(decisions, self.measurer.measure(built))
+            self.measured += 1
+            self.failures += trial.error is not None
+            self.tell(
+                events.TrialMeasured(
+                    index=self.measured,
+                    score=self.score(trial),
+                    best=self.best_score,
+                    failures=self.failures,
+                    error=trial.error,
+                )
+            )
+
+    def score(self, trial: Trial) -> float | None:
+        """Return the number that the search makes small, in seconds; None for a failure."""
+        if trial.seconds is None:
+            return None
+        return statistics.geometric_mean(trial.seconds[shape] for shape in self.shapes)
+
+    @property
+    def has_candidate(self) -> bool:
+        """Whether a time is known of anything but the untuned kernel and the schedule there."""
+        return any(key_of(trial.decisions) not in self._given for _, trial in self._ranked())
+
+    @property
+    def untuned_score(self) -> float:
+        """The untuned kernel's score, in seconds."""
+        assert self.untuned is not None
+        return self.score(self.untuned) or float("inf")
+
+    @property
+    def best_score(self) -> float:
+        """The saved winner's score, or before that the best one known, in seconds."""
+        if self._saved is not None:
+            return self.score(self._saved) or float("inf")
+        return self._ranked()[0][0]
+
+    def save(self, *, confirm: bool) -> Path:
+        """Write the winner's schedule and return its file.
+
+        confirm: measure the finalists and the untuned kernel again, in turn, and decide by that.
+        """
+        ranked = self._ranked()
+        finalists = [trial for _, trial in ranked[:_FINALISTS]]
+        if confirm:
+            finalists = self._confirmed(finalists)
+        winner = min(finalists, key=lambda trial: self.score(trial) or float("inf"))
+        assert self.untuned is not None and winner.seconds and self.untuned.seconds
+        self._saved = winner
+        return save_schedule(
+            Schedule(
+                spec=self.spec.name,
+                target=self.target.name,
+                space=self.space,
+                decisions=winner.decisions,
+                measured=Measurement(
+                    seconds={shape: winner.seconds[shape] for shape in self.shapes},
+                    baseline_seconds={shape: self.untuned.seconds[shape] for shape in self.shapes},
+                    score=self.score(winner) or 0.0,
+                    objective=OBJECTIVE,
+                    trials=self.history.next_trial,
+                ),
+                environment=measured_on(self.machine),
+                created=environment.now(),
+                operation=self.operation,
+            )
+        )
+
+    def _confirmed(self, finalists: list[Trial]) -> list[Trial]:
+        contestants = [self._untuned_decisions]
+        contestants += [t.decisions for t in finalists if t.decisions != contestants[0]]
+        earlier = [self.history.get(decisions) for decisions in contestants]
+        started = [self.measurer.build(decisions) for decisions in contestants]
+        outcomes: list[list[CandidateResult]] = [[] for _ in contestants]
+        for _ in range(_REPEATS):
+            for index, built in enumerate(started):
+                outcomes[index].append(self.measurer.measure(built))
+        trials = [
+            _least(before, self._record(decisions, _best(found)))
+            for before, decisions, found in zip(earlier, contestants, outcomes, strict=True)
+        ]
+        if trials[0].error is None:
+            self.untuned = trials[0]
+        return [trial for trial in trials if trial.error is None] or finalists
+
+    def _ranked(self) -> list[tuple[float, Trial]]:
+        scored = [(self.score(trial), trial) for trial in self.history.all()]
+        return sorted(
+            ((score, trial) for score, trial in scored if score is not None),
+            key=lambda pair: (pair[0], key_of(pair[1].decisions)),
+        )
+
+    def _record(self, decisions: Mapping[str, int], outcome: CandidateResult) -> Trial:
+        seconds = None
+        if outcome.seconds is not None:
+            seconds = dict(zip(self.shapes, outcome.seconds, strict=True))
+        trial = Trial(
+            spec=self.spec.name,
+            target=self.target.name,
+            operation=self.operation,
+            space=self.space,
+            decisions=dict(decisions),
+            seconds=seconds,
+            error=outcome.error,
+            environment=self.machine.id,
+            timestamp=environment.now(),
+            trial=self.history.next_trial,
+        )
+        append(self.log, trial)
+        self.history.add(trial)
+        self.history.next_trial += 1
+        return trial
+
+
+def _least(before: Trial | None, now: Trial) -> Trial:
+    """Return `now` with the least seconds of both: what disturbs a machine comes and goes."""
+    if before is None or before.seconds is None or now.seconds is None:
+        return now
+    seconds = {
+        shape: min(time, before.seconds.get(shape, time)) for shape, time in now.seconds.items()
+    }
+    return msgspec.structs.replace(now, seconds=seconds)
+
+
+def _best(found: list[CandidateResult]) -> CandidateResult:
+    """Return the least seconds of each shape, or the first error."""
+    samples = [outcome.seconds for outcome in found if outcome.seconds is not None]
+    if len(samples) < len(found):
+        return next(outcome for outcome in found if outcome.seconds is None)
+    return CandidateResult([min(column) for column in zip(*samples, strict=True)], None)

@@ -1,0 +1,3 @@
+"""natc's version."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,86 @@
+"""Kernels built by natc for this CPU, each operation once for all tests of a run."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import tvm_ffi
+
+from natc import runtime
+from natc.compiler.build import build_library
+from natc.compiler.build.llvm import build_llvm
+from natc.host.detect import detect_host_cpu
+from natc.operations import OPERATIONS, operations_of
+from natc.spec import KernelSpec
+from natc.store.manifest import SUFFIX, LibraryTarget, Manifest, dump, file_sha256
+
+
+class BuiltKernels:
+    """Library directories that fill as tests ask for kernels.
+
+    Most tests need a few operations of many kernels: these are built by themselves, as libraries
+    in directories of their own, of which natc picks the one that has what a call needs.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.directories = [directory, *(directory / f"part{i}" for i in range(len(OPERATIONS)))]
+        self._manifests: dict[KernelSpec, Path] = {}
+        self._parts: dict[KernelSpec, dict[str, Path]] = defaultdict(dict)
+
+    def manifest(self, spec: KernelSpec) -> Path:
+        """Return the manifest of a whole kernel; build it, untuned, the first time."""
+        if spec not in self._manifests:
+            self._manifests[spec] = build_library(
+                spec, detect_host_cpu(), self.directory, untuned=True
+            )
+            runtime.clear()  # natc.na2d is to find it as well
+        return self._manifests[spec]
+
+    def need(self, spec: KernelSpec, *operations: str) -> None:
+        """Build what is missing of some operations of a kernel, by default of all."""
+        if spec in self._manifests:
+            return
+        parts = self._parts[spec]
+        missing = [name for name in operations or operations_of(spec) if name not in parts]
+        if missing:
+            number = len(set(parts.values()))
+            manifest = build_part(spec, missing, self.directories[1 + number])
+            parts.update(dict.fromkeys(missing, manifest))
+            runtime.clear()
+
+    def function(self, spec: KernelSpec, operation: str = "forward") -> Any:
+        """Return the packed function of an operation."""
+        self.need(spec, operation)
+        return open_entry(self._manifests.get(spec) or self._parts[spec][operation], operation)
+
+
+def build_part(spec: KernelSpec, operations: list[str], directory: Path) -> Path:
+    """Build a library of a kernel that has only some operations; return its manifest's path."""
+    target = detect_host_cpu()
+    directory.mkdir(exist_ok=True)
+    name = f"{spec.name}.{target.kind}-{target.arch}"
+    library = directory / f"{name}.so"
+    with tempfile.TemporaryDirectory() as scratch:
+        entries = build_llvm(spec, target, {}, library, Path(scratch), entries=operations)
+    manifest = Manifest(
+        spec=spec.name,
+        target=LibraryTarget(target.kind, (target.arch,)),
+        library=library.name,
+        sha256=file_sha256(library),
+        entries=entries,
+    )
+    path = directory / f"{name}{SUFFIX}"
+    path.write_text(dump(manifest))
+    return path
+
+
+def open_entry(manifest: Path, entry: str, arch: str = "llvm") -> Any:
+    """Return the packed function of an entry of a library."""
+    content = json.loads(manifest.read_text())
+    module = tvm_ffi.load_module(str(manifest.with_name(content["library"])))
+    return module[content["entries"][entry][arch]]

@@ -1,0 +1,76 @@
+"""Kernel libraries made from `attention.c`: real machine code without the compiler of natc."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tvm_ffi
+import tvm_ffi.libinfo
+
+from natc.host.detect import detect_host_cpu
+from natc.spec import KernelSpec
+from natc.store import manifest
+from natc.targets import Target
+
+SOURCE = Path(__file__).with_name("attention.c")
+KERNEL_SIZE, HEAD_DIM = 3, 8
+SPECS = {
+    rpb: KernelSpec(2, (KERNEL_SIZE, KERNEL_SIZE), HEAD_DIM, "float32", rpb)
+    for rpb in (False, True)
+}
+OPERATIONS = {"forward": {"llvm": "attend"}, "forward_lse": {"llvm": "attend_lse"}}
+
+
+def compile_c(spec: KernelSpec, output: Path, *, factor: int = 1) -> Path:
+    """Compile `attention.c` for a spec with the system's C compiler; factor scales the output."""
+    undefined = ["-Wl,-undefined,dynamic_lookup"] if platform.system() == "Darwin" else []
+    command = [
+        "cc", "-O1", "-std=c11", "-fPIC", "-shared", *undefined,
+        f"-I{tvm_ffi.libinfo.find_dlpack_include_path()}",
+        f"-DKERNEL_SIZE={spec.kernel_size[0]}", f"-DHEAD_DIM={spec.head_dim}",
+        f"-DRPB={int(spec.rpb)}", f"-DFACTOR={factor}", str(SOURCE), "-o", str(output), "-lm",
+    ]  # fmt: skip
+    subprocess.run(command, check=True)
+    return output
+
+
+@dataclass(frozen=True)
+class LibraryDirectory:
+    """A library directory that tests put libraries into."""
+
+    path: Path
+    compiled: dict[bool, Path]
+
+    def add(self, spec: KernelSpec, target: Target | None = None, **changes: Any) -> Path:
+        """Put a library and its manifest into the directory; return the manifest's path.
+
+        target: what the manifest says it was made for, by default this machine.
+        changes: fields of the manifest to set.
+        """
+        target = target or detect_host_cpu()
+        library = self.path / f"{spec.name}.{target.name}.so"
+        self.path.mkdir(exist_ok=True)
+        # A new file each time: code that this process has mapped must not change under it.
+        library.unlink(missing_ok=True)
+        shutil.copyfile(self.compiled[spec.rpb], library)
+        fields: dict[str, Any] = {
+            "spec": spec.name,
+            "target": manifest.LibraryTarget(target.kind, (target.arch,)),
+            "library": library.name,
+            "sha256": manifest.file_sha256(library),
+            "entries": OPERATIONS,
+            **changes,
+        }
+        path = library.with_suffix(".json")
+        path.write_text(manifest.dump(manifest.Manifest(**fields)))
+        return path
+
+    def calls(self, spec: KernelSpec) -> int:
+        """Return how many calls of a spec's library, as this process loaded it, are complete."""
+        path = self.path / f"{spec.name}.{detect_host_cpu().name}.so"
+        return int(tvm_ffi.load_module(str(path))["calls"]())
