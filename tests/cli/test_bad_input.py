@@ -95,7 +95,7 @@ def test_tuning_for_cuda_without_a_gpu_says_what_to_do_instead(natc: Natc) -> No
 def test_it_says_so_before_loading_the_compiler() -> None:
     program = """
 import sys
-from natc import gpu
+from natc.host import gpu
 from natc.cli.main import main
 gpu.driver = lambda: gpu.Driver(None, ())
 sys.argv = ["natc", "tune", "--kernel", "7", "--target", "cuda"]

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from natc.errors import NatcError, RecordError
-from natc.host import environment
+from natc.host import detect, environment
 from natc.spec import KernelSpec
 from natc.store.records import (
     Environment,
@@ -159,14 +159,14 @@ def test_the_environment_says_where_it_was() -> None:
 
 
 def test_an_environment_with_nothing_in_it_is_still_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "_run", lambda *command: None)
+    monkeypatch.setattr(environment, "run", lambda *command: None)
     monkeypatch.setattr(environment, "version_of", lambda distribution: None)
     monkeypatch.setattr("pathlib.Path.read_text", _unreadable)
     monkeypatch.setattr("platform.machine", lambda: "pdp11")
     monkeypatch.setattr("platform.processor", lambda: "")
-    environment.detect_host_cpu.cache_clear()
+    detect.detect_host_cpu.cache_clear()
     facts = environment.collect()
-    environment.detect_host_cpu.cache_clear()
+    detect.detect_host_cpu.cache_clear()
     assert (facts.cpu, facts.target, facts.git) == ("pdp11", None, None)
     assert facts.versions["tvm"] is None
 

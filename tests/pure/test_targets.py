@@ -4,10 +4,9 @@ import itertools
 
 import pytest
 
-from natc import targets
 from natc.errors import TargetError
-from natc.host import gpu
-from natc.host.detect import x86_64_level
+from natc.host import detect, gpu
+from natc.host.detect import parse_target, x86_64_level
 from natc.targets import ARCHS, CUDA_ARCHS, Target, cuda_target_for, parse_archs
 
 ALL = [Target(kind, arch) for kind, archs in ARCHS.items() for arch in archs]
@@ -27,19 +26,19 @@ def test_every_name_parses_back(target: Target) -> None:
 
 
 def test_llvm_alone_is_this_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "detect_host_cpu", lambda: Target("llvm", "aarch64"))
-    assert Target.parse("llvm").name == "llvm-aarch64"
+    monkeypatch.setattr(detect, "detect_host_cpu", lambda: Target("llvm", "aarch64"))
+    assert parse_target("llvm").name == "llvm-aarch64"
 
 
 def test_cuda_alone_is_this_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     h100 = gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30)
     monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver("13.0", (h100,)))
-    assert Target.parse("cuda").name == "cuda-sm_90"
+    assert parse_target("cuda").name == "cuda-sm_90"
 
 
 def test_cuda_alone_without_a_gpu_says_what_to_do(no_gpu: None) -> None:
     with pytest.raises(TargetError, match=r"no NVIDIA GPU.*sm_90.*--arch"):
-        Target.parse("cuda")
+        parse_target("cuda")
 
 
 @pytest.mark.parametrize("text", ["", "opencl", "llvm-", "llvm-x86-64-v5", "cuda-sm_75", "CUDA"])
@@ -48,6 +47,12 @@ def test_an_unknown_target_is_named_with_what_is_allowed(text: str) -> None:
         Target.parse(text)
     assert repr(text) in str(caught.value)
     assert "cuda-sm_90" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ARCHS)
+def test_a_bare_kind_needs_an_architecture(kind: str) -> None:
+    with pytest.raises(TargetError, match=f"'{kind}' needs an architecture.*{ARCHS[kind][-1]}"):
+        Target.parse(kind)
 
 
 def test_an_unknown_architecture_is_named_with_what_is_allowed() -> None:
@@ -94,13 +99,13 @@ def test_arm_machines_are_aarch64(
     monkeypatch: pytest.MonkeyPatch, machine: str, name: str
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: machine)
-    assert targets.detect_host_cpu.__wrapped__().name == name
+    assert detect.detect_host_cpu.__wrapped__().name == name
 
 
 def test_another_cpu_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
     with pytest.raises(TargetError, match="riscv64"):
-        targets.detect_host_cpu.__wrapped__()
+        detect.detect_host_cpu.__wrapped__()
 
 
 @pytest.mark.parametrize(
