@@ -45,7 +45,7 @@ def natc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
         out, err = capsys.readouterr()
         return Result(code, out, err)
 
-    return run
+    return Natc(run)
 
 
 @pytest.fixture

@@ -2,100 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.command_line import Natc
+from support.written_files import SPEC, TARGET, write_library, write_schedule_and_log
 
 from natc.bench import peers
 from natc.host import environment, gpu
-from natc.host.detect import detect_host_cpu
-from natc.spec import KernelSpec
-from natc.store import manifest, records, schedules, workspace
-from natc.store.records import SpaceVersion, Trial
-from natc.targets import Target
-
-SPEC = KernelSpec.make(7, rpb=True)
-TARGET = Target("llvm", "x86-64-v3")
-SECONDS = {"1x56x56x2x32": 1e-3, "1x7x7x16x32": 1e-3}
-
-
-def tuned() -> tuple[Path, Path]:
-    """Write a schedule and a log of two trials, of which one failed; return both files."""
-    facts = environment.collect()
-    schedule = schedules.Schedule(
-        spec=SPEC.name,
-        target=TARGET.name,
-        space=SpaceVersion("cpu", 1),
-        decisions={"tile": 1},
-        measured=schedules.Measurement(
-            seconds=SECONDS,
-            baseline_seconds={"1x56x56x2x32": 4e-3, "1x7x7x16x32": 1e-3},
-            score=2e-3,
-            objective="geometric mean",
-            trials=2,
-        ),
-        environment=schedules.measured_on(facts),
-        created=environment.now(),
-    )
-    log = workspace.log_path(SPEC, TARGET)
-    records.append(log, facts)
-    for number in range(2):
-        trial = Trial(
-            spec=SPEC.name,
-            target=TARGET.name,
-            space=SpaceVersion("cpu", 1),
-            decisions={"tile": number},
-            seconds=None if number else SECONDS,
-            error="too slow" if number else None,
-            environment=facts.id,
-            timestamp=environment.now(),
-            trial=number,
-        )
-        records.append(log, trial)
-    return schedules.save_schedule(schedule), log
-
-
-def built() -> tuple[Path, Path]:
-    """Write a library that is no code, with a true manifest; return both files."""
-    directory = workspace.library_dir()
-    directory.mkdir(parents=True)
-    host = detect_host_cpu()
-    library = directory / f"{SPEC.name}.{host.name}.so"
-    library.write_bytes(b"no code")
-    found = manifest.Manifest(
-        spec=SPEC.name,
-        target=manifest.LibraryTarget("llvm", (host.arch,)),
-        library=library.name,
-        sha256=manifest.file_sha256(library),
-        entries={"forward": {"llvm": "forward"}},
-    )
-    path = library.with_suffix(".json")
-    path.write_text(manifest.dump(found))
-    return library, path
-
-
-def document(natc: Natc, *words: str, code: int = 0) -> Any:
-    result = natc(*words, "--json")
-    assert result.code == code
-    return json.loads(result.out)
 
 
 def test_a_new_machine_has_nothing(natc: Natc) -> None:
-    assert document(natc, "list") == {"schedules": [], "libraries": [], "logs": []}
+    assert natc.json("list") == {"schedules": [], "libraries": [], "logs": []}
     assert natc("list").out.splitlines() == ["no schedules", "no libraries", "no logs"]
-    found = document(natc, "doctor")
+    found = natc.json("doctor")
     assert found["problems"] == []
     assert found["machine"]["gpus"] == []
     assert "no problems found" in natc("doctor").out
 
 
 def test_what_was_tuned_and_built_is_listed(natc: Natc) -> None:
-    schedule, log = tuned()
-    library, _ = built()
-    found = document(natc, "list")
+    schedule, log = write_schedule_and_log()
+    library, _ = write_library()
+    found = natc.json("list")
     (row,) = found["schedules"]
     assert (row["spec"], row["target"], row["path"]) == (SPEC.name, TARGET.name, str(schedule))
     assert row["speedup"] == pytest.approx(2.0)  # of 4 and 1
@@ -111,8 +40,8 @@ def test_what_was_tuned_and_built_is_listed(natc: Natc) -> None:
 
 
 def test_damage_is_shown_and_hides_nothing_else(natc: Natc) -> None:
-    schedule, log = tuned()
-    library, manifest_path = built()
+    schedule, log = write_schedule_and_log()
+    library, manifest_path = write_library()
     other = manifest_path.with_name("na2d_k5_d32_float32.llvm-aarch64.json")
     other.write_text('{"schema_version": 99}')
     with log.open("a") as file:
@@ -128,7 +57,7 @@ def test_damage_is_shown_and_hides_nothing_else(natc: Natc) -> None:
     assert f"problem: schedule {newer} has schema version 99" in err
     assert str(other) in err
 
-    found = document(natc, "doctor", code=1)
+    found = natc.json("doctor", code=1)
     assert len(found["problems"]) == 3
     assert found["libraries"] == [
         {
@@ -143,7 +72,7 @@ def test_damage_is_shown_and_hides_nothing_else(natc: Natc) -> None:
 
 
 def test_a_library_that_was_changed_is_found_by_the_doctor(natc: Natc) -> None:
-    library, _ = built()
+    library, _ = write_library()
     library.write_bytes(b"other code")
     code, out, _ = natc("doctor")
     assert code == 1
@@ -152,7 +81,7 @@ def test_a_library_that_was_changed_is_found_by_the_doctor(natc: Natc) -> None:
 
 
 def test_a_library_without_its_file_is_listed_as_missing(natc: Natc) -> None:
-    library, _ = built()
+    library, _ = write_library()
     library.unlink()
     assert f"problem: {library} is missing" in natc("list").err
 
@@ -163,14 +92,14 @@ def test_directories_that_cannot_be_written_are_named(
     (place / "file").touch()
     monkeypatch.setenv("NATC_WORKSPACE", str(place / "file"))
     monkeypatch.setenv("NATC_CACHE_DIR", str(place / "file" / "cache"))
-    found = document(natc, "doctor", code=1)
+    found = natc.json("doctor", code=1)
     assert any("workspace" in text and str(place / "file") in text for text in found["problems"])
     assert any("cache" in text and "not writable" in text for text in found["problems"])
 
 
 def test_a_compiler_that_is_none_is_named(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NATC_CC", "no-such-compiler -O2")
-    found = document(natc, "doctor", code=1)
+    found = natc.json("doctor", code=1)
     assert any("no-such-compiler" in text for text in found["problems"])
     assert found["environment"]["NATC_CC"] == "no-such-compiler -O2"
 
@@ -181,13 +110,13 @@ def test_versions_that_crash_together_are_a_problem(
     real = environment.version_of
     wrong = {"apache-tvm": "0.27.0", "apache-tvm-ffi": "0.1.15.post1"}
     monkeypatch.setattr(environment, "version_of", lambda name: wrong.get(name) or real(name))
-    found = document(natc, "doctor", code=1)
+    found = natc.json("doctor", code=1)
     assert any("apache-tvm-ffi 0.1.15.post1" in text for text in found["problems"])
 
 
 def test_coverage_says_what_serves_each_feature_and_what_is_built(natc: Natc) -> None:
-    library, _ = built()
-    found = document(natc, "doctor", "--coverage")
+    library, _ = write_library()
+    found = natc.json("doctor", "--coverage")
     served = {
         (row["feature"], row["rank"], row["target"]): row["served_by"] for row in found["coverage"]
     }
@@ -203,7 +132,7 @@ def test_the_coverage_table_has_a_line_for_each_feature(
     from natc.checks import support
     from natc.checks.support import Cell
 
-    library, _ = built()
+    library, _ = write_library()
     cells = [
         Cell("dance", rank, target, "reference" if rank == 3 else "kernel", ("forward",))
         for rank in (1, 2, 3)
@@ -232,7 +161,7 @@ def test_bench_times_the_reference_and_says_what_kernel_is_missing(
     monkeypatch.setattr("natc.cli.verbs.bench._CEILING_SECONDS", 0.01)
     words = ["bench", "--kernel", "3", "--head-dim", "8", "--shape", "1x6x5x2"]
     words += ["--seconds", "0.01"]
-    found = document(natc, *words, code=1)
+    found = natc.json(*words, code=1)
     rows = {row["contestant"]: row for row in found["rows"]}
     assert found["spec"] == "na2d_k3_d8_float32_rpb"
     assert rows["natc kernel"]["median_seconds"] is None
@@ -278,7 +207,7 @@ def test_a_gpu_that_torch_does_not_see_is_a_problem(
     card = gpu.Gpu("Card", (9, 0), 1 << 30)
     monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver("12.8", (card,)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: seen)
-    found = document(natc, "doctor", code=0 if seen else 1)
+    found = natc.json("doctor", code=0 if seen else 1)
     assert found["machine"]["gpus"] == ["Card, compute capability 9.0"]
     said = [text for text in found["problems"] if "does not see" in text]
     assert len(said) == (not seen)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.command_line import Natc
 from support.tiny_library import ARCH, SPEC, add_library
-from test_reports import tuned
+from support.written_files import write_schedule_and_log
 
 from natc.errors import CompilerNotFound
 from natc.host import gpu, toolchain
@@ -25,12 +25,6 @@ KERNEL = ("--kernel", "7")
 def nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is installed beside natc, the compiler among it, does not change the answers."""
     monkeypatch.setenv("NATC_JIT", "readonly")
-
-
-def document(natc: Natc, *words: str, code: int = 0) -> Any:
-    result = natc(*words, "--json")
-    assert result.code == code, result
-    return json.loads(result.out)
 
 
 def cuda_library(directory: Path, spec: KernelSpec, archs: tuple[str, ...], ptx: str) -> Path:
@@ -52,7 +46,7 @@ def reasons(account: Any) -> dict[str, str | None]:
 
 
 def test_without_any_library_the_reference_serves_and_it_says_why(natc: Natc) -> None:
-    account = document(natc, "show", *KERNEL, code=1)
+    account = natc.json("show", *KERNEL, code=1)
     assert (account["served_by"], account["library"]) == ("reference", None)
     assert account["why"] == "no library fits, and a call builds none: NATC_JIT is readonly"
     assert account["command"] == "natc build --kernel 7 --target llvm"
@@ -77,7 +71,7 @@ def test_where_the_compiler_is_a_call_builds_the_kernel(
 ) -> None:
     monkeypatch.setenv("NATC_JIT", "on")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    account = document(natc, "show", *KERNEL)
+    account = natc.json("show", *KERNEL)
     assert (account["served_by"], account["not_built"]) == ("build", None)
     places = [place["path"] for place in account["places"] if place["source"] == "NATC_JIT"]
     assert places == [str(workspace.jit_dir(name)) for name in ("forward", "backward", "unfused")]
@@ -93,29 +87,29 @@ def test_a_call_builds_no_kernel_whose_compiler_is_missing(
     monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver("13.0", (device,)))
     words = ("show", *KERNEL, "--target", "cuda")
     monkeypatch.setattr(toolchain, "find_nvcc", lambda: "nvcc")
-    assert document(natc, *words)["served_by"] == "build"
+    assert natc.json(*words)["served_by"] == "build"
 
     def missing() -> str:
         raise CompilerNotFound("nvcc was not found; install CUDA.")
 
     monkeypatch.setattr(toolchain, "find_nvcc", missing)
-    account = document(natc, *words, code=1)
+    account = natc.json(*words, code=1)
     said = "nvcc was not found; install CUDA"
     assert (account["served_by"], account["built_by_a_call"]) == ("reference", False)
     assert account["not_built"] == said
     assert account["why"] == f"no library fits, and a call builds none: {said}"
     assert said in natc(*words).out
-    cpu, cuda = document(natc, "doctor", "--why")["devices"]
+    cpu, cuda = natc.json("doctor", "--why")["devices"]
     assert (cpu["not_built"], cuda["not_built"]) == (None, said)
     assert f"calls build no missing kernels: {said}" in natc("doctor", "--why").out
-    assert document(natc, "show", *KERNEL)["served_by"] == "build", "which takes no nvcc"
+    assert natc.json("show", *KERNEL)["served_by"] == "build", "which takes no nvcc"
     monkeypatch.setenv("NATC_CC", "/nowhere/cc")
-    assert "there is no program '/nowhere/cc'" in document(natc, "show", *KERNEL, code=1)["why"]
+    assert "there is no program '/nowhere/cc'" in natc.json("show", *KERNEL, code=1)["why"]
 
 
 def test_strict_refuses_what_no_kernel_serves(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NATC_STRICT", "1")
-    account = document(natc, "show", *KERNEL, code=1)
+    account = natc.json("show", *KERNEL, code=1)
     assert account["served_by"] == "refused"
     assert "NATC_STRICT forbids the reference" in account["why"]
 
@@ -130,7 +124,7 @@ def test_the_first_directory_wins_and_each_other_candidate_has_its_reason(
     (workspace.library_dir() / "damaged.json").write_text("{")
     cuda_library(place / "mine", KernelSpec.make(5, rpb=True), ("sm_90",), "")
 
-    account = document(natc, "show", *KERNEL)
+    account = natc.json("show", *KERNEL)
     library = chosen.with_suffix(".so")
     assert account["served_by"] == "library"
     assert account["library"] == str(library)
@@ -168,7 +162,7 @@ def test_a_kernel_without_bias_serves_what_reads_none(natc: Natc) -> None:
     plain = add_library(
         workspace.library_dir(), replace(SPEC, rpb=False), entries={"av": {"llvm": "av"}}
     )
-    account = document(natc, "show", *KERNEL, "--operation", "av")
+    account = natc.json("show", *KERNEL, "--operation", "av")
     assert account["library"] == str(plain.with_suffix(".so"))
     assert account["why"] == "that of na2d_k7_d32_float32, which is the same"
     assert list(reasons(account).values()) == [None]
@@ -177,7 +171,7 @@ def test_a_kernel_without_bias_serves_what_reads_none(natc: Natc) -> None:
 def test_a_library_that_was_changed_serves_nothing(natc: Natc) -> None:
     library = add_library(workspace.library_dir()).with_suffix(".so")
     library.write_bytes(b"other code")
-    account = document(natc, "show", *KERNEL, code=1)
+    account = natc.json("show", *KERNEL, code=1)
     assert account["served_by"] == "refused"
     assert "is not the file that its manifest vouches for" in account["why"]
 
@@ -185,7 +179,7 @@ def test_a_library_that_was_changed_serves_nothing(natc: Natc) -> None:
 def test_a_directory_that_others_can_write_is_passed_over(natc: Natc) -> None:
     add_library(workspace.library_dir())
     workspace.library_dir().chmod(0o777)
-    account = document(natc, "show", *KERNEL, code=1)
+    account = natc.json("show", *KERNEL, code=1)
     (row,) = next(p for p in account["places"] if p["source"] == "cache")["candidates"]
     assert "can be written by everyone" in row["reason"]
     assert "passed over: everything: its libraries are not loaded" in natc("show", *KERNEL).out
@@ -205,7 +199,7 @@ def test_any_gpu_can_be_asked_about_without_one(
     spec = KernelSpec.make(7, dtype="float16", rpb=True)
     cuda_library(workspace.library_dir(), spec, ("sm_80", "sm_90"), "sm_90")
     words = ("show", *KERNEL, "--target", "cuda", "--arch", arch)
-    account = document(natc, *words)
+    account = natc.json(*words)
     assert (account["device"], account["machine"]) == ("cuda", f"cuda-{arch}")
     assert (account["code_for"], account["why"]) == (code_for, why)
     assert account["holds"]["ptx"] == "sm_90"
@@ -215,25 +209,25 @@ def test_any_gpu_can_be_asked_about_without_one(
 def test_this_machines_gpu_is_asked_about(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
     device = gpu.Gpu("A GPU", (8, 9), 2**34)
     monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver("13.0", (device,)))
-    account = document(natc, "show", *KERNEL, "--target", "cuda", code=1)
+    account = natc.json("show", *KERNEL, "--target", "cuda", code=1)
     assert account["machine"] == "cuda-sm_89"
     assert account["command"] == "natc build --kernel 7 --target cuda --arch sm_89"
     old = gpu.Gpu("An old GPU", (7, 0), 2**34)
     monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver("13.0", (old,)))
-    account = document(natc, "show", *KERNEL, "--target", "cuda", code=1)
+    account = natc.json("show", *KERNEL, "--target", "cuda", code=1)
     assert account["machine"] is None and "compute capability 7.0" in account["why"]
 
 
 def test_what_has_no_kernel_by_design_is_said(natc: Natc) -> None:
     words = ("show", *KERNEL, "--dtype", "float64", "--target", "cuda", "--arch", "sm_90")
-    account = document(natc, *words, code=1)
+    account = natc.json(*words, code=1)
     assert account["why"] == "there are no float64 kernels for cuda, by design"
 
 
 def test_the_schedule_that_a_build_would_use_is_shown(natc: Natc) -> None:
-    path, _ = tuned()
+    path, _ = write_schedule_and_log()
     for words in ((), ("--no-rpb",)):
-        found = document(natc, "show", *KERNEL, "--target", "llvm-x86-64-v3", *words, code=1)[
+        found = natc.json("show", *KERNEL, "--target", "llvm-x86-64-v3", *words, code=1)[
             "schedule"
         ]
         assert found["path"] == str(path)
@@ -246,7 +240,7 @@ def test_the_schedule_that_a_build_would_use_is_shown(natc: Natc) -> None:
 
 
 def test_the_schedule_behind_a_library_has_its_times_while_it_is_the_same(natc: Natc) -> None:
-    path, _ = tuned()
+    path, _ = write_schedule_and_log()
     written = json.loads(path.read_text())
     for name in ("spec", "target"):
         written[name] = {"spec": SPEC.name, "target": f"llvm-{ARCH}"}[name]
@@ -256,18 +250,18 @@ def test_the_schedule_behind_a_library_has_its_times_while_it_is_the_same(natc: 
     record = {"origin": "tuned", "of": SPEC.name, "decisions": {"tile": 1}}
     record |= {"space": written["space"], "created": written["created"]}
     add_library(workspace.library_dir(), schedule={ARCH: record})
-    found = document(natc, "show", *KERNEL)["schedule"]
+    found = natc.json("show", *KERNEL)["schedule"]
     assert found["path"] == str(own) and found["measured"]["trials"] == 2
 
     record["created"] = "2001-02-03T04:05:06+00:00"
     library = add_library(workspace.library_dir(), schedule={ARCH: record}).with_suffix(".so")
-    found = document(natc, "show", *KERNEL)["schedule"]
+    found = natc.json("show", *KERNEL)["schedule"]
     assert found["decisions"] == {"tile": 1} and found["measured"] is None
     assert "is not here, or is of another search" in natc("show", str(library)).out
 
 
 def test_each_operation_has_its_own_schedule(natc: Natc) -> None:
-    path, _ = tuned()
+    path, _ = write_schedule_and_log()
     written = json.loads(path.read_text())
     own = path.parent.parent / f"llvm-{ARCH}"
     own.mkdir(exist_ok=True)
@@ -287,20 +281,20 @@ def test_each_operation_has_its_own_schedule(natc: Natc) -> None:
     )
     words = ("show", *KERNEL, "--operation")
     forward, query, key = (
-        document(natc, *words, name)["schedule"] for name in ("forward", "d_query", "d_key")
+        natc.json(*words, name)["schedule"] for name in ("forward", "d_query", "d_key")
     )
     assert (forward["origin"], forward["decisions"]) == ("untuned", {"tile": 0})
     assert (query["origin"], query["decisions"]) == ("tuned", {"lanes": 8})
     assert query["path"] == str(file) and query["measured"]["trials"] == 2
     assert (key["origin"], key["decisions"]) == ("untuned", {"lanes": 4})
-    found = document(natc, "show", str(library))["schedules"]
+    found = natc.json("show", str(library))["schedules"]
     assert [one["operation"] for one in found] == ["forward", "d_query"]
     # Without the library, it is what a build would use.
     library.unlink()
     place = ("--target", f"llvm-{ARCH}")
-    found = document(natc, *words, "d_query", *place, code=1)["schedule"]
+    found = natc.json(*words, "d_query", *place, code=1)["schedule"]
     assert (found["origin"], found["path"]) == ("tuned", str(file))
-    rows = document(natc, "list")["schedules"]
+    rows = natc.json("list")["schedules"]
     assert {(row["spec"], row["operation"]) for row in rows} == {
         (SPEC.name, "forward"),
         (SPEC.name, "d_query"),
@@ -312,7 +306,7 @@ def test_a_library_file_is_shown(natc: Natc, place: Path) -> None:
     path = add_library(place / "lib")
     library = path.with_suffix(".so")
     for file in (path, library):
-        found = document(natc, "show", str(file))
+        found = natc.json("show", str(file))
         assert (found["kind"], found["spec"]) == ("library", SPEC.name)
         assert found["holds"]["targets"] == [f"llvm-{ARCH}"]
         assert found["runs_here"] is None and found["used"] is None
@@ -320,19 +314,19 @@ def test_a_library_file_is_shown(natc: Natc, place: Path) -> None:
     out = natc("show", str(library)).out
     assert "runs on this machine: yes" in out and "name its directory in NATC_LIB_PATH" in out
     cached = add_library(workspace.library_dir())
-    (use,) = document(natc, "show", str(cached))["used"]
+    (use,) = natc.json("show", str(cached))["used"]
     assert use == {"operation": "forward", "device": "cpu", "used": True, "reason": None}
 
     library.write_bytes(b"other code")
-    assert "vouches for" in document(natc, "show", str(path), code=1)["problem"]
+    assert "vouches for" in natc.json("show", str(path), code=1)["problem"]
     path.unlink()
     code, out, err = natc("show", str(library))
     assert (code, out) == (1, "") and "has no manifest" in err
 
 
 def test_a_schedule_file_is_shown(natc: Natc) -> None:
-    path, _ = tuned()
-    found = document(natc, "show", str(path))
+    path, _ = write_schedule_and_log()
+    found = natc.json("show", str(path))
     assert (found["kind"], found["spec"]) == ("schedule", SPEC.name)
     assert found["schedule"]["decisions"] == {"tile": 1}
     assert "decisions: tile 1" in natc("show", str(path)).out
@@ -378,7 +372,7 @@ def test_the_doctor_says_of_each_library_whether_it_is_used(
     cuda = cuda_library(place / "mine", spec, ("sm_80",), "sm_80")
     (place / "mine" / "damaged.json").write_text("{")
 
-    found = document(natc, "doctor", "--why")
+    found = natc.json("doctor", "--why")
     assert found["jit"] == "readonly"
     rows = {row["library"]: row for place in found["places"] for row in place["libraries"]}
     (use,) = rows[str(first.with_suffix(".so"))]["used"]
@@ -393,7 +387,7 @@ def test_the_doctor_says_of_each_library_whether_it_is_used(
     assert f"not used: {first} is newer or comes first" in out and "used on cpu" in out
 
     # The same function answers, whichever verb asks.
-    account = document(natc, "show", *KERNEL)
+    account = natc.json("show", *KERNEL)
     assert reasons(account)[second.with_suffix(".so").name] in (
         None,
         rows[str(second.with_suffix(".so"))]["used"][0]["reason"],

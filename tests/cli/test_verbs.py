@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import typer
 from support.command_line import Natc, Result
+from support.search_events import START, TRIALS, finish
 from support.tiny_library import add_library
-from test_reports import built, tuned
-from test_tune import START, TRIALS, finish
+from support.written_files import write_library, write_schedule_and_log
 
 import natc.tune as natc_tune
 from natc.cli.examples import EXAMPLES, SUMMARIES
@@ -67,7 +67,7 @@ def run(
     directory = place / ("libraries" * 12)
     monkeypatch.setenv("NATC_LIB_PATH", str(directory))
     library = add_library(directory).with_suffix(".so")
-    tuned()
+    write_schedule_and_log()
     if "damaged" in case:
         library.write_bytes(b"other code")
         (directory / "damaged.json").write_text("{")
@@ -90,7 +90,7 @@ def run(
         assert result.code == code, result
         return result
 
-    return again
+    return Natc(again)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -287,7 +287,7 @@ def test_shells_complete_values(
 def test_shells_complete_the_kernels_that_have_schedules(
     natc: Natc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, _ = tuned()
+    path, _ = write_schedule_and_log()
     path.with_name("na2d_k17x5_d32_float32.json").write_text("{}")
     path.with_name("dance.json").write_text("{}")
     assert complete(natc, monkeypatch, "natc build --kernel 1") == ["11", "13", "17x5"]
@@ -329,7 +329,7 @@ for words, more in (
 
 
 def test_a_library_that_is_no_code_is_refused_by_show_as_by_a_call(natc: Natc) -> None:
-    library, _ = built()
+    library, _ = write_library()
     code, out, _ = natc("show", "--kernel", "7")
     assert code == 1
     assert "nothing: the call raises" in out and str(library) in out

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 
 class Result(NamedTuple):
@@ -14,4 +16,17 @@ class Result(NamedTuple):
     err: str
 
 
-Natc = Callable[..., Result]
+@dataclass(frozen=True)
+class Natc:
+    """Runs natc's command line, as `natc("tune", "--kernel", "7")`."""
+
+    run: Callable[..., Result]
+
+    def __call__(self, *words: str) -> Result:
+        return self.run(*words)
+
+    def json(self, *words: str, code: int = 0) -> Any:
+        """Run with --json, check the exit status, and return the document."""
+        result = self(*words, "--json")
+        assert result.code == code, result
+        return json.loads(result.out)

@@ -1,0 +1,71 @@
+"""Schedules, tuning logs and libraries as files, written without a search or a compiler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from natc.host import environment
+from natc.host.detect import detect_host_cpu
+from natc.spec import KernelSpec
+from natc.store import manifest, records, schedules, workspace
+from natc.store.records import SpaceVersion, Trial
+from natc.targets import Target
+
+SPEC = KernelSpec.make(7, rpb=True)
+TARGET = Target("llvm", "x86-64-v3")
+SECONDS = {"1x56x56x2x32": 1e-3, "1x7x7x16x32": 1e-3}
+
+
+def write_schedule_and_log() -> tuple[Path, Path]:
+    """Write a schedule and a log of two trials, of which one failed; return both files."""
+    facts = environment.collect()
+    schedule = schedules.Schedule(
+        spec=SPEC.name,
+        target=TARGET.name,
+        space=SpaceVersion("cpu", 1),
+        decisions={"tile": 1},
+        measured=schedules.Measurement(
+            seconds=SECONDS,
+            baseline_seconds={"1x56x56x2x32": 4e-3, "1x7x7x16x32": 1e-3},
+            score=2e-3,
+            objective="geometric mean",
+            trials=2,
+        ),
+        environment=schedules.measured_on(facts),
+        created=environment.now(),
+    )
+    log = workspace.log_path(SPEC, TARGET)
+    records.append(log, facts)
+    for number in range(2):
+        trial = Trial(
+            spec=SPEC.name,
+            target=TARGET.name,
+            space=SpaceVersion("cpu", 1),
+            decisions={"tile": number},
+            seconds=None if number else SECONDS,
+            error="too slow" if number else None,
+            environment=facts.id,
+            timestamp=environment.now(),
+            trial=number,
+        )
+        records.append(log, trial)
+    return schedules.save_schedule(schedule), log
+
+
+def write_library() -> tuple[Path, Path]:
+    """Write a library that is no code, with a true manifest; return both files."""
+    directory = workspace.library_dir()
+    directory.mkdir(parents=True)
+    host = detect_host_cpu()
+    library = directory / f"{SPEC.name}.{host.name}.so"
+    library.write_bytes(b"no code")
+    found = manifest.Manifest(
+        spec=SPEC.name,
+        target=manifest.LibraryTarget("llvm", (host.arch,)),
+        library=library.name,
+        sha256=manifest.file_sha256(library),
+        entries={"forward": {"llvm": "forward"}},
+    )
+    path = library.with_suffix(".json")
+    path.write_text(manifest.dump(found))
+    return library, path
