@@ -46,10 +46,10 @@ def feature_picture(
             "pip install 'natc[demo]'."
         ) from error
     panels = 1 + len(feature_maps)
-    figure = Figure(figsize=(3.0 * panels + 0.4, 4.4), dpi=120, facecolor="white")
+    figure = Figure(figsize=(2.1 * panels + 0.2, 3.75), dpi=160, facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, panels, squeeze=False)[0]
-    figure.subplots_adjust(left=0.015, right=0.985, top=0.80, bottom=0.17, wspace=0.06)
+    figure.subplots_adjust(left=0.015, right=0.985, top=0.77, bottom=0.22, wspace=0.06)
 
     axes[0].imshow(displayable(image).numpy(), interpolation="lanczos")
     _titles(axes[0], "photograph", f"{image.shape[2]} × {image.shape[3]} pixels")
@@ -75,15 +75,14 @@ def feature_picture(
     weights = (
         "Trained weights."
         if pretrained
-        else "The weights are random, not trained: what shows is the structure that convolution "
-        "and local attention keep, not recognition."
+        else "The weights are random: the network recognizes nothing."
     )
     caption = (
-        "Red, green and blue are the first three principal components of a level's features, one "
-        "square a position. Borders stand out because convolutions pad with zeros.\n"
-        f"{weights} {PHOTOGRAPH_CREDIT}"
+        "Red, green and blue: the first three principal components of a level's features, a square "
+        "for each position.\nBorders stand out because convolutions pad with zeros. "
+        f"{weights}\n{PHOTOGRAPH_CREDIT}"
     )
-    figure.text(0.015, 0.075, caption, color=QUIET, fontsize=10, va="center", linespacing=1.5)
+    figure.text(0.015, 0.11, caption, color=QUIET, fontsize=10, va="center", linespacing=1.5)
     path = Path(path)
     figure.savefig(path, format="png")
     return path
