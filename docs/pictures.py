@@ -20,11 +20,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-ROOT = Path(__file__).parents[1]
 # The pictures of this checkout, whichever natc is installed.
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from natc.window import taps
 
+ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "pictures"
 RESULTS = ROOT / "benchmarks" / "results"
 

@@ -78,8 +78,8 @@ def feature_picture(
         else "The weights are random: the network recognizes nothing."
     )
     caption = (
-        "Red, green and blue: the first three principal components of a level's features, a square "
-        "for each position.\nBorders stand out because convolutions pad with zeros. "
+        "Red, green and blue: the first three principal components of a level's features, a "
+        "square for each position.\nBorders stand out because convolutions pad with zeros. "
         f"{weights}\n{PHOTOGRAPH_CREDIT}"
     )
     figure.text(0.015, 0.11, caption, color=QUIET, fontsize=10, va="center", linespacing=1.5)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from html import unescape
 from pathlib import Path
 from types import ModuleType
 
@@ -74,3 +78,55 @@ def test_what_would_be_fetched_is_refused(site: ModuleType, text: str) -> None:
 )
 def test_what_is_not_fetched_is_allowed(site: ModuleType, text: str) -> None:
     site._refuse_fetching("page", text)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the site once; a warning of mkdocs is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir"]
+    done = subprocess.run(
+        [*command, str(folder)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_site_can_be_searched_from_a_folder(built: Path) -> None:
+    # Browsers read no JSON from a folder, and start no worker.
+    index = (built / "search" / "search_index.js").read_text(encoding="utf-8")
+    assert index.startswith("var __index = ")
+    for page in ("index.html", "use.html", "commands/tune.html"):
+        text = (built / page).read_text(encoding="utf-8")
+        source = re.search(r'<script src="([^"]*iframe-worker\.js)"', text)
+        assert source, page
+        assert ((built / page).parent / source[1]).is_file()
+
+
+def test_every_page_is_in_the_navigation(built: Path) -> None:
+    start = (built / "index.html").read_text(encoding="utf-8")
+    pages = {str(path.relative_to(built)) for path in built.rglob("*.html")} - {"404.html"}
+    assert {page for page in pages if f'href="{page}"' not in start} == set()
+
+
+def test_long_signatures_are_broken_into_lines(built: Path) -> None:
+    text = (built / "reference.html").read_text(encoding="utf-8")
+    blocks = re.findall(r'<div class="[^"]*doc-signature[^"]*">(.*?)</div>', text, re.DOTALL)
+    assert len(blocks) > 20
+    lines = [
+        line for block in blocks for line in unescape(re.sub("<[^>]+>", "", block)).split("\n")
+    ]
+    assert max(map(len, lines)) <= 88
+
+
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_a_page_begins_with_a_whole_sentence(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    title, first = re.findall(r"^\S.*?(?=\n\n|\n\Z)", text, re.MULTILINE | re.DOTALL)[:2]
+    assert title.startswith("# ")
+    assert re.match(r"[A-Z`]|natc\b", first) and not first.startswith("```"), first
+    assert first.rstrip().endswith((".", ":")), first

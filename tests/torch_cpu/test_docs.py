@@ -211,6 +211,33 @@ def test_messages_that_troubleshooting_explains_are_natcs() -> None:
         assert found and 3 * found >= len(pairs), f"natc does not say: {message}"
 
 
+# --- pictures
+
+PICTURES = load_file(ROOT / "docs" / "pictures.py")
+VECTOR_PICTURES = sorted(name for name in PICTURES.PICTURES if name.endswith(".svg"))
+
+
+def test_every_picture_is_drawn_by_the_script_and_shown() -> None:
+    files = {path.name for path in PICTURES.FOLDER.iterdir()}
+    assert files == set(PICTURES.PICTURES)
+    shown = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert {name for name in files if f"pictures/{name})" in shown} == files
+
+
+@pytest.mark.parametrize("name", VECTOR_PICTURES)
+def test_a_picture_is_drawn_from_what_the_code_and_the_results_say(
+    name: str, tmp_path: Path
+) -> None:
+    committed = (PICTURES.FOLDER / name).read_text(encoding="utf-8")
+    drawn_by = re.search(r"Matplotlib v([\d.]+)", committed)
+    assert drawn_by
+    if drawn_by[1] != PICTURES.matplotlib.__version__:
+        pytest.skip(f"matplotlib {drawn_by[1]} drew it, and another version draws other lines")
+    PICTURES.PICTURES[name](tmp_path / name)
+    drawn = (tmp_path / name).read_text(encoding="utf-8")
+    assert drawn == committed, "run: python docs/pictures.py"
+
+
 # --- how commands and code that are not run are looked at
 
 
