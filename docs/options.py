@@ -1,7 +1,7 @@
 """Writes the tables of options in docs/commands/ from the command line: `python docs/options.py`.
 
-The tables are kept in the pages, so that they are there wherever a page is read; a test compares
-them with the command line.
+The pages contain the tables, so that they can be read anywhere; a test compares them with the
+command line.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def page(verb: str) -> Path:
 
 
 def with_table(text: str, verb: str) -> str:
-    """Return the text of a verb's page with the table that it must have.
+    """Return the text of a verb's page with a fresh table of options.
 
-    Raises ValueError unless it has a place for exactly one.
+    Raises ValueError unless the page has exactly one place for it.
     """
     if len(PLACE.findall(text)) != 1:
         raise ValueError(f"{page(verb)} has no place for its options, or several.")

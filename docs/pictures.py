@@ -102,10 +102,10 @@ def path_to_a_library(path: Path) -> None:
     for boxes, bottom, width in ((upper, 25, 17.2), (lower, 3.9, 21.8)):
         step = (96.0 - width) / (len(boxes) - 1)
         for number, (name, text) in enumerate(boxes):
-            left = 2 + number * step
-            _box(axes, left, bottom, width, name, text)
+            x = 2 + number * step
+            _box(axes, x, bottom, width, name, text)
             if number:
-                _arrow(axes, (left - step + width, bottom + 4.5), (left, bottom + 4.5))
+                _arrow(axes, (x - step + width, bottom + 4.5), (x, bottom + 4.5))
     # The last box above builds the first one below.
     axes.plot((89.4, 89.4, 12.9, 12.9), (25, 20.2, 20.2, 17), color=INK, linewidth=1.6)
     _arrow(axes, (12.9, 17.2), (12.9, 13.5))
@@ -123,10 +123,10 @@ def _band(axes: Axes, bottom: float, text: str, side: str, color: str) -> None:
     axes.text(x, bottom + 13, text, color=QUIET, fontsize=12, va="center", ha=side)
 
 
-def _box(axes: Axes, left: float, bottom: float, width: float, name: str, text: str) -> None:
+def _box(axes: Axes, x: float, bottom: float, width: float, name: str, text: str) -> None:
     axes.add_patch(
         FancyBboxPatch(
-            (left, bottom),
+            (x, bottom),
             width,
             9,
             "round,pad=0,rounding_size=0.8",
@@ -135,7 +135,7 @@ def _box(axes: Axes, left: float, bottom: float, width: float, name: str, text: 
             linewidth=1.4,
         )
     )
-    middle = left + width / 2
+    middle = x + width / 2
     axes.text(
         middle, bottom + 7, name, ha="center", va="center", color=INK, fontsize=13, weight="bold"
     )
@@ -223,7 +223,7 @@ def _two_digits(number: float) -> str:
 
 
 def feature_maps(path: Path) -> None:
-    """Draw what the levels of a NAT-Mini with random weights compute from a photograph."""
+    """Draw a photograph and the feature maps of a NAT-Mini with random weights."""
     import torch
 
     import natc
@@ -271,7 +271,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
 
 
 def main() -> None:
-    """Write all pictures, or those that are named."""
+    """Write the pictures named on the command line, by default all."""
     parser = argparse.ArgumentParser(description="Draw the pictures of the documentation.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PICTURES))
     for name in parser.parse_args().names or PICTURES:

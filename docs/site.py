@@ -1,8 +1,8 @@
-"""What `mkdocs build` does besides: pages from outside docs/, and links that lead there.
+"""Hooks of `mkdocs build`: adds pages from outside docs/, and translates links to them.
 
-Pages link to files of the repository, so that they work where the repository is shown. Here such
-a link is made to lead to the page or file of the site. A site that would fetch something from
-another one is an error.
+Pages link to files of the repository, so that the links work where the repository is shown. In the
+site, such a link leads to the page or file of the site. A site that would fetch anything over the
+network is an error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-# Where pages lie in the repository, and where in the site.
+# The path of a page in the repository, and in the site.
 OUTSIDE = {
     "README.md": "index.md",
     "DESIGN.md": "design.md",
@@ -30,7 +30,7 @@ DOCS = "docs/"
 # Browsers show these; other files get a name that they show.
 SHOWN = (".png", ".svg", ".html", ".json", ".txt")
 
-# A link, or code, in which nothing is one.
+# A link; or code, so that nothing in it is taken for a link.
 LINK = re.compile(
     r"(?P<before>\[(?P<text>[^\]]*)\]\()(?P<link>[^)\s]+)\)|^ *```.*?^ *```|`[^`\n]+`",
     re.MULTILINE | re.DOTALL,
@@ -63,7 +63,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Make links lead to where pages and files are in the site."""
+    """Translate links into paths of the site."""
     here = page.file.src_uri
 
     def replace(match: re.Match[str]) -> str:
@@ -79,21 +79,23 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 
 def on_post_page(output: str, *, page: Page, config: MkDocsConfig) -> str:
-    """Refuse a page that needs a network to be shown."""
+    """Raise PluginError for a page that loads something over the network."""
     _refuse_fetching(page.file.src_uri, output)
     return output
 
 
 def on_post_build(*, config: MkDocsConfig) -> None:
-    """Refuse style sheets that need a network."""
+    """Raise PluginError for a style sheet that loads something over the network."""
     for path in sorted(Path(config.site_dir).rglob("*.css")):
         _refuse_fetching(str(path), path.read_text("utf-8"))
 
 
 def _refuse_fetching(name: str, text: str) -> None:
-    found = FETCHED.search(text)
-    if found:
-        raise PluginError(f"{name} fetches {found[1] or found[2]}; the site must work offline.")
+    fetched = FETCHED.search(text)
+    if fetched:
+        raise PluginError(
+            f"{name} fetches {fetched[1] or fetched[2]}; the site must work offline."
+        )
 
 
 def _root(config: MkDocsConfig) -> Path:
@@ -101,12 +103,12 @@ def _root(config: MkDocsConfig) -> Path:
 
 
 def _source(uri: str) -> str:
-    """Return the path in the repository of a page of the site."""
+    """Return the path in the repository of a page, given its path in the site."""
     return next((path for path, name in OUTSIDE.items() if name == uri), DOCS + uri)
 
 
 def _uri(path: str) -> str:
-    """Return the place in the site of a file of the repository."""
+    """Return the path in the site of a file, given its path in the repository."""
     if path in OUTSIDE:
         return OUTSIDE[path]
     if path.startswith(DOCS):
@@ -115,7 +117,7 @@ def _uri(path: str) -> str:
 
 
 def _target(source: str, link: str) -> tuple[str | None, str]:
-    """Return the path in the repository that a link leads to (None: elsewhere), and its anchor."""
+    """Return the path in the repository that a link leads to, None if outside, and its anchor."""
     path, mark, anchor = link.partition("#")
     if not path or "://" in path or path.startswith("mailto:"):
         return None, ""
