@@ -1,4 +1,4 @@
-"""Targets: which machine a kernel is compiled for; parsed and named."""
+"""The targets that kernels are compiled for: the table of architectures, names and parsing."""
 
 from __future__ import annotations
 
@@ -6,14 +6,47 @@ from dataclasses import dataclass
 
 from natc.errors import TargetError
 
-LLVM_ARCHS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64")
-CUDA_ARCHS = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120")
+
+@dataclass(frozen=True, slots=True)
+class Arch:
+    """An architecture that natc compiles for: an entry of `_TABLE`.
+
+    vector_bytes: bytes that one vector register (llvm) or one thread's widest load (cuda) holds.
+    processor: the machine's name in ELF files and compilers' triples; "" for a GPU.
+    features: what LLVM may use in addition to what `name`, as a CPU, or the processor has.
+    shared_kib: shared memory that one block may have on a GPU (CUDA C++ programming guide, table
+        "Technical specifications per compute capability").
+    is_tegra: whether CUDA's binary compatibility between minor versions excludes it.
+    """
+
+    kind: str
+    name: str
+    vector_bytes: int = 16
+    processor: str = ""
+    features: tuple[str, ...] = ()
+    shared_kib: int = 0
+    is_tegra: bool = False
+
+
+# Oldest first within a kind.
+_TABLE = (
+    Arch("llvm", "x86-64-v2", processor="x86_64"),
+    Arch("llvm", "x86-64-v3", processor="x86_64", vector_bytes=32),
+    Arch("llvm", "x86-64-v4", processor="x86_64", vector_bytes=64),
+    Arch("llvm", "aarch64", processor="aarch64", features=("+neon",)),
+    Arch("cuda", "sm_80", shared_kib=163),
+    Arch("cuda", "sm_86", shared_kib=99),
+    Arch("cuda", "sm_87", shared_kib=163, is_tegra=True),
+    Arch("cuda", "sm_89", shared_kib=99),
+    Arch("cuda", "sm_90", shared_kib=227),
+    Arch("cuda", "sm_100", shared_kib=227),
+    Arch("cuda", "sm_103", shared_kib=227),
+    Arch("cuda", "sm_120", shared_kib=99),
+)
+_BY_NAME = {(entry.kind, entry.name): entry for entry in _TABLE}
+LLVM_ARCHS = tuple(entry.name for entry in _TABLE if entry.kind == "llvm")
+CUDA_ARCHS = tuple(entry.name for entry in _TABLE if entry.kind == "cuda")
 ARCHS = {"llvm": LLVM_ARCHS, "cuda": CUDA_ARCHS}
-
-_VECTOR_BYTES = {"x86-64-v2": 16, "x86-64-v3": 32, "x86-64-v4": 64, "aarch64": 16}
-
-# Code for these runs on the same architecture only (CUDA binary compatibility excludes Tegra).
-_TEGRA = frozenset(("sm_87",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +77,14 @@ class Target:
         return self.name
 
     @property
+    def properties(self) -> Arch:
+        """What is known of the architecture."""
+        return _BY_NAME[self.kind, self.arch]
+
+    @property
     def vector_bytes(self) -> int:
         """Bytes that one vector register (llvm) or one thread's widest load (cuda) holds."""
-        return _VECTOR_BYTES.get(self.arch, 16)
+        return self.properties.vector_bytes
 
     @property
     def compute_capability(self) -> tuple[int, int]:
@@ -57,17 +95,17 @@ class Target:
         return number // 10, number % 10
 
     def runs_on(self, machine: Target) -> bool:
-        """Return whether code for this target runs on a machine that is `machine`."""
+        """Return whether code for this target runs on a machine whose own target is `machine`."""
         if self == machine:
             return True
         if self.kind != machine.kind:
             return False
         if self.kind == "cuda":
             major, minor = self.compute_capability
-            other = machine.compute_capability
-            tegra = self.arch in _TEGRA or machine.arch in _TEGRA
-            return major == other[0] and minor <= other[1] and not tegra
-        if "aarch64" in (self.arch, machine.arch):
+            machine_major, machine_minor = machine.compute_capability
+            is_tegra = self.properties.is_tegra or machine.properties.is_tegra
+            return major == machine_major and minor <= machine_minor and not is_tegra
+        if self.properties.processor != machine.properties.processor:
             return False
         return LLVM_ARCHS.index(self.arch) <= LLVM_ARCHS.index(machine.arch)
 
@@ -123,8 +161,8 @@ def cuda_target_for(capability: tuple[int, int]) -> Target:
         return Target("cuda", exact)
     for arch in reversed(CUDA_ARCHS):
         target = Target("cuda", arch)
-        have = target.compute_capability
-        if have[0] == major and have[1] < minor and arch not in _TEGRA:
+        target_major, target_minor = target.compute_capability
+        if target_major == major and target_minor < minor and not target.properties.is_tegra:
             return target
     raise TargetError(
         f"the GPU has compute capability {major}.{minor}; natc compiles for "

@@ -84,6 +84,4 @@ def check_compilers(target: Target) -> None:
 
 def machine_of(target: Target) -> str:
     """Return the kind of processor that the host code of libraries for a target runs on."""
-    if target.kind == "cuda":
-        return host_machine()
-    return "aarch64" if target.arch == "aarch64" else "x86_64"
+    return target.properties.processor or host_machine()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from support.fresh_process import run_fresh
 
 from natc.compiler.build.lower import most_shared_bytes
 from natc.compiler.build.resources import Resources, hopeless, measured, resources
@@ -103,3 +104,36 @@ def test_schedules_of_near_kernels_come_nearest_first() -> None:
     # Neither another element size nor a window that there is not.
     short = list(near(KernelSpec.make((2, 63))))
     assert {(one.dtype, one.kernel_size) for one in short} == {("float32", (2, 63))}
+
+
+# As if the table of architectures had this line more, before anything of natc reads it.
+ONE_LINE_MORE = """
+import sys, tempfile, types
+from pathlib import Path
+
+import natc
+
+path = Path(natc.__file__).with_name("targets.py")
+line = '    Arch("cuda", "sm_120", shared_kib=99),\\n'
+assert path.read_text().count(line) == 1
+table = path.read_text().replace(line, line + line.replace("sm_120", "sm_121"))
+targets = sys.modules["natc.targets"] = types.ModuleType("natc.targets")
+exec(compile(table, str(path), "exec"), targets.__dict__)
+
+from natc.compiler.build.cuda import generate
+from natc.compiler.build.lower import compiler_target, most_shared_bytes
+from natc.spec import KernelSpec
+
+target = targets.Target.parse("cuda-sm_121")
+print(compiler_target(target).attrs["arch"], most_shared_bytes(target) // 1024)
+print(targets.cuda_target_for((12, 1)), targets.Target.parse("cuda-sm_120").runs_on(target))
+spec = KernelSpec.make(3, head_dim=16, dtype="float16")
+with tempfile.TemporaryDirectory() as folder:
+    source = generate(spec, target, {}, Path(folder), ["forward"]).source
+print("na2d_k3_d16_float16_forward_sm_121_kernel" in source)
+"""
+
+
+def test_an_architecture_is_one_line_of_one_table() -> None:
+    lines = run_fresh(ONE_LINE_MORE).splitlines()
+    assert lines == ["sm_121 99", "cuda-sm_121 True", "True"]

@@ -24,12 +24,6 @@ from natc.targets import Target
 # Sums may be reordered, or no reduction would use vector registers; infinities and NaN keep
 # their meaning.
 _FLOAT_OPTIONS = {"fast-math-reassoc": True, "fast-math-contract": True, "fast-math-nsz": True}
-# Shared memory that one block may ask for, by compute capability (CUDA C++ programming guide,
-# table "Technical specifications per compute capability").
-_SHARED_MEMORY = {
-    "sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227,
-    "sm_103": 227, "sm_120": 99,
-}  # fmt: skip
 # What TVM does first with a scheduled function (tvm.s_tir.pipeline), of which stages and blocks
 # are nothing but loops and memory then.
 _WITHOUT_BLOCKS = tvm.transform.Sequential(
@@ -49,14 +43,15 @@ _WITHOUT_BLOCKS = tvm.transform.Sequential(
 @functools.cache
 def compiler_target(target: Target) -> CompilerTarget:
     """Return the compiler's form of a target; needs neither that CPU nor a GPU."""
+    arch = target.properties
     if target.kind == "llvm":
         options: dict[str, Any] = {"kind": "llvm", **_FLOAT_OPTIONS}
-        if target.arch == "aarch64":
-            options |= {"mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]}
-        else:
-            options["mcpu"] = target.arch
-            if host_machine() != "x86_64":
-                options["mtriple"] = "x86_64-linux-gnu"
+        if arch.features:
+            options["mattr"] = list(arch.features)
+        if arch.name != arch.processor:
+            options["mcpu"] = arch.name
+        if arch.name == arch.processor or host_machine() != arch.processor:
+            options["mtriple"] = f"{arch.processor}-linux-gnu"
         return CompilerTarget(options)
     cuda = {
         "kind": "cuda",
@@ -70,7 +65,7 @@ def compiler_target(target: Target) -> CompilerTarget:
 
 def most_shared_bytes(target: Target) -> int:
     """Return the bytes of shared memory that one block may have on a GPU."""
-    return _SHARED_MEMORY[target.arch] * 1024
+    return target.properties.shared_kib * 1024
 
 
 def entry_module(
