@@ -1,4 +1,4 @@
-"""The search for fast schedules: candidates, proposed by models, measured as they ship."""
+"""The search for fast schedules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search tells whoever watches it; plain data, so that watching needs no compiler."""
+"""Events of a search, for a display or a log. Plain data: a watcher needs no compiler."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Started:
 class TrialMeasured:
     """One candidate was measured, or failed.
 
-    index: its number in this run, from 1. score: what it measured, None when it failed.
-    best: best score so far. failures: candidates of this run that failed. error: why.
+    index: its number in this run, from 1. score: seconds, or None when it failed. best: the best
+    score so far. failures: number of candidates of this run that failed. error: why this one did.
     """
 
     index: int
@@ -46,7 +46,8 @@ class TrialMeasured:
 class CandidatesBuilt:
     """Candidates of a round were compiled.
 
-    made: so many of `planned` lie ready. dropped: others that are not worth measuring.
+    made: number of candidates that are ready, out of `planned`. dropped: number of candidates that
+    are not worth measuring.
     """
 
     made: int
@@ -65,10 +66,10 @@ class Note:
 class SearchFinished:
     """The search is over; everything measured is in the log.
 
-    schedule_path: the winner's file, or None where it ended before a candidate was measured: then
-    no schedule was written, and one that was there is as it was. log_path: the log. best,
-    baseline: scores. trials: measured in this run. failures: of those, failed. seconds: how long
-    this run took. interrupted: whether the user stopped it.
+    schedule_path: the winner's file, or None if no candidate was measured. In that case no
+    schedule was written, and an existing one was not changed. best, baseline: scores of the winner
+    and of the untuned kernel. trials: candidates measured in this run; failures: the number of
+    them that failed. seconds: duration of this run. interrupted: whether the user stopped it.
     """
 
     schedule_path: Path | None

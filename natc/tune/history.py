@@ -1,4 +1,4 @@
-"""What a search knows already: the trials of its log that this machine measured."""
+"""The history of a search: the trials in its log that this machine measured."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def key_of(decisions: Mapping[str, int]) -> Key:
 
 
 class History:
-    """Trials by their decisions: those of earlier runs, then those of this one.
+    """Trials by their decisions, earlier runs first, then this run.
 
-    notes: what of the log could not be used, as sentences for the user.
-    next_trial: the number that the log's next trial gets.
+    notes: sentences for the user about lines of the log that could not be used.
+    next_trial: the number of the next trial in the log.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class History:
         records, problems = read_log(path)
         self.notes = [str(problem) for problem in problems]
         trials = [record for record in records if isinstance(record, Trial)]
-        # Not their count: of a damaged log, a number would be given twice.
+        # Not their count: if lines of the log are damaged, a number would be used twice.
         self.next_trial = max((trial.trial + 1 for trial in trials), default=0)
         same = {
             record.id
@@ -49,11 +49,11 @@ class History:
         ignored: Counter[str] = Counter()
         for trial in trials:
             if (trial.spec, trial.operation) != (spec.name, operation):
-                ignored[f"are of {trial.spec} {trial.operation}"] += 1
+                ignored[f"measured {trial.spec} {trial.operation}"] += 1
             elif trial.space != space:
                 old = f"{trial.space.name} version {trial.space.version}"
                 ignored[
-                    f"are of design space {old}, now {space.name} version {space.version}"
+                    f"come from design space {old}, now {space.name} version {space.version}"
                 ] += 1
             elif trial.environment not in same:
                 ignored["were measured on another machine"] += 1
@@ -80,5 +80,5 @@ class History:
 
 
 def same_machine(one: Environment, other: Environment) -> bool:
-    """Return whether times measured in one environment compare with those of another."""
+    """Return whether two environments have the same CPU, cores and GPU: their times compare."""
     return (one.cpu, one.cores, one.gpu) == (other.cpu, other.cores, other.gpu)

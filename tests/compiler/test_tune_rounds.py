@@ -135,7 +135,7 @@ def test_what_cannot_be_exported_is_said_first(exported: Path, tmp_path: Path) -
     with pytest.raises(ArgumentError, match="candidates is 1; a round has 2 or more"):
         export(SPEC, HOST, directory, candidates=1)
     assert not directory.exists()
-    with pytest.raises(TuneError, match="is there already. Import what was measured in it"):
+    with pytest.raises(TuneError, match="exists already. Import its measurements"):
         export(SPEC, HOST, exported, operation=OPERATION)
     with pytest.raises(TuneError, match=r"holds no candidates \(no round.json"):
         rounds.find(tmp_path)

@@ -327,7 +327,8 @@ def test_trials_of_an_older_space_are_not_used(search: Search) -> None:
     edited(search, older)
     assert search().trials == 15
     name, version = space_for(HOST).name, space_for(HOST).version
-    assert f"are of design space {name} version 0, now {name} version {version}" in search.notes()
+    expected = f"come from design space {name} version 0, now {name} version {version}"
+    assert expected in search.notes()
 
 
 def test_trials_of_other_inputs_are_not_used(search: Search) -> None:

@@ -1,7 +1,7 @@
-"""Measuring a round: all candidates a little, those that are ahead more and more.
+"""Measures a round: every candidate a few times, then the fastest ones more often.
 
-Needs torch, tvm-ffi and natc, no compiler. Every result is on disk before the next begins, so that
-a kill loses nothing: the same call goes on.
+Needs torch, tvm-ffi and natc, no compiler. Every result is on disk before the next measurement
+begins: after a kill, the same call continues where it stopped.
 """
 
 from __future__ import annotations
@@ -26,28 +26,29 @@ from natc.tune.measure import rounds, worker
 from natc.tune.measure.processes import JobError, Process, why
 from natc.tune.measure.rounds import Candidate, Round
 
-# Samples of each shape, and the share of candidates that is measured so often.
+# (samples of each shape, share of the candidates that get so many samples)
 RUNGS = ((3, 1.0), (10, 0.25), (30, 0.0625))
-# At least so many come to the last rung, whatever their share.
+# At least this many candidates reach the last rung.
 _FINALISTS = 4
-# And in the end these, one after the other, as often: the best of noisy numbers is partly luck.
+# The finalists are measured this many times more, in turn: the best noisy number is partly luck.
 _REPEATS = 3
 _START_LIMIT, _MEASURE_LIMIT = 300.0, 30.0
 _CONFIRM = RUNGS[-1][0] * _REPEATS
 
 
 class MeasureCandidate(Protocol):
-    """How a candidate is measured: raises JobError, TimeoutError or ChildProcessError."""
+    """A function that measures a candidate; raises JobError, TimeoutError or ChildProcessError."""
 
     def __call__(self, candidate: Candidate, samples: int, checked: bool) -> list[float]:
-        """Return seconds of each shape."""
+        """Return the seconds of one call for each shape."""
 
 
 @dataclass
 class Summary:
-    """How measuring a round ended.
+    """The outcome of measuring a round.
 
-    measured, failures: in this run. untuned, best: scores in seconds. complete: nothing is left.
+    measured, failures: numbers of candidates in this run. untuned, best: scores in seconds.
+    complete: whether every measurement of the round is done.
     """
 
     directory: Path
@@ -63,7 +64,7 @@ class Summary:
 
 
 class Workers:
-    """Measures candidates in a process of its own, which is started anew when it is of no use."""
+    """Measures candidates in a separate process; starts a new one after a crash or a hang."""
 
     def __init__(self, directory: Path, found: Round) -> None:
         self._directory, self._round = directory, found
@@ -119,11 +120,11 @@ def measure(
     on_event: Callable[[Event], None] | None = None,
     with_: MeasureCandidate | None = None,
 ) -> Summary:
-    """Measure a round, or what is left of it; return how it went.
+    """Measure the candidates of a round that have no time yet; return a summary.
 
     until: when to stop, by `time.monotonic`. with_: measures one candidate; by default a process
-    on this machine does. Raises TuneError and TargetError, before anything is measured, for a
-    round that is not to be measured here.
+    on this machine does. Raises TuneError or TargetError, before anything is measured, if this
+    machine cannot or may not measure the round.
     """
     found = rounds.read(directory)
     rounds.check(directory, found)
@@ -167,7 +168,7 @@ class _Measuring:
         return summary
 
     def _recall(self) -> None:
-        """Take in what this machine measured before."""
+        """Read the trials that this machine measured before."""
         known = rounds.measured(self._directory)
         same = {
             record.id
@@ -191,7 +192,7 @@ class _Measuring:
             self._tell(Note(note))
 
     def _ahead(self, share: float) -> list[Candidate]:
-        """Return the share of the candidates that is ahead, and those that others must beat."""
+        """Return the kernels to beat, then the fastest `share` of the other candidates."""
         always = self._round.candidates[: 1 + self._round.present]
         rest = self._round.candidates[len(always) :]
         if share < 1:
@@ -215,12 +216,12 @@ class _Measuring:
             self._record(one, self._try(one, samples, checked=known is not None), samples)
 
     def _confirm(self, is_over: Callable[[], bool]) -> None:
-        """Measure the finalists and what they must beat again, in turn."""
+        """Measure the finalists and the kernels to beat again, in turn."""
         always = 1 + self._round.present
         finalists = self._ahead(RUNGS[-1][1])[: always + _FINALISTS]
         latest = [self._latest[key_of(one.decisions)] for one in finalists]
         pairs = list(zip(finalists, latest, strict=True))
-        # Those that failed, or were confirmed by an earlier run, stay as they are.
+        # A candidate that failed, or that an earlier run confirmed, is not measured again.
         left = [one for one, t in pairs if t.error is None and _samples(t) < _CONFIRM]
         found: list[list[list[float]]] = [[] for _ in left]
         errors: dict[int, str] = {}
@@ -290,14 +291,14 @@ class _TimeIsUp(Exception):
 
 
 def score(trial: Trial, shapes: Sequence[str]) -> float | None:
-    """Return the number that a search makes small, in seconds; None for a failure."""
+    """Return the geometric mean of a trial's seconds over `shapes`; None for a failure."""
     if trial.seconds is None or not set(shapes) <= set(trial.seconds):
         return None
     return statistics.geometric_mean(trial.seconds[shape] for shape in shapes)
 
 
 def confirmed(trial: Trial) -> bool:
-    """Return whether a candidate was measured as finalists are."""
+    """Return whether a candidate has as many samples as finalists get."""
     return _samples(trial) >= _CONFIRM
 
 

@@ -1,4 +1,4 @@
-"""What candidates are checked and timed on: arguments of any operation's function."""
+"""The arguments that candidates are checked and timed with, for every operation."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _LONGEST_LINE = 200
 def check(
     kernel: Callable[..., Any], spec: KernelSpec, operation: str, device: torch.device | str
 ) -> None:
-    """Raise TuneError unless a function gives what the reference gives in float64.
+    """Raise TuneError unless a kernel's results agree with the reference in float64.
 
-    Its results are NaN before it runs, and it runs between guards.
+    The result tensors hold NaN before the kernel runs, and lie between guards.
     """
     for call in _calls(spec):
         try:
@@ -49,14 +49,14 @@ def _calls(spec: KernelSpec) -> list[Call]:
     ]
 
 
-# One shape of each level, and no more: a search measures the same ones over and over.
+# Enough for one shape of each level: a search measures the same shapes again and again.
 @functools.lru_cache(maxsize=8)
 def arguments(
     spec: KernelSpec, operation: str, shape: Shape, device: torch.device | str
 ) -> tuple[Any, ...]:
-    """Return the arguments of an operation's function for one input; results are NaN.
+    """Return the arguments of an operation's kernel for one shape; result tensors hold NaN.
 
-    shape: (batch, size of each axis, heads); as many heads in key and value, dilation 1.
+    shape: (batch, size of each axis, heads). Key and value have as many heads; dilation is 1.
     """
     found = OPERATIONS[operation]
     tensors = _Tensors(spec, found.layout, shape, device)
@@ -73,7 +73,7 @@ def arguments(
 
 
 class _Tensors:
-    """Tensors of one problem by their names in `natc.operations`, each made when asked for."""
+    """Makes the tensors of one problem; a method for each name in `natc.operations`."""
 
     def __init__(
         self, spec: KernelSpec, layout: str, shape: Shape, device: torch.device | str
@@ -110,7 +110,7 @@ class _Tensors:
         return self._draw(self.heads, *self.offsets, dtype=self.acc)
 
     def lse(self) -> Tensor:
-        # About what such logits give, so that weights are neither zeros nor infinite.
+        # Near the logsumexp of random logits, so that probabilities are neither 0 nor infinite.
         return torch.full(self.sites, math.log(self.taps) + 1, dtype=self.acc, device=self.device)
 
     def delta(self) -> Tensor:

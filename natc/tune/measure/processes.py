@@ -1,4 +1,4 @@
-"""Processes that run jobs and may crash or hang without harm to the one that started them."""
+"""Runs jobs in other processes, which may crash or hang without harm to this one."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ _PROGRAM = "import sys; sys.path[:] = {path!r}; from natc.tune.measure.serve imp
 
 
 class JobError(Exception):
-    """What a job raised, as text."""
+    """A job raised an exception; holds its text."""
 
 
 class Process:
-    """One process for jobs; started when it is needed, and anew after it crashed or hung."""
+    """A process that runs jobs; it starts at the first job, and again after a crash or a hang."""
 
     def __init__(self, directory: Path) -> None:
-        """directory: for its temporary files; it removes it when its owner dies."""
+        """directory: for temporary files; the process removes it when its owner dies."""
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._closed = False
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], limit: float) -> Any:
-        """Return what `function` returns there; its arguments and its result are pickled.
+        """Run `function` in the process and return its result; arguments and result are pickled.
 
-        limit: seconds. Raises JobError with what the function raised, TimeoutError, and
-        ChildProcessError that says how the process ended.
+        limit: seconds. Raises JobError if the function raised, TimeoutError, and ChildProcessError
+        if the process ended, which says how.
         """
         process = self._running()
         assert process.stdin is not None and process.stdout is not None
@@ -92,7 +92,7 @@ class Process:
                     [sys.executable, "-c", _PROGRAM.format(path=sys.path), str(self._directory)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
-                    # What a failing job prints is in its error; the rest would tear the display.
+                    # A failing job's error is returned; other output would disturb the display.
                     stderr=subprocess.DEVNULL,
                     # A session of its own: Ctrl-C is for its owner, and one signal ends the
                     # process with the compilers that it started.
@@ -119,12 +119,12 @@ class Processes:
         return self._threads.submit(self._run, function, arguments)
 
     def restart(self) -> None:
-        """End the processes; each is started anew for its next job."""
+        """End the processes; each one starts again with its next job."""
         for process in self._all:
             process.stop()
 
     def close(self) -> None:
-        """End the processes at once, and forget the jobs that wait."""
+        """End the processes at once, and cancel the jobs that wait."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for process in self._all:
             process.close()
@@ -150,7 +150,7 @@ def _how_it_ended(status: int) -> str:
 
 
 def why(error: Exception, doing: str) -> str:
-    """Return in one line why a candidate failed; only the candidate can be the reason."""
+    """Return in one line why a candidate failed; re-raise an error that is not its fault."""
     if isinstance(error, TimeoutError):
         return f"took too long {doing}: {error}"
     if isinstance(error, ChildProcessError):

@@ -1,7 +1,7 @@
-"""A round: candidates of one search, compiled ahead, in a directory that any machine can measure.
+"""A round: compiled candidates of one search, in a directory that another machine can measure.
 
 The directory holds `round.json`, a library for each candidate, and after measuring
-`measured.jsonl`, a log as `tuning_logs/` has them. It names nothing outside itself.
+`measured.jsonl`, in the format of `tuning_logs/`. It refers to no file outside itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from natc.targets import Target
 
 SCHEMA_VERSION = 1
 NAME, MEASURED = "round.json", "measured.jsonl"
-# What a library's functions take; its version is that of manifests, which vouch for the same.
+# The version of the calling convention, as in manifests.
 ABI = manifest.SCHEMA_VERSION
 
 
@@ -52,11 +52,11 @@ class Dropped(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
-    """What `round.json` holds.
+    """The content of `round.json`.
 
     spec, target: names. shapes: inputs (batch, sizes, heads) to measure. candidates: the first is
-    the untuned kernel; the second, where `present` is true, the schedule that is to be beaten.
-    exported_on: the machine that compiled them; seed: of the choice of candidates.
+    the untuned kernel; if `present`, the second is the schedule to beat. exported_on: the machine
+    that compiled them; seed: for the choice of candidates.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -86,7 +86,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """The name that people see: kernel, operation and target."""
+        """The name to show: kernel, operation and target."""
         return f"{self.spec} {self.operation} for {self.target}"
 
 
@@ -97,7 +97,7 @@ class _RoundHeader(msgspec.Struct):
 
 
 class RoundLog(NamedTuple):
-    """What a round's log holds: records in order, and sentences on lines that are none."""
+    """The content of a round's log: its records in order, and a sentence on each damaged line."""
 
     records: list[Record]
     problems: list[str]
@@ -110,11 +110,11 @@ class RoundLog(NamedTuple):
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of a round that was taken in.
+    """The outcome of importing a round.
 
-    schedule_path: what builds take now, or None where there is none. best, untuned: scores in
-    seconds. trials: new in the log. replaced: whether the schedule is this round's; else `kept`
-    says why the one that was there is better, or `problem` why no winner could be chosen.
+    schedule_path: the schedule that builds use now, or None. best, untuned: scores in seconds.
+    trials: number of trials new to the log. replaced: whether the schedule comes from this round;
+    otherwise `kept` says why the existing schedule is better, or `problem` why there is no winner.
     """
 
     name: str
@@ -141,13 +141,13 @@ def find(directory: Path) -> list[Path]:
 
 
 def write(directory: Path, made: Round) -> None:
-    """Write `round.json`, atomically, after everything that it names."""
+    """Write `round.json` atomically; the libraries that it names must exist already."""
     text = msgspec.json.format(msgspec.json.encode(made), indent=2).decode()
     write_atomically(directory / NAME, text + "\n")
 
 
 def read(directory: Path) -> Round:
-    """Read a round; raises TuneError naming the file when it is damaged, or of another natc."""
+    """Read a round; raises TuneError naming the file if it is damaged or has another version."""
     path = directory / NAME
     again = "Export it again with this natc: natc tune --export."
     try:
@@ -160,7 +160,7 @@ def read(directory: Path) -> Round:
         if (header.schema_version, header.abi) != (SCHEMA_VERSION, ABI):
             raise TuneError(
                 f"{path} was written by natc {header.natc}, with version {header.schema_version} "
-                f"of rounds and {header.abi} of what functions take; this natc has "
+                f"of rounds and {header.abi} of the calling convention; this natc has "
                 f"{SCHEMA_VERSION} and {ABI}. {again}"
             )
         return msgspec.json.decode(data, type=Round)
@@ -172,7 +172,7 @@ def read(directory: Path) -> Round:
 
 
 def measured(directory: Path) -> RoundLog:
-    """Return what measuring a round found so far; a damaged line costs only itself."""
+    """Return the log of a round measured so far; a damaged line is skipped and reported."""
     records, problems = read_log(directory / MEASURED)
     return RoundLog(records, [str(problem) for problem in problems])
 
@@ -183,7 +183,7 @@ def check(directory: Path, found: Round) -> None:
     if target.kind == "cuda" and not gpu.driver().gpus:
         raise TargetError(
             f"this machine has no NVIDIA GPU (or its driver does not answer); measure {directory} "
-            f"on one with a GPU that runs code for {target.arch}."
+            f"on a machine with a GPU that runs code for {target.arch}."
         )
     machine = detect_gpu() if target.kind == "cuda" else detect_host_cpu()
     if not target.runs_on(machine):
@@ -201,9 +201,9 @@ def check(directory: Path, found: Round) -> None:
 
 
 def libraries(directory: Path, found: Round) -> Iterator[Path]:
-    """Yield the libraries of a round, each the file that its round vouches for.
+    """Yield the paths of a round's libraries, after checking each file's hash.
 
-    Raises TuneError for one that is missing or another file.
+    Raises TuneError if a library is missing or has another hash.
     """
     for candidate in found.candidates:
         path = directory / candidate.library

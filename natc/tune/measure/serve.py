@@ -1,4 +1,4 @@
-"""The inside of a process that runs jobs for a search: reads them, runs them, answers."""
+"""The main loop of a process that runs jobs for a search."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from natc.errors import NatcError
 def serve() -> None:
     """Run jobs from standard input until it ends; answers go to standard output."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    # What a job prints must not come among the answers.
+    # A job's own output must not mix with the answers.
     nowhere = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1):
         os.dup2(nowhere, standard)
@@ -30,21 +30,21 @@ def serve() -> None:
 
 
 def _answer(job: bytes) -> tuple[Any, str | None]:
-    """Return the result of a job and None, or None and what it raised."""
+    """Return (the result of a job, None), or (None, the text of its exception)."""
     try:
         function, arguments = pickle.loads(job)
         return function(*arguments), None
-    # Whatever a job raises is for its owner to judge.
+    # The owner judges the exception.
     except Exception as error:
         text = str(error)
         return None, text if isinstance(error, NatcError) else f"{type(error).__name__}: {text}"
 
 
 def _receive(requests: BinaryIO, jobs: queue.SimpleQueue[bytes]) -> None:
-    """Queue jobs as they come; when their source is gone, be gone too, even in mid-job."""
+    """Queue jobs as they arrive; end this process when its owner has ended, even during a job."""
     with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
         while True:
             jobs.put(pickle.load(requests))
-    # A killed owner could not remove what it made.
+    # A killed owner could not remove its temporary files.
     shutil.rmtree(sys.argv[1], ignore_errors=True)
     os.killpg(os.getpid(), signal.SIGKILL)

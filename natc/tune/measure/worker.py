@@ -1,4 +1,4 @@
-"""Measures one candidate, in a process of its own: a candidate may crash or hang, the search not.
+"""Measures one candidate, in a separate process: a candidate may crash or hang.
 
 Arguments and results are plain values. Nothing here imports the compiler.
 """
@@ -16,9 +16,9 @@ from natc.operations import FORWARD
 from natc.spec import KernelSpec
 from natc.targets import Target
 
-# One sampling goes on for this long, but for at least and at most so many calls.
+# Seconds of one sampling, and the fewest and most calls in it.
 _SECONDS, _FEWEST, _MOST = 0.08, 8, 400
-# Samples whose quartiles differ by more were disturbed; so often is sampling repeated.
+# Samples whose quartiles differ by a larger factor were disturbed; the most samplings.
 _STEADY, _ATTEMPTS = 1.5, 4
 # On a GPU: samples of one sampling, and the calls and seconds that a graph holds at most.
 _REPLAYS, _CALLS, _GRAPH_SECONDS = 9, 10, 2e-3
@@ -33,14 +33,14 @@ def measure(
     samples: int | None = None,
     checked: bool = False,
 ) -> list[float]:
-    """Return the seconds of one call of a candidate for each shape, the lower quartile of many.
+    """Return the seconds of one call of a candidate for each shape: the lower quartile of samples.
 
-    Whatever else runs on the machine only ever adds to a time, so the low ones are the true ones.
+    Other load on the machine only adds to a time, so low samples are nearer the truth.
 
-    samples: how many; None takes as many as a quiet result needs. checked: that it computes what
-    the reference does is known.
+    samples: how many; None takes as many as a quiet result needs. checked: whether the candidate's
+    results were compared with the reference before; if not, this happens first.
 
-    Raises TuneError when the candidate computes something else than the reference.
+    Raises TuneError if the results are wrong.
     """
     # First, so that the library finds PyTorch's threads when it is loaded.
     import torch  # noqa: F401
@@ -63,13 +63,13 @@ def measure(
             for shape in map(tuple, shapes)
         ]
     except Exception:
-        # What it wrote where it should not must not be blamed on the next one.
+        # The candidate may have overwritten them; the next one gets new tensors.
         problems.arguments.cache_clear()
         raise
 
 
 def is_well(target_name: str) -> bool:
-    """Return whether this process can go on measuring: after a bad access, a GPU's cannot."""
+    """Return True; raise if the GPU no longer works in this process, as after a bad access."""
     if Target.parse(target_name).kind == "cuda":
         import torch
 
@@ -78,7 +78,7 @@ def is_well(target_name: str) -> bool:
     return True
 
 
-# Kept open: closing a library whose kernels a driver still knows is asking for trouble.
+# Never closed: a GPU driver may still refer to the library's kernels.
 @functools.cache
 def _module(library: str) -> Any:
     import tvm_ffi
@@ -116,7 +116,7 @@ def _lower_quartile(samples: list[float]) -> float:
 
 
 def _cuda_seconds(call: Callable[[], None], samples: int | None = None) -> float:
-    """Return the seconds the device takes, by replay of a graph: no host work is in it."""
+    """Return the seconds of one call on the device, from replays of a CUDA graph."""
     import torch
 
     def timed(work: Callable[[], None]) -> float:

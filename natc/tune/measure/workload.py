@@ -1,4 +1,4 @@
-"""Which inputs a search measures."""
+"""The shapes that a search measures by default."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ Shape = tuple[int, ...]  # batch, a size for each axis, heads
 # The four levels of NAT at 224 x 224 (NAT-Mini and NAT-Tiny): the side of the map, and heads.
 _LEVELS = ((56, 2), (28, 4), (14, 8), (7, 16))
 _FRAMES = 8  # of a video whose frames are such maps
-# One image is what a CPU is asked for; a GPU is only filled by a batch.
+# CPUs usually run one image at a time; only a batch fills a GPU.
 _BATCH = {"llvm": 1, "cuda": 128}
 
 
 def default_shapes(spec: KernelSpec, target: Target) -> list[Shape]:
-    """Return NAT's four levels, each (batch, height, width, heads).
+    """Return the shapes of NAT's four levels, each (batch, height, width, heads).
 
-    For other ranks, as many tokens: a line that is as long as the map, or a video of 8 frames and
-    an eighth of the batch.
+    Other ranks get as many tokens: a line as long as the map, or a video of 8 frames with an
+    eighth of the batch.
     """
     batch = _BATCH[target.kind]
     if spec.rank == 1:

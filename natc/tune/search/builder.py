@@ -1,4 +1,4 @@
-"""Builds one candidate, in a process of its own: a build may crash or hang, the search must not.
+"""Builds one candidate, in a separate process: a build may crash or hang.
 
 Arguments and results are plain values.
 """
@@ -24,11 +24,11 @@ def build(
     may_spill: bool = False,
     portable: bool = False,
 ) -> str | None:
-    """Compile an operation of a candidate into the library `output`; raises what a build raises.
+    """Compile an operation of a candidate into the library `output`.
 
-    Returns why it is not worth measuring, which is known of kernels for GPUs; or None. may_spill:
-    registers that do not fit are no reason. portable: for systems older than this one, as
-    `natc.host.c_compiler.link_library` takes it.
+    Returns why the candidate is not worth measuring, or None; only GPU kernels can be judged so.
+    may_spill: accept a kernel that spills registers. portable: link for systems older than this
+    one (see `natc.host.c_compiler.link_library`). Raises the errors of `build_library`.
     """
     from natc.compiler.build.cuda import build_cuda
     from natc.compiler.build.llvm import build_llvm

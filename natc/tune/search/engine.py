@@ -28,7 +28,7 @@ from natc.tune.search.proposer import Proposer, decisions_of
 from natc.tune.search.ranking import Ranking
 from natc.tune.search.session import Session
 
-# Rounds in a row without a candidate that is not known yet: the space is used up.
+# After this many rounds without a new candidate, the space is exhausted.
 _IDLE_ROUNDS = 4
 _EXAMPLES = 128  # earlier trials that a new cost model learns from, the latest ones
 _LEAST_BATCH = 6
@@ -47,19 +47,19 @@ def tune(
 ) -> SearchFinished:
     """Search for the fastest schedule of a kernel's operation and write it to the workspace.
 
-    operation: `forward`, whose schedule all forwards take, or one of the others.
-    shapes: inputs (batch, size of each axis, heads), by default NAT's four levels; what counts is
-    the geometric mean of their times. trials, minutes: when to stop, whichever comes first; with
-    neither, when nothing new is left to try. seed: makes the proposals repeatable. on_event: told
-    what happens, from Started to Finished.
+    operation: `forward`, whose schedule serves all forward operations, or the name of another.
+    shapes: inputs (batch, size of each axis, heads), by default NAT's four levels; the search
+    minimizes the geometric mean of their times. trials, minutes: when to stop, whichever comes
+    first; with neither, when every candidate was tried. seed: makes the proposals repeatable.
+    on_event: called with each event, from Started to SearchFinished.
 
-    Every trial is in the log before the next begins, and what the log holds is not measured
-    again. Ctrl-C ends the search as time does. One that ends before a candidate was measured, now
-    or by an earlier run, leaves schedules as they are: `Finished.schedule_path` is None. Raises
-    SpecError for an operation that the kernel has not, ArgumentError for an impossible shape or
-    limit, TargetError where this machine does not run the target's code, CompilerNotFound,
-    NatcError for a workspace that cannot be written, ScheduleError for a schedule there that is
-    damaged or of a newer natc, and TuneError when the untuned kernel itself fails.
+    Every trial is in the log before the next begins, and a candidate in the log is not measured
+    again. Ctrl-C ends the search like a time limit. If neither this run nor an earlier one
+    measured a candidate, schedules do not change and `SearchFinished.schedule_path` is None.
+    Raises SpecError for an operation that the kernel lacks, ArgumentError for an impossible shape
+    or limit, TargetError if this machine cannot run the target's code, CompilerNotFound, NatcError
+    if the workspace cannot be written, ScheduleError if the existing schedule is damaged or was
+    written by a newer natc, and TuneError if the untuned kernel itself fails.
     """
     tell = on_event or (lambda event: None)
     start = time.monotonic()
@@ -115,7 +115,7 @@ def tune(
         try:
             _learn(proposer, session)
             exhausted = _search(proposer, session, is_over, trials)
-            # The untuned kernel is a winner only where something was there to beat it.
+            # The untuned kernel wins only if another candidate was measured.
             if exhausted or session.has_candidate:
                 path = session.save(confirm=True)
         except KeyboardInterrupt:
@@ -148,7 +148,7 @@ def _check(
     trials: int | None,
     minutes: float | None,
 ) -> None:
-    """Raise for what would only fail later, when much is measured already."""
+    """Raise now for arguments that would fail only after measurements were made."""
     check_problem(spec, operation, shapes)
     for name, value in (("trials", trials), ("minutes", minutes)):
         if value is not None and not value > 0:
@@ -162,11 +162,11 @@ def _check(
 
 
 def check_problem(spec: KernelSpec, operation: str, shapes: Sequence[Shape]) -> None:
-    """Raise SpecError for an operation, and ArgumentError for inputs, that a kernel has not."""
+    """Raise SpecError if the kernel lacks the operation, ArgumentError for a bad shape."""
     names = tuple(dict.fromkeys(map(tuned_as, operations_of(spec))))
     if operation not in names:
         raise SpecError(
-            f"operation is {operation!r}; those of {spec.name} that are tuned are "
+            f"operation is {operation!r}; the operations of {spec.name} that can be tuned are "
             f"{', '.join(names)}."
         )
     for shape in shapes:
@@ -180,9 +180,9 @@ def check_problem(spec: KernelSpec, operation: str, shapes: Sequence[Shape]) -> 
 def present_schedule(
     spec: KernelSpec, target: Target, operation: str, space: SpaceVersion
 ) -> Schedule | None:
-    """Return the schedule that is to be beaten, if there is one of this space.
+    """Return the existing schedule, which candidates must beat; None if its space is another one.
 
-    Raises ScheduleError for one that a search must not replace, and NatcError where it could not.
+    Raises ScheduleError if a newer natc wrote it, NatcError if the workspace cannot be written.
     """
     place = workspace.schedule_path(spec, target, operation)
     if not writable(place.parent):
@@ -194,19 +194,19 @@ def present_schedule(
     if schedule.space.name == space.name and schedule.space.version > space.version:
         path = workspace.find_schedule(spec, target, operation)
         raise ScheduleError(
-            f"schedule {path} is of design space {space.name} "
-            f"version {schedule.space.version}, of a newer natc; this one has version "
+            f"schedule {path} belongs to design space {space.name} "
+            f"version {schedule.space.version}, which a newer natc wrote; this natc has version "
             f"{space.version}. Upgrade natc: install a newer checkout of it."
         )
     return None
 
 
 def _learn(proposer: Any, session: Session) -> None:
-    """Teach a new cost model what the log holds."""
+    """Train a new cost model on the trials in the log."""
     candidates, scores = [], []
     with deferred():
         for trial in session.history.all()[-_EXAMPLES:]:
-            # A log may hold decisions that are none, and that they failed.
+            # The log may hold decisions that the space lacks, recorded as failures.
             with contextlib.suppress(ScheduleError):
                 candidates.append(proposer.candidate(trial.decisions))
                 scores.append(session.score(trial))
@@ -216,9 +216,9 @@ def _learn(proposer: Any, session: Session) -> None:
 def _search(
     proposer: Any, session: Session, is_over: Callable[[], bool], trials: int | None
 ) -> bool:
-    """Propose, measure and learn until time or trials are up, or nothing new comes.
+    """Propose, measure and learn until time or trials are used up, or no new candidate comes.
 
-    Returns whether it was the latter: the space is used up.
+    Returns whether no new candidate came: the space is exhausted.
     """
     idle = 0
     while idle < _IDLE_ROUNDS and not is_over():
@@ -229,10 +229,10 @@ def _search(
         session.measure(decided, is_over, None if trials is None else trials - before)
         if session.measured > before:
             idle = 0
-        elif not is_over():  # which may have kept what is new from being measured
+        elif not is_over():  # else new candidates may exist that were not measured in time
             idle += 1
         known = [session.history.get(decisions) for decisions in decided]
-        # What time cut off was not measured: there is nothing to learn from it.
+        # Candidates without a trial were cut off by the time limit.
         done = [(c, t) for c, t in zip(candidates, known, strict=True) if t is not None]
         with deferred():
             proposer.finish_round([c for c, _ in done], [session.score(t) for _, t in done])

@@ -1,4 +1,4 @@
-"""Making a round: choosing candidates, compiling them, dropping those that cannot be fast."""
+"""Exports a round: chooses candidates, compiles them, drops hopeless ones."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def export(
     seed: int = 0,
     on_event: Callable[[Event], None] | None = None,
 ) -> Round:
-    """Write a round of candidates below a directory, in a place of its own; return it.
+    """Compile candidates into a round, a new directory below `directory`; return the round.
 
-    They are those that the tuning log lets expect to be fast, and some by chance. Those that
-    spill registers or that no block of fits on the GPU are dropped, as are those whose code is
-    another's; the untuned kernel and the schedule that is there may spill. candidates: how many
-    to compile, the untuned kernel included; there may be fewer.
-    The rest as for `natc.tune.tune`, as is what is raised; needs neither that CPU nor a GPU.
+    A model trained on the tuning log chooses most candidates, chance the others. A candidate is
+    dropped if it spills registers, if no block of it fits on the GPU, or if its code equals
+    another's; the untuned kernel and the existing schedule may spill. candidates: how many to
+    compile, the untuned kernel included; there may be fewer. `natc.tune.tune` describes the other
+    arguments and the errors; but neither the target's CPU nor a GPU is needed here.
     """
     tell = on_event or (lambda event: None)
     chosen = [tuple(shape) for shape in shapes or default_shapes(spec, target)]
@@ -65,7 +65,7 @@ def export(
     place = directory / target.name / workspace.tuned_name(spec, operation)
     if place.exists():
         raise TuneError(
-            f"directory {place} is there already. Import what was measured in it (natc tune "
+            f"directory {place} exists already. Import its measurements (natc tune "
             f"--import {directory}) and export to another directory."
         )
     ranking = Ranking(spec, target, operation, batch=_BATCH, seed=seed)
@@ -78,7 +78,7 @@ def export(
             if present is not None and key_of(present.decisions) != key_of(ranking.untuned):
                 with contextlib.suppress(ScheduleError):
                     first.append(ranking.candidate(present.decisions))
-            # What others are compared with is measured even if it spills: it is what runs today.
+            # The kernels to beat may spill: they run today.
             builders.build(first, may_spill=True)
             if not builders.made or builders.made[0].decisions != ranking.untuned:
                 why_not = builders.dropped[0].error if builders.dropped else "no library"
@@ -123,7 +123,7 @@ def _teach(
     shapes: Sequence[Shape],
     tell: Callable[[Event], None],
 ) -> None:
-    """Teach a model what the log holds: of the machine that measured last, and what failed."""
+    """Train a model on the log: on failures, and on times of the machine that measured last."""
     log = workspace.log_path(spec, target, operation)
     records, _ = read_log(log)
     trials = [record for record in records if isinstance(record, Trial)]
@@ -131,7 +131,7 @@ def _teach(
     machines = {record.id: record for record in records if isinstance(record, Environment)}
     keys = [shape_key(with_head_dim(shape, spec)) for shape in shapes]
     known: dict[Key, float | None] = {
-        # What did not compile or spilled does so whatever machine compiles it.
+        # A candidate that did not compile, or that spilled, does so on every machine.
         key_of(trial.decisions): None
         for trial in trials
         if trial.error and (trial.operation, trial.space) == (operation, space)
@@ -149,10 +149,9 @@ def _teach(
 
 
 class _Builders:
-    """Compiles candidates in processes of their own.
+    """Compiles candidates in separate processes.
 
-    made: those that are to be measured, in the order in which they were asked for. dropped: the
-    others.
+    made: candidates to measure, in the order in which `build` got them. dropped: the others.
     """
 
     def __init__(self, spec: KernelSpec, target: Target, operation: str, place: Path) -> None:
@@ -174,13 +173,13 @@ class _Builders:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def build(self, wanted: Sequence[Mapping[str, int]], *, may_spill: bool = False) -> None:
-        """Compile some; each ends up in `made` or in `dropped`, or is another's code."""
+        """Compile candidates and add each to `made` or to `dropped`."""
         start = len(self.made) + len(self.dropped) + len(self._codes)
         jobs = []
         for number, decisions in enumerate(wanted, start):
             path = self._place / f"candidate_{number:04}.so"
             names = (*self._arguments, dict(decisions), str(path), self._operation)
-            # Portable: the machine that measures may have an older system.
+            # Portable: the measuring machine may have an older system.
             job = self._processes.submit(builder.build, *names, may_spill, True)
             jobs.append((dict(decisions), path, job))
         for decisions, path, job in jobs:

@@ -1,4 +1,4 @@
-"""Taking in what was measured elsewhere: into the tuning log, and the winner into its schedule."""
+"""Imports a measured round: its trials into the tuning log, its winner into a schedule."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from natc.tune.search.session import OBJECTIVE
 
 
 def import_round(directory: Path) -> Imported:
-    """Append what a round measured to the tuning log and write the winner's schedule.
+    """Append a round's trials to the tuning log and write the winner's schedule.
 
-    Doing so twice adds nothing twice. Where no candidate has a time, the log takes in what there
-    is and the schedule stays as it is. Raises TuneError for a round that was not measured, that is
-    of another version of its design space, or of which the untuned kernel failed.
+    Importing twice adds no trial twice. If no candidate has a time, the trials are still appended
+    and the schedule does not change. Raises TuneError if the round was not measured, if it belongs
+    to another version of its design space, or if its untuned kernel failed.
     """
     found = rounds.read(directory)
     spec, target = KernelSpec.parse(found.spec), Target.parse(found.target)
     space = space_for(target, found.operation, spec)
     if found.space != SpaceVersion(space.name, space.version):
         raise TuneError(
-            f"{directory / rounds.NAME} is of design space {found.space.name} version "
+            f"{directory / rounds.NAME} belongs to design space {found.space.name} version "
             f"{found.space.version}, and this natc has {space.name} version {space.version}: its "
             "decisions mean other kernels. Export it again: natc tune --export."
         )
@@ -110,9 +110,9 @@ def import_round(directory: Path) -> Imported:
 def _unmeasured(
     directory: Path, found: Round, latest: Mapping[Key, Trial], scored: Collection[Key]
 ) -> str:
-    """Return why nothing is known of what could beat the untuned kernel, or "" where it is."""
+    """Return why no candidate has a time, or "" if one has."""
     candidates = [key_of(candidate.decisions) for candidate in found.candidates]
-    # What they are to beat is no winner by having been measured alone.
+    # The untuned kernel and the existing schedule do not count: they are there to be beaten.
     others = candidates[1 + found.present :]
     if any(key in scored for key in others):
         return ""
@@ -132,7 +132,7 @@ def _better(
     machine: Environment,
     latest: Mapping[Key, Trial],
 ) -> str:
-    """Return why the schedule that is there stays, or "" where the round's winner replaces it."""
+    """Return why the existing schedule stays, or "" if the round's winner replaces it."""
     there = load_schedule(spec, target, found.operation)
     if there is None or there.space != found.space:
         return ""
@@ -146,7 +146,7 @@ def _better(
 
 
 def _add(log: Path, found: Round, records: list[Record]) -> int:
-    """Append what a log does not hold yet, what was dropped included; return how many trials."""
+    """Append the trials that a log lacks, dropped candidates included; return their number."""
     known = read_log(log)[0]
     machines = {record.id for record in known if isinstance(record, Environment)}
     old = [record for record in known if isinstance(record, Trial)]

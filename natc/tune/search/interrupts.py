@@ -1,4 +1,4 @@
-"""Ctrl-C at the wrong moment: compiled code that calls back into Python cannot be unwound."""
+"""Defers Ctrl-C while compiled code that calls back into Python cannot be unwound."""
 
 from __future__ import annotations
 

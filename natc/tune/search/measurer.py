@@ -1,4 +1,4 @@
-"""Building and measuring candidates in processes that may fail."""
+"""Builds and measures candidates in processes that may fail."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _MOST_BUILDERS = 12
 
 
 class CandidateResult(NamedTuple):
-    """What became of a candidate: seconds for each shape, or why there are none."""
+    """The result of measuring a candidate: seconds for each shape, or an error."""
 
     seconds: list[float] | None
     error: str | None
 
 
 class PendingLibrary(NamedTuple):
-    """A candidate's library: its file, and the promise that it is there."""
+    """A candidate's library: its path, and a future that is done when the file is written."""
 
     path: Path
     done: Future[str | None]
@@ -86,7 +86,7 @@ class Measurer:
     def measure(self, built: PendingLibrary) -> CandidateResult:
         """Wait for a candidate's library and measure it."""
         if self._target.kind == "llvm":
-            # A CPU that also compiles gives no true times.
+            # A CPU that compiles at the same time gives wrong times.
             wait([made.done for made in self._made.values()])
         try:
             built.done.result()
@@ -101,6 +101,6 @@ class Measurer:
             return CandidateResult(job.result(), None)
         except Exception as error:
             if self._target.kind == "cuda":
-                # After one bad access, a process can do nothing more on the GPU.
+                # After a bad memory access, a process cannot use the GPU any more.
                 self._measure.restart()
             return CandidateResult(None, why(error, "to run"))

@@ -1,4 +1,4 @@
-"""How one candidate becomes another: one decision changes, and the schedule is made again."""
+"""Mutates a candidate: changes one decision and schedules the kernel again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class MutateDecision(PyMutator):
     """Changes one decision of a trace, a choice of structure or a sampled number.
 
     MetaSchedule's own mutators change an argument of one instruction. A choice of structure
-    changes which instructions follow, so the whole trace is made anew from its decisions.
+    changes which instructions follow, so the whole trace is recomputed from its decisions.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Which candidate to measure next: MetaSchedule's evolutionary search and a cost model."""
+"""Proposes candidates with MetaSchedule's evolutionary search and its cost model."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ _LEARNING_RATE = 0.02
 
 
 class Proposer:
-    """Proposes candidates and learns from what they measured.
+    """Proposes candidates and learns from their times.
 
-    Candidates are ranked on the kernel for one example shape, which the cost model can reason
-    about; what is built and measured is the kernel for any shape, from the same decisions.
+    The cost model ranks kernels for one example shape, since it needs constant sizes. The kernels
+    that are built and measured serve any shape; they follow the same decisions.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Proposer:
             return list(self._context.generate_measure_candidates() or [])
 
     def learn(self, candidates: Sequence[Candidate], scores: Sequence[float | None]) -> None:
-        """Take in what candidates measured, in seconds; None for one that failed."""
+        """Train the cost model on the candidates' times in seconds; None marks a failure."""
         if not candidates:
             return
         results = [
@@ -135,7 +135,7 @@ class Proposer:
 
     @contextlib.contextmanager
     def _own_chance(self) -> Iterator[None]:
-        """Lend NumPy a state of ours: from its global one, an untaught cost model guesses."""
+        """Use a random state of our own: an untrained cost model draws from NumPy's global one."""
         theirs = np.random.get_state()
         np.random.set_state(self._chance)
         try:

@@ -1,7 +1,6 @@
-"""Which candidates to try next, of any operation: every one is known, and a model ranks them.
+"""Proposes candidates from a list of all of them, ranked by a model of their decisions.
 
-For spaces that MetaSchedule's cost model cannot reason about: it needs a kernel for constant
-sizes. This one learns from decisions alone.
+For operations whose kernels MetaSchedule's cost model cannot read, since it needs constant sizes.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from natc.spec import KernelSpec
 from natc.targets import Target
 from natc.tune.history import Key, key_of
 
-# Fewer measurements teach nothing that holds for others.
+# With fewer measurements, the model would not generalize.
 _FEWEST = 12
-# So much of each round is chance: a model only knows what it was shown.
+# The share of each round that is chosen by chance, to try candidates unlike the known ones.
 _EXPLORED = 0.2
-# A candidate that failed counts as so much slower than the slowest.
+# The model sees a failed candidate as this many times slower than the slowest one.
 _FAILED = 2.0
 _MODEL = {"objective": "reg:squarederror", "eta": 0.1, "max_depth": 4, "nthread": 1, "seed": 1}
 _TREES = 100
 
 
 class Ranking:
-    """Proposes the candidates of an operation, those first that should be fast."""
+    """Proposes the candidates of an operation, the most promising ones first."""
 
     def __init__(
         self, spec: KernelSpec, target: Target, operation: str, *, batch: int, seed: int
@@ -48,7 +47,7 @@ class Ranking:
         self._passed: set[Key] = set()
 
     def candidate(self, decisions: Mapping[str, int]) -> dict[str, int]:
-        """Return decisions, whole; raises ScheduleError for those that the space has not."""
+        """Return decisions completed with defaults; ScheduleError if the space lacks them."""
         whole = {**self.untuned, **decisions}
         if key_of(whole) not in self._known:
             raise ScheduleError(f"the space has no candidate {dict(decisions)}.")
@@ -70,13 +69,13 @@ class Ranking:
         return left[: self._batch]
 
     def learn(self, candidates: Sequence[dict[str, int]], scores: Sequence[float | None]) -> None:
-        """Take in what candidates measured, in seconds; None for one that failed."""
+        """Keep the candidates' times, in seconds, for the model; None marks a failure."""
         self._seen |= {key_of(c): s for c, s in zip(candidates, scores, strict=True)}
 
     finish_round = learn
 
     def pass_over(self, candidates: Sequence[Mapping[str, int]]) -> None:
-        """Propose these no more, though nothing is known of them yet."""
+        """Never propose these candidates, although they have no time."""
         self._passed |= {key_of(found) for found in candidates}
 
     def _guesses(self, candidates: Sequence[dict[str, int]]) -> list[float]:
@@ -98,7 +97,7 @@ class Ranking:
 def _all(
     spec: KernelSpec, target: Target, operation: str
 ) -> tuple[dict[str, int], list[dict[str, int]]]:
-    """Return the untuned decisions of an operation, and every candidate, these first."""
+    """Return an operation's untuned decisions, and all its candidates, the untuned one first."""
     space = space_for(target, operation, spec)
     function = space.definition(operation, spec, space.exponential)
     found: dict[Key, dict[str, int]] = {}

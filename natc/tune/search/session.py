@@ -1,4 +1,4 @@
-"""One run of a search: measuring candidates, recording each, and saving the winner."""
+"""One run of a search: measures candidates, records each, and saves the winner."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from natc.tune.search.measurer import CandidateResult, Measurer
 OBJECTIVE = (
     "geometric mean over the shapes of the seconds of one call, the lower quartile of many calls"
 )
-# The winner is chosen among so many of the best, each measured again next to the untuned kernel:
-# the best of many noisy numbers is partly luck.
+# This many of the best candidates are measured again, in turn with the untuned kernel, this many
+# times: the best of many noisy numbers is partly luck.
 _FINALISTS, _REPEATS = 3, 3
 
 
 class Session:
-    """What one run has measured so far.
+    """The trials of one run so far.
 
-    untuned: the trial of the space's default decisions. measured, failures: candidates of this
-    run, and those of them that failed.
+    untuned: the trial of the space's default decisions. measured: number of candidates of this
+    run; failures: the number of them that failed.
     """
 
     def __init__(
@@ -55,15 +55,15 @@ class Session:
         self.measurer, self.tell = measurer, tell
         self.measured = self.failures = 0
         self.untuned: Trial | None = None
-        self.confirm_seconds = 0.0  # how long `save` will take, from what one candidate took
+        self.confirm_seconds = 0.0  # how long `save` will take, estimated from one candidate
         self._untuned_decisions: dict[str, int] = {}
-        self._given: set[Key] = set()  # what candidates are to beat
+        self._to_beat: set[Key] = set()  # the untuned kernel and the existing schedule
         self._saved: Trial | None = None
 
     def measure_untuned(self, decisions: Mapping[str, int]) -> None:
         """Measure the default decisions; raises TuneError when even they fail."""
         self._untuned_decisions = dict(decisions)
-        self._given.add(key_of(decisions))
+        self._to_beat.add(key_of(decisions))
         built = self.measurer.build(decisions)
         self.measurer.measure(built)  # the first one also starts the processes
         start = time.monotonic()
@@ -77,8 +77,8 @@ class Session:
         self.untuned = trial
 
     def measure_known(self, schedule: Schedule) -> None:
-        """Measure the schedule that is there already, so that a worse one cannot replace it."""
-        self._given.add(key_of(schedule.decisions))
+        """Measure the existing schedule, so that a worse one cannot replace it."""
+        self._to_beat.add(key_of(schedule.decisions))
         if self.history.get(schedule.decisions) is None:
             built = self.measurer.build(schedule.decisions)
             trial = self._record(schedule.decisions, self.measurer.measure(built))
@@ -88,7 +88,7 @@ class Session:
     def measure(
         self, batch: Sequence[Mapping[str, int]], stop: Callable[[], bool], most: int | None
     ) -> None:
-        """Measure candidates that the history does not hold, `most` in all, until `stop`."""
+        """Measure candidates that have no trial yet, at most `most`, until `stop` is true."""
         new = {key_of(decisions): decisions for decisions in batch}
         unknown = [found for found in new.values() if self.history.get(found) is None]
         building = [(found, self.measurer.build(found)) for found in unknown[:most]]
@@ -110,15 +110,15 @@ class Session:
             )
 
     def score(self, trial: Trial) -> float | None:
-        """Return the number that the search makes small, in seconds; None for a failure."""
+        """Return the geometric mean of a trial's seconds over the shapes; None for a failure."""
         if trial.seconds is None:
             return None
         return statistics.geometric_mean(trial.seconds[shape] for shape in self.shapes)
 
     @property
     def has_candidate(self) -> bool:
-        """Whether a time is known of anything but the untuned kernel and the schedule there."""
-        return any(key_of(trial.decisions) not in self._given for _, trial in self._ranked())
+        """Whether any candidate has a time, besides the kernels to beat."""
+        return any(key_of(trial.decisions) not in self._to_beat for _, trial in self._ranked())
 
     @property
     def untuned_score(self) -> float:
@@ -128,7 +128,7 @@ class Session:
 
     @property
     def best_score(self) -> float:
-        """The saved winner's score, or before that the best one known, in seconds."""
+        """The saved winner's score in seconds; before it is saved, the best score so far."""
         if self._saved is not None:
             return self.score(self._saved) or float("inf")
         return self._ranked()[0][0]
@@ -136,7 +136,7 @@ class Session:
     def save(self, *, confirm: bool) -> Path:
         """Write the winner's schedule and return its file.
 
-        confirm: measure the finalists and the untuned kernel again, in turn, and decide by that.
+        confirm: choose by a second measurement of the finalists and the untuned kernel, in turn.
         """
         ranked = self._ranked()
         finalists = [trial for _, trial in ranked[:_FINALISTS]]
@@ -211,7 +211,7 @@ class Session:
 
 
 def _least(before: Trial | None, now: Trial) -> Trial:
-    """Return `now` with the least seconds of both: what disturbs a machine comes and goes."""
+    """Return `now` with the lower seconds of both trials: disturbances come and go."""
     if before is None or before.seconds is None or now.seconds is None:
         return now
     seconds = {
@@ -221,7 +221,7 @@ def _least(before: Trial | None, now: Trial) -> Trial:
 
 
 def _best(found: list[CandidateResult]) -> CandidateResult:
-    """Return the least seconds of each shape, or the first error."""
+    """Return the lowest seconds of each shape, or the first error."""
     samples = [outcome.seconds for outcome in found if outcome.seconds is not None]
     if len(samples) < len(found):
         return next(outcome for outcome in found if outcome.seconds is None)

@@ -59,7 +59,7 @@ def structure(spec: KernelSpec, target: Target) -> Candidates:
     lanes = [n for n in order if n <= max(widest, 4) and spec.head_dim % n == 0]
     chains = [ONE_CHAIN]
     if spec.rank > 1:
-        # Each chain is a vector of channels in registers, of which 16 do not suffice for a window.
+        # Each chain is a vector of channels in registers; 16 registers are too few for a window.
         many_registers = target.arch == "x86-64-v4" and spec.kernel_size[-1] <= 8
         # Vectors of many channels are chains enough: additions to one wait for each other.
         few_channels = spec.value_dim <= 32

@@ -39,9 +39,9 @@ def copy_taps(sch: Schedule) -> None:
 
 
 def place_tables(sch: Schedule, spec: KernelSpec, rows: Sequence[LoopRV], column: LoopRV) -> None:
-    """Make the tables of each axis where sites are fixed in it; rows: loops of all but the last.
+    """Place each axis's tables in the loop over its sites; rows: loops of all axes but the last.
 
-    Those of columns are made once for all rows, before them.
+    The columns' tables are computed once, before the loops over rows.
     """
     for axis in range(spec.rank):
         for name in tables_of(sch, axis):
@@ -85,7 +85,7 @@ def place_weights(
     *,
     fixed: Collection[str] = SITE_AXES,
 ) -> list[list[LoopRV]]:
-    """Make weights, and before them what they are of, in the loop over sites.
+    """Place the weights, and the scores they depend on, inside the loop over sites.
 
     partial: of the dot products, by their names. Returns the loops of each block over rows and
     vectors of taps. Scores have a loop of their own, so that no exponential waits for them.
