@@ -602,7 +602,7 @@ def test_ctrl_c_keeps_everything_and_the_next_run_goes_on(
 def test_what_cannot_work_is_said_before_anything_is_measured(
     search: Search, table: Table, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(SpecError, match="operation is 'd_rpb'; the operations of na2d_k3_d1_float32"):
+    with pytest.raises(SpecError, match="operation is 'd_rpb'; .*na2d_k3_d1_float32"):
         search(operation="d_rpb")  # it has no bias
     with pytest.raises(SpecError, match="64"):
         search(replace(SMALL, kernel_size=(64, 64)))
