@@ -161,8 +161,7 @@ def flex_parts(
     def score_mod(
         score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor
     ) -> Tensor:
-        if rpb is None:
-            return score
+        assert rpb is not None
         row = rows_index[query // width, key // width]
         return score + rpb[head, row, columns_index[query % width, key % width]]
 

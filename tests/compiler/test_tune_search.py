@@ -544,7 +544,10 @@ def test_a_schedule_of_an_older_space_is_replaced(search: Search) -> None:
     "change, said",
     [
         ({"schema_version": 99}, "newer natc"),
-        ({"space": {"name": "llvm_direct", "version": 99}}, "version 99, of a newer natc"),
+        (
+            {"space": {"name": "llvm_direct", "version": 99}},
+            "version 99, which a newer natc wrote",
+        ),
         ({"decisions": "none"}, "is damaged"),
     ],
 )

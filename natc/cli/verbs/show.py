@@ -99,8 +99,11 @@ def _question(
     """Return the spec and the device that the options ask about."""
     from natc.cli.views import why
 
-    if name is not None and kernel is not None:
-        raise ArgumentError("both of NAME and --kernel given; natc show takes one of them.")
+    if (name is None) == (kernel is None):
+        said = "neither" if name is None else "both"
+        raise ArgumentError(
+            f"{said} of NAME and --kernel given; natc show takes one of them, or a FILE."
+        )
     kind = target.split("-")[0]
     facts = _facts(target, arch)
     if name is not None:
@@ -111,10 +114,7 @@ def _question(
                 "na2d_k7_d32_float32_rpb."
             )
         return spec, facts
-    if kernel is None:
-        raise ArgumentError(
-            "neither of NAME and --kernel given; natc show takes one of them, or a FILE."
-        )
+    assert kernel is not None
     # Asking about float64 on a GPU is allowed: the answer is what serves it.
     spec = options.make_spec(
         kernel,

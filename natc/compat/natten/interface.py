@@ -25,7 +25,6 @@ from natc.compat.natten import (
     tiles,
 )
 from natc.compat.natten.releases import Release, release
-from natc.errors import CompatError
 
 _Names = dict[str, Any]
 
@@ -171,6 +170,5 @@ def _join(found: dict[str, _Names]) -> None:
 
 def _add(names: _Names, others: _Names, which: Iterable[str]) -> None:
     for name in which:
-        if name in names:
-            raise CompatError(f"{name} would mean two things")
+        assert name not in names, f"{name} would mean two things"
         names[name] = others[name]

@@ -44,8 +44,7 @@ class Process:
         if the process ended, which says how.
         """
         process = self._running()
-        if process.stdin is None or process.stdout is None:
-            raise ChildProcessError("it has no pipes")
+        assert process.stdin is not None and process.stdout is not None
         late = threading.Event()
 
         def end() -> None:
