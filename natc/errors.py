@@ -43,6 +43,10 @@ class CompilerNotFound(BuildError):
     """No compiler that can do what was asked for is on this machine."""
 
 
+class CheckError(NatcError):
+    """A kernel whose results are wrong, or which wrote where it must not."""
+
+
 class TuneError(NatcError):
     """A search that could not start or found nothing."""
 

@@ -161,7 +161,8 @@ def flex_parts(
     def score_mod(
         score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor
     ) -> Tensor:
-        assert rpb is not None
+        if rpb is None:
+            return score
         row = rows_index[query // width, key // width]
         return score + rpb[head, row, columns_index[query % width, key % width]]
 

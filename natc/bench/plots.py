@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from natc.bench.results import ResultRow, Results, by_shape, work
+from natc.bench.results import Ceilings, ResultRow, Results, by_shape, work
 from natc.errors import ArgumentError, NatcError
 from natc.spec import KernelSpec
 from natc.store.records import shape_key
@@ -74,7 +74,7 @@ def draw(results: Results, form: str) -> bytes:
             _bars(figure.subplots(), results)
         else:
             left, right = figure.subplots(1, 2)
-            _roofline(left, results)
+            _roofline(left, results, results.ceilings)
             _bars(right, results)
         figure.suptitle(
             results.title, color=INK, fontsize=11, fontweight="bold", x=0.01, ha="left"
@@ -98,9 +98,7 @@ def _legend(figure: Any, results: Results) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
 
 
-def _roofline(axes: Any, results: Results) -> None:
-    ceilings = results.ceilings
-    assert ceilings is not None
+def _roofline(axes: Any, results: Results, ceilings: Ceilings) -> None:
     spec = KernelSpec.parse(results.spec)
     points: dict[str, list[tuple[float, float]]] = {}
     for row in results.rows:

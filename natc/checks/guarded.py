@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from natc.checks.inputs import Inputs, poisoned
-from natc.checks.tolerance import RELATIVE_TOLERANCE, assert_close_to_float64
+from natc.checks.tolerance import RELATIVE_TOLERANCE, check_close
 from natc.dispatch import launch
+from natc.errors import CheckError
 from natc.operations import OPERATIONS
 from natc.reference import neighborhood_attention
 
@@ -29,43 +30,46 @@ def guarded(tensor: Tensor) -> Tensor:
     return view
 
 
-def assert_guards_hold(tensor: Tensor, name: str) -> None:
-    """Raise AssertionError when something wrote beside a tensor made by `guarded`."""
+def check_guards(tensor: Tensor, name: str) -> None:
+    """Raise CheckError if something wrote beside a tensor made by `guarded`."""
     buffer, start = tensor._base, tensor.storage_offset()
-    assert buffer is not None, f"{name} is not guarded"
-    before, after = buffer[:start], buffer[start + tensor.numel() :]
-    assert bool(before.isnan().all()), f"{name}: written before its first element"
-    assert bool(after.isnan().all()), f"{name}: written after its last element"
+    if buffer is None:
+        raise CheckError(f"{name} is not guarded")
+    if not buffer[:start].isnan().all():
+        raise CheckError(f"{name}: written before its first element")
+    if not buffer[start + tensor.numel() :].isnan().all():
+        raise CheckError(f"{name}: written after its last element")
 
 
 def call_guarded(
     function: Callable[..., Any],
     operation: str,
-    given: Sequence[Tensor | None],
+    inputs: Sequence[Tensor | None],
     shapes: Sequence[tuple[Sequence[int], torch.dtype]],
     scalars: Sequence[Any],
 ) -> list[Tensor]:
     """Return the results of one call of an operation's function on guarded copies.
 
-    given: inputs in the function's order, None for one that it does not take. shapes: of the
-    results, with their dtypes; they are NaN before the call. An empty input is not called with.
-    Raises AssertionError when it wrote beside its results or into its inputs.
+    inputs: in the function's order, None for an input that the function does not take; if one is
+    empty, the function is not called. shapes: (shape, dtype) of each result; results are NaN
+    before the call. Raises CheckError if the function wrote beside a result or changed an input.
     """
-    originals = [tensor for tensor in given if tensor is not None]
+    originals = [tensor for tensor in inputs if tensor is not None]
     copies = [guarded(tensor) for tensor in originals]
     device = originals[0].device
     results = [guarded(poisoned(shape, dtype, device)) for shape, dtype in shapes]
     if all(tensor.numel() for tensor in copies):
         function(*copies, *results, *scalars)
     for result, name in zip(results, OPERATIONS[operation].results, strict=True):
-        assert_guards_hold(result, f"{name} of {operation}")
+        check_guards(result, f"{name} of {operation}")
     for copy, original in zip(copies, originals, strict=True):
-        assert_guards_hold(copy, f"an input of {operation}")
-        assert _same_bits(copy, original), f"{operation} changed an input"
+        check_guards(copy, f"an input of {operation}")
+        if not _same_bits(copy, original):
+            raise CheckError(f"{operation} changed an input")
     return results
 
 
-def call(
+def call_forward(
     function: Callable[..., Any],
     inputs: Inputs,
     *,
@@ -75,10 +79,10 @@ def call(
     is_causal: Sequence[bool] | None = None,
     with_lse: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Return (output,) or (output, lse) of one call of a kernel's function on guarded copies.
+    """Return (output,) or (output, lse) of one call of a forward function on guarded copies.
 
-    dilation, stride, is_causal: one for each axis; None means 1, 1 and False. Raises
-    AssertionError when it wrote beside its results or into its inputs.
+    dilation, stride, is_causal: one for each axis; None means 1, 1 and False. Raises CheckError
+    if the function wrote beside its results or changed an input.
     """
     query, value = inputs.query, inputs.value
     leading = query.shape[:-1]
@@ -104,7 +108,7 @@ def scalars(
     return (*tail, inputs.query.shape[-2] // inputs.key.shape[-2])
 
 
-def assert_right(
+def check_forward(
     results: Sequence[Tensor],
     inputs: Inputs,
     kernel_size: Sequence[int],
@@ -114,7 +118,7 @@ def assert_right(
     stride: Sequence[int] | None = None,
     is_causal: Sequence[bool] | None = None,
 ) -> None:
-    """Raise AssertionError unless (output,) or (output, lse) is that of a float64 reference.
+    """Raise CheckError unless (output,) or (output, lse) agrees with the reference in float64.
 
     The reference computes from the same rounded inputs, on the CPU.
     """
@@ -132,17 +136,19 @@ def assert_right(
         rpb=None if exact.rpb is None else exact.rpb.cpu(),
         return_lse=True,
     )
-    assert_close_to_float64(results[0], output, inputs.query.dtype, "output")
-    for found in results[1:]:
-        assert (
-            found.dtype == torch.promote_types(inputs.query.dtype, torch.float32)
-            and found.shape == lse.shape
-        )
+    check_close(results[0], output, inputs.query.dtype, "output")
+    for actual in results[1:]:
+        dtype = torch.promote_types(inputs.query.dtype, torch.float32)
+        if actual.dtype != dtype or actual.shape != lse.shape:
+            raise CheckError(
+                f"lse: {actual.dtype} {tuple(actual.shape)}, expected {dtype} {tuple(lse.shape)}"
+            )
         # A logarithm may be near zero, where its error is not relative. It is never rounded to
         # the inputs' dtype.
-        error = (found.cpu().double() - lse).abs().max().item()
+        error = (actual.cpu().double() - lse).abs().max().item()
         limit = RELATIVE_TOLERANCE[torch.float32] * max(lse.abs().max().item(), 1.0)
-        assert error <= limit, f"lse: largest error {error:.3g} (limit {limit:.3g})"
+        if not error <= limit:
+            raise CheckError(f"lse: largest error {error:.3g} (limit {limit:.3g})")
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

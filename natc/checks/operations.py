@@ -1,4 +1,4 @@
-"""Calling every operation of a kernel directly; each is compared with the float64 reference."""
+"""Calls each operation of a kernel directly and compares it with the reference in float64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from natc.checks.guarded import call_guarded, scalars
 from natc.checks.inputs import Inputs, make_inputs
-from natc.checks.tolerance import assert_close_to_float64
+from natc.checks.tolerance import check_close
+from natc.errors import CheckError
 from natc.operations import OPERATIONS
 from natc.reference import neighborhood_attention, neighborhood_logits, neighborhood_sum
 from natc.spec import KernelSpec
@@ -21,9 +22,9 @@ from natc.spec import KernelSpec
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a kernel: shape of the map and options, one of each per axis.
+    """One call of a kernel: the map's sizes, and options with one entry for each axis.
 
-    heads_kv divides heads; chunks: of the sums over queries (`d_rpb`, `sum_rpb`).
+    heads_kv divides heads; chunks: how many partial sums `d_rpb` and `sum_rpb` return.
     """
 
     sizes: tuple[int, ...]
@@ -38,7 +39,7 @@ class Call:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options as the reference takes them."""
+        """The options in the form that the reference takes."""
         return {
             "dilation": self.dilation or 1,
             "stride": self.stride or 1,
@@ -46,7 +47,7 @@ class Call:
         }
 
 
-def assert_operations_right(
+def check_operations(
     function: Callable[[str], Callable[..., Any]],
     spec: KernelSpec,
     call: Call,
@@ -55,24 +56,23 @@ def assert_operations_right(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> None:
-    """Raise AssertionError unless each operation gives what the reference gives in float64.
+    """Raise CheckError unless each operation's results agree with the reference in float64.
 
-    function: returns the compiled function of an operation. It is called by `call_guarded`; what
-    needs an earlier result (lse) gets the reference's.
+    function: returns the compiled function of an operation, which `call_guarded` calls. An
+    operation that needs an earlier result (lse) gets the reference's.
     """
     shared = _problem(spec, call, device, seed)
     for operation in operations:
         problem = shared
         if operation.endswith("_packed"):  # one tensor cannot hold keys of fewer heads
             problem = _problem(spec, replace(call, heads_kv=call.heads), device, seed)
-        given, results, extra, expected = getattr(problem, operation)()
+        inputs, shapes, extra, expected = getattr(problem, operation)()
         tail = (*problem.scalars, *extra)
-        found = call_guarded(function(operation), operation, given, results, tail)
-        for tensor, exact, name in zip(found, expected, OPERATIONS[operation].results):
-            compared = problem.summed(operation, tensor.double().cpu())
-            assert_close_to_float64(
-                compared.reshape(exact.shape), exact, problem.dtype, f"{operation}: {name}"
-            )
+        results = call_guarded(function(operation), operation, inputs, shapes, tail)
+        names = OPERATIONS[operation].results
+        for result, exact, name in zip(results, expected, names, strict=True):
+            summed = problem.summed(operation, result.double().cpu()).reshape(exact.shape)
+            check_close(summed, exact, problem.dtype, f"{operation}: {name}")
 
 
 _Prepared = tuple[
@@ -84,7 +84,10 @@ _Prepared = tuple[
 
 
 class _Problem:
-    """Inputs of every operation, and what the reference makes of them; methods by operation."""
+    """Inputs and expected results of every operation; one method for each, named like it.
+
+    A method returns (inputs, (shape, dtype) of each result, further scalars, expected results).
+    """
 
     def __init__(
         self, spec: KernelSpec, call: Call, device: torch.device | str, seed: int
@@ -93,7 +96,7 @@ class _Problem:
         self.dtype = getattr(torch, spec.dtype)
         self.acc = getattr(torch, spec.accumulator)
         b, s, h = call.batch, call.sizes, call.heads
-        made = make_inputs(
+        drawn = make_inputs(
             (b, *s, h, spec.head_dim),
             kernel_size=spec.kernel_size if spec.rpb else None,
             heads_kv=call.heads_kv,
@@ -106,8 +109,8 @@ class _Problem:
         def draw(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.randn(shape, generator=generator).to(dtype)
 
-        rpb = None if made.rpb is None else made.rpb.to(self.acc)
-        self.inputs = Inputs(made.query, made.key, made.value, rpb)
+        rpb = None if drawn.rpb is None else drawn.rpb.to(self.acc)
+        self.inputs = Inputs(drawn.query, drawn.key, drawn.value, rpb)
         self.sites = (b, *s, h)
         self.heads_first = (b, h, *s)
         self.taps = math.prod(spec.kernel_size)
@@ -124,13 +127,13 @@ class _Problem:
         delta = (self.d_output.double() * output.double()).sum(-1) - d_lse.double()
         self.delta_less = delta.to(self.acc)
 
-    def summed(self, operation: str, found: Tensor) -> Tensor:
-        """Return what a caller makes of a result: sums over heads that share, or over chunks."""
+    def summed(self, operation: str, result: Tensor) -> Tensor:
+        """Return a result summed over heads that share a key, or over chunks, as callers do."""
         if operation in ("d_key", "d_value"):
-            return found.unflatten(-2, (self.call.heads_kv, -1)).sum(-2)
+            return result.unflatten(-2, (self.call.heads_kv, -1)).sum(-2)
         if operation == "inverse_av":
-            return found.unflatten(1, (self.call.heads_kv, -1)).sum(2)
-        return found.sum(0) if operation in ("d_rpb", "sum_rpb") else found
+            return result.unflatten(1, (self.call.heads_kv, -1)).sum(2)
+        return result.sum(0) if operation in ("d_rpb", "sum_rpb") else result
 
     def _on(self, *tensors: Tensor | None) -> list[Tensor | None]:
         return [None if t is None else t.to(self.device) for t in tensors]
@@ -140,20 +143,19 @@ class _Problem:
         return self._on(*self.inputs), [(shape, self.dtype)], (), [self._exact.output.detach()]
 
     def forward_lse(self) -> _Prepared:
-        given, results, extra, expected = self.forward()
+        inputs, results, extra, expected = self.forward()
         lse = self._exact.lse.detach()
-        return given, [*results, (self.sites, self.acc)], extra, [*expected, lse]
+        return inputs, [*results, (self.sites, self.acc)], extra, [*expected, lse]
 
     def forward_packed(self) -> _Prepared:
-        given, results, extra, expected = self.forward()
-        query, key, value, rpb = given
-        assert query is not None and key is not None and value is not None
-        return [torch.stack([query, key, value], -3), rpb], results, extra, expected
+        _, results, extra, expected = self.forward()
+        packed = torch.stack(self.inputs[:3], -3)
+        return self._on(packed, self.inputs.rpb), results, extra, expected
 
     def forward_lse_packed(self) -> _Prepared:
-        given, _, extra, _ = self.forward_packed()
+        inputs, _, extra, _ = self.forward_packed()
         _, results, _, expected = self.forward_lse()
-        return given, results, extra, expected
+        return inputs, results, extra, expected
 
     def delta(self) -> _Prepared:
         exact = (self.d_output.double() * self.output.double()).sum(-1)
@@ -167,55 +169,56 @@ class _Problem:
 
     def d_value(self) -> _Prepared:
         query, key, _, rpb = self.inputs
-        given = self._on(query, key, rpb, self.d_output, self.lse)
+        inputs = self._on(query, key, rpb, self.d_output, self.lse)
         shape = (*self.sites, self.spec.value_dim)
-        return given, [(shape, self.dtype)], (), [self._exact.gradients["value"]]
+        return inputs, [(shape, self.dtype)], (), [self._exact.gradients["value"]]
 
     def d_rpb(self) -> _Prepared:
-        given = self._on(*self.inputs, self.d_output, self.lse, self.delta_less)
-        return given, [self._partial()], (), [self._exact.gradients["rpb"]]
+        inputs = self._on(*self.inputs, self.d_output, self.lse, self.delta_less)
+        return inputs, [self._partial()], (), [self._exact.gradients["rpb"]]
 
     def qk(self) -> _Prepared:
         query, key, _, rpb = self.inputs
-        given = self._on(_heads_first(query), _heads_first(key), rpb)
+        inputs = self._on(_heads_first(query), _heads_first(key), rpb)
         result = ((*self.heads_first, self.taps), self.dtype)
-        return given, [result], (-math.inf,), [_heads_first(self._exact.logits.detach())]
+        return inputs, [result], (-math.inf,), [_heads_first(self._exact.logits.detach())]
 
     def av(self) -> _Prepared:
-        given = self._on(self.attn, _heads_first(self.inputs.value))
+        inputs = self._on(self.attn, _heads_first(self.inputs.value))
         shape = (*self.heads_first, self.spec.head_dim)
-        return given, [(shape, self.dtype)], (), [_heads_first(self._exact.weighted.detach())]
+        return inputs, [(shape, self.dtype)], (), [_heads_first(self._exact.weighted.detach())]
 
     def inverse_av(self) -> _Prepared:
-        given = self._on(self.attn, _heads_first(self.d_output))
+        inputs = self._on(self.attn, _heads_first(self.d_output))
         (exact,) = torch.autograd.grad(
             self._exact.weighted, self._exact.value, self.d_output.double(), retain_graph=True
         )
         shape = (*self.heads_first, self.spec.head_dim)
-        return given, [(shape, self.dtype)], (), [_heads_first(exact)]
+        return inputs, [(shape, self.dtype)], (), [_heads_first(exact)]
 
     def sum_rpb(self) -> _Prepared:
         logits, rpb = self._exact.logits, self._exact.rpb
-        assert rpb is not None, "only kernels with a bias have this operation"
+        if rpb is None:
+            raise CheckError(f"{self.spec.name} has no bias, so it has no sum_rpb")
         exists = logits.isfinite()
         upstream = torch.where(exists, self.attn.double().movedim(1, -2), 0.0)
         (exact,) = torch.autograd.grad(
             torch.where(exists, logits, 0.0), rpb, upstream, retain_graph=True
         )
-        # What stands where a tap has no key must not count.
+        # The entry of a tap without a key must not count.
         poison = self.attn.masked_fill(~_heads_first(exists), math.nan)
         return self._on(poison), [self._partial()], (), [exact]
 
     def _gradient(self, name: str, channels: int) -> _Prepared:
-        given = self._on(*self.inputs, self.d_output, self.lse, self.delta_less)
+        inputs = self._on(*self.inputs, self.d_output, self.lse, self.delta_less)
         result = ((*self.sites, channels), self.dtype)
-        return given, [result], (), [self._exact.gradients[name]]
+        return inputs, [result], (), [self._exact.gradients[name]]
 
     def _partial(self) -> tuple[Sequence[int], torch.dtype]:
         return (self.call.chunks, self.call.heads, *self.offsets), self.acc
 
 
-# What a function gets are copies; a search checks one candidate after the other.
+# Cached: a search checks one candidate after the other, and each gets copies of the inputs.
 _problem = functools.lru_cache(maxsize=4)(_Problem)
 
 
@@ -237,12 +240,12 @@ class _Exact:
         )
         self.output: Tensor = results[0]
         self.lse: Tensor = results[1]
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             (self.output, self.lse),
             list(leaves.values()),
             (problem.d_output.double(), d_lse.double()),
         )
-        self.gradients = dict(zip(leaves, found))
+        self.gradients = dict(zip(leaves, gradients))
         self.logits = neighborhood_logits(query, key, spec.kernel_size, **options)
         if spec.value_dim == spec.head_dim:
             weights = problem.attn.double().movedim(1, -2)
@@ -254,7 +257,7 @@ def _heads_first(tensor: Tensor) -> Tensor:
 
 
 def calls(rank: int) -> Iterator[Call]:
-    """Yield calls that take other ways through a kernel of that rank."""
+    """Yield three calls that take different paths through a kernel of a rank."""
     yield Call((7, 6, 5)[-rank:])
     yield Call((9, 4, 8)[-rank:], batch=1, heads=3, heads_kv=1, dilation=(1, 2, 3)[-rank:])
     strides, causal = (1, 2, 2)[-rank:], (True, False, True)[-rank:]

@@ -33,9 +33,6 @@ class Dtype(str, enum.Enum):
     float64 = "float64"
 
 
-assert tuple(dtype.value for dtype in Dtype) == DTYPES
-
-
 def complete(words: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
     """Return what completes an option's value, which may be several with commas, in a shell.
 

@@ -245,8 +245,9 @@ def _on_kernels(
         result = query.new_empty(shape, dtype=dtype)
         if name == "d_value":
             inputs = (query, key, *bias, d_output, lse)
+        elif delta is None:
+            raise RuntimeError(f"{name} needs delta, which was not computed")
         else:
-            assert delta is not None
             inputs = (query, key, value, *bias, d_output, lse, delta)
         launch(kernels[name], name, inputs, (result,), tail, group)
         return result

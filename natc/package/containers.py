@@ -123,7 +123,8 @@ class Tar(Container):
         """Return a file's content."""
         try:
             file = self._tar.extractfile(self._members[name])
-            assert file is not None
+            if file is None:
+                raise OSError(None, "is not a file in the archive")
             return file.read()
         except (tarfile.TarError, EOFError) as error:
             raise OSError(None, f"is damaged in the archive ({error})") from error

@@ -23,6 +23,8 @@ from support.written_files import write_library, write_schedule_and_log
 import natc.tune as natc_tune
 from natc.cli.examples import EXAMPLES, SUMMARIES
 from natc.cli.main import app
+from natc.cli.options import Dtype
+from natc.spec import DTYPES
 from natc.store import schedules, workspace
 
 VERBS = tuple(EXAMPLES)
@@ -326,6 +328,10 @@ for words, more in (
     asked["args"] = [sys.executable, "-c", program]
     done = subprocess.run(**asked, capture_output=True, text=True, check=True)
     assert done.stderr.splitlines()[-3:] == ["[]"] * 3
+
+
+def test_the_choices_of_dtype_are_those_of_kernels() -> None:
+    assert tuple(dtype.value for dtype in Dtype) == DTYPES
 
 
 def test_a_library_that_is_no_code_is_refused_by_show_as_by_a_call(natc: Natc) -> None:

@@ -17,7 +17,7 @@ from support.built_kernels import open_entry
 
 import natc
 from natc import runtime
-from natc.checks.guarded import assert_right, call
+from natc.checks.guarded import call_forward, check_forward
 from natc.checks.inputs import make_inputs
 from natc.compiler import build
 from natc.compiler.space import space_for
@@ -237,8 +237,8 @@ def test_kernels_of_the_committed_schedules_are_right(
             dtype=getattr(torch, spec.dtype),
         )
         function = open_entry(path, "forward_lse")
-        found = call(function, inputs, scale=0.2, dilation=(2, 1), with_lse=True)
-        assert_right(found, inputs, spec.kernel_size, scale=0.2, dilation=(2, 1))
+        found = call_forward(function, inputs, scale=0.2, dilation=(2, 1), with_lse=True)
+        check_forward(found, inputs, spec.kernel_size, scale=0.2, dilation=(2, 1))
 
 
 # What goes wrong
@@ -328,10 +328,17 @@ def test_a_c_compiler_that_is_not_there_is_named(
         make()
 
 
-def test_a_c_compiler_with_options_is_used(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_c_compiler_gets_the_options_in_natc_cc(
+    make: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (compiler,) = toolchain.find_c_compiler()
-    monkeypatch.setenv("NATC_CC", f"{compiler} -O1")
+    script = place / "cc.sh"
+    script.write_text(f'#!/bin/sh\necho "$@" >> {place}/arguments\nexec {compiler} "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("NATC_CC", f"{script} -O1 -DOPTION")
     make()
+    arguments = (place / "arguments").read_text().splitlines()
+    assert arguments and all(line.startswith("-O1 -DOPTION ") for line in arguments)
     attend()
 
 

@@ -16,13 +16,13 @@ import torch
 from support.emulator import emulate, emulate_code
 from torch import Tensor
 
-from natc.checks.guarded import call as call_forward
+from natc.checks.guarded import call_forward
 from natc.checks.inputs import make_inputs
-from natc.checks.operations import Call, assert_operations_right, calls
+from natc.checks.operations import Call, calls, check_operations
 from natc.compiler.build import cuda
 from natc.compiler.build.lower import scheduled
 from natc.compiler.space import registry, space_for
-from natc.errors import ScheduleError
+from natc.errors import CheckError, ScheduleError
 from natc.operations import OPERATIONS, operations_of
 from natc.reference import neighborhood_attention
 from natc.spec import KernelSpec
@@ -49,7 +49,7 @@ def check(
     spec = KernelSpec.parse(name)
     library = emulate(spec, operations, directory, decisions=decisions)
     for call in (*calls(spec.rank), *CALLS[spec.rank]):
-        assert_operations_right(library.in_orders, spec, call, operations)
+        check_operations(library.in_orders, spec, call, operations)
 
 
 def gathering(name: str) -> list[str]:
@@ -129,7 +129,7 @@ def test_large_windows_take_two_passes(name: str, tmp_path: Path) -> None:
     library = emulate(spec, ["forward_lse"], tmp_path)
     for sizes in (large, tuple(size // 3 for size in large)):
         call = Call(sizes, batch=1, heads=2, heads_kv=1)
-        assert_operations_right(library.__getitem__, spec, call, ["forward_lse"])
+        check_operations(library.__getitem__, spec, call, ["forward_lse"])
 
 
 @pytest.mark.parametrize("passes", [1, 2])
@@ -273,12 +273,12 @@ def test_mistakes_are_found(
 
     def call() -> None:
         for one in (Call((5, 6)), Call((3, 7), heads_kv=1)):
-            assert_operations_right(library.__getitem__, MISTAKEN, one, [operation])
+            check_operations(library.__getitem__, MISTAKEN, one, [operation])
 
     if not what:
         call()
         return
-    with pytest.raises((AssertionError, RuntimeError), match=message):
+    with pytest.raises((CheckError, RuntimeError), match=message):
         call()
 
 

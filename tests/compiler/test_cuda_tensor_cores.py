@@ -24,9 +24,9 @@ from support.tensor_core_kernels import (
     spoilt_inputs,
 )
 
-from natc.checks.guarded import call as call_forward
+from natc.checks.guarded import call_forward
 from natc.checks.inputs import Inputs
-from natc.checks.operations import assert_operations_right
+from natc.checks.operations import check_operations
 from natc.checks.tolerance import RELATIVE_TOLERANCE
 from natc.compiler.build import cuda
 from natc.spec import KernelSpec
@@ -54,7 +54,7 @@ def test_forwards(kernels: Kernels, name: str) -> None:
     operations = forwards(spec) if name == EVERY else LSE
     library = kernels(name, operations, SPECS[name])
     for call in CALLS[spec.rank]:
-        assert_operations_right(library.__getitem__, spec, call, operations)
+        check_operations(library.__getitem__, spec, call, operations)
 
 
 def test_products_stay_where_all_lanes_are() -> None:

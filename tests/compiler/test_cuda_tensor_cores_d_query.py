@@ -28,7 +28,7 @@ from torch import Tensor
 
 from natc.checks.guarded import call_guarded, scalars
 from natc.checks.inputs import Inputs
-from natc.checks.operations import Call, assert_operations_right
+from natc.checks.operations import Call, check_operations
 from natc.checks.tolerance import RELATIVE_TOLERANCE
 from natc.compiler.space import space_for
 from natc.spec import KernelSpec
@@ -57,7 +57,7 @@ SPECS: dict[str, dict[str, int] | None] = {
 def test_gradients(kernels: Kernels, name: str) -> None:
     spec, library = KernelSpec.parse(name), kernels(name, OPERATION, SPECS[name])
     for call in CALLS[spec.rank]:
-        assert_operations_right(library.__getitem__, spec, call, OPERATION)
+        check_operations(library.__getitem__, spec, call, OPERATION)
 
 
 @pytest.mark.parametrize("name", [SMALL, "na1d_k23_d32_bfloat16_rpb"])
@@ -66,13 +66,13 @@ def test_calls_by_chance(kernels: Kernels, name: str) -> None:
     library = kernels(name, OPERATION, SPECS[name])
     for seed in range(8):
         call = call_by_chance(chance, spec.rank)
-        assert_operations_right(library.__getitem__, spec, call, OPERATION, seed=seed)
+        check_operations(library.__getitem__, spec, call, OPERATION, seed=seed)
 
 
 def test_two_runs_give_the_same_bits(kernels: Kernels) -> None:
     """In whichever order threads run."""
     spec, library = KernelSpec.parse(SMALL), kernels(SMALL, OPERATION)
-    assert_operations_right(library.in_orders, spec, Call((9, 21), dilation=(2, 1)), OPERATION)
+    check_operations(library.in_orders, spec, Call((9, 21), dilation=(2, 1)), OPERATION)
 
 
 # Which kernel is launched

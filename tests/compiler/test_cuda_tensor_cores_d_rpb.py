@@ -21,7 +21,7 @@ from support.tensor_core_kernels import (
 )
 
 from natc.checks.guarded import call_guarded, scalars
-from natc.checks.operations import Call, assert_operations_right
+from natc.checks.operations import Call, check_operations
 from natc.compiler.build.lower import scheduled
 from natc.spec import KernelSpec
 
@@ -46,7 +46,7 @@ SPECS: dict[str, dict[str, int] | None] = {
 def test_gradients(kernels: Kernels, name: str) -> None:
     spec, library = KernelSpec.parse(name), kernels(name, OPERATION, SPECS[name])
     for call in CALLS[spec.rank]:
-        assert_operations_right(library.__getitem__, spec, call, OPERATION)
+        check_operations(library.__getitem__, spec, call, OPERATION)
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 1000])
@@ -55,14 +55,14 @@ def test_chunks(kernels: Kernels, name: str, chunks: int) -> None:
     """One for all, and more than there are tiles: the last are 0."""
     spec, library = KernelSpec.parse(name), kernels(name, OPERATION)
     call = replace(CALLS[spec.rank][1], chunks=chunks)
-    assert_operations_right(library.__getitem__, spec, call, OPERATION)
+    check_operations(library.__getitem__, spec, call, OPERATION)
 
 
 def test_two_runs_give_the_same_bits(kernels: Kernels) -> None:
     """In whichever order threads run."""
     for name, sizes in ((SMALL, (9, 21)), (LONG, (40,))):
         spec, library = KernelSpec.parse(name), kernels(name, OPERATION)
-        assert_operations_right(library.in_orders, spec, Call(sizes), OPERATION)
+        check_operations(library.in_orders, spec, Call(sizes), OPERATION)
 
 
 def test_tensor_cores_serve_calls_without_strides(kernels: Kernels) -> None:

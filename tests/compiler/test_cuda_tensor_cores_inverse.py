@@ -30,7 +30,7 @@ from torch import Tensor
 
 from natc.checks.guarded import call_guarded, scalars
 from natc.checks.inputs import Inputs
-from natc.checks.operations import Call, assert_operations_right
+from natc.checks.operations import Call, check_operations
 from natc.checks.tolerance import RELATIVE_TOLERANCE
 from natc.compiler.space import space_for
 from natc.spec import KernelSpec
@@ -47,7 +47,7 @@ LINE, SOLID = "na1d_k23_d32v64_bfloat16_rpb", "na3d_k2x3x4_d16v48_float16_rpb"
 def test_gradients(kernels: Kernels, name: str) -> None:
     spec, library = KernelSpec.parse(name), kernels(name, BOTH)
     for call in CALLS[spec.rank]:
-        assert_operations_right(library.__getitem__, spec, call, BOTH)
+        check_operations(library.__getitem__, spec, call, BOTH)
 
 
 @each
@@ -57,7 +57,7 @@ def test_blocks_of_warps_and_of_channels(kernels: Kernels, operation: str) -> No
     decisions = {"tensor_cores": 1, "warps_0": 2, "warps_1": 2, "resident_warps": 8}
     spec, library = KernelSpec.parse(name), kernels(name, (operation,), decisions)
     for call in CALLS[2]:
-        assert_operations_right(library.__getitem__, spec, call, (operation,))
+        check_operations(library.__getitem__, spec, call, (operation,))
 
 
 @pytest.mark.parametrize("sizes", [(7, 28), (8, 13), (14, 6), (13, 16), (28, 9), (3, 41)], ids=str)
@@ -65,7 +65,7 @@ def test_keys_at_borders(kernels: Kernels, sizes: tuple[int, int]) -> None:
     """More queries attend to them than to others, up to all of the map's."""
     name = "na2d_k7_d32_float16_rpb"
     call = Call(sizes, batch=1, heads=2, heads_kv=1)
-    assert_operations_right(kernels(name, BOTH).__getitem__, KernelSpec.parse(name), call, BOTH)
+    check_operations(kernels(name, BOTH).__getitem__, KernelSpec.parse(name), call, BOTH)
 
 
 @pytest.mark.parametrize("name", [SMALL, LINE])
@@ -73,13 +73,13 @@ def test_calls_by_chance(kernels: Kernels, name: str) -> None:
     spec, chance, library = KernelSpec.parse(name), random.Random(name), kernels(name, BOTH)
     for seed in range(8):
         call = call_by_chance(chance, spec.rank)
-        assert_operations_right(library.__getitem__, spec, call, BOTH, seed=seed)
+        check_operations(library.__getitem__, spec, call, BOTH, seed=seed)
 
 
 def test_two_runs_give_the_same_bits(kernels: Kernels) -> None:
     """In whichever order threads run."""
     spec, library = KernelSpec.parse(SMALL), kernels(SMALL, BOTH)
-    assert_operations_right(library.in_orders, spec, Call((9, 21), dilation=(2, 1)), BOTH)
+    check_operations(library.in_orders, spec, Call((9, 21), dilation=(2, 1)), BOTH)
 
 
 # Which kernel is launched

@@ -10,7 +10,7 @@ import pytest
 import tvm
 import tvm_ffi
 
-from natc.checks.operations import assert_operations_right, calls
+from natc.checks.operations import calls, check_operations
 from natc.compiler.build import llvm
 from natc.compiler.build.lower import scheduled
 from natc.compiler.space import combinations, space_for
@@ -59,7 +59,7 @@ def test_every_structure_computes_the_same(name: str) -> None:
         for decisions in every if spec.rank == 2 else every[:: len(every) - 1]:
             module = build(spec, decisions, operations)
             for call in calls(spec.rank):
-                assert_operations_right(
+                check_operations(
                     lambda operation, m=module: m[llvm.function_name(spec, operation)],
                     spec,
                     call,

@@ -16,10 +16,10 @@ from support.built_kernels import BuiltKernels
 from support.fresh_process import run_fresh
 
 import natc
-from natc.checks.guarded import assert_right, call, scalars
+from natc.checks.guarded import call_forward, check_forward, scalars
 from natc.checks.inputs import Inputs, make_inputs, misaligned, noncontiguous
 from natc.dispatch import launch
-from natc.errors import ArgumentError
+from natc.errors import ArgumentError, CheckError
 from natc.functional import na2d_qkvpacked
 from natc.spec import KernelSpec
 
@@ -335,7 +335,7 @@ def test_a_process_without_torch_uses_threads_of_its_own(
     function_name = f"{SPEC.name}_forward_lse"
     library = built.manifest(SPEC).with_suffix(".so")
     inputs = make_inputs(SHAPE, kernel_size=7)
-    expected = call(
+    expected = call_forward(
         built.function(SPEC, "forward_lse"), inputs, scale=0.2, dilation=(2, 1), with_lse=True
     )
     names = ("query", "key", "value", "rpb")
@@ -382,9 +382,9 @@ def test_the_guards_see_what_a_kernel_must_not_do() -> None:
     def nothing(*_: Any) -> None:
         pass
 
-    with pytest.raises(AssertionError, match="after its last"):
-        call(beside, inputs, scale=1.0)
-    with pytest.raises(AssertionError, match="changed an input"):
-        call(into_input, inputs, scale=1.0)
-    with pytest.raises(AssertionError, match="NaN"):
-        assert_right(call(nothing, inputs, scale=1.0), inputs, (3, 3), scale=1.0)
+    with pytest.raises(CheckError, match="after its last"):
+        call_forward(beside, inputs, scale=1.0)
+    with pytest.raises(CheckError, match="changed an input"):
+        call_forward(into_input, inputs, scale=1.0)
+    with pytest.raises(CheckError, match="NaN"):
+        check_forward(call_forward(nothing, inputs, scale=1.0), inputs, (3, 3), scale=1.0)

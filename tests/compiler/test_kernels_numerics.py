@@ -14,7 +14,7 @@ from support.built_kernels import BuiltKernels, open_entry
 from support.golden import GoldenCase, golden_cases
 
 import natc
-from natc.checks.guarded import assert_right, call
+from natc.checks.guarded import call_forward, check_forward
 from natc.checks.inputs import Inputs, make_inputs
 from natc.compiler.build import build_library
 from natc.host.detect import detect_host_cpu
@@ -74,12 +74,12 @@ def check(
     """Check both entries, called directly and through natc.na2d."""
     inputs = inputs_of(spec, leading, seed)
     used = spec.head_dim**-0.5 if scale is None else scale
-    (output,) = call(built.function(spec), inputs, scale=used, dilation=dilation)
-    both = call(
+    (output,) = call_forward(built.function(spec), inputs, scale=used, dilation=dilation)
+    both = call_forward(
         built.function(spec, "forward_lse"), inputs, scale=used, dilation=dilation, with_lse=True
     )
-    assert_right(both, inputs, spec.kernel_size, scale=used, dilation=dilation)
-    assert_right([output], inputs, spec.kernel_size, scale=used, dilation=dilation)
+    check_forward(both, inputs, spec.kernel_size, scale=used, dilation=dilation)
+    check_forward([output], inputs, spec.kernel_size, scale=used, dilation=dilation)
     options = {"dilation": dilation, "scale": scale, "rpb": inputs.rpb}
     found = natc.na2d(*inputs[:3], spec.kernel_size, **options)
     found_both = natc.na2d(*inputs[:3], spec.kernel_size, **options, return_lse=True)
@@ -252,7 +252,7 @@ def test_code_for_an_older_cpu_runs_here(tmp_path: Path, arch: str) -> None:
     spec = KernelSpec.parse("na2d_k3x5_d20_float16_rpb")
     manifest = build_library(spec, target, tmp_path, untuned=True)
     inputs = inputs_of(spec, (2, 9, 8, 3))
-    found = call(
+    found = call_forward(
         open_entry(manifest, "forward_lse"), inputs, scale=0.3, dilation=(2, 1), with_lse=True
     )
-    assert_right(found, inputs, spec.kernel_size, scale=0.3, dilation=(2, 1))
+    check_forward(found, inputs, spec.kernel_size, scale=0.3, dilation=(2, 1))

@@ -14,7 +14,7 @@ import torch
 import tvm
 from tvm.s_tir import Schedule
 
-from natc.checks.guarded import assert_right, call
+from natc.checks.guarded import call_forward, check_forward
 from natc.checks.inputs import make_inputs
 from natc.compiler.build.lower import compiler_target, finished, scheduled
 from natc.compiler.space import Decisions, combinations, read_decisions, space_for
@@ -74,8 +74,8 @@ def check(spec: KernelSpec, decisions: Mapping[str, int]) -> None:
             value_dim=spec.value_dim,
             dtype=getattr(torch, spec.dtype),
         )
-        found = call(function, inputs, scale=0.4, dilation=dilation, with_lse=True)
-        assert_right(found, inputs, spec.kernel_size, scale=0.4, dilation=dilation)
+        found = call_forward(function, inputs, scale=0.4, dilation=dilation, with_lse=True)
+        check_forward(found, inputs, spec.kernel_size, scale=0.4, dilation=dilation)
 
 
 @pytest.mark.parametrize("spec", [SPEC, DIRECT], ids=str)

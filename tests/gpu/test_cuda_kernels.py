@@ -21,7 +21,7 @@ from support.gpu_libraries import has, specs
 
 import natc
 from natc import runtime
-from natc.checks.guarded import assert_right, call
+from natc.checks.guarded import call_forward, check_forward
 from natc.checks.inputs import Inputs, make_inputs, misaligned, noncontiguous
 from natc.reference import neighborhood_attention
 from natc.spec import KernelSpec
@@ -82,11 +82,11 @@ def check(
     """Check both entries, called directly and through natc.na2d."""
     inputs = inputs_of(spec, leading, seed=seed)
     used = spec.head_dim**-0.5 if scale is None else scale
-    output = call(function_of(spec, "forward"), inputs, scale=used, dilation=dilation)
+    output = call_forward(function_of(spec, "forward"), inputs, scale=used, dilation=dilation)
     lse = function_of(spec, "forward_lse")
-    both = call(lse, inputs, scale=used, dilation=dilation, with_lse=True)
-    assert_right(both, inputs, spec.kernel_size, scale=used, dilation=dilation)
-    assert_right(output, inputs, spec.kernel_size, scale=used, dilation=dilation)
+    both = call_forward(lse, inputs, scale=used, dilation=dilation, with_lse=True)
+    check_forward(both, inputs, spec.kernel_size, scale=used, dilation=dilation)
+    check_forward(output, inputs, spec.kernel_size, scale=used, dilation=dilation)
     assert_same(attend(spec, inputs, dilation=dilation, scale=scale), both)
     found = natc.na2d(
         *inputs[:3], spec.kernel_size, dilation=dilation, scale=scale, rpb=inputs.rpb
@@ -346,7 +346,7 @@ def test_a_map_with_too_many_tiles_is_refused() -> None:
 def test_tensors_of_the_cpu_are_refused_by_the_function_itself() -> None:
     inputs = inputs_of(SPEC, (1, 9, 8, 2), device="cpu")
     with pytest.raises(Exception, match="device_type"):
-        call(function_of(SPEC, "forward"), inputs, scale=1.0)
+        call_forward(function_of(SPEC, "forward"), inputs, scale=1.0)
 
 
 @several

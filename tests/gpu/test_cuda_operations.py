@@ -17,9 +17,9 @@ from support.gpu_libraries import specs
 
 import natc
 from natc import runtime
-from natc.checks.guarded import assert_right, call
+from natc.checks.guarded import call_forward, check_forward
 from natc.checks.inputs import Inputs, make_inputs
-from natc.checks.operations import Call, assert_operations_right, calls
+from natc.checks.operations import Call, calls, check_operations
 from natc.checks.tolerance import RELATIVE_TOLERANCE
 from natc.operations import operations_of
 from natc.reference import neighborhood_attention, neighborhood_gradients
@@ -61,9 +61,7 @@ LARGE = {
 def test_every_operation(spec: KernelSpec) -> None:
     found = functions(spec)
     for seed, one in enumerate((*calls(spec.rank), *LARGE[spec.rank])):
-        assert_operations_right(
-            found.__getitem__, spec, one, list(found), device="cuda", seed=seed
-        )
+        check_operations(found.__getitem__, spec, one, list(found), device="cuda", seed=seed)
 
 
 @each_spec
@@ -75,7 +73,7 @@ def test_many_sums_of_rpb(spec: KernelSpec) -> None:
         pytest.skip("only kernels with a bias have these")
     for chunks in (1, 64, 1000):
         one = Call((7, 6, 5)[-spec.rank :], chunks=chunks)
-        assert_operations_right(found.__getitem__, spec, one, some, device="cuda")
+        check_operations(found.__getitem__, spec, one, some, device="cuda")
 
 
 @each_spec
@@ -83,7 +81,7 @@ def test_tensors_of_the_cpu_are_refused(spec: KernelSpec) -> None:
     found = functions(spec)
     for operation in found:
         with pytest.raises(Exception, match="device_type"):
-            assert_operations_right(found.__getitem__, spec, next(calls(spec.rank)), [operation])
+            check_operations(found.__getitem__, spec, next(calls(spec.rank)), [operation])
 
 
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.rank == 1], ids=str)
@@ -97,9 +95,9 @@ def test_a_sequence_of_ten_million(spec: KernelSpec) -> None:
     query, key, value = (t[:, -short:].contiguous() for t in inputs[:3])
     end = Inputs(query, key, value, inputs.rpb)
     function = functions(spec)["forward_lse"]
-    whole = call(function, inputs, scale=0.3, with_lse=True)
-    part = call(function, end, scale=0.3, with_lse=True)
-    assert_right(part, end, spec.kernel_size, scale=0.3)
+    whole = call_forward(function, inputs, scale=0.3, with_lse=True)
+    part = call_forward(function, end, scale=0.3, with_lse=True)
+    check_forward(part, end, spec.kernel_size, scale=0.3)
     for one, other in zip(whole, part):
         assert torch.equal(one[:, -compared:], other[:, -compared:])
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from natc.checks.inputs import LAYOUTS, in_layout
-from natc.checks.tolerance import assert_close_to_magnitude
+from natc.checks.tolerance import check_close
 from natc.spec import KernelSpec
 from support import brute_force, magnitudes
 from support.neighbors import pairs
@@ -65,7 +65,7 @@ class Call:
 
 
 def check_fused(call: Call, compute: Compute, device: str = "cpu") -> None:
-    """Raise AssertionError unless attention, logsumexp and gradients are those of brute force.
+    """Raise CheckError unless attention, logsumexp and gradients agree with brute force.
 
     compute: takes the arguments of `natc.neighborhood_attention`, all by name.
     """
@@ -87,7 +87,7 @@ def check_fused(call: Call, compute: Compute, device: str = "cpu") -> None:
 
 
 def check_qk(call: Call, compute: Compute, device: str = "cpu") -> None:
-    """Raise AssertionError unless query key^T + rpb and its gradients are those of brute force.
+    """Raise CheckError unless query key^T + rpb and its gradients agree with brute force.
 
     compute: takes the arguments of `natc.functional.na2d_qk`, all by name.
     """
@@ -96,7 +96,7 @@ def check_qk(call: Call, compute: Compute, device: str = "cpu") -> None:
 
 
 def check_av(call: Call, compute: Compute, device: str = "cpu") -> None:
-    """Raise AssertionError unless the sum of attn times value is right, and its gradients are.
+    """Raise CheckError unless attn times value and its gradients agree with brute force.
 
     compute: takes the arguments of `natc.functional.na2d_av`, all by name.
     """
@@ -271,11 +271,11 @@ def _compare(
 ) -> None:
     for name, result in found.items():
         of_lse = name == "lse" and call.spec.dtype != "float64"
-        assert_close_to_magnitude(
+        check_close(
             result,
             torch.from_numpy(expected[name]),
-            torch.from_numpy(magnitude[name]),
             # Sums and logarithms are never rounded to 16 bits.
             torch.float32 if of_lse else call.dtype,
             name,
+            terms64=torch.from_numpy(magnitude[name]),
         )

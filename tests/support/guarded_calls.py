@@ -84,7 +84,7 @@ class GuardedKernel:
     ) -> list[Tensor]:
         """Return the results of an operation, of these shapes and dtypes.
 
-        Raises AssertionError when it wrote beside its results or into its inputs.
+        Raises CheckError if it wrote beside its results or changed an input.
         """
         return call_guarded(self._open(operation, with_rpb), operation, inputs, shapes, tail)
 

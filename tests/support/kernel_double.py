@@ -188,7 +188,7 @@ class _Call:
         return partial
 
     def qk(self) -> list[Tensor]:
-        assert self.scale == 1.0 and self.fill is not None
+        assert self.fill is not None
         return [self.logits(self.fill).movedim(-2, 1)]
 
     def av(self) -> list[Tensor]:

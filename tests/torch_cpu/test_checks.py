@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from natc.checks.inputs import make_inputs, misaligned, noncontiguous, poisoned
-from natc.checks.tolerance import RELATIVE_TOLERANCE, assert_close_to_float64
+from natc.checks.tolerance import RELATIVE_TOLERANCE, check_close
+from natc.errors import CheckError
 
 
 def test_inputs_depend_on_the_seed_alone() -> None:
@@ -57,11 +58,9 @@ def test_poisoned_is_nan_everywhere() -> None:
 def test_tolerance_accepts_rounding_and_rejects_more(dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     expected = torch.randn(1000, dtype=torch.float64, generator=generator)
-    assert_close_to_float64(expected.to(dtype), expected, dtype, "rounded")
-    with pytest.raises(AssertionError, match="^scaled: relative error"):
-        assert_close_to_float64(
-            expected * (1 + 2 * RELATIVE_TOLERANCE[dtype]), expected, dtype, "scaled"
-        )
+    check_close(expected.to(dtype), expected, dtype, "rounded")
+    with pytest.raises(CheckError, match="^scaled: relative error"):
+        check_close(expected * (1 + 2 * RELATIVE_TOLERANCE[dtype]), expected, dtype, "scaled")
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf, 1.1])
@@ -69,13 +68,13 @@ def test_tolerance_sees_one_wrong_element_of_many(wrong) -> None:
     expected = torch.ones(1_000_000, dtype=torch.float64)
     actual = expected.float()
     actual[123] = wrong
-    with pytest.raises(AssertionError, match="^out: "):
-        assert_close_to_float64(actual, expected, torch.bfloat16, "out")
+    with pytest.raises(CheckError, match="^out: "):
+        check_close(actual, expected, torch.bfloat16, "out")
 
 
 def test_tolerance_wants_equal_infinities_and_shapes() -> None:
     expected = torch.tensor([1.0, -math.inf], dtype=torch.float64)
-    assert_close_to_float64(expected.float(), expected, torch.float32, "logits")
+    check_close(expected.float(), expected, torch.float32, "logits")
     for actual in (torch.tensor([1.0, -9e9]), torch.tensor([1.0, math.inf]), torch.ones(2, 1)):
-        with pytest.raises(AssertionError, match="^logits: "):
-            assert_close_to_float64(actual, expected, torch.float32, "logits")
+        with pytest.raises(CheckError, match="^logits: "):
+            check_close(actual, expected, torch.float32, "logits")

@@ -11,7 +11,7 @@ from support.compat_releases import installed
 from support.golden import GoldenCase, golden_cases
 from torch import Tensor
 
-from natc.checks.tolerance import assert_close_to_float64
+from natc.checks.tolerance import check_close
 from natc.reference import neighborhood_attention, neighborhood_logits
 
 pytestmark = pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning")
@@ -101,7 +101,7 @@ def test_unfused_functions_match_the_vectors(version: str | None, case: GoldenCa
     expected = set(stored) - set(given) - {f"d_{upstream}", "logsumexp"}
     assert set(found) == expected
     for name in expected:
-        assert_close_to_float64(found[name], stored[name], torch.float32, name)
+        check_close(found[name], stored[name], torch.float32, name)
 
 
 @pytest.mark.parametrize("version", ["0.20.0", "0.21.0", "0.21.7", None])
@@ -139,7 +139,7 @@ def test_fused_functions_match_the_vectors(version: str | None, case: GoldenCase
     grads = torch.autograd.grad(out, list(given.values()), stored["d_out"])
     found |= {"out": out} | {f"d_{name}": grad for name, grad in zip(given, grads, strict=True)}
     for name, values in found.items():
-        assert_close_to_float64(values, stored[name], torch.float32, name)
+        check_close(values, stored[name], torch.float32, name)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

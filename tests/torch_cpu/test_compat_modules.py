@@ -16,7 +16,7 @@ from support.compat_releases import installed
 from support.golden import GoldenCase, golden_cases
 from torch import Tensor
 
-from natc.checks.tolerance import assert_close_to_float64
+from natc.checks.tolerance import check_close
 from natc.compat.natten.releases import RELEASES
 from natc.reference import neighborhood_attention
 
@@ -92,7 +92,7 @@ def test_modules_match_the_vectors(version: str | None, case: GoldenCase, traini
         found |= {f"d_param.{n}": p.grad for n, p in module.named_parameters()}  # type: ignore
     assert set(found) == {n for n in stored if n not in ("x", "d_out") and n[:6] != "param."}
     for name, values in found.items():
-        assert_close_to_float64(values, stored[name], torch.float32, name)
+        check_close(values, stored[name], torch.float32, name)
 
 
 def make(natten: Any, rank: int = 2, **arguments: Any) -> torch.nn.Module:

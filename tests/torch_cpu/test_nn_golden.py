@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.golden import GoldenCase, golden_cases
 
-from natc.checks.tolerance import assert_close_to_float64
+from natc.checks.tolerance import check_close
 from natc.nn import (
     NeighborhoodAttention1D,
     NeighborhoodAttention2D,
@@ -75,7 +75,7 @@ def test_module_matches_released_versions(case: GoldenCase, dtype: torch.dtype) 
     assert set(found) == expected
     for name, result in found.items():
         assert result is not None, name
-        errors = assert_close_to_float64(result, stored[name], torch.float32, name)
+        errors = check_close(result, stored[name], torch.float32, name)
         if dtype == torch.float64:
             # The files are rounded to float32; 0.21.7 computed in it.
             limit = 1e-7 if params["compute_dtype"] == "float64" else 3e-7

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from support.calls import Call, check_av, check_fused, check_qk
 from support.sweep import fused_calls, unfused_calls
 
+from natc.errors import CheckError
 from natc.reference import neighborhood_attention, neighborhood_logits, neighborhood_sum
 from natc.spec import KernelSpec
 
@@ -96,14 +97,14 @@ def test_the_sweep_sees_what_is_wrong() -> None:
 
     check_fused(call, neighborhood_attention)
     for changes in ({"scale": 0.51}, {"dilation": 2}, {"is_causal": True}, {"stride": 2}):
-        with pytest.raises(AssertionError, match=r"^output: relative error"):
+        with pytest.raises(CheckError, match=r"^output: relative error"):
             check_fused(call, wrong(**changes))
 
     def shifted_lse(**arguments: Any) -> Any:
         output, lse = neighborhood_attention(**arguments)
         return output, lse + 1e-3
 
-    with pytest.raises(AssertionError, match=r"^lse: relative error"):
+    with pytest.raises(CheckError, match=r"^lse: relative error"):
         check_fused(call, shifted_lse)
 
     def detached(**arguments: Any) -> Any:
@@ -111,7 +112,7 @@ def test_the_sweep_sees_what_is_wrong() -> None:
         # Half of the gradient of value is lost, nothing else.
         return neighborhood_attention(**arguments, value=0.5 * value + 0.5 * value.detach())
 
-    with pytest.raises(AssertionError, match=r"^d_value: relative error"):
+    with pytest.raises(CheckError, match=r"^d_value: relative error"):
         check_fused(call, detached)
 
     def unwritten(**arguments: Any) -> Any:
@@ -119,5 +120,5 @@ def test_the_sweep_sees_what_is_wrong() -> None:
         left_out = torch.empty_like(output)
         return torch.cat((output[:, :4], left_out[:, 4:]), 1), lse
 
-    with pytest.raises(AssertionError, match=r"^output: \d+ of \d+ elements are NaN"):
+    with pytest.raises(CheckError, match=r"^output: \d+ of \d+ elements are NaN"):
         check_fused(call, unwritten)

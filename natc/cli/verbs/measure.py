@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from natc.cli import output
 from natc.cli.options import JsonOption
 from natc.cli.output import seconds_text
 from natc.errors import NatcError
+
+if TYPE_CHECKING:
+    from natc.tune.measure.measuring import Summary
 
 
 def measure(
@@ -63,10 +66,7 @@ def measure(
         raise typer.Exit(1)
 
 
-def _line(summary: object) -> str:
-    from natc.tune.measure.measuring import Summary
-
-    assert isinstance(summary, Summary)
+def _line(summary: Summary) -> str:
     text = (
         f"{summary.name}: {summary.measured} measurements of {summary.candidates} candidates in "
     )

@@ -254,7 +254,8 @@ def _built_pieces(jobs: Sequence[Job], tools: str, when: int) -> list[Piece]:
     pieces = []
     for job in jobs:
         library = build.built(job, tools)
-        assert library is not None, job
+        if library is None:
+            raise NatcError(f"{job} has no library, though it was built just now.")
         found = piece(library, when)
         # A library that was built at an earlier commit, from the same code, is this one's, too.
         manifest = msgspec.structs.replace(found.manifest, provenance=provenance)

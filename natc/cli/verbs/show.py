@@ -99,11 +99,8 @@ def _question(
     """Return the spec and the device that the options ask about."""
     from natc.cli.views import why
 
-    if (name is None) == (kernel is None):
-        said = "neither" if name is None else "both"
-        raise ArgumentError(
-            f"{said} of NAME and --kernel given; natc show takes one of them, or a FILE."
-        )
+    if name is not None and kernel is not None:
+        raise ArgumentError("both of NAME and --kernel given; natc show takes one of them.")
     kind = target.split("-")[0]
     facts = _facts(target, arch)
     if name is not None:
@@ -114,7 +111,10 @@ def _question(
                 "na2d_k7_d32_float32_rpb."
             )
         return spec, facts
-    assert kernel is not None
+    if kernel is None:
+        raise ArgumentError(
+            "neither of NAME and --kernel given; natc show takes one of them, or a FILE."
+        )
     # Asking about float64 on a GPU is allowed: the answer is what serves it.
     spec = options.make_spec(
         kernel,

@@ -25,6 +25,7 @@ from natc.compat.natten import (
     tiles,
 )
 from natc.compat.natten.releases import Release, release
+from natc.errors import CompatError
 
 _Names = dict[str, Any]
 
@@ -170,5 +171,6 @@ def _join(found: dict[str, _Names]) -> None:
 
 def _add(names: _Names, others: _Names, which: Iterable[str]) -> None:
     for name in which:
-        assert name not in names, f"{name} would mean two things"
+        if name in names:
+            raise CompatError(f"{name} would mean two things")
         names[name] = others[name]

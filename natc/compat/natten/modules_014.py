@@ -62,13 +62,15 @@ class Padded(Attention):
     @staticmethod
     def _check_size(kernel_size: int) -> None:
         # An AssertionError, as in the releases.
-        assert kernel_size > 1 and kernel_size % 2 == 1, (
-            f"kernel_size is {kernel_size}; it must be odd and greater than 1."
-        )
+        if kernel_size <= 1 or kernel_size % 2 == 0:
+            raise AssertionError(
+                f"kernel_size is {kernel_size}; it must be odd and greater than 1."
+            )
 
     @staticmethod
     def _step(dilation: Any) -> int:
-        assert dilation is None or dilation >= 1, f"dilation is {dilation}; it must be >= 1."
+        if dilation is not None and dilation < 1:
+            raise AssertionError(f"dilation is {dilation}; it must be >= 1.")
         return dilation or 1
 
     def forward(self, x: Tensor) -> Tensor:

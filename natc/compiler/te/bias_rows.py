@@ -18,6 +18,7 @@ from natc.compiler.te.exponential import Exponential
 from natc.compiler.te.gather import all_of
 from natc.compiler.te.problem import Problem, stage
 from natc.compiler.te.rows import RowGather, filled_up
+from natc.errors import SpecError
 from natc.operations import HEADS_LAST
 from natc.spec import KernelSpec
 
@@ -26,7 +27,8 @@ def d_rpb(spec: KernelSpec, exponential: Exponential, *, lanes: int) -> tirx.Pri
     """Return the function of `d_rpb` (`natc.operations`); lanes: see `te.rows`."""
     p = _ByChunk(spec, HEADS_LAST, exponential)
     t = Tensors(p)
-    assert t.rpb is not None
+    if t.rpb is None:
+        raise SpecError(f"{spec.name} has no bias, so it has no d_rpb.")
     g = _ChunkGather(p, p.split(), lanes)
     scores = g.product(g.site_vector(t.query), g.tap_vector(t.key), "scores")
     d_weights = g.product(g.site_vector(t.d_output), g.tap_vector(t.value), "d_weights")

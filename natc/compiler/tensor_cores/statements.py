@@ -107,7 +107,10 @@ class Statements:
         inside: list[tirx.Stmt] = []
         self._open.append(inside)
         yield lambda: tirx.stmt_seq(*inside)
-        assert self._open.pop() is inside
+        if self._open.pop() is not inside:
+            raise RuntimeError(
+                "blocks must be closed in the reverse of the order they were opened"
+            )
 
 
 def _dtype(value: Expr) -> str:

@@ -180,19 +180,18 @@ class ValueSums:
         windows: of the one query whose values count; None is all.
         """
         place, tile = self.place, self.place.tile
-        s = place.s
+        s, own = place.s, windows or []
 
         def loaded(values: Any, index: int, k: Any, u: Any, e: int) -> None:
-            assert windows is not None
             key = place.axes[-1].first_key + HALF * u + 2 * place.column + e
-            counts = windows[-1].has(key)
+            counts = own[-1].has(key)
             if tile.has_rows:
-                counts = tirx.And(counts, windows[-2].has(self.part.first_row + k))
+                counts = tirx.And(counts, own[-2].has(self.part.first_row + k))
             zero = tirx.const(0, "uint32")
             s.store(values, index, tirx.Select(counts, values[index], zero))
 
         with s.unrolled("step", -(-tile.products // _PAIR)) as step:
-            only = loaded if windows else None
+            only = loaded if own else None
             values = self._values.load(step, first, channels, words, only)
             weights = [self.words[step * 4 + i] for i in range(4)]
             for number in range(len(words)):

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from natc.checks.inputs import poisoned
-from natc.checks.operations import Call, assert_operations_right
+from natc.checks.operations import Call, check_operations
 from natc.dispatch.fused_backward import chunks
 from natc.dispatch.launch import scalars
-from natc.errors import TuneError
+from natc.errors import CheckError, TuneError
 from natc.operations import HEADS_FIRST, OPERATIONS
 from natc.spec import KernelSpec
 from natc.tune.measure.workload import Shape
@@ -33,8 +33,8 @@ def check(
     """
     for call in _calls(spec):
         try:
-            assert_operations_right(lambda _: kernel, spec, call, [operation], device=device)
-        except AssertionError as error:
+            check_operations(lambda _: kernel, spec, call, [operation], device=device)
+        except CheckError as error:
             raise TuneError(f"wrong result: {error}") from None
 
 

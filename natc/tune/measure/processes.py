@@ -44,7 +44,8 @@ class Process:
         if the process ended, which says how.
         """
         process = self._running()
-        assert process.stdin is not None and process.stdout is not None
+        if process.stdin is None or process.stdout is None:
+            raise ChildProcessError("it has no pipes")
         late = threading.Event()
 
         def end() -> None:

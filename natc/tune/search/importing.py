@@ -27,7 +27,7 @@ from natc.tune.history import Key, key_of, same_machine
 from natc.tune.measure import rounds
 from natc.tune.measure.measuring import confirmed, score
 from natc.tune.measure.rounds import Imported, Round
-from natc.tune.search.session import OBJECTIVE
+from natc.tune.search.session import OBJECTIVE, seconds_of
 
 
 def import_round(directory: Path) -> Imported:
@@ -75,7 +75,6 @@ def import_round(directory: Path) -> Imported:
     )
     unconfirmed, best, key = ranked[0]
     winner = latest[key]
-    assert winner.seconds is not None and untuned.seconds is not None
     problem = _unmeasured(directory, found, latest, {key for _, _, key in ranked})
     kept = "" if problem else _better(spec, target, found, keys, best, machine, latest)
     path: Path | None
@@ -91,8 +90,8 @@ def import_round(directory: Path) -> Imported:
                 space=found.space,
                 decisions=winner.decisions,
                 measured=Measurement(
-                    seconds={shape: winner.seconds[shape] for shape in keys},
-                    baseline_seconds={shape: untuned.seconds[shape] for shape in keys},
+                    seconds=seconds_of(winner, keys),
+                    baseline_seconds=seconds_of(untuned, keys),
                     score=best,
                     objective=OBJECTIVE,
                     trials=counted,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -123,8 +123,7 @@ class Session:
     @property
     def untuned_score(self) -> float:
         """The untuned kernel's score, in seconds."""
-        assert self.untuned is not None
-        return self.score(self.untuned) or float("inf")
+        return (self.untuned and self.score(self.untuned)) or float("inf")
 
     @property
     def best_score(self) -> float:
@@ -143,7 +142,6 @@ class Session:
         if confirm:
             finalists = self._confirmed(finalists)
         winner = min(finalists, key=lambda trial: self.score(trial) or float("inf"))
-        assert self.untuned is not None and winner.seconds and self.untuned.seconds
         self._saved = winner
         return save_schedule(
             Schedule(
@@ -152,8 +150,8 @@ class Session:
                 space=self.space,
                 decisions=winner.decisions,
                 measured=Measurement(
-                    seconds={shape: winner.seconds[shape] for shape in self.shapes},
-                    baseline_seconds={shape: self.untuned.seconds[shape] for shape in self.shapes},
+                    seconds=seconds_of(winner, self.shapes),
+                    baseline_seconds=seconds_of(self.untuned, self.shapes),
                     score=self.score(winner) or 0.0,
                     objective=OBJECTIVE,
                     trials=self.history.next_trial,
@@ -208,6 +206,13 @@ class Session:
         self.history.add(trial)
         self.history.next_trial += 1
         return trial
+
+
+def seconds_of(trial: Trial | None, shapes: Iterable[str]) -> dict[str, float]:
+    """Return a trial's seconds for each shape; raise TuneError if it has none."""
+    if trial is None or trial.seconds is None:
+        raise TuneError("there is nothing to save: the untuned kernel or the winner has no time.")
+    return {shape: trial.seconds[shape] for shape in shapes}
 
 
 def _least(before: Trial | None, now: Trial) -> Trial:
