@@ -4,8 +4,9 @@
     python -m natc.compat --natten 0.14.6 -m tools.train config.py
     torchrun --nproc-per-node 2 -m natc.compat train.py
 
-The release is that of `--natten`, else of the variable NATC_AS_NATTEN, else 0.17.4 with names of
-other releases. The variable and PYTHONPATH are set for processes that the program starts.
+`--natten` names the release, else the variable NATC_AS_NATTEN does; without either, the program
+gets the union of all releases. The variable and PYTHONPATH are set for processes that the program
+starts.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> None:
     """Install the interface and run a script or module as `__main__`, with its own arguments.
 
     Raises:
-        SystemExit: with 2, the command line or the release is wrong; else as the program does.
+        SystemExit: with code 2 if the command line or the release is wrong; else the program's.
     """
     if arguments[:1] in (["-h"], ["--help"]):
         print(__doc__)
@@ -43,7 +44,7 @@ def main(arguments: list[str]) -> None:
     if as_module:
         arguments = arguments[1:]
     if not arguments or arguments[0].startswith("-"):
-        _refuse(f"{arguments[0]} is no script." if arguments else "There is nothing to run.")
+        _refuse(f"{arguments[0]} is not a script." if arguments else "There is nothing to run.")
     if not as_module and not Path(arguments[0]).exists():
         _refuse(f"There is no file {arguments[0]}.")
     try:
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> None:
     except NatcError as error:
         _refuse(str(error))
     sys.argv = arguments
-    # As Python does it: a module is looked for from here, a script's imports from beside it.
+    # As Python does: `-m` searches the current directory, a script the directory it lies in.
     sys.path[0] = os.getcwd() if as_module else str(Path(arguments[0]).resolve().parent)
     _pass_on()
     if as_module:
@@ -65,9 +66,9 @@ def main(arguments: list[str]) -> None:
 
 
 def _pass_on() -> None:
-    """Let processes started from here find the stand-in: workers of a data loader, for one."""
+    """Let processes started by the program, such as data loader workers, find the stand-in."""
     here = str(Path(__file__).parent / "on_path")
-    # The path of this process is what multiprocessing gives to those that it spawns.
+    # multiprocessing passes the sys.path of this process on to the processes that it spawns.
     sys.path.insert(1, here)
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([here, before] if before else [here])

@@ -19,7 +19,7 @@ pytestmark = [
 
 
 class Counter:
-    """What fvcore's FlopCountAnalysis does with handles: one call for each node of a trace."""
+    """Calls one handle per node of a trace, as fvcore's FlopCountAnalysis does."""
 
     def __init__(self, model: torch.nn.Module, x: torch.Tensor) -> None:
         self.graph = torch.jit.trace(model, x, check_trace=False).inlined_graph
@@ -30,22 +30,23 @@ class Counter:
         return self
 
     def counts(self) -> dict[str, int]:
-        found: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for node in self.graph.nodes():
             kind = node.kind()
             if kind == "prim::PythonOp":
                 kind = f"{kind}.{node.pyname()}"
             if kind in self.handles:
                 name = kind.rpartition(".")[2]
-                found[name] = self.handles[kind](list(node.inputs()), list(node.outputs()))
-        return found
+                counts[name] = self.handles[kind](list(node.inputs()), list(node.outputs()))
+        return counts
 
 
 SPATIAL = (9, 8, 7)
 
 
 def multiply_adds(rank: int) -> tuple[int, int]:
-    """Return those of a product of a module of 12 channels in 3 heads, and the weights."""
+    """Return the multiply-adds of qk (or av) of a module with 12 channels in 3 heads, and the
+    number of its attention weights."""
     queries = {1: 9, 2: 72, 3: 504}[rank]
     weights = queries * 3 * 3**rank
     return weights * 4, weights
@@ -104,8 +105,8 @@ def test_a_traced_module_computes_the_same_and_has_gradients() -> None:
     traced = torch.jit.trace(model, x, check_trace=False)
     torch.testing.assert_close(traced(x), model(x))
     expected = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
-    found = torch.autograd.grad(traced(x).square().sum(), list(model.parameters()))
-    torch.testing.assert_close(found, expected)
+    grads = torch.autograd.grad(traced(x).square().sum(), list(model.parameters()))
+    torch.testing.assert_close(grads, expected)
 
 
 def test_counters_take_tensors_and_name_a_wrong_rank() -> None:
@@ -151,8 +152,8 @@ def test_get_flops_needs_fvcore() -> None:
             flops = importlib.import_module("natten.flops")
             module = natten.NeighborhoodAttention2D(12, 3, 3)
             product, weights = multiply_adds(2)
-            found = flops.get_flops(module, torch.randn(1, 9, 8, 12), disable_warnings=True)
-            assert found == 72 * 12 * 12 * 4 + 2 * product + weights
+            total = flops.get_flops(module, torch.randn(1, 9, 8, 12), disable_warnings=True)
+            assert total == 72 * 12 * 12 * 4 + 2 * product + weights
         return
     with installed("0.14.6"), pytest.raises(ImportError, match="fvcore"):
         importlib.import_module("natten.flops").get_flops(None, None)

@@ -1,4 +1,4 @@
-"""Functions of each release of NATTEN: numbers of that release, and its refusals."""
+"""Functions of each release of NATTEN: its numbers, and its refusals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FUSED = [case for case in CASES if case.kind == "fused"]
 
 
 def fits(case: GoldenCase, version: str) -> bool:
-    """Say whether a release had what a case of the unfused operators takes."""
+    """Return whether a release has the options that a case of the unfused operators needs."""
     options = case.options
     if version >= "0.17":
         return True
@@ -30,9 +30,9 @@ def fits(case: GoldenCase, version: str) -> bool:
     one_size = len(set(options["kernel_size"])) == len(set(options["dilation"])) == 1
     if version == "0.15.1":
         # Rank 3 has a depth of its own.
-        of_rest = all(len(set(options[name][-2:])) == 1 for name in ("kernel_size", "dilation"))
+        square = all(len(set(options[name][-2:])) == 1 for name in ("kernel_size", "dilation"))
         return not any(options["is_causal"]) and (
-            of_rest if len(options["dilation"]) == 3 else one_size
+            square if len(options["dilation"]) == 3 else one_size
         )
     has_bias = case.params["has_rpb"] or case.kind == "unfused_av"
     return plain and one_size and case.params["ndim"] < 3 and (version > "0.14.5" or has_bias)
@@ -84,24 +84,24 @@ def run_av(natten: Any, case: GoldenCase, attn: Tensor, value: Tensor, more: Any
 def test_unfused_functions_match_the_vectors(version: str | None, case: GoldenCase) -> None:
     stored = case.arrays(torch.float64)
     names = ("q", "k", "v", "rpb", "additional_k", "additional_v", "attn")
-    given = {name: stored[name].clone().requires_grad_() for name in names if name in stored}
-    found: dict[str, Tensor] = {}
+    inputs = {name: stored[name].clone().requires_grad_() for name in names if name in stored}
+    results: dict[str, Tensor] = {}
     with installed(version) as natten:
-        if "q" in given:
-            query = given["q"] * case.params["scale"]
-            more = given.get("additional_k")
-            found["logits"] = run_qk(natten, case, query, given["k"], given.get("rpb"), more)
+        if "q" in inputs:
+            query = inputs["q"] * case.params["scale"]
+            more = inputs.get("additional_k")
+            results["logits"] = run_qk(natten, case, query, inputs["k"], inputs.get("rpb"), more)
         if "out" in stored:
-            attn = given["attn"] if "attn" in given else found["logits"].softmax(-1)
-            more = given.get("additional_v")
-            found["out"] = run_av(natten, case, attn, given["v"], more)
+            attn = inputs["attn"] if "attn" in inputs else results["logits"].softmax(-1)
+            more = inputs.get("additional_v")
+            results["out"] = run_av(natten, case, attn, inputs["v"], more)
     upstream = "out" if "out" in stored else "logits"
-    grads = torch.autograd.grad(found[upstream], list(given.values()), stored[f"d_{upstream}"])
-    found |= {f"d_{name}": grad for name, grad in zip(given, grads, strict=True)}
-    expected = set(stored) - set(given) - {f"d_{upstream}", "logsumexp"}
-    assert set(found) == expected
+    grads = torch.autograd.grad(results[upstream], list(inputs.values()), stored[f"d_{upstream}"])
+    results |= {f"d_{name}": grad for name, grad in zip(inputs, grads, strict=True)}
+    expected = set(stored) - set(inputs) - {f"d_{upstream}", "logsumexp"}
+    assert set(results) == expected
     for name in expected:
-        check_close(found[name], stored[name], torch.float32, name)
+        check_close(results[name], stored[name], torch.float32, name)
 
 
 @pytest.mark.parametrize("version", ["0.20.0", "0.21.0", "0.21.7", None])
@@ -109,36 +109,35 @@ def test_unfused_functions_match_the_vectors(version: str | None, case: GoldenCa
 def test_fused_functions_match_the_vectors(version: str | None, case: GoldenCase) -> None:
     stored = case.arrays(torch.float64)
     names = ("q", "k", "v", "additional_k", "additional_v")
-    given = {name: stored[name].clone().requires_grad_() for name in names if name in stored}
+    inputs = {name: stored[name].clone().requires_grad_() for name in names if name in stored}
     options = case.options
     with installed(version) as natten:
         f = natten.functional
-        # The default joins only the function that takes any rank.
-        generic = version is None or case.name.endswith("hd16")
+        generic = case.name.endswith("hd16")
         na = (
             f.neighborhood_attention_generic
             if generic
             else getattr(f, f"na{case.params['ndim']}d")
         )
         out = na(
-            given["q"],
-            given["k"],
-            given["v"],
+            inputs["q"],
+            inputs["k"],
+            inputs["v"],
             options["kernel_size"],
             options["stride"],
             options["dilation"],
             options["is_causal"],
             case.params["scale"],
-            given.get("additional_k"),
-            given.get("additional_v"),
+            inputs.get("additional_k"),
+            inputs.get("additional_v"),
             **({"return_lse": True} if version in ("0.21.7", None) else {}),
         )
-    found = {}
+    results = {}
     if isinstance(out, tuple):
-        out, found["logsumexp"] = out
-    grads = torch.autograd.grad(out, list(given.values()), stored["d_out"])
-    found |= {"out": out} | {f"d_{name}": grad for name, grad in zip(given, grads, strict=True)}
-    for name, values in found.items():
+        out, results["logsumexp"] = out
+    grads = torch.autograd.grad(out, list(inputs.values()), stored["d_out"])
+    results |= {"out": out} | {f"d_{name}": grad for name, grad in zip(inputs, grads, strict=True)}
+    for name, values in results.items():
         check_close(values, stored[name], torch.float32, name)
 
 
@@ -160,15 +159,15 @@ def test_fused_functions_of_017(version: str | None, rank: int) -> None:
     steps = (2, 1, 1)[:rank]
     with installed(version) as natten:
         na = getattr(natten.functional, f"na{rank}d")
-        # The fifth is the dilation.
-        found = na(query, key, value, 3, steps, False, rpb, 0.3)
+        # The fifth argument is the dilation.
+        output = na(query, key, value, 3, steps, False, rpb, 0.3)
         expected = neighborhood_attention(query, key, value, 3, dilation=steps, scale=0.3, rpb=rpb)
-        torch.testing.assert_close(found, expected)
-        found = na(query, key, value, [3] * rank, dilation=None, is_causal=None, scale=0)
-        torch.testing.assert_close(found, neighborhood_attention(query, key, value, 3))
-        found = na(query, key, value, 3, is_causal=True)
+        torch.testing.assert_close(output, expected)
+        output = na(query, key, value, [3] * rank, dilation=None, is_causal=None, scale=0)
+        torch.testing.assert_close(output, neighborhood_attention(query, key, value, 3))
+        output = na(query, key, value, 3, is_causal=True)
         expected = neighborhood_attention(query, key, value, 3, is_causal=True)
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(output, expected)
 
 
 @pytest.mark.parametrize("where", ["functional", "experimental"])
@@ -182,8 +181,8 @@ def test_fused_functions_of_0174_take_additional_tokens(where: str) -> None:
         na2d = getattr(natten, where).na2d
         torch.testing.assert_close(na2d(query, key, value, 3, **more), expected)
         kwargs = {"op": None, "p": 0.0}
-        found = na2d(query, key, value, 3, xformers_kwargs=kwargs, **more)
-        torch.testing.assert_close(found, expected)
+        output = na2d(query, key, value, 3, xformers_kwargs=kwargs, **more)
+        torch.testing.assert_close(output, expected)
         with pytest.raises(ValueError, match="p=0.5"):
             na2d(query, key, value, 3, xformers_kwargs={"p": 0.5}, **more)
         with pytest.raises(ValueError, match="additional_values is None"):
@@ -238,9 +237,9 @@ def test_a_map_smaller_than_the_window_is_a_runtime_error(version: str | None) -
             calls = [(f.na2d_qk, query, key, 3, 2), (f.na2d_av, attn, value, 3, 2)]
         if natten.__version__ >= "0.17":
             calls.append((f.na2d, *(each.movedim(1, -2) for each in (query, key, value)), 3, 2))
-        for function, *arguments in calls:
+        for function, *arguments, dilation in calls:
             with pytest.raises(RuntimeError, match=r"kernel_size \* dilation"):
-                function(*arguments)
+                function(*arguments, dilation=dilation)
 
 
 def test_a_map_smaller_than_the_window_is_a_value_error_since_020() -> None:
@@ -255,10 +254,83 @@ def test_a_map_smaller_than_the_window_is_a_value_error_since_020() -> None:
 
 @pytest.mark.parametrize("version", ["0.14.6", "0.17.4"])
 @pytest.mark.parametrize("kernel_size", [1, 2, 4])
-def test_even_windows_are_refused_up_to_0175(version: str, kernel_size: int) -> None:
+def test_unfused_functions_refuse_even_windows(version: str, kernel_size: int) -> None:
     query, key, _ = qkv(1, 1, 6, 4)
     with installed(version) as natten, pytest.raises(RuntimeError, match="odd"):
         natten.functional.natten1dqk(query, key, kernel_size, 1)
+
+
+@pytest.mark.parametrize("version", ["0.17.3", "0.17.4", "0.17.5", "0.21", None])
+def test_fused_functions_take_even_windows_since_0175(version: str | None) -> None:
+    query, key, value = qkv(1, 7, 8, 2, 4)
+    rpb = draw(2, 7, 3)
+    with installed(version) as natten:
+        na2d, number = natten.functional.na2d, natten.__version__
+        if version in ("0.17.3", "0.17.4"):
+            with pytest.raises(RuntimeError, match=r"kernel_size is \[4, 2\]"):
+                na2d(query, key, value, (4, 2))
+            return
+        output = na2d(query, key, value, (4, 2), dilation=(1, 3))
+        expected = neighborhood_attention(query, key, value, (4, 2), dilation=(1, 3))
+        torch.testing.assert_close(output, expected)
+        if number < "0.20":
+            with pytest.raises(RuntimeError, match=r"kernel_size is \[4, 2\]"):
+                na2d(query, key, value, (4, 2), rpb=rpb)
+            with pytest.raises(RuntimeError, match=r"kernel_size is \[4, 2\]"):
+                natten.functional.na2d_qk(query, key, (4, 2))
+
+
+def test_the_default_tells_the_generations_apart() -> None:
+    query, key, value = qkv(1, 9, 8, 2, 4)
+    rpb = draw(2, 5, 5)
+    with installed() as natten:
+        from natten.na2d import NeighborhoodAttention2D
+
+        na2d = natten.na2d
+        assert na2d.NeighborhoodAttention2D is NeighborhoodAttention2D
+        for calls, options in (
+            ([na2d(query, key, value, 3, 2, False, rpb, 0.3),
+              na2d(query, key, value, 3, dilation=2, rpb=rpb, scale=0.3)],
+             {"dilation": 2, "rpb": rpb, "scale": 0.3}),
+            ([na2d(query, key, value, 3, 2, (True, False)),
+              na2d(query, key, value, 3, 1, 2, (True, False))],
+             {"dilation": 2, "is_causal": (True, False)}),
+            ([na2d(query, key, value, 4, (2, 1), (1, 2), False, 0.3),
+              na2d(query, key, value, 4, stride=(2, 1), dilation=(1, 2), scale=0.3,
+                   backend="cutlass-fna", torch_compile=True)],
+             {"stride": (2, 1), "dilation": (1, 2), "scale": 0.3}),
+            ([na2d(query, key, value, 3, 1), na2d(query, key, value, 3, (1, 1))], {}),
+        ):  # fmt: skip
+            size = 4 if "stride" in options else 3
+            if isinstance(options.get("is_causal"), tuple):
+                options = options | {"dilation": 2}
+            expected = neighborhood_attention(query, key, value, size, **options)
+            for output in calls:
+                torch.testing.assert_close(output, expected)
+        for ambiguous in ((2,), ((1, 2),), (2, None)):
+            with pytest.raises(TypeError, match=r"install\('0.17'\) or .*install\('0.21'\)"):
+                na2d(query, key, value, 3, *ambiguous)
+        with pytest.raises(TypeError, match="dilation"):
+            na2d(query, key, value, 3, 2, False, dilation=2)
+        output, lse = na2d(query, key, value, 3, return_lse=True)
+        assert lse.shape == query.shape[:-1]
+
+
+def test_the_default_names_the_releases_that_a_call_fits() -> None:
+    query, key, value = qkv(1, 2, 9, 8, 4)
+    with installed() as natten:
+        f = natten.functional
+        with pytest.raises(TypeError, match=r"'dilation'.*: natc.compat.install\('0.14.4'\)\.$"):
+            f.natten2dqkrpb(query, key, draw(2, 5, 5), 2)
+        with pytest.raises(
+            TypeError, match=r"kernel_size_d.*: natc.compat.install\('0.15.1'\)\.$"
+        ):
+            natten.NeighborhoodAttention3D(8, 2, 3, kernel_size_d=5)
+        with pytest.raises(ValueError, match=r"num_heads, 3.*install\('0.14.4'\)"):
+            natten.NeighborhoodAttention2D(8, 3, 2)
+        with pytest.raises(TypeError) as caught:
+            f.na2d_qk(query, key, 3, window=3)
+        assert "install" not in str(caught.value)
 
 
 def test_causal_with_a_bias_is_not_implemented_in_017() -> None:
@@ -309,7 +381,7 @@ def test_arguments_that_choose_kernels_are_ignored(backend: str) -> None:
     query, key, value = qkv(1, 8, 8, 2, 4)
     with installed("0.21") as natten:
         expected = natten.na2d(query, key, value, 3)
-        found = natten.na2d(
+        output = natten.na2d(
             query,
             key,
             value,
@@ -323,7 +395,7 @@ def test_arguments_that_choose_kernels_are_ignored(backend: str) -> None:
             torch_compile=True,
             attention_kwargs={"backend": "cutlass-fmha", "q_tile_size": 64},
         )
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        torch.testing.assert_close(output, expected, rtol=0, atol=0)
         assert natten.get_configs_for_cutlass_fna(query, key, value) == []
 
 
@@ -365,12 +437,12 @@ def test_attention(heads_kv: int, is_causal: bool) -> None:
     value = draw(2, 7, heads_kv, 6, seed=2).requires_grad_()
     expected = plain_attention(query, key, value, is_causal, 0.3)
     with installed("0.21") as natten:
-        found = natten.attention(query, key, value, is_causal, 0.3, return_lse=True)
-        torch.testing.assert_close(found, expected)
+        with_lse = natten.attention(query, key, value, is_causal, 0.3, return_lse=True)
+        torch.testing.assert_close(with_lse, expected)
         output = natten.attention(query, key, value, is_causal, 0.3)
         torch.testing.assert_close(output, expected[0])
         d_output = draw(2, 5, 4, 6, seed=3)
-        for each in (found[0], output):
+        for each in (with_lse[0], output):
             grads = torch.autograd.grad(each, (query, key, value), d_output, retain_graph=True)
             of_expected = torch.autograd.grad(
                 expected[0], (query, key, value), d_output, retain_graph=True
@@ -378,8 +450,8 @@ def test_attention(heads_kv: int, is_causal: bool) -> None:
             torch.testing.assert_close(grads, of_expected)
     if not is_causal:
         with installed("0.20") as natten:
-            found = natten.attention(query, key, value, 0.3, return_lse=True)
-            torch.testing.assert_close(found, expected)
+            output = natten.attention(query, key, value, 0.3, return_lse=True)
+            torch.testing.assert_close(output, expected)
 
 
 def test_attention_of_packed_sequences() -> None:
@@ -388,19 +460,19 @@ def test_attention_of_packed_sequences() -> None:
     parts = zip(
         *(t.split(n, dim=1) for t, n in ((query, of_query), (key, of_key), (value, of_key)))
     )
-    found = [plain_attention(*part, False, 0.5) for part in parts]
-    expected = tuple(torch.cat(each, dim=1) for each in zip(*found))
+    by_sequence = [plain_attention(*part, False, 0.5) for part in parts]
+    expected = tuple(torch.cat(each, dim=1) for each in zip(*by_sequence))
     with installed("0.21") as natten:
         lengths = {"seqlens_Q": torch.tensor(of_query), "seqlens_KV": torch.tensor(of_key)}
-        found = natten.attention(query, key, value, **lengths, return_lse=True)
-        torch.testing.assert_close(found, expected)
+        output = natten.attention(query, key, value, **lengths, return_lse=True)
+        torch.testing.assert_close(output, expected)
         cumulative = {
             "cumulative_seqlen_Q": torch.tensor([0, 4, 6, 9]),
             "cumulative_seqlen_KV": torch.tensor([0, 5, 10, 11]),
         }
         longest = {"max_seqlen_Q": 4, "max_seqlen_KV": 5}
-        found = natten.attention(query, key, value, **cumulative, **longest)
-        torch.testing.assert_close(found, expected[0])
+        output = natten.attention(query, key, value, **cumulative, **longest)
+        torch.testing.assert_close(output, expected[0])
         with pytest.raises(ValueError, match="packed sequences need"):
             natten.attention(query, key, value, **cumulative)
         with pytest.raises(ValueError, match="as many"):

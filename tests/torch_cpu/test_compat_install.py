@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -21,7 +22,7 @@ ROOT = Path(natc.compat.__file__).parents[2]
 
 
 def run(*arguments: str, code: int = 0, **environment: str) -> str:
-    """Run Python in a fresh process that finds this checkout, and return what it wrote."""
+    """Run Python in a fresh process that imports this checkout, and return its output."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("NATC_AS_NATTEN", "PYTHONPATH")}
     done = subprocess.run(
         [sys.executable, *arguments],
@@ -36,7 +37,7 @@ def run(*arguments: str, code: int = 0, **environment: str) -> str:
 
 
 @pytest.mark.parametrize("version", RELEASES)
-def test_a_release_says_its_version_wherever_programs_look(version: str) -> None:
+def test_the_version_stands_wherever_programs_read_it(version: str) -> None:
     with installed(version) as natten:
         assert natten.__version__ == version
         assert importlib.metadata.version("natten") == version
@@ -47,7 +48,7 @@ def test_a_release_says_its_version_wherever_programs_look(version: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("given", "version"),
+    ("requested", "version"),
     [
         (None, "0.17.4"),
         ("0.14", "0.14.6"),
@@ -58,8 +59,8 @@ def test_a_release_says_its_version_wherever_programs_look(version: str) -> None
         ("0.17.1+torch230cu121", "0.17.1"),
     ],
 )
-def test_versions_may_be_short_or_long(given: str | None, version: str) -> None:
-    with installed(given) as natten:
+def test_versions_may_be_short_or_long(requested: str | None, version: str) -> None:
+    with installed(requested) as natten:
         assert natten.__version__ == version
 
 
@@ -70,7 +71,7 @@ def test_an_unknown_release_is_refused(version: str) -> None:
     assert importlib.util.find_spec("natten") is None
 
 
-def test_nothing_is_there_before_and_after() -> None:
+def test_natten_is_not_found_before_install_and_after_uninstall() -> None:
     assert importlib.util.find_spec("natten") is None
     natc.compat.uninstall()
     with installed():
@@ -99,6 +100,21 @@ def test_modules_that_a_release_lacks_are_not_found() -> None:
         import natten.flops  # noqa: F401
 
 
+ABSENT = ["autotuner", "backends", "profiler", "token_permute", "utils.testing"]
+
+
+@pytest.mark.parametrize("name", ABSENT)
+@pytest.mark.parametrize("version", ["0.21", None])
+def test_an_absent_submodule_names_its_replacement(version: str | None, name: str) -> None:
+    with installed(version):
+        with pytest.raises(ImportError, match=rf"no natten\.{name}: .*"):
+            importlib.import_module(f"natten.{name}")
+        parent, _, child = f"natten.{name}".rpartition(".")
+        with pytest.raises(ImportError, match=rf"no natten\.{name}: .*"):
+            exec(f"from {parent} import {child}")
+        assert f"natten.{name}" not in sys.modules
+
+
 def test_an_imported_natten_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     real = types.ModuleType("natten")
     real.__version__ = "0.17.1"  # type: ignore[attr-defined]
@@ -110,7 +126,7 @@ def test_an_imported_natten_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> 
     assert sys.modules["natten"] is real
 
 
-def test_an_installed_natten_is_passed_over(tmp_path: Path) -> None:
+def test_the_stand_in_comes_before_an_installed_natten(tmp_path: Path) -> None:
     (tmp_path / "natten").mkdir()
     (tmp_path / "natten" / "__init__.py").write_text("__version__ = 'real'")
     program = """
@@ -142,7 +158,7 @@ print("torch" in sys.modules)
 SHOW = "import sys, natten; print(natten.__version__, *sys.argv)\n"
 
 
-def test_a_script_runs_as_it_would_by_itself(tmp_path: Path) -> None:
+def test_a_script_sees_its_own_arguments_and_directory(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(f"import beside\n{SHOW}print(__name__, __file__ == sys.argv[0])\n")
     (tmp_path / "beside.py").write_text("import natten")
@@ -156,7 +172,7 @@ def test_a_script_runs_as_it_would_by_itself(tmp_path: Path) -> None:
     assert out.startswith(f"0.15.1 {script}\n")
 
 
-def test_a_module_runs_as_it_would_by_itself(
+def test_a_module_is_run_from_the_current_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tools").mkdir()
@@ -166,7 +182,7 @@ def test_a_module_runs_as_it_would_by_itself(
     assert out == f"0.20.1 {tmp_path / 'tools' / 'show.py'} x\n"
 
 
-def test_processes_that_the_program_starts_have_it_too(tmp_path: Path) -> None:
+def test_processes_that_the_program_starts_import_the_stand_in(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(
         """
@@ -201,7 +217,7 @@ def test_importing_natc_follows_the_variable() -> None:
         (["--natten", "9.9", "x.py"], "There is no file x.py."),
         (["--natten", "9.9", "-m", "this"], "version is '9.9'"),
         (["--natten=9.9", "-m", "this"], "version is '9.9'"),
-        (["--version", "1", "x.py"], "--version is no script."),
+        (["--version", "1", "x.py"], "--version is not a script."),
     ],
 )
 def test_a_wrong_command_line_is_refused(arguments: list[str], message: str) -> None:
@@ -209,12 +225,14 @@ def test_a_wrong_command_line_is_refused(arguments: list[str], message: str) -> 
     assert message in out and "usage: python -m natc.compat" in out
 
 
-def test_the_launcher_explains_itself() -> None:
+def test_the_launcher_has_a_help_text() -> None:
     assert "train.py --epochs 300" in run("-m", "natc.compat", "--help")
 
 
 @pytest.mark.parametrize("value", ["0", "off", "", "False"])
-def test_the_variable_may_say_no(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_the_variable_switches_the_stand_in_off(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
     monkeypatch.setenv("NATC_AS_NATTEN", value)
     natc.compat.install_from_environment()
     assert importlib.util.find_spec("natten") is None
@@ -223,7 +241,7 @@ def test_the_variable_may_say_no(monkeypatch: pytest.MonkeyPatch, value: str) ->
 @pytest.mark.parametrize(
     ("value", "version"), [("1", "0.17.4"), ("on", "0.17.4"), ("0.15", "0.15.1")]
 )
-def test_the_variable_may_say_which(
+def test_the_variable_names_a_release(
     monkeypatch: pytest.MonkeyPatch, value: str, version: str
 ) -> None:
     monkeypatch.setenv("NATC_AS_NATTEN", value)
@@ -234,7 +252,7 @@ def test_the_variable_may_say_which(
         natc.compat.uninstall()
 
 
-def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_value_of_the_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NATC_AS_NATTEN", "newest")
     with pytest.raises(ArgumentError, match="NATC_AS_NATTEN: version is 'newest'"):
         natc.compat.install_from_environment()

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 from typing import Any
 
 import pytest
+import torch
 from support.compat_releases import installed
 
-from natc.compat.natten.releases import RELEASES
+import natc.compat
+from natc.compat.natten.interface import interface
+from natc.compat.natten.releases import RELEASES, release
+from natc.reference import neighborhood_attention
 
 NA_017 = "query, key, value, kernel_size, dilation=1, is_causal=False, rpb=None, scale=None"
 NA_0174 = f"{NA_017}, additional_keys=None, additional_values=None, xformers_kwargs=None"
@@ -250,10 +255,13 @@ SUBMODULES = {
     "0.14.4": {"functional", "flops", "natten1d", "natten2d"},
     "0.15.1": {"functional", "flops", "natten1d", "natten2d", "natten3d"},
     "0.17.4": {
-        "functional", "context", "flops", "experimental", "types", "utils", "na1d", "na2d",
-        "na3d", "natten1d", "natten2d", "natten3d",
+        "functional", "context", "flops", "experimental", "types", "utils", "utils.checks",
+        "utils.log", "utils.misc", "na1d", "na2d", "na3d", "natten1d", "natten2d", "natten3d",
     },
-    "0.21.7": {"functional", "context", "modules"},
+    "0.21.7": {
+        "functional", "context", "modules", "types", "utils", "utils.checks", "utils.log",
+        "utils.tuples", "utils.device",
+    },
 }  # fmt: skip
 
 
@@ -290,28 +298,99 @@ def test_counters_have_the_names_of_the_release(version: str) -> None:
         assert written(flops.get_flops) == "model, input, disable_warnings=False"
 
 
-def test_the_default_has_names_of_every_release() -> None:
-    with installed("0.17.4") as natten:
-        exact = {name: public(getattr(natten, name)) for name in ("functional", "context")}
-        top = public(natten)
-        flops_0174 = public(importlib.import_module("natten.flops"))
+def contents(version: str | None) -> dict[str, dict[str, Any]]:
+    """Return the public names of every module of a release; None: of the default."""
+    return {
+        module: {name: value for name, value in names.items() if not name.startswith("_")}
+        for module, names in interface(release(version)).items()
+    }
+
+
+@pytest.mark.parametrize("version", RELEASES)
+def test_the_default_has_the_names_of_every_release(version: str) -> None:
+    union = contents(None)
+    for module, names in contents(version).items():
+        # An alias of NeighborhoodAttention2D with the padding of its release.
+        assert set(names) - {"NeighborhoodAttention"} <= set(union[module]), module
     with installed() as natten:
-        flops = importlib.import_module("natten.flops")
-        assert public(natten.functional) == exact["functional"] | OPERATORS_014 | {
-            "na1d_qk_with_bias", "na2d_qk_with_bias", "na3d_qk_with_bias",
-            "neighborhood_attention_generic", "attention", "merge_attentions",
-        }  # fmt: skip
-        assert public(natten.context) == exact["context"]
-        assert top < public(natten)
-        assert public(flops) == flops_0174 | FLOPS["0.14.6"] | FLOPS["0.17.3"]
-        # What both have is as in 0.17.4.
+        submodules = {"functional", "context", "modules", "types", "utils"}
+        assert set(natten.__all__) == public(natten) - submodules
+
+
+def test_the_default_keeps_signatures_that_did_not_change() -> None:
+    with installed() as natten:
+        functional = natten.functional
         for name, signature in FUNCTIONS["0.17.4"].items():
-            assert written(getattr(natten.functional, name)) == signature
+            if name not in FUSED:
+                assert written(getattr(functional, name)) == signature
         for name in ("na1d_qk_with_bias", "na2d_qk_with_bias", "na3d_qk_with_bias"):
-            assert written(getattr(natten.functional, name)) == OF_015[name]
+            assert written(getattr(functional, name)) == OF_015[name]
         for name in ("neighborhood_attention_generic", "attention", "merge_attentions"):
-            assert written(getattr(natten.functional, name)) == SINCE_0215[name]
-        module = natten.NeighborhoodAttention2D
-        assert written(module.__init__) == f"{MODULE_0174}, *, bias=None".replace("*, ", "")
-        last = list(inspect.signature(module).parameters.values())[-1]
-        assert last.kind is inspect.Parameter.KEYWORD_ONLY
+            assert written(getattr(functional, name)) == SINCE_0215[name]
+
+
+def parameters(signature: str) -> set[str]:
+    return {each.partition("=")[0] for each in signature.split(", ")}
+
+
+def test_the_default_has_the_arguments_of_both_generations() -> None:
+    with installed() as natten:
+        both = parameters(NA_0174) | parameters(SINCE_0215["na2d"]) | {"*where"}
+        for name in FUSED:
+            assert parameters(written(getattr(natten.functional, name))) == both
+        both = parameters(MODULE_0174) | {"stride", "*where"}
+        assert parameters(written(natten.NeighborhoodAttention2D.__init__)) == both
+
+
+@pytest.mark.parametrize("version", ["0.17.4", "0.20.1", "0.21.7"])
+def test_types_and_checks_that_programs_import(version: str) -> None:
+    late = version >= "0.20"
+    with installed(version):
+        types = importlib.import_module("natten.types")
+        checks = importlib.import_module("natten.utils.checks")
+        assert hasattr(types, "DimensionTypeOrDed") is hasattr(types, "CausalArgTypeOrDed") is late
+        assert types.Dimension2DTypeOrDed == int | tuple[int, int]
+        if late:
+            assert types.CausalArgTypeOrDed == bool | types.CausalArgType
+            assert checks.check_all_args(2, 3, None, (1, 2), True) == (
+                (3, 3), (1, 1), (1, 2), (True, True),
+            )  # fmt: skip
+            query = torch.zeros(1, 6, 5, 2, 4)
+            checks.check_args_against_input(query, (3, 3), (3, 1), (2, 1), (False, False))
+            with pytest.raises(ValueError, match="stride"):
+                checks.check_args_against_input(query, (3, 3), (4, 1), (1, 1), (False, False))
+            with pytest.raises(ValueError, match="kernel_size"):
+                checks.check_kernel_size_arg(2, 1)
+        else:
+            assert checks.check_all_args(2, 3, None, True) == ((3, 3), (1, 1), (True, True))
+        for wrong in (None, 3.0, (3,)):
+            with pytest.raises(ValueError, match="kernel_size"):
+                checks.check_kernel_size_arg(2, wrong)
+
+
+def test_the_default_checks_options_of_both_generations() -> None:
+    with installed():
+        from natten.types import CausalArgTypeOrDed, DimensionTypeOrDed  # noqa: F401
+        from natten.utils import check_all_args, log
+        from natten.utils.checks import check_all_args as checked_020
+
+        assert check_all_args(1, 3, 2, False) == ((3,), (2,), (False,))
+        assert checked_020(1, 3, 2, dilation=1, is_causal=None) == ((3,), (2,), (1,), (False,))
+        assert log.get_logger("a").name == "a"
+
+
+@pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning")
+def test_the_hub_module_is_the_newest_release() -> None:
+    natten = natc.compat.get_kernel("shi-labs/natten", version=1)
+    assert natten.__version__ == RELEASES[-1]
+    assert ALL["0.21.7"] <= set(vars(natten))
+    assert written(natten.na3d) == SINCE_0215["na3d"]
+    assert natten.functional.na3d is natten.na3d
+    query = torch.randn(1, 3, 7, 8, 2, 8, dtype=torch.float64)
+    # The call of diffusers' LTX-2 decoder.
+    output = natten.na3d(query, query, query, kernel_size=(3, 7, 7), scale=1.0, backend=None)
+    expected = neighborhood_attention(query, query, query, (3, 7, 7), scale=1.0)
+    torch.testing.assert_close(output, expected)
+    assert importlib.util.find_spec("natten") is None
+    with pytest.raises(ValueError, match="'shi-labs/other'"):
+        natc.compat.get_kernel("shi-labs/other")

@@ -1,7 +1,7 @@
-"""How published projects import and call NATTEN: each of these lines works, and is right.
+"""Import lines and calls of published projects: each works, and computes the right numbers.
 
-Snippets are written from what the projects import, sniff and call, none is a copy of their code.
-Where no release is named they run on the default, which joins releases.
+The snippets make the same imports, version checks and calls as the projects, in our own code.
+Tests without a release use the default, the union of all releases.
 """
 
 from __future__ import annotations
@@ -254,9 +254,6 @@ def test_physicsnemo(version: str | None) -> None:
             query, key, value = (draw(1, *spatial, 2, 8, seed=s) for s in (1, 2, 3))
             dilation = (2,) + (1,) * (len(spatial) - 1)
             kernel_size = (3,) * len(spatial) if len(spatial) < 3 else (2, 3, 3)
-            if version is None:
-                # Even windows came with 0.20.
-                kernel_size, dilation = (3,) * len(spatial), (1,) * len(spatial)
             out = na(query, key, value, kernel_size, dilation=dilation)
             expected = neighborhood_attention(query, key, value, kernel_size, dilation=dilation)
             torch.testing.assert_close(out, expected)
@@ -282,8 +279,27 @@ def test_cosmos_predict(version: str | None) -> None:
     torch.testing.assert_close(out, expected)
 
 
-def test_modules_derived_from_those_of_017(natten: Any) -> None:
-    """Projects that rewrote a module of 0.17 import its helpers and types."""
+@pytest.mark.parametrize("version", ["0.21.5", None])
+def test_projects_with_a_module_rewritten_from_021(version: str | None) -> None:
+    """Such a project imports the types of 0.21 and checks its options with its helpers."""
+    with installed(version):
+        from natten.functional import neighborhood_attention_generic
+        from natten.types import CausalArgTypeOrDed, DimensionTypeOrDed
+        from natten.utils.checks import check_all_args
+
+        def attend(x: Tensor, size: DimensionTypeOrDed, is_causal: CausalArgTypeOrDed) -> Tensor:
+            kernel_size, stride, dilation, causal = check_all_args(2, size, 1, 2, is_causal)
+            return neighborhood_attention_generic(
+                x, x, x, kernel_size, stride, dilation, is_causal=causal
+            )
+
+        x = draw(1, 9, 8, 2, 8)
+        expected = neighborhood_attention(x, x, x, (4, 3), dilation=2, is_causal=(True, False))
+        torch.testing.assert_close(attend(x, (4, 3), (True, False)), expected)
+
+
+def test_projects_with_a_module_rewritten_from_017(natten: Any) -> None:
+    """Such a project imports the helpers and types of 0.17."""
     from natten.context import is_fna_enabled
     from natten.types import CausalArg3DTypeOrDed, Dimension3DTypeOrDed
     from natten.utils import check_all_args, log
@@ -298,7 +314,7 @@ def test_modules_derived_from_those_of_017(natten: Any) -> None:
     assert log.get_logger("a").name == "a" and not is_fna_enabled()
 
 
-def test_switches_start_as_in_the_release_and_are_kept() -> None:
+def test_switches_have_the_initial_values_of_the_release() -> None:
     with installed("0.17.4") as natten:
         assert not natten.is_kv_parallelism_in_fused_na_enabled()
         assert natten.is_tiled_na_enabled() and natten.is_tf32_in_gemm_na_enabled()
@@ -312,8 +328,20 @@ def test_switches_start_as_in_the_release_and_are_kept() -> None:
         assert natten.is_autotuner_thorough_for_backward()
         natten.disable_autotuner()
         assert not natten.is_autotuner_enabled()
-        with pytest.raises(ValueError, match="'often'"):
-            natten.use_autotuner("often")
+        for wrong in ({"forward_pass": "often"}, {"backward_pass": 1}, {"steps_forward": 1.5},
+                      {"thorough_mode_forward": 0}, {"warmup_steps_backward": "5"}):  # fmt: skip
+            with pytest.raises(ValueError, match="use_autotuner"):
+                natten.use_autotuner(**wrong)
+        natten.use_autotuner(True, steps_forward=3, warmup_steps_backward=None)
+        natten.use_autotuner(False, False, steps_forward="not checked by the release either")
+        assert not natten.is_autotuner_enabled()
+        torch.use_deterministic_algorithms(True)
+        try:
+            with pytest.warns(UserWarning, match="autotuner stays off"):
+                natten.use_autotuner(True)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert not natten.is_autotuner_enabled()
         with pytest.raises(ValueError, match="'none'"):
             natten.set_memory_usage_preference("none")
         natten.set_memory_usage_preference("strict")
@@ -335,7 +363,7 @@ def test_switches_start_as_in_the_release_and_are_kept() -> None:
         assert not natten.is_flex_compile_allowed()
 
 
-def test_what_is_said_of_the_gpu_is_true() -> None:
+def test_has_functions_describe_the_gpu() -> None:
     with installed("0.17.4") as natten:
         present = torch.cuda.is_available()
         assert natten.has_cuda() is present

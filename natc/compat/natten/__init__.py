@@ -1,8 +1,8 @@
 """The interfaces of NATTEN releases 0.14 to 0.21 (https://github.com/SHI-Labs/NATTEN, MIT).
 
-Names, signatures, defaults and attributes are those of the releases; every computation is natc's.
-`install` puts the interface of one release where `import natten` finds it; `releases` says which
-there are, `interface` what each consists of.
+Names, signatures, defaults and attributes follow the releases; natc does every computation.
+`releases` lists the releases, `interface` collects the names of one, `union` merges them all, and
+`install` puts the result where `import natten` finds it.
 """
 
 from __future__ import annotations

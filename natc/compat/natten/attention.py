@@ -1,4 +1,4 @@
-"""`attention` and `merge_attentions` of NATTEN 0.20 and 0.21: plain attention, and joining it."""
+"""`attention` and `merge_attentions` of NATTEN 0.20 and 0.21: full attention, and merging it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from natc.compat.natten.operators import variant
 from natc.compat.natten.releases import Release
 from natc.errors import ArgumentError
 from natc.functional import arguments
@@ -18,15 +19,20 @@ from natc.reference.layout import accumulator, without_autocast
 BACKENDS = ("blackwell-fmha", "hopper-fmha", "cutlass-fmha", "flex-fmha")
 
 _Tensor = Tensor | None
+_OF_PACKED = ("seqlens_Q", "seqlens_KV", "cumulative_seqlen_Q", "cumulative_seqlen_KV",
+              "max_seqlen_Q", "max_seqlen_KV")  # fmt: skip
 
 
 def attention_functions(release: Release) -> dict[str, Callable[..., Any]]:
-    """Return `attention`, which is causal or of packed sequences only from 0.21.5 on."""
-    return {"attention": attention if release.number >= (0, 21, 5) else _early_attention()}
+    """Return `attention`; it takes is_causal and packed sequences from 0.21.5 on."""
+    if release.number >= (0, 21, 5):
+        return {"attention": attention}
+    absent = {"is_causal": False, **dict.fromkeys(_OF_PACKED)}
+    return {"attention": variant(attention, fixed=absent)}
 
 
 def merge_functions(release: Release) -> dict[str, Callable[..., Any]]:
-    """Return `merge_attentions`, which returns the logsumexp, too, from 0.21.5 on."""
+    """Return `merge_attentions`; it also returns the logsumexp from 0.21.5 on."""
     late = release.number >= (0, 21, 5)
     return {"merge_attentions": merge_attentions if late else _early_merge()}
 
@@ -55,14 +61,13 @@ def attention(
     torch_compile: bool = False,
     return_lse: bool = False,
 ) -> Any:
-    """Return plain attention: query `[B, L, heads, head_dim]`, key and value `[B, L_kv, ...]`.
+    """Return full attention: query `[B, L, heads, head_dim]`, key and value `[B, L_kv, ...]`.
 
-    It is PyTorch's, not a kernel of natc. With return_lse, logits of the size L * L_kv are held.
-    Sequences packed into one (batch 1) are attended to one by one, which on a GPU waits for their
-    lengths.
+    PyTorch computes it, not a kernel of natc. return_lse=True needs memory for L * L_kv logits.
+    Packed sequences (batch 1) take one call each; on a GPU this waits for the lengths to arrive.
 
     Raises:
-        ArgumentError: shapes, or lengths of sequences, that do not fit.
+        ArgumentError: shapes or sequence lengths that do not fit together.
         NotImplementedError: a backend that no release has.
     """
     ends = _ends(
@@ -86,29 +91,6 @@ def attention(
     return (output, lse) if return_lse else output
 
 
-def _early_attention() -> Callable[..., Any]:
-    def attention(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float | None = None,
-        backend: str | None = None,
-        q_tile_size: int | None = None,
-        kv_tile_size: int | None = None,
-        backward_q_tile_size: int | None = None,
-        backward_kv_tile_size: int | None = None,
-        backward_kv_splits: int | None = None,
-        backward_use_pt_reduction: bool = False,
-        run_persistent_kernel: bool = True,
-        kernel_schedule: Any = None,
-        torch_compile: bool = False,
-        return_lse: bool = False,
-    ) -> Any:
-        return _attention(query, key, value, False, scale, backend, return_lse)
-
-    return attention
-
-
 def _attention(
     query: Tensor,
     key: Tensor,
@@ -119,7 +101,9 @@ def _attention(
     return_lse: bool,
 ) -> Any:
     if backend is not None and backend not in BACKENDS:
-        raise NotImplementedError(f"backend is {backend!r}; it must be one of {BACKENDS}.")
+        raise NotImplementedError(
+            f"backend is {backend!r}; it must be None or in {', '.join(BACKENDS)}."
+        )
     query, key, value = arguments.tensors(("query", query), ("key", key), ("value", value))
     arguments.axes("query", query, 1, "[batch, {}, heads, head_dim]")
     batch, length, heads, head_dim = query.shape
@@ -130,7 +114,7 @@ def _attention(
     because = f"as key has shape {list(key.shape)}"
     arguments.shape("value", value, (*key.shape[:3], "value_dim"), because)
     scale = arguments.scale_of(scale or None, head_dim)
-    # [batch, heads_kv, heads of a group, length, channels]
+    # [batch, heads_kv, heads per key head, length, channels]
     query = query.unflatten(2, (heads_kv, -1)).permute(0, 2, 3, 1, 4)
     key, value = (each.transpose(1, 2)[:, :, None] for each in (key, value))
     if not return_lse:
@@ -155,7 +139,7 @@ def _ends(
     cumulative: tuple[_Tensor, _Tensor],
     longest: tuple[int | None, int | None],
 ) -> list[list[int]] | None:
-    """Return where packed sequences begin and end, of queries and of keys; None: not packed."""
+    """Return the ends of the packed query and key sequences, from 0 on; None if not packed."""
     if all(each is None for each in (*lengths, *cumulative)) and not any(longest):
         return None
     if lengths[0] is not None and lengths[1] is not None:
@@ -181,9 +165,9 @@ def merge_attentions(
     torch_compile: bool = True,
     use_autograd_fix: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Return attention to all keys, and its logsumexp: `natc.merge_attentions`.
+    """Return attention to all keys and its logsumexp: `natc.merge_attentions`.
 
-    Outputs are `[B, L, heads, value_dim]`. The flags are ignored: gradients are right either way.
+    Outputs are `[B, L, heads, value_dim]`. The flags are ignored: gradients are always right.
 
     Raises:
         ArgumentError: fewer than two outputs, or shapes that do not fit.

@@ -1,8 +1,8 @@
-"""The switches of `natten` and `natten.context`: kept and reported, with no effect on numbers.
+"""The switches of `natten` and `natten.context`: they are stored, and reported when asked for.
 
-They chose among NATTEN's kernels, or traded memory for time in its gradients. natc has nothing to
-choose, and its gradients are deterministic. One switch matters: while fused attention is on,
-modules of 0.17 leave out the dropout of attention weights, as in the release.
+In NATTEN they choose among kernels, or trade memory for time in gradients. natc ignores them, and
+its gradients are always deterministic. One switch has an effect, as in the release: while fused
+attention is on, modules of 0.17 do not drop out attention weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from natc.errors import ArgumentError
 
 
 class MemoryUsagePreference(Enum):
-    """What gradients may use memory for; natc's use as little in either case."""
+    """How much memory gradients may use; natc's use little with each preference."""
 
     Default = 0
     Strict = 1
@@ -49,12 +49,12 @@ SETTINGS = _Settings()
 
 
 def reset(*, kv_parallel: bool) -> None:
-    """Set every switch to what a release starts with; kv_parallel: on from 0.20 on."""
+    """Set every switch to its initial value; `kv_parallel` starts on from 0.20 on."""
     SETTINGS.__init__(kv_parallel=kv_parallel)  # type: ignore[misc]
 
 
 def set_memory_usage_preference(pref: str = "default") -> None:
-    """Keep "default", "strict" or "unrestricted"."""
+    """Store the preference "default", "strict" or "unrestricted"."""
     try:
         SETTINGS.memory = MemoryUsagePreference[pref.capitalize()]
     except KeyError:
@@ -64,7 +64,7 @@ def set_memory_usage_preference(pref: str = "default") -> None:
 
 
 def get_memory_usage_preference() -> MemoryUsagePreference:
-    """Return what was set."""
+    """Return the stored preference."""
     return SETTINGS.memory
 
 
@@ -84,7 +84,7 @@ def is_memory_usage_unrestricted() -> bool:
 
 
 def use_deterministic_algorithms(mode: bool = True) -> None:
-    """Keep the switch; natc is deterministic either way."""
+    """Store the switch; natc is deterministic with it on or off."""
     SETTINGS.deterministic = mode
 
 
@@ -94,10 +94,10 @@ def are_deterministic_algorithms_enabled() -> bool:
 
 
 def use_kv_parallelism_in_fused_na(mode: bool = True) -> None:
-    """Keep the switch. RuntimeError where NATTEN's deterministic mode forbids it."""
+    """Store the switch; RuntimeError if NATTEN's deterministic mode is on, as in the release."""
     if mode and torch.are_deterministic_algorithms_enabled():
         warnings.warn(
-            "KV parallelism stays off, since PyTorch's deterministic mode is on.", stacklevel=2
+            "KV parallelism stays off because PyTorch's deterministic mode is on.", stacklevel=2
         )
         return
     if mode and SETTINGS.deterministic:
@@ -121,23 +121,23 @@ def is_flex_compile_backprop_allowed() -> bool:
 
 
 def allow_flex_compile(mode: bool = True, backprop: bool = False) -> None:
-    """Keep the switches."""
+    """Store both switches."""
     SETTINGS.compile_flex = mode
     SETTINGS.compile_flex_backward = mode and backprop
 
 
 def allow_flex_compile_backprop(mode: bool = True) -> None:
-    """Keep the switch."""
+    """Store the switch."""
     allow_flex_compile(SETTINGS.compile_flex, mode)
 
 
 def disable_flex_compile() -> None:
-    """Keep the switches off."""
+    """Switch both off."""
     allow_flex_compile(False)
 
 
 def disable_flex_compile_backprop() -> None:
-    """Keep the switch off."""
+    """Switch it off."""
     allow_flex_compile(SETTINGS.compile_flex, False)
 
 

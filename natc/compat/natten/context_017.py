@@ -1,12 +1,13 @@
-"""The switches that only 0.15 and 0.17 had, and what they said of the GPU.
+"""The switches that only 0.15 and 0.17 have, and their functions that describe the GPU.
 
-`has_fna` and `has_fused_na` are true everywhere: natc has fused attention on every device, where
-NATTEN 0.17 had it on GPUs only. The others say of a GPU what a full build of the release did.
+`has_fna` and `has_fused_na` are always true: natc has fused attention on every device, NATTEN 0.17
+on GPUs only. The other `has_*` report the same as a complete build of the release on this GPU.
 """
 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -45,38 +46,51 @@ def use_autotuner(
     steps_forward: int | None = None,
     steps_backward: int | None = None,
 ) -> None:
-    """Keep the switches that are not None; `natc tune` is what tunes natc.
+    """Store the switches that are not None; `natc tune` tunes natc. Steps are checked only.
+
+    As in the release, turning both passes off ignores the other arguments.
 
     Raises:
-        ArgumentError: a switch is neither a bool nor None.
-        RuntimeError: NATTEN's deterministic mode forbids tuning.
+        ArgumentError: a switch is neither a bool nor None, or steps are neither an int nor None.
+        RuntimeError: a pass is switched on while NATTEN's deterministic mode is on.
     """
+    if not forward_pass and not backward_pass and None not in (forward_pass, backward_pass):
+        SETTINGS.tune_forward = SETTINGS.tune_backward = False
+        return
+    if (forward_pass or backward_pass) and torch.are_deterministic_algorithms_enabled():
+        warnings.warn(
+            "The autotuner stays off because PyTorch's deterministic mode is on.", stacklevel=2
+        )
+        return
     switches = {
         "tune_forward": forward_pass,
         "tune_backward": backward_pass,
         "thorough_forward": thorough_mode_forward,
         "thorough_backward": thorough_mode_backward,
     }
-    for given in switches.values():
-        if given is not None and not isinstance(given, bool):
-            raise ArgumentError(f"{given!r} is given as a switch; it must be a bool or None.")
-    if forward_pass or backward_pass:
-        if torch.are_deterministic_algorithms_enabled():
-            return
-        if SETTINGS.deterministic:
-            raise RuntimeError("Tuning is not deterministic, and deterministic mode is on.")
-    for name, given in switches.items():
-        if given is not None:
-            setattr(SETTINGS, name, given)
+    steps = (warmup_steps_forward, warmup_steps_backward, steps_forward, steps_backward)
+    for values, kind in ((switches.values(), bool), (steps, int)):
+        for value in values:
+            if value is not None and not isinstance(value, kind):
+                raise ArgumentError(
+                    f"use_autotuner got {value!r}; its switches must be bools or None, its "
+                    "numbers of steps ints or None."
+                )
+    if SETTINGS.deterministic and (forward_pass or backward_pass):
+        raise RuntimeError("Tuning is not deterministic, and deterministic mode is on.")
+    for name, switch in switches.items():
+        if switch is not None:
+            setattr(SETTINGS, name, switch)
 
 
 def disable_autotuner() -> None:
-    """Keep the switches off."""
-    use_autotuner(False, False, False, False)
+    """Switch the autotuner and its thorough modes off."""
+    SETTINGS.tune_forward = SETTINGS.tune_backward = False
+    SETTINGS.thorough_forward = SETTINGS.thorough_backward = False
 
 
 def is_autotuner_enabled() -> bool:
-    """Return whether either direction is to be tuned."""
+    """Return whether the switch of either pass is on."""
     return SETTINGS.tune_forward or SETTINGS.tune_backward
 
 
@@ -101,7 +115,7 @@ def is_autotuner_thorough_for_backward() -> bool:
 
 
 def _gpu_functions(half: int) -> _Functions:
-    """Return has_*: compute capability from which on a release had something; half: for fp16."""
+    """Return has_*, each true from some compute capability on; `half` is the one for float16."""
 
     def has(at_least: int) -> Callable[..., bool]:
         def answer(device_index: Any = None) -> bool:
@@ -125,14 +139,17 @@ def _gpu_functions(half: int) -> _Functions:
 
 
 def _switches(*, returning: bool) -> _Functions:
-    """Return enable_* and disable_* of three kinds of kernels, which return the state if asked."""
-    found: _Functions = {}
+    """Return enable_* and disable_* for three kinds of kernels.
+
+    returning: whether the functions return the new state.
+    """
+    functions: _Functions = {}
     for setting, kind in (("tf32", "tf32"), ("gemm", "gemm_na"), ("tiled", "tiled_na")):
         for name, mode in ((f"enable_{kind}", True), (f"disable_{kind}", False)):
-            # The one that always returned it.
+            # In every release the functions for tf32 return the state.
             returns = returning or kind == "tf32"
-            found[name] = named(_switch(setting, mode, returns), name)
-    return found
+            functions[name] = named(_switch(setting, mode, returns), name)
+    return functions
 
 
 def _switch(setting: str, mode: bool, returns: bool) -> Callable[..., Any]:
@@ -144,13 +161,13 @@ def _switch(setting: str, mode: bool, returns: bool) -> Callable[..., Any]:
 
 
 def _kernel_functions() -> _Functions:
-    found: _Functions = {}
+    functions: _Functions = {}
     kinds = (("tf32_in_gemm_na", "tf32"), ("tiled_na", "tiled"), ("gemm_na", "gemm"))
     for kind, setting in kinds:
-        found[f"use_{kind}"] = named(_user(setting), f"use_{kind}")
+        functions[f"use_{kind}"] = named(_user(setting), f"use_{kind}")
         is_enabled = functools.partial(getattr, SETTINGS, setting)
-        found[f"is_{kind}_enabled"] = named(_reader(is_enabled), f"is_{kind}_enabled")
-    return found
+        functions[f"is_{kind}_enabled"] = named(_reader(is_enabled), f"is_{kind}_enabled")
+    return functions
 
 
 def _user(setting: str) -> Callable[..., Any]:
@@ -218,7 +235,7 @@ def _fused_functions(release: Release) -> _Functions:
 
 
 def functions_015() -> _Functions:
-    """Return what `natten` and `natten.functional` of 0.15 had of this."""
+    """Return the functions that `natten` and `natten.functional` have in 0.15."""
     return _gpu_functions(half=60) | _switches(returning=False)
 
 

@@ -16,20 +16,20 @@ from natc.errors import ArgumentError
 
 
 def functions(release: Release) -> dict[str, Any]:
-    """Return the names of `natten.functional` in a release of 0.14."""
+    """Return the contents of `natten.functional` in a release of 0.14."""
     names: dict[str, Any] = {}
     for rank in (1, 2):
         names |= operators(rank, release.number)
         qkrpb_class = names[f"NATTEN{rank}DQKRPBFunction"]
         av_class = names[f"NATTEN{rank}DAVFunction"]
         prefix = f"natten{rank}d"
-        made = _functions(qkrpb_class, av_class, release.number)
-        names |= {f"{prefix}{suffix}": named(f, f"{prefix}{suffix}") for suffix, f in made.items()}
+        by_suffix = _functions(qkrpb_class, av_class, release.number)
+        names |= {f"{prefix}{end}": named(f, f"{prefix}{end}") for end, f in by_suffix.items()}
     return names
 
 
 def operators(rank: int, number: tuple[int, int, int]) -> dict[str, type[Operator]]:
-    """Return the autograd functions of one rank, with the arguments of one release of 0.14."""
+    """Return the autograd functions of `rank` with the arguments of release `number`."""
 
     def qk_without_size(query: Tensor, key: Tensor, rpb: Tensor, dilation: int) -> Tensor:
         return qk_with_size(query, key, rpb, (rpb.shape[-1] + 1) // 2, dilation)
@@ -57,7 +57,7 @@ def operators(rank: int, number: tuple[int, int, int]) -> dict[str, type[Operato
 def _functions(
     qkrpb_class: type[Operator], av_class: type[Operator], number: tuple[int, int, int]
 ) -> dict[str, Any]:
-    # No annotations: the releases had none, and the parameters are theirs.
+    # Without annotations, as in the releases: programs may inspect these signatures.
     def early_qkrpb(query, key, rpb, dilation):  # type: ignore[no-untyped-def]
         return qkrpb_class.apply(query, key, rpb, dilation)
 
@@ -81,7 +81,7 @@ def _functions(
 
 
 def _side(taps: int, rank: int) -> int:
-    """Return the kernel size of which there are `taps` entries in a window of `rank` axes."""
+    """Return the kernel size whose windows have `taps` entries over `rank` axes."""
     side = round(taps ** (1 / rank))
     if side**rank != taps:
         raise ArgumentError(f"attn has {taps} entries for each query; it must be a whole window.")

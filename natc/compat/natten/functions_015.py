@@ -1,21 +1,22 @@
-"""`natten.functional` of 0.15: rank 3, biases in functions of their own, additional tokens.
+"""`natten.functional` of 0.15: rank 3, separate functions for biases, additional tokens.
 
-Rank 3 takes a kernel size and a dilation for the depth, and one for height and width.
+Functions of rank 3 take one kernel size and dilation for the depth, another for height and width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from natc.compat.natten.operators import Operator, av, named, operator, qk
+from natc.compat.natten.operators import Operator, av, named, operator, qk, variant
 
 _Tensor = Tensor | None
 
 
 def functions() -> dict[str, Any]:
-    """Return the operators of `natten.functional` in 0.15."""
+    """Return the contents of `natten.functional` in 0.15."""
     names: dict[str, Any] = {}
     for rank in (1, 2, 3):
         qk_name, av_name = (
@@ -30,7 +31,7 @@ def functions() -> dict[str, Any]:
 
 
 def operators(rank: int) -> tuple[type[Operator], type[Operator]]:
-    """Return the autograd functions of one rank; the last arguments are those of the functions."""
+    """Return the autograd functions of `rank`, qk and av; `where` holds sizes and dilations."""
 
     def of_qk(
         query: Tensor, key: Tensor, bias: _Tensor, additional_key: _Tensor, *where: int
@@ -48,9 +49,9 @@ def operators(rank: int) -> tuple[type[Operator], type[Operator]]:
 
 
 def of_rank(rank: int, qk_class: type[Operator], av_class: type[Operator]) -> dict[str, Any]:
-    """Return na*d_qk, na*d_qk_with_bias, na*d_av and natten*dqkrpb of one rank."""
-    made = _deep(qk_class, av_class) if rank == 3 else _flat(qk_class, av_class)
-    return {name.format(rank): named(f, name.format(rank)) for name, f in made.items()}
+    """Return na*d_qk, na*d_qk_with_bias, na*d_av and natten*dqkrpb of `rank`."""
+    functions = _deep(qk_class, av_class) if rank == 3 else _flat(qk_class, av_class)
+    return {name.format(rank): named(f, name.format(rank)) for name, f in functions.items()}
 
 
 def _window(rank: int, where: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -62,15 +63,6 @@ def _window(rank: int, where: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[i
 
 
 def _flat(qk_class: type[Operator], av_class: type[Operator]) -> dict[str, Any]:
-    def na_qk(
-        query: Tensor,
-        key: Tensor,
-        kernel_size: int,
-        dilation: int,
-        additional_keys: _Tensor = None,
-    ) -> Tensor:
-        return qk_class.apply(query, key, None, additional_keys, kernel_size, dilation)
-
     def na_qk_with_bias(
         query: Tensor,
         key: Tensor,
@@ -90,30 +82,10 @@ def _flat(qk_class: type[Operator], av_class: type[Operator]) -> dict[str, Any]:
     ) -> Tensor:
         return av_class.apply(attn, value, additional_values, kernel_size, dilation)
 
-    def qkrpb(query: Tensor, key: Tensor, rpb: _Tensor, kernel_size: int, dilation: int) -> Tensor:
-        return qk_class.apply(query, key, rpb, None, kernel_size, dilation)
-
-    return {
-        "na{}d_qk": na_qk,
-        "na{}d_qk_with_bias": na_qk_with_bias,
-        "na{}d_av": na_av,
-        "natten{}dqkrpb": qkrpb,
-    }
+    return _by_name(na_qk_with_bias, na_av)
 
 
 def _deep(qk_class: type[Operator], av_class: type[Operator]) -> dict[str, Any]:
-    def na_qk(
-        query: Tensor,
-        key: Tensor,
-        kernel_size_d: int,
-        kernel_size: int,
-        dilation_d: int,
-        dilation: int,
-        additional_keys: _Tensor = None,
-    ) -> Tensor:
-        where = kernel_size_d, kernel_size, dilation_d, dilation
-        return qk_class.apply(query, key, None, additional_keys, *where)
-
     def na_qk_with_bias(
         query: Tensor,
         key: Tensor,
@@ -139,21 +111,14 @@ def _deep(qk_class: type[Operator], av_class: type[Operator]) -> dict[str, Any]:
         where = kernel_size_d, kernel_size, dilation_d, dilation
         return av_class.apply(attn, value, additional_values, *where)
 
-    def qkrpb(
-        query: Tensor,
-        key: Tensor,
-        rpb: _Tensor,
-        kernel_size_d: int,
-        kernel_size: int,
-        dilation_d: int,
-        dilation: int,
-    ) -> Tensor:
-        where = kernel_size_d, kernel_size, dilation_d, dilation
-        return qk_class.apply(query, key, rpb, None, *where)
+    return _by_name(na_qk_with_bias, na_av)
 
+
+def _by_name(with_bias: Callable[..., Any], na_av: Callable[..., Any]) -> dict[str, Any]:
+    """Return the functions of a rank, those without a bias or tokens as variants."""
     return {
-        "na{}d_qk": na_qk,
-        "na{}d_qk_with_bias": na_qk_with_bias,
+        "na{}d_qk": variant(with_bias, fixed={"bias": None}),
+        "na{}d_qk_with_bias": with_bias,
         "na{}d_av": na_av,
-        "natten{}dqkrpb": qkrpb,
+        "natten{}dqkrpb": variant(with_bias, {"additional_keys": None}, {"bias": "rpb"}),
     }

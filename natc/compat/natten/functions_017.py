@@ -1,6 +1,6 @@
 """`natten.functional` of 0.17: options per axis, causal axes, and the fused `na1d` to `na3d`.
 
-The fifth positional argument of the fused functions is the dilation; in 0.20 it is the stride.
+The fifth positional argument of the fused functions is the dilation; since 0.20 it is the stride.
 """
 
 from __future__ import annotations
@@ -10,33 +10,39 @@ from typing import Any
 from torch import Tensor
 
 from natc import functional
+from natc.compat.natten import functions_015
 from natc.compat.natten.arguments import check_bias, check_window, flags, refuse_nested, sizes
-from natc.compat.natten.operators import Operator, av, named, operator, qk
+from natc.compat.natten.operators import Operator, av, named, operator, qk, variant
 from natc.compat.natten.releases import Release
 from natc.errors import ArgumentError
 
 _Tensor = Tensor | None
-# In the releases: an integer or a tuple with one for each axis, and likewise a bool.
+# An integer or a tuple of one per axis; likewise a bool.
 _PerAxis = Any
 _FUSED = {1: functional.na1d, 2: functional.na2d, 3: functional.na3d}
 
 
 def functions(release: Release) -> dict[str, Any]:
-    """Return the operators of `natten.functional` in a release of 0.17."""
+    """Return the contents of `natten.functional` in a release of 0.17."""
     names: dict[str, Any] = {}
     for rank in (1, 2, 3):
-        classes = operators(rank)
+        classes = operators(rank, even=release.takes_even)
         names |= {each.__name__: each for each in classes}
-        made = _unfused(rank, *classes[:2])
+        by_name = _unfused(rank, *classes[:2])
         if release.number <= (0, 17, 4):
-            made |= _deprecated(rank, *classes[:2])
-        made |= fused(release, rank, classes[2])
-        names |= {name.format(rank): named(f, name.format(rank)) for name, f in made.items()}
+            by_name |= _deprecated(rank)
+        by_name |= fused(release, rank, classes[2])
+        names |= {name.format(rank): named(f, name.format(rank)) for name, f in by_name.items()}
     return names
 
 
-def operators(rank: int) -> tuple[type[Operator], type[Operator], type[Operator]]:
-    """Return the autograd functions of one rank: qk, av and the fused one."""
+def operators(
+    rank: int, *, even: bool = False
+) -> tuple[type[Operator], type[Operator], type[Operator]]:
+    """Return the autograd functions of `rank`: qk, av, and fused attention.
+
+    even: whether the fused function takes even kernel sizes, as from 0.17.5 on.
+    """
 
     def of_qk(
         query: Tensor, key: Tensor, bias: _Tensor, additional_key: _Tensor, *where: Any
@@ -61,7 +67,7 @@ def operators(rank: int) -> tuple[type[Operator], type[Operator], type[Operator]
         tiling_config_backward: Any = None,
     ) -> tuple[Tensor, Tensor]:
         where = kernel_size, dilation, is_causal
-        return _attend(rank, query, key, value, bias, *where, scale, return_lse=True)
+        return attend(rank, query, key, value, bias, *where, scale, even=even, return_lse=True)
 
     prefix = f"NeighborhoodAttention{rank}D"
     return (
@@ -81,7 +87,7 @@ def _checked(
     )
 
 
-def _attend(
+def attend(
     rank: int,
     query: Tensor,
     key: Tensor,
@@ -92,22 +98,31 @@ def _attend(
     is_causal: _PerAxis,
     scale: float | None,
     *,
+    even: bool,
+    smallest: int = 2,
+    stride: _PerAxis = None,
     additional_keys: _Tensor = None,
     additional_values: _Tensor = None,
     return_lse: bool = False,
 ) -> Any:
+    """Check the arguments as 0.17 does and return fused attention: `natc.na2d` and its likes.
+
+    even: whether even kernel sizes are taken, without a bias. smallest: the least kernel size.
+    """
     refuse_nested(query, key, value)
     kernel_size, dilation, is_causal = _checked(rank, kernel_size, dilation, is_causal)
     check_bias(is_causal, rpb)
-    check_window(kernel_size, dilation, query.shape[1:-2])
+    spatial = query.shape[1:-2]
+    check_window(kernel_size, dilation, spatial, even=even and rpb is None, smallest=smallest)
     return _FUSED[rank](
         query,
         key,
         value,
         kernel_size,
+        stride=sizes("stride", stride, rank),
         dilation=dilation,
         is_causal=is_causal,
-        # 0 is the default, too.
+        # The releases read 0 as the default.
         scale=scale or None,
         rpb=rpb,
         additional_keys=additional_keys,
@@ -138,7 +153,7 @@ def _unfused(rank: int, qk_class: type[Operator], av_class: type[Operator]) -> d
     ) -> Tensor:
         return av_class.apply(attn, value, additional_values, kernel_size, dilation, is_causal)
 
-    # Rank 3 has no default for the dilation.
+    # The dilation of rank 3 has no default.
     def na_deep_av(
         attn: Tensor,
         value: Tensor,
@@ -152,78 +167,18 @@ def _unfused(rank: int, qk_class: type[Operator], av_class: type[Operator]) -> d
     return {"na{}d_qk": na_qk, "na{}d_av": na_av if rank < 3 else na_deep_av}
 
 
-def _deprecated(rank: int, qk_class: type[Operator], av_class: type[Operator]) -> dict[str, Any]:
-    """Return natten*dqkrpb, natten*dqk and natten*dav, gone in 0.17.5."""
-
-    def qkrpb(query: Tensor, key: Tensor, rpb: _Tensor, kernel_size: int, dilation: int) -> Tensor:
-        where = (kernel_size,) * rank, (dilation,) * rank, False
-        return qk_class.apply(query, key, rpb, None, *where)
-
-    def only_qk(query: Tensor, key: Tensor, kernel_size: int, dilation: int) -> Tensor:
-        where = (kernel_size,) * rank, (dilation,) * rank, False
-        return qk_class.apply(query, key, None, None, *where)
-
-    def only_av(attn: Tensor, value: Tensor, kernel_size: int, dilation: int) -> Tensor:
-        where = (kernel_size,) * rank, (dilation,) * rank, False
-        return av_class.apply(attn, value, None, *where)
-
-    def deep_qkrpb(
-        query: Tensor,
-        key: Tensor,
-        rpb: _Tensor,
-        kernel_size_d: int,
-        kernel_size: int,
-        dilation_d: int,
-        dilation: int,
-    ) -> Tensor:
-        where = _deep(kernel_size_d, kernel_size), _deep(dilation_d, dilation), False
-        return qk_class.apply(query, key, rpb, None, *where)
-
-    def deep_qk(
-        query: Tensor,
-        key: Tensor,
-        kernel_size_d: int,
-        kernel_size: int,
-        dilation_d: int,
-        dilation: int,
-    ) -> Tensor:
-        where = _deep(kernel_size_d, kernel_size), _deep(dilation_d, dilation), False
-        return qk_class.apply(query, key, None, None, *where)
-
-    def deep_av(
-        attn: Tensor,
-        value: Tensor,
-        kernel_size_d: int,
-        kernel_size: int,
-        dilation_d: int,
-        dilation: int,
-    ) -> Tensor:
-        where = _deep(kernel_size_d, kernel_size), _deep(dilation_d, dilation), False
-        return av_class.apply(attn, value, None, *where)
-
-    made = (deep_qkrpb, deep_qk, deep_av) if rank == 3 else (qkrpb, only_qk, only_av)
-    return dict(zip(("natten{}dqkrpb", "natten{}dqk", "natten{}dav"), made))
-
-
-def _deep(depth: int, others: int) -> tuple[int, int, int]:
-    return depth, others, others
+def _deprecated(rank: int) -> dict[str, Any]:
+    """Return natten*dqkrpb, natten*dqk and natten*dav as in 0.15; 0.17.5 removed them."""
+    of_015 = functions_015.of_rank(rank, *functions_015.operators(rank))
+    return {
+        "natten{}dqkrpb": of_015[f"natten{rank}dqkrpb"],
+        "natten{}dqk": variant(of_015[f"na{rank}d_qk"], {"additional_keys": None}),
+        "natten{}dav": variant(of_015[f"na{rank}d_av"], {"additional_values": None}),
+    }
 
 
 def fused(release: Release, rank: int, fused_class: type[Operator]) -> dict[str, Any]:
-    """Return the fused function of one rank, which takes additional tokens from 0.17.4 on."""
-
-    def early(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        kernel_size: _PerAxis,
-        dilation: _PerAxis = 1,
-        is_causal: _PerAxis = False,
-        rpb: _Tensor = None,
-        scale: float | None = None,
-    ) -> Tensor:
-        where = kernel_size, dilation, is_causal
-        return fused_class.apply(query, key, value, rpb, *where, scale, None, None)[0]
+    """Return the fused function of `rank`; it takes additional tokens from 0.17.4 on."""
 
     def with_tokens(
         query: Tensor,
@@ -241,8 +196,8 @@ def fused(release: Release, rank: int, fused_class: type[Operator]) -> dict[str,
         where = kernel_size, dilation, is_causal
         if additional_keys is None and additional_values is None:
             return fused_class.apply(query, key, value, rpb, *where, scale, None, None)[0]
-        _check_xformers(xformers_kwargs)
-        return _attend(
+        check_xformers(xformers_kwargs)
+        return attend(
             rank,
             query,
             key,
@@ -250,16 +205,19 @@ def fused(release: Release, rank: int, fused_class: type[Operator]) -> dict[str,
             rpb,
             *where,
             scale,
+            even=release.takes_even,
             additional_keys=additional_keys,
             additional_values=additional_values,
         )
 
+    tokens = ("additional_keys", "additional_values", "xformers_kwargs")
+    early = variant(with_tokens, fixed=dict.fromkeys(tokens))
     return {"na{}d": with_tokens if release.number >= (0, 17, 4) else early}
 
 
-def _check_xformers(given: dict[str, Any] | None) -> None:
-    """Accept what chooses an implementation (op), refuse what would change the result."""
-    for name, value in (given or {}).items():
+def check_xformers(xformers_kwargs: dict[str, Any] | None) -> None:
+    """Accept `op`, which chooses an implementation; refuse arguments that change the result."""
+    for name, value in (xformers_kwargs or {}).items():
         if name != "op" and value:
             raise ArgumentError(
                 f"xformers_kwargs has {name}={value!r}; only op is accepted, and ignored, since "

@@ -1,8 +1,8 @@
-"""Putting the interface of a NATTEN release where `import natten` finds it, and taking it away.
+"""Make `import natten` find the interface of a NATTEN release, and undo it.
 
-A finder at the head of `sys.meta_path` answers for `natten` and its submodules, and for the
-version that `importlib.metadata` reports, which is where some programs look. Modules are filled
-when they are imported; until then nothing imports torch.
+A finder at the head of `sys.meta_path` serves `natten` and its submodules, and the version that
+`importlib.metadata` reports, because some programs read it there. Modules get their contents when
+they are imported; nothing imports torch before.
 """
 
 from __future__ import annotations
@@ -23,18 +23,27 @@ from natc.env import NATC_AS_NATTEN
 from natc.errors import ArgumentError, CompatError
 
 _ROOT = "natten"
+# Public submodules of NATTEN that are not served, and natc's replacements.
+_ABSENT = {
+    "autotuner": "`natc tune` searches for faster kernels.",
+    "backends": "natten.na2d and its likes accept backend=, and natc chooses the kernel itself.",
+    "profiler": "`natc bench` times kernels.",
+    "token_permute": "natc's kernels read tokens in their own order; call natten.na2d directly.",
+    "utils.testing": "it serves NATTEN's own tests; natc's tests are in its repository.",
+}
 
 
 def install(version: str | None = None) -> None:
-    """Make `import natten`, here and in every module of this process, give natc's stand-in.
+    """Make `import natten` import natc's stand-in, in every module of this process.
 
-    A NATTEN that is installed but not imported yet stays unused. Installing again replaces the
-    interface for imports to come; what was imported before keeps working as it was.
+    An installed NATTEN that is not imported yet stays unused. Installing again changes later
+    imports only; a program keeps the modules that it has imported.
 
     Args:
-        version: a release of NATTEN such as "0.14.6" or a series such as "0.21", whose names,
-            signatures and defaults are then given exactly. None: those of 0.17.4, and beside them
-            names of other releases that it lacks, which together serve most programs.
+        version: a release of NATTEN such as "0.14.6", or a series such as "0.21": `natten` then
+            has exactly the names, signatures and defaults of that release. None: `natten` has the
+            names of all releases and takes the calls of 0.14 to 0.17 and of 0.20 to 0.21; a call
+            that fits only some releases is refused with their names.
 
     Raises:
         ArgumentError: natc does not know the release.
@@ -46,15 +55,15 @@ def install(version: str | None = None) -> None:
         raise CompatError(
             f"natten {getattr(present, '__version__', '')} is already imported, from "
             f"{getattr(present, '__file__', 'an unknown place')}; call natc.compat.install() "
-            "before anything imports natten."
+            "before the first import of natten."
         )
     uninstall()
-    # In front, since an installed NATTEN would be found by the finders behind.
+    # Ahead of the finders that would find an installed NATTEN.
     sys.meta_path.insert(0, _Finder(wanted))
 
 
 def uninstall() -> None:
-    """Undo `install`: the next `import natten` looks for NATTEN itself. No error if there is none.
+    """Undo `install`, if it was called: the next `import natten` searches for NATTEN itself.
 
     Modules that imported names from the stand-in keep them.
     """
@@ -65,10 +74,10 @@ def uninstall() -> None:
 
 
 def install_from_environment() -> None:
-    """Install what the variable NATC_AS_NATTEN asks for: nothing if it is unset, 0 or off.
+    """Call `install` as the variable NATC_AS_NATTEN says; do nothing if it is unset, 0 or off.
 
     Raises:
-        ArgumentError: it is neither a switch (1, true, yes, on) nor a release.
+        ArgumentError: the variable is neither a switch (1, true, yes, on) nor a release.
         CompatError: NATTEN itself is imported already.
     """
     wanted = (NATC_AS_NATTEN.get() or "").strip()
@@ -85,7 +94,7 @@ def _is_ours(module: ModuleType) -> bool:
 
 
 class _Finder(MetaPathFinder):
-    """Answers for `natten`, its submodules and its version."""
+    """Finds `natten`, its submodules, and its distribution with the version."""
 
     def __init__(self, wanted: Release) -> None:
         self._loader = _Loader(wanted)
@@ -94,23 +103,33 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return a spec for what the release has."""
+        """Return a spec for `natten` and the submodules of the release, else None.
+
+        Raises:
+            CompatError: a submodule that natc replaces by something of its own.
+        """
         if fullname.partition(".")[0] != _ROOT:
             return None
         if fullname != _ROOT and fullname not in self._loader.modules():
+            for name, instead in _ABSENT.items():
+                if fullname == f"{_ROOT}.{name}":
+                    raise CompatError(f"natc's stand-in has no {fullname}: {instead}")
             return None
         return importlib.util.spec_from_loader(
-            fullname, self._loader, origin="natc.compat", is_package=fullname == _ROOT
+            fullname,
+            self._loader,
+            origin="natc.compat",
+            is_package=fullname in (_ROOT, f"{_ROOT}.utils"),
         )
 
     def find_distributions(self, context: Any = None) -> Iterable[importlib.metadata.Distribution]:
-        """Return the distribution `natten` to whom asks for it, or for all there are."""
+        """Return the distribution `natten` for queries by this name and for all names."""
         name = getattr(context, "name", None)
         return [_Distribution(self._version)] if name in (None, _ROOT) else []
 
 
 class _Loader(Loader):
-    """Fills the modules of a release. The names are made once, when the first is imported."""
+    """Fills the modules of a release; all names are computed when the first one is imported."""
 
     def __init__(self, wanted: Release) -> None:
         self._wanted = wanted
@@ -119,35 +138,36 @@ class _Loader(Loader):
     def modules(self) -> dict[str, dict[str, Any]]:
         """Return the names that each module holds."""
         if self._modules is None:
-            # Imports torch.
+            # These import torch.
+            from natc.compat.natten import context
             from natc.compat.natten.interface import interface
 
             self._modules = interface(self._wanted)
+            context.reset(kv_parallel=self._wanted.number >= (0, 20, 0))
         return self._modules
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """Leave it to Python."""
+        """Return None: Python creates the module."""
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give a module its names; the package imports the submodules that its release did."""
+        """Fill a module, and import the submodules that it imports in the release."""
         names = self.modules()[module.__name__]
-        if module.__name__ == _ROOT:
-            for submodule in names["__submodules__"]:
-                importlib.import_module(f"{_ROOT}.{submodule}")
+        for submodule in names.get("__submodules__", ()):
+            importlib.import_module(f"{module.__name__}.{submodule}")
         module.__dict__.update(
             {name: value for name, value in names.items() if name != "__submodules__"}
         )
 
 
 class _Distribution(importlib.metadata.Distribution):
-    """What `importlib.metadata.version("natten")` reads."""
+    """The distribution `natten`, for `importlib.metadata.version("natten")`."""
 
     def __init__(self, version: str) -> None:
         self._version = version
 
     def read_text(self, filename: str) -> str | None:
-        """Return the text of METADATA; there are no other files."""
+        """Return the text of METADATA, and None for all other files."""
         if filename not in ("METADATA", "PKG-INFO"):
             return None
         message = Message()

@@ -1,12 +1,11 @@
-"""What each module of a release holds: names, and which submodules `import natten` brings along.
+"""The contents of each module of `natten` by release, and the submodules that it imports.
 
-In 0.17, `natten.na1d` to `natten.na3d` are submodules that hold a module each, in 0.20 they are
-functions.
+In 0.17, `natten.na1d` to `natten.na3d` are submodules that hold one class each; since 0.20 they
+are functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from natc.compat.natten import (
@@ -23,32 +22,35 @@ from natc.compat.natten import (
     modules_017,
     modules_020,
     tiles,
+    union,
 )
-from natc.compat.natten.releases import Release, release
-from natc.errors import CompatError
+from natc.compat.natten.releases import Release
 
 _Names = dict[str, Any]
 
 
 def interface(wanted: Release) -> dict[str, _Names]:
-    """Return the names of every module of a release, by its full name, `natten` among them.
+    """Return the names of every module of a release, by the full name of the module.
 
-    `natten.__submodules__` lists those that importing the package imports.
+    A module's `__submodules__` lists the submodules that it imports.
     """
-    number = wanted.number
-    context.reset(kv_parallel=number >= (0, 20, 0))
-    if number < (0, 15, 0):
-        found = _of_014(wanted)
-    elif number < (0, 17, 0):
-        found = _of_015(wanted)
-    elif number < (0, 20, 0):
-        found = _of_017(wanted)
-    else:
-        found = _of_020(wanted)
-    found[""] = {"__doc__": _doc(wanted), "__version__": wanted.version, **found[""]}
+    modules = _of_release(wanted)
     if wanted.union:
-        _join(found)
-    return {f"natten.{name}" if name else "natten": names for name, names in found.items()}
+        union.join(modules, _of_release)
+        top = modules[""]
+        top["__all__"] = [name for name in top if not name.startswith("_")]
+        top["__submodules__"].append("modules")
+    modules[""] |= {"__doc__": _doc(wanted), "__version__": wanted.version}
+    return {f"natten.{name}" if name else "natten": names for name, names in modules.items()}
+
+
+def _of_release(wanted: Release) -> dict[str, _Names]:
+    """Return the names of every module of a release, by the module's name inside `natten`."""
+    if wanted.number < (0, 15, 0):
+        return _of_014(wanted)
+    if wanted.number < (0, 17, 0):
+        return _of_015(wanted)
+    return _of_017(wanted) if wanted.number < (0, 20, 0) else _of_020(wanted)
 
 
 def _doc(wanted: Release) -> str:
@@ -65,7 +67,7 @@ def _modules(of_release: type) -> _Names:
 
 
 def _one_each(modules: _Names, name: str) -> dict[str, _Names]:
-    """Return submodules, named after `name`, that hold the module of one rank each."""
+    """Return submodules `name.format(rank)`, each with the class of that rank."""
     return {
         name.format(rank): {
             each: module for each, module in modules.items() if module.rank == int(rank)
@@ -101,17 +103,15 @@ def _of_015(wanted: Release) -> dict[str, _Names]:
 
 
 def _of_017(wanted: Release) -> dict[str, _Names]:
-    if wanted.union:
-        modules = _modules(modules_017.Union)
-    else:
-        late = wanted.number >= (0, 17, 4)
-        modules = _modules(modules_017.UpTo0175 if late else modules_017.UpTo0173)
+    classes = {(0, 17, 4): modules_017.Of0174, (0, 17, 5): modules_017.Of0175}
+    of_release = union.Union if wanted.union else classes.get(wanted.number, modules_017.UpTo0173)
+    modules = _modules(of_release)
     functions = functions_017.functions(wanted)
     switches = context_017.functions_017(wanted)
     private = ("should_use_flex_attention", "should_force_flex_attention")
     public = {**modules, **{n: f for n, f in switches.items() if n not in private}}
     each = _one_each(modules, "na{}d")
-    found = {
+    names = {
         "": {
             **public,
             "__all__": list(public),
@@ -120,20 +120,22 @@ def _of_017(wanted: Release) -> dict[str, _Names]:
         "context": {**switches, "MemoryUsagePreference": context.MemoryUsagePreference},
         "functional": functions,
         "flops": dict(flops.functions(wanted)),
-        "types": helpers.aliases_of_types(),
-        "utils": dict(helpers.UTILS),
+        "types": helpers.aliases_of_types(wanted),
+        **helpers.utils(wanted),
         **each,
         **_one_each(modules, "natten{}d"),
     }
     if wanted.number >= (0, 17, 4):
         fused = {name: functions[name] for name in ("na1d", "na2d", "na3d")}
-        found["experimental"] = fused
-    return found
+        names["experimental"] = fused
+    return names
 
 
 def _of_020(wanted: Release) -> dict[str, _Names]:
     first = wanted.number == (0, 20, 0)
     modules = _modules(modules_020.Of0200 if first else modules_020.Since0201)
+    if wanted.union:
+        modules = _modules(union.Union)
     functions = functions_020.functions(wanted)
     switches = {**context.COMMON, **context.FLEX_COMPILE}
     at_top = ("na1d", "na2d", "na3d", "attention", "merge_attentions")
@@ -148,29 +150,11 @@ def _of_020(wanted: Release) -> dict[str, _Names]:
         "": {
             **public,
             "__all__": ["__version__", *public],
-            "__submodules__": ["context", "functional", "modules"],
+            "__submodules__": ["context", "functional", "modules", "types", "utils"],
         },
         "context": {**switches, "MemoryUsagePreference": context.MemoryUsagePreference},
         "functional": functions,
         "modules": modules,
+        "types": helpers.aliases_of_types(wanted),
+        **helpers.utils(wanted),
     }
-
-
-def _join(found: dict[str, _Names]) -> None:
-    """Add to 0.17.4 what other releases had and it does not contradict."""
-    functional = found["functional"]
-    of_014 = functions_014.functions(release("0.14.6"))
-    of_015 = functions_015.functions()
-    of_021 = functions_020.functions(release("0.21"))
-    _add(functional, of_014, (name for name in of_014 if name.endswith("Function")))
-    _add(functional, of_015, (name for name in of_015 if name.endswith("_with_bias")))
-    _add(functional, of_021, ("neighborhood_attention_generic", "attention", "merge_attentions"))
-    _add(found[""], of_021, ("attention", "merge_attentions"))
-    _add(found[""], context.FLEX_COMPILE, context.FLEX_COMPILE)
-
-
-def _add(names: _Names, others: _Names, which: Iterable[str]) -> None:
-    for name in which:
-        if name in names:
-            raise CompatError(f"{name} would mean two things")
-        names[name] = others[name]

@@ -1,11 +1,11 @@
-"""What the modules of every release share: projections around natc's attention.
+"""The base class of the modules of every release: projections around natc's attention.
 
-Parameters are created in the order of the releases, so that a seed gives the weights it gave.
+Parameters are created in the order of the releases, so that a seed gives the same weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -23,11 +23,12 @@ _ATTENTION = {
 
 
 class Attention(nn.Module):
-    """Projections, and attention between them. Subclasses have the arguments of a release."""
+    """Attention between projections. Subclasses have the arguments of a release."""
 
     rank: ClassVar[int]
-    # qk and av as the release names them in a trace, with the arguments of 0.17.
-    operators: ClassVar[tuple[type[Operator], type[Operator]]]
+    # qk and av, then the fused one if there is one. They have the names that the release gives
+    # them in a trace, and the arguments of 0.17.
+    operators: ClassVar[tuple[type[Operator], ...]]
 
     rpb: nn.Parameter | None
 
@@ -39,7 +40,11 @@ class Attention(nn.Module):
         attn_drop: float | None,
         proj_drop: float,
     ) -> None:
-        """Create parameters. bias_of: kernel sizes of a bias, if any; attn_drop: None is none."""
+        """Create the parameters.
+
+        bias_of: the kernel sizes that the bias covers; None for no bias. attn_drop: None if the
+        release has no dropout of attention weights.
+        """
         self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
         if bias_of is not None:
             offsets = [2 * size - 1 for size in bias_of]
@@ -79,11 +84,42 @@ class Attention(nn.Module):
     def _attend_unfused(
         self, x: Tensor, kernel_size: Sequence[int], dilation: Any, is_causal: Any = False
     ) -> Tensor:
-        """Return the same in steps: with the weights at hand, which dropout needs."""
-        qk_class, av_class = self.operators
+        """Return the same in separate steps, with attention weights for dropout to act on."""
+        qk_class, av_class, *_ = self.operators
         query, key, value = (each.movedim(-2, 1) for each in self._packed(x).unbind(-3))
         where = kernel_size, dilation, is_causal
         attn = qk_class.apply(query * self.scale, key, self.rpb, None, *where)
         attn = self.attn_drop(attn.softmax(dim=-1))
         output = av_class.apply(attn, value, None, *where)
         return output.movedim(1, -2).flatten(-2)
+
+
+_INPUTS = {
+    1: "sequences `[B, length, dim]`",
+    2: "maps `[B, height, width, dim]`",
+    3: "volumes `[B, depth, height, width, dim]`",
+}
+
+
+def of_each_rank(
+    holder: str,
+    base: type[Attention],
+    operators: Callable[[int], tuple[type[Operator], ...]] = lambda rank: (),
+    ranks: Sequence[int] = (1, 2, 3),
+) -> type:
+    """Return a class that holds NeighborhoodAttention1D and its likes, derived from `base`.
+
+    It must be assigned to the name `holder` in the module of `base`, where pickle searches.
+    """
+    modules = {}
+    for rank in ranks:
+        name = f"NeighborhoodAttention{rank}D"
+        body = {
+            "__doc__": f"Neighborhood attention of {_INPUTS[rank]}.",
+            "__module__": base.__module__,
+            "__qualname__": f"{holder}.{name}",
+            "rank": rank,
+            "operators": operators(rank),
+        }
+        modules[name] = type(name, (base,), body)
+    return type(holder, (), {"__module__": base.__module__, **modules})

@@ -1,12 +1,13 @@
 """The modules of 0.14 and 0.15: one kernel size and dilation, a bias by default, and padding.
 
 A map smaller than the window is padded with zeros at its end, before the projection to query, key
-and value. So the padding takes part as keys and values, equal to the bias of the projection, as it
-did when the published detection and segmentation networks were trained.
+and value. The padding therefore becomes keys and values that equal the projection's bias. The
+published detection and segmentation networks were trained with it.
 """
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any, ClassVar
 
@@ -14,12 +15,12 @@ from torch import Tensor, nn
 
 from natc.compat.natten import functions_014, functions_017
 from natc.compat.natten.arguments import WindowError, check_room
-from natc.compat.natten.modules import Attention
+from natc.compat.natten.modules import Attention, of_each_rank
 from natc.compat.natten.operators import is_tracing, operator
 
 
 def _traced_as_014(rank: int) -> Any:
-    """Return qk and av of 0.17 under the names that 0.14 has in a trace."""
+    """Return qk and av of 0.17 under the names that 0.14 gives them in a trace."""
     return tuple(
         operator(name, of_017.apply)
         for name, of_017 in zip(
@@ -33,7 +34,7 @@ class Padded(Attention):
 
     dilation: int | None
     window_size: int | None
-    # Whether any string is a dilation as large as the map allows.
+    # Whether a string as dilation, whatever it says, means the largest that the map allows.
     takes_strings: ClassVar[bool] = False
 
     def _configure(
@@ -93,7 +94,7 @@ class Padded(Attention):
             padding = [entry for amount in reversed(missing) for entry in (0, amount)]
             x = nn.functional.pad(x, (0, 0, *padding))
         check_room(sizes, dilations, x.shape[1:-1], WindowError)
-        # As the release's own, a traced module consists of qk and av.
+        # As in the release, a trace shows the module as qk and av.
         if self._drops() or is_tracing():
             x = self._attend_unfused(x, sizes, dilations)
         else:
@@ -163,7 +164,7 @@ class UpTo0144:
         operators = _traced_as_014(1)
 
     class NeighborhoodAttention2D(_Early):
-        """Of maps `[B, height, width, dim]`; a dilation that is a string: as large as fits."""
+        """Of maps `[B, height, width, dim]`; a string as dilation: the largest that fits."""
 
         rank = 2
         takes_strings = True
@@ -172,20 +173,9 @@ class UpTo0144:
     class NeighborhoodAttention(NeighborhoodAttention2D):
         """The same under an older name."""
 
-        def __init__(
-            self,
-            dim: int,
-            kernel_size: int,
-            num_heads: int,
-            qkv_bias: bool = True,
-            qk_scale: float | None = None,
-            attn_drop: float = 0.0,
-            proj_drop: float = 0.0,
-            dilation: int | str | None = None,
-        ) -> None:
-            super().__init__(
-                dim, kernel_size, num_heads, qkv_bias, qk_scale, attn_drop, proj_drop, dilation
-            )
+        @functools.wraps(_Early.__init__)  # type: ignore[misc]
+        def __init__(self, *values: Any, **by: Any) -> None:
+            super().__init__(*values, **by)
             warnings.warn(
                 "NeighborhoodAttention is NeighborhoodAttention2D, and gone after NATTEN 0.14.4.",
                 DeprecationWarning,
@@ -193,17 +183,5 @@ class UpTo0144:
             )
 
 
-class UpTo0146:
-    """The modules of 0.14.5 and 0.14.6."""
-
-    class NeighborhoodAttention1D(Late):
-        """Of sequences `[B, length, dim]`."""
-
-        rank = 1
-        operators = _traced_as_014(1)
-
-    class NeighborhoodAttention2D(Late):
-        """Of maps `[B, height, width, dim]`."""
-
-        rank = 2
-        operators = _traced_as_014(2)
+# The modules of 0.14.5 and 0.14.6.
+UpTo0146 = of_each_rank("UpTo0146", Late, _traced_as_014, ranks=(1, 2))

@@ -1,6 +1,6 @@
-"""The modules of 0.15: those of 0.14.6, and one for volumes, whose depth has its own window.
+"""The modules of 0.15: as in 0.14.6, and one for volumes, whose depth has its own window.
 
-The depth is not padded: a volume that is not as deep as the window is refused, as in the release.
+The depth is not padded: a volume that is less deep than the window is refused, as in the release.
 """
 
 from __future__ import annotations

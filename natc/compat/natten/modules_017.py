@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,13 +12,18 @@ from torch import Tensor
 from natc.compat.natten.arguments import check_bias, check_window, flags, sizes
 from natc.compat.natten.context import SETTINGS
 from natc.compat.natten.functions_017 import operators
-from natc.compat.natten.modules import Attention
-from natc.compat.natten.operators import is_tracing
+from natc.compat.natten.modules import Attention, of_each_rank
+from natc.compat.natten.operators import is_tracing, variant
 
 _PerAxis = Any
 
 
-class _Module(Attention):
+class Configured(Attention):
+    """A module of 0.17; subclasses have the arguments of a release."""
+
+    takes_even: ClassVar[bool] = False
+    stride: Sequence[int] | int = 1
+
     def _configure(
         self,
         dim: int,
@@ -45,28 +52,38 @@ class _Module(Attention):
     def forward(self, x: Tensor) -> Tensor:
         """Return `[B, *S, dim]` for x of that shape.
 
-        While fused attention is switched on (`natten.use_fused_na`), attention weights are not
-        dropped out, as in the release.
+        As in the release, attention weights are not dropped out while fused attention is switched
+        on by `natten.use_fused_na`.
         """
         self._check_rank(x)
         where = self.kernel_size, self.dilation
         if self.use_experimental_ops and not SETTINGS.fused:
             raise NotImplementedError(
-                "use_experimental_ops is True; only fused attention has these. Call "
+                "use_experimental_ops is True, but fused attention is off; call "
                 "natten.use_fused_na() first."
             )
-        # As the release's own, a traced module consists of qk and av, unless it is fused.
+        # As in the release, a trace shows the module as qk and av, or as the fused operator.
         if not SETTINGS.fused and (self._drops() or is_tracing()):
             x = self._attend_unfused(x, *where, self.is_causal)
         elif is_tracing():
             split = self._packed(x).unbind(-3)
             options = *where, self.is_causal, self.scale, None, None
-            x = operators(self.rank)[2].apply(*split, self.rpb, *options)[0].flatten(-2)
+            x = self.operators[2].apply(*split, self.rpb, *options)[0].flatten(-2)
         else:
-            check_window(*where, x.shape[1:-1])
-            options_by_name = {"dilation": self.dilation, "is_causal": self.is_causal}
-            x = self._attend(x, self.kernel_size, rpb=self.rpb, **options_by_name)
+            self._check_window(x.shape[1:-1])
+            x = self._attend(
+                x,
+                self.kernel_size,
+                stride=self.stride,
+                dilation=self.dilation,
+                is_causal=self.is_causal,
+                rpb=self.rpb,
+            )
         return self.proj_drop(self.proj(x))
+
+    def _check_window(self, spatial: Sequence[int]) -> None:
+        even = self.takes_even and SETTINGS.fused and self.rpb is None
+        check_window(self.kernel_size, self.dilation, spatial, even=even)
 
     def extra_repr(self) -> str:
         """Return the settings that `print(module)` shows."""
@@ -77,28 +94,9 @@ class _Module(Attention):
         )
 
 
-class _Early(_Module):
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        kernel_size: _PerAxis,
-        dilation: _PerAxis = 1,
-        is_causal: _PerAxis = False,
-        rel_pos_bias: bool = False,
-        qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self._configure(
-            dim, num_heads, kernel_size, dilation, is_causal, rel_pos_bias, qkv_bias, qk_scale,
-            attn_drop, proj_drop,
-        )  # fmt: skip
+class Late(Configured):
+    """0.17.4 and 0.17.5."""
 
-
-class _Late(_Module):
     def __init__(
         self,
         dim: int,
@@ -120,85 +118,15 @@ class _Late(_Module):
         )  # fmt: skip
 
 
-class _Union(_Module):
-    """As `_Late`; `bias`, which 0.14 and 0.15 had for `rel_pos_bias`, is taken by name."""
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        kernel_size: _PerAxis,
-        dilation: _PerAxis = 1,
-        is_causal: _PerAxis = False,
-        rel_pos_bias: bool = False,
-        qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-        use_experimental_ops: bool = False,
-        *,
-        bias: bool | None = None,
-    ) -> None:
-        super().__init__()
-        self._configure(
-            dim, num_heads, kernel_size, dilation, is_causal,
-            rel_pos_bias if bias is None else bias, qkv_bias, qk_scale, attn_drop, proj_drop,
-            use_experimental_ops,
-        )  # fmt: skip
+class _TakesEven(Late):
+    takes_even = True
 
 
-class UpTo0173:
-    """The modules of 0.17.0 to 0.17.3."""
-
-    class NeighborhoodAttention1D(_Early):
-        """Of sequences `[B, length, dim]`."""
-
-        rank, operators = 1, operators(1)[:2]
-
-    class NeighborhoodAttention2D(_Early):
-        """Of maps `[B, height, width, dim]`."""
-
-        rank, operators = 2, operators(2)[:2]
-
-    class NeighborhoodAttention3D(_Early):
-        """Of volumes `[B, depth, height, width, dim]`."""
-
-        rank, operators = 3, operators(3)[:2]
+class _Early(Late):
+    __init__ = variant(Late.__init__, fixed={"use_experimental_ops": False})
 
 
-class UpTo0175:
-    """The modules of 0.17.4 and 0.17.5."""
-
-    class NeighborhoodAttention1D(_Late):
-        """Of sequences `[B, length, dim]`."""
-
-        rank, operators = 1, operators(1)[:2]
-
-    class NeighborhoodAttention2D(_Late):
-        """Of maps `[B, height, width, dim]`."""
-
-        rank, operators = 2, operators(2)[:2]
-
-    class NeighborhoodAttention3D(_Late):
-        """Of volumes `[B, depth, height, width, dim]`."""
-
-        rank, operators = 3, operators(3)[:2]
-
-
-class Union:
-    """The modules of 0.17.4 with the argument `bias`."""
-
-    class NeighborhoodAttention1D(_Union):
-        """Of sequences `[B, length, dim]`."""
-
-        rank, operators = 1, operators(1)[:2]
-
-    class NeighborhoodAttention2D(_Union):
-        """Of maps `[B, height, width, dim]`."""
-
-        rank, operators = 2, operators(2)[:2]
-
-    class NeighborhoodAttention3D(_Union):
-        """Of volumes `[B, depth, height, width, dim]`."""
-
-        rank, operators = 3, operators(3)[:2]
+# The modules of 0.17.0 to 0.17.3, of 0.17.4, and of 0.17.5, which takes even kernel sizes.
+UpTo0173 = of_each_rank("UpTo0173", _Early, operators)
+Of0174 = of_each_rank("Of0174", Late, operators)
+Of0175 = of_each_rank("Of0175", _TakesEven, functools.partial(operators, even=True))

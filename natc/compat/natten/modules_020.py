@@ -1,4 +1,4 @@
-"""The modules of 0.20 and 0.21: strides, neither a bias nor dropout of attention weights."""
+"""The modules of 0.20 and 0.21: with strides, without a bias or dropout of attention weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from natc.compat.natten.arguments import check_room, flags, sizes
-from natc.compat.natten.modules import Attention
+from natc.compat.natten.modules import Attention, of_each_rank
+from natc.compat.natten.operators import variant
 from natc.errors import ArgumentError
 
 _PerAxis = Any
@@ -65,25 +66,6 @@ class _Module(Attention):
         )
 
 
-class _Dim(_Module):
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        kernel_size: _PerAxis,
-        stride: _PerAxis = 1,
-        dilation: _PerAxis = 1,
-        is_causal: _PerAxis = False,
-        qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        proj_drop: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self._configure(
-            dim, num_heads, kernel_size, stride, dilation, is_causal, qkv_bias, qk_scale, proj_drop
-        )
-
-
 class _EmbedDim(_Module):
     def __init__(
         self,
@@ -104,39 +86,10 @@ class _EmbedDim(_Module):
         )  # fmt: skip
 
 
-class Of0200:
-    """The modules of 0.20.0, whose first argument is `dim`."""
-
-    class NeighborhoodAttention1D(_Dim):
-        """Of sequences `[B, length, dim]`."""
-
-        rank = 1
-
-    class NeighborhoodAttention2D(_Dim):
-        """Of maps `[B, height, width, dim]`."""
-
-        rank = 2
-
-    class NeighborhoodAttention3D(_Dim):
-        """Of volumes `[B, depth, height, width, dim]`."""
-
-        rank = 3
+class _Dim(_EmbedDim):
+    __init__ = variant(_EmbedDim.__init__, renamed={"embed_dim": "dim"})
 
 
-class Since0201:
-    """The modules of 0.20.1 and 0.21."""
-
-    class NeighborhoodAttention1D(_EmbedDim):
-        """Of sequences `[B, length, embed_dim]`."""
-
-        rank = 1
-
-    class NeighborhoodAttention2D(_EmbedDim):
-        """Of maps `[B, height, width, embed_dim]`."""
-
-        rank = 2
-
-    class NeighborhoodAttention3D(_EmbedDim):
-        """Of volumes `[B, depth, height, width, embed_dim]`."""
-
-        rank = 3
+# The modules of 0.20.0, whose first argument is `dim`, and of later releases.
+Of0200 = of_each_rank("Of0200", _Dim)
+Since0201 = of_each_rank("Since0201", _EmbedDim)

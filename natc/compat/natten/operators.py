@@ -1,9 +1,12 @@
-"""The computations behind every release: one call of natc each, under the names of a release."""
+"""The operators behind every release: each is one call of natc under the name NATTEN gave it."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +28,7 @@ def qk(
     dilation: Sequence[int],
     is_causal: Sequence[bool] | bool = False,
 ) -> Tensor:
-    """Return query key^T + rpb, heads-first: `natc.functional.na2d_qk`, window checked."""
+    """Check the window and return `natc.functional.na2d_qk`, or its like of rank 1 or 3."""
     refuse_nested(query, key)
     check_window(kernel_size, dilation, query.shape[2:-1])
     return _QK[len(kernel_size)](
@@ -47,7 +50,7 @@ def av(
     dilation: Sequence[int],
     is_causal: Sequence[bool] | bool = False,
 ) -> Tensor:
-    """Return the values weighted by attn, heads-first: `natc.functional.na2d_av`."""
+    """Check the window and return `natc.functional.na2d_av`, or its like of rank 1 or 3."""
     refuse_nested(attn, value)
     check_window(kernel_size, dilation, value.shape[2:-1])
     return _AV[len(kernel_size)](
@@ -61,15 +64,15 @@ def av(
 
 
 def is_tracing() -> bool:
-    """Return whether `torch.jit.trace` is at work, as it is for fvcore's counters."""
+    """Return whether `torch.jit.trace` is running; fvcore's counters use it."""
     return torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 class Operator:
-    """What stands for an autograd function of a release: a class that has `apply`.
+    """Replaces an autograd function of a release: a class with the method `apply`.
 
-    It is no subclass of `torch.autograd.Function`, since the operators that natc calls have
-    derivatives of their own, of any order and in both modes, and torch.compile follows the call.
+    It does not derive from `torch.autograd.Function`: natc's operators already have derivatives
+    of any order in both modes, and torch.compile can trace a plain call.
     """
 
     _call: ClassVar[Callable[..., Any]]
@@ -86,8 +89,8 @@ class Operator:
 def operator(name: str, call: Callable[..., Any]) -> type[Operator]:
     """Return a class `name` whose `apply` is `call`.
 
-    Under `torch.jit.trace` it is one node, `prim::PythonOp.name`: what fvcore's counters, and the
-    handles that programs registered for them, look for.
+    `torch.jit.trace` records it as one node, `prim::PythonOp.name`, because fvcore's counters and
+    the handles that programs register with them search for that name.
     """
     traced = type(name, (_Traced,), {"call": staticmethod(call)})
     body = {"_call": staticmethod(call), "_traced": traced, "__doc__": Operator.__doc__}
@@ -95,7 +98,7 @@ def operator(name: str, call: Callable[..., Any]) -> type[Operator]:
 
 
 class _Traced(torch.autograd.Function):
-    """A call as one node of a trace; its gradient is that of the operators inside."""
+    """Records a call as one node of a trace; backward differentiates natc's operators inside."""
 
     call: ClassVar[Callable[..., Any]]
 
@@ -103,11 +106,11 @@ class _Traced(torch.autograd.Function):
     def forward(cls, ctx: Any, *arguments: Any) -> Any:
         is_tensor = [isinstance(argument, Tensor) for argument in arguments]
         ctx.save_for_backward(*(a for a, tensor in zip(arguments, is_tensor) if tensor))
-        ctx.others = [None if tensor else a for a, tensor in zip(arguments, is_tensor)]
+        ctx.constants = [None if tensor else a for a, tensor in zip(arguments, is_tensor)]
         ctx.is_tensor = is_tensor
         with _not_tracing():
             results = cls.call(*arguments)
-        # A trace knows no tensor that was made outside of it, and takes only copies in.
+        # torch.jit.trace rejects tensors created while tracing was off, but accepts copies.
         if isinstance(results, tuple):
             return tuple(result.clone() for result in results)
         return results.clone()
@@ -115,20 +118,21 @@ class _Traced(torch.autograd.Function):
     @classmethod
     def backward(cls, ctx: Any, *grads: Any) -> Any:
         saved = [tensor.detach().requires_grad_(True) for tensor in ctx.saved_tensors]
-        left = iter(saved)
+        tensors = iter(saved)
         arguments = [
-            next(left) if tensor else other for other, tensor in zip(ctx.others, ctx.is_tensor)
+            next(tensors) if tensor else constant
+            for constant, tensor in zip(ctx.constants, ctx.is_tensor)
         ]
         with torch.enable_grad():
             results = cls.call(*arguments)
         results = results if isinstance(results, tuple) else (results,)
-        found = iter(torch.autograd.grad(results, saved, grads, allow_unused=True))
-        return tuple(next(found) if tensor else None for tensor in ctx.is_tensor)
+        d_saved = iter(torch.autograd.grad(results, saved, grads, allow_unused=True))
+        return tuple(next(d_saved) if tensor else None for tensor in ctx.is_tensor)
 
 
 @contextlib.contextmanager
 def _not_tracing() -> Iterator[None]:
-    """Leave what runs inside out of a trace, which could not hold natc's operators."""
+    """Suspend tracing, since a trace cannot hold natc's operators."""
     state = torch._C._get_tracing_state()
     torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
@@ -138,6 +142,42 @@ def _not_tracing() -> Iterator[None]:
 
 
 def named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Return a function under the name that it has in a release."""
+    """Rename `function` and return it."""
     function.__name__ = function.__qualname__ = name
     return function
+
+
+def variant(
+    function: Callable[..., Any],
+    fixed: Mapping[str, Any] = MappingProxyType({}),
+    renamed: Mapping[str, str] = MappingProxyType({}),
+) -> Callable[..., Any]:
+    """Return `function` with other parameters, such as an earlier release has.
+
+    fixed: parameters to remove, and the values that they get. renamed: new names of parameters.
+    """
+    signature = inspect.signature(function)
+    parameters = [
+        parameter.replace(name=renamed.get(name, name))
+        for name, parameter in signature.parameters.items()
+        if name not in fixed
+    ]
+    names = [parameter.name for parameter in parameters]
+    originals = {**dict(zip(names, names)), **{new: old for old, new in renamed.items()}}
+    name = function.__name__
+
+    @functools.wraps(function)
+    def call(*values: Any, **by: Any) -> Any:
+        if len(values) > len(names):
+            raise TypeError(f"{name}() takes at most {len(names)} positional arguments")
+        arguments = dict(fixed)
+        for key, value in (*zip(names, values), *by.items()):
+            if key not in originals:
+                raise TypeError(f"{name}() got an unexpected keyword argument '{key}'")
+            if originals[key] in arguments:
+                raise TypeError(f"{name}() got multiple values for argument '{key}'")
+            arguments[originals[key]] = value
+        return function(**arguments)
+
+    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return call

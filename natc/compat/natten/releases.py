@@ -1,4 +1,4 @@
-"""The releases of NATTEN whose interface can be had."""
+"""The releases of NATTEN whose interfaces natc serves."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ RELEASES = (
     "0.21.7",
 )  # fmt: skip
 
-# The one release that has nearly every name that programs use; see `Release.union`.
+# The union of releases starts from this one, which has most of the names that programs use.
 MOST_COMMON = "0.17.4"
 
 
 @dataclass(frozen=True)
 class Release:
-    """A release, and whether it is joined with what other releases had.
+    """A release of NATTEN, or the union of all releases.
 
-    version: three numbers, such as 0.17.4. union: beside the names of the release there are those
-    of others that it lacks, where the two do not contradict each other.
+    version: three numbers, such as 0.17.4. union: the names of all other releases are added, and
+    calls are accepted in the form of either generation, 0.14 to 0.17 and 0.20 to 0.21.
     """
 
     version: str
@@ -33,15 +33,20 @@ class Release:
         major, minor, patch = map(int, self.version.split("."))
         return major, minor, patch
 
+    @property
+    def takes_even(self) -> bool:
+        """Whether fused attention takes even kernel sizes."""
+        return self.union or self.number >= (0, 17, 5)
+
 
 def release(version: str | None) -> Release:
-    """Return the release that a version names; None is 0.17.4 with the names of the others.
+    """Return the release called `version`; None is the union of all releases.
 
-    A version of two numbers is the last release of that series. What follows a plus sign, as in
+    A version of two numbers is the last release of that series. A suffix after a plus sign, as in
     0.17.1+torch230cu121, is ignored.
 
     Raises:
-        ArgumentError: no such release is known.
+        ArgumentError: natc does not know the version.
     """
     if version is None:
         return Release(MOST_COMMON, union=True)
@@ -49,10 +54,10 @@ def release(version: str | None) -> Release:
     if plain in RELEASES:
         return Release(plain)
     if plain.count(".") == 1:
-        for known in reversed(RELEASES):
-            if known.startswith(f"{plain}."):
-                return Release(known)
+        for candidate in reversed(RELEASES):
+            if candidate.startswith(f"{plain}."):
+                return Release(candidate)
     raise ArgumentError(
-        f"version is {version!r}; it must be None, a series such as '0.17', or one of "
+        f"version is {version!r}; it must be None, a series such as '0.17', or a release: "
         f"{', '.join(RELEASES)}."
     )

@@ -1,4 +1,4 @@
-"""The lists of tile shapes that 0.20 and 0.21 offered for their kernels: empty, natc has none."""
+"""The functions of 0.20 and 0.21 that list tile shapes for their kernels; natc lists none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from natc.compat.natten.releases import Release
 
 
 def functions(release: Release) -> dict[str, Callable[..., Any]]:
-    """Return get_configs_for_* and get_bwd_configs_for_* of a release; each returns no shapes."""
+    """Return get_configs_for_* and get_bwd_configs_for_* of a release; each returns []."""
     forward = ("cutlass", "cutlass_hopper", "cutlass_blackwell", "flex")
     backward = forward[:-1] if release.number >= (0, 21, 0) else ("cutlass",)
     names = [

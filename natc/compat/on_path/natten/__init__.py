@@ -1,14 +1,14 @@
-"""Found where the directory above is on the path: processes that `python -m natc.compat` starts.
+"""Replaces itself by natc's stand-in, or by NATTEN itself if NATC_AS_NATTEN is off.
 
-It puts natc's stand-in in its own place, or, where NATC_AS_NATTEN is off, NATTEN itself. The
-directory is on no path unless put there, so that natc never hides NATTEN by itself.
+`python -m natc.compat` puts the directory above on the path of the processes that it starts.
+Nothing else does, so that an installed NATTEN is hidden only when this was asked for.
 """
 
 import importlib
 import sys
 from pathlib import Path
 
-# This module, half imported, is not the one to stay.
+# The import below must load another module under this name.
 sys.modules.pop(__name__)
 _directory = str(Path(__file__).parents[1])
 sys.path[:] = [entry for entry in sys.path if entry != _directory]
