@@ -1,10 +1,10 @@
-"""Which features run on kernels, and which on the reference: found by making the calls.
+"""Which calls natc supports with kernels, and which of those kernels are installed here.
 
-Each row is a call, small, made through natc's public functions while every kernel that natc can
-compile for a target stands in for itself: `natc.runtime.registry.resolved` answers as if all of
-them were built, and a kernel writes zeros and leaves its name. So the table is what the dispatch
-code does, not what somebody wrote down; `natc.operations` says which kernels there are. Calls run
-on the CPU for either target: what a target changes is which kernels exist for it.
+What is supported is found by making the calls, not written down. Each row is a small call through
+natc's public functions, while a stand-in answers for every kernel that natc can compile for a
+target: it writes zeros and notes its operation. Nothing is compiled, and calls for either target
+run on the CPU: a target only decides which kernels there are (`natc.operations`). What is
+installed is asked of `natc.runtime`, which knows the libraries of this machine.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from natc import reference
-from natc.checks.support_calls import ROWS, Call
+from natc import reference, runtime
+from natc.checks.support_calls import KINDS, ROWS, Call
 from natc.errors import NatcError, NotCoveredError, SpecError
 from natc.operations import OPERATIONS, operations_of
 from natc.runtime import registry
@@ -31,34 +31,62 @@ from natc.spec import RANKS, KernelSpec, compiles
 TARGETS = ("llvm", "cuda")
 KERNEL, COMPOSITION, REFERENCE, REFUSED = "kernel", "composition", "reference", "refused"
 
-# Attention that torch computes, beside what a kernel does, has one of these in it.
+# Attention that torch computes beside a kernel calls at least one of these.
 _PRODUCTS = frozenset(("mm", "bmm", "addmm", "baddbmm", "_softmax", "logsumexp", "exp"))
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What serves one feature, for one rank and target.
+    """How natc supports one feature, for one rank and target, and whether it is installed here.
 
-    served_by: `kernel`; `composition`: kernels joined by products or softmaxes that torch
-        computes; `reference`; or `refused`, where the call raises an error.
-    operations: the kernels' operations that ran, in the order of `natc.operations`.
+    supported: `kernel`; `composition`: kernels joined by products or softmaxes that torch
+        computes; `reference`; or `refused`, if the call raises an error.
+    operations: the operations of kernels that the call needs, in the order of `natc.operations`.
+    installed: whether libraries on this machine have these operations, for some kernel that the
+        feature is about (`support_calls.KINDS`), and run here.
     """
 
     feature: str
     rank: int
     target: str
-    served_by: str
+    supported: str
     operations: tuple[str, ...]
+    installed: bool = False
 
 
 def table() -> list[Cell]:
     """Return a cell for every feature, rank and target, feature by feature."""
-    return [
+    kernels = {target: _usable(target) for target in TARGETS}
+    cells = [
         _cell(feature, call, rank, target)
         for feature, call in ROWS.items()
         for rank in RANKS
         for target in TARGETS
     ]
+    return [replace(cell, installed=_installed(cell, kernels[cell.target])) for cell in cells]
+
+
+def _usable(target: str) -> dict[KernelSpec, set[str]]:
+    """Return the operations, by spec, of the kernels that this machine has and runs."""
+    facts = runtime.this_machine()[target]
+    return {
+        spec: {
+            name
+            for name in operations_of(spec)
+            if runtime.explain(spec, facts, operation=name).choice is not None
+        }
+        for spec in {library.spec for library in runtime.kernels()}
+    }
+
+
+def _installed(cell: Cell, kernels: Mapping[KernelSpec, set[str]]) -> bool:
+    """Return whether kernels of some spec have all operations that a cell's calls need."""
+    fits = KINDS.get(cell.feature, lambda spec: True)
+    for spec, operations in kernels.items():
+        needed = set(cell.operations) & set(operations_of(spec))
+        if spec.rank == cell.rank and fits(spec) and needed and needed <= operations:
+            return cell.supported in (KERNEL, COMPOSITION)
+    return False
 
 
 class Seen:
@@ -70,12 +98,12 @@ class Seen:
         self.products = False
 
     def clear(self) -> None:
-        """Forget it: what ran until now only prepared what the row is about."""
+        """Forget what ran: it only prepared the step that the row is about."""
         self.__init__()  # type: ignore[misc]
 
     @property
-    def served_by(self) -> str:
-        """The word for it, as in Cell."""
+    def supported(self) -> str:
+        """The word for what ran, as in Cell."""
         if self.reference or not self.operations:
             return REFERENCE
         return COMPOSITION if self.products else KERNEL
@@ -87,16 +115,16 @@ def _cell(feature: str, call: Call, rank: int, target: str) -> Cell:
         try:
             call(rank, seen.clear)
         except NotCoveredError:
-            # The user's NATC_STRICT forbids what would run.
+            # The user's NATC_STRICT forbids the reference, which would run.
             seen.reference = True
         except NatcError:
             return Cell(feature, rank, target, REFUSED, ())
     operations = tuple(name for name in OPERATIONS if name in seen.operations)
-    return Cell(feature, rank, target, seen.served_by, operations)
+    return Cell(feature, rank, target, seen.supported, operations)
 
 
 class _StandIns(dict[Any, Any]):
-    """Takes the place of `registry.resolved`: every kernel of a target is there."""
+    """Replaces `registry.resolved`: answers for every kernel that natc compiles for a target."""
 
     def __init__(self, target: str, seen: Seen) -> None:
         super().__init__()
@@ -130,19 +158,19 @@ def _stand_ins(target: str, seen: Seen) -> Iterator[None]:
     registry.resolved = _StandIns(target, seen)  # type: ignore[assignment]
     try:
         with warnings.catch_warnings():
-            # A call on the reference is a row here, and nothing that went wrong.
+            # A call on the reference is a row of the table, not a problem.
             warnings.simplefilter("ignore")
             yield
     finally:
         registry.resolved = before[0]
-        # A warning that nobody saw is to be given when its call is made.
+        # Nobody saw these warnings: the user's own calls give them again.
         registry.warned.clear()
         registry.warned.update(before[1])
 
 
 @contextlib.contextmanager
 def _reference_watched(seen: Seen) -> Iterator[None]:
-    """Note when the reference runs, whoever calls it."""
+    """Set `seen.reference` when a function of the reference runs, whoever calls it."""
 
     def watch(frame: FrameType, event: str, argument: Any) -> None:
         if event == "call" and frame.f_code in _REFERENCE:
@@ -160,7 +188,7 @@ _REFERENCE = frozenset(getattr(reference, name).__code__ for name in reference._
 
 
 class _Products(TorchDispatchMode):
-    """Notes products and softmaxes that run outside of natc's operators."""
+    """Sets `seen.products` when a product or softmax runs outside of natc's operators."""
 
     def __init__(self, seen: Seen) -> None:
         super().__init__()

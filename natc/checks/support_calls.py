@@ -1,4 +1,4 @@
-"""The calls that `natc.checks.support` asks about: one small call, or a few, for each feature."""
+"""The calls that `natc.checks.support` makes: one small call, or a few, for each feature."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from natc import functional
-from natc.spec import DTYPES, MAX_HEAD_DIM, MAX_KERNEL_SIZE, MIN_KERNEL_SIZE
+from natc.spec import DTYPES, MAX_HEAD_DIM, MAX_KERNEL_SIZE, MIN_KERNEL_SIZE, KernelSpec
 
-# Makes its calls for a rank; calls its second argument when the part that counts begins.
+# Makes its calls for a rank; calls its second argument right before the step that counts.
 Call = Callable[[int, Callable[[], None]], None]
 
 _BATCH, _MAP, _HEADS, _TOKENS = 1, 5, 2, 3
@@ -22,7 +22,7 @@ _BATCH, _MAP, _HEADS, _TOKENS = 1, 5, 2, 3
 def _inputs(
     shape: Sequence[int], head_dim: int, value_dim: int, heads_kv: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return query, key and value, heads-last; shape: everything before heads."""
+    """Return query, key and value, heads-last; shape: the axes before heads."""
     return (
         torch.zeros(*shape, _HEADS, head_dim, dtype=dtype, requires_grad=True),
         torch.zeros(*shape, heads_kv, head_dim, dtype=dtype, requires_grad=True),
@@ -45,11 +45,11 @@ def _fused(
     return_lse: bool = False,
     **options: Any,
 ) -> None:
-    """Call the fused function; order 0: forward alone, 1: with gradients, 2: gradients of these.
+    """Call the fused function; order 0: the forward, 1: gradients too, 2: their gradients too.
 
-    What counts is the last of these steps.
+    The last of these steps counts.
     """
-    # One long axis says as much as three, and has fewer taps.
+    # One long axis tests as much as three, with fewer taps.
     sizes = (kernel_size, *[min(kernel_size, 3)] * (rank - 1))
     value_dim = value_dim or head_dim
     make = partial(_inputs, head_dim=head_dim, value_dim=value_dim, heads_kv=heads_kv, dtype=dtype)
@@ -130,14 +130,14 @@ def _differentiate(
 ) -> None:
     for step in range(order):
         begin()
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             results,
             inputs,
             [torch.ones_like(result, requires_grad=True) for result in results],
             create_graph=step + 1 < order,
             allow_unused=True,
         )
-        results = [gradient for gradient in found if gradient is not None]
+        results = [gradient for gradient in gradients if gradient is not None]
 
 
 def _forward_mode(rank: int, begin: Callable[[], None]) -> None:
@@ -160,7 +160,7 @@ def _each(name: str, values: Sequence[Any], **options: Any) -> Call:
 
     def call(rank: int, begin: Callable[[], None]) -> None:
         for value in values:
-            # One call must not make the one before it forgotten.
+            # All of these calls count, so none may clear the notes of the calls before it.
             _fused(rank, lambda: None, **{name: value}, **options)
 
     return call
@@ -184,6 +184,13 @@ def _unfused(**options: Any) -> Call:
 
 _ODD = (MIN_KERNEL_SIZE + 1, 7, MAX_KERNEL_SIZE)
 _EVEN = (MIN_KERNEL_SIZE, 8, MAX_KERNEL_SIZE - 1)
+_ODD_ROW = f"kernel_size odd, to {MAX_KERNEL_SIZE}"
+_EVEN_ROW = f"kernel_size even, from {MIN_KERNEL_SIZE}"
+
+
+def _has_dtype(dtype: str, spec: KernelSpec) -> bool:
+    return spec.dtype == dtype
+
 
 ROWS: dict[str, Call] = {
     "fused forward": partial(_fused, order=0),
@@ -199,8 +206,8 @@ ROWS: dict[str, Call] = {
     "unfused av": partial(_av, order=0),
     "unfused av, backward": partial(_av, order=1),
     # From here on: forward and backward.
-    f"kernel_size odd, to {MAX_KERNEL_SIZE}": _each("kernel_size", _ODD),
-    f"kernel_size even, from {MIN_KERNEL_SIZE}": _each("kernel_size", _EVEN),
+    _ODD_ROW: _each("kernel_size", _ODD),
+    _EVEN_ROW: _each("kernel_size", _EVEN),
     "kernel_size even, rpb": _each("kernel_size", _EVEN, rpb=True),
     "dilation": _option(dilation=2),
     "stride": _option(stride=2),
@@ -209,11 +216,11 @@ ROWS: dict[str, Call] = {
     "window larger than the map": _option(kernel_size=_MAP + 2),
     f"head_dim 1 to {MAX_HEAD_DIM}": _each("head_dim", (1, 12, 20, 24, 32, MAX_HEAD_DIM)),
     "value_dim other than head_dim": _option(value_dim=12),
-    "fewer heads for key and value": _option(heads_kv=1),
+    "fewer key and value heads": _option(heads_kv=1),
     "additional tokens": _option(tokens=_TOKENS),
     **{name: _option(dtype=getattr(torch, name)) for name in DTYPES},
-    "unfused, dilation, stride and is_causal": _unfused(dilation=2, stride=2, is_causal=True),
-    "unfused, fewer heads for key and value": _unfused(heads_kv=1),
+    "unfused, dilation, stride, is_causal": _unfused(dilation=2, stride=2, is_causal=True),
+    "unfused, fewer key and value heads": _unfused(heads_kv=1),
     "unfused, additional tokens": _unfused(tokens=_TOKENS),
     **{f"unfused, {name}": _unfused(dtype=getattr(torch, name)) for name in DTYPES},
     "double backward": partial(_fused, order=2),
@@ -222,4 +229,22 @@ ROWS: dict[str, Call] = {
     "unfused qk, double backward": partial(_qk, order=2),
     "unfused av, double backward": partial(_av, order=2),
     "unfused, forward-mode derivative": _unfused_forward_mode,
+}
+
+# For rows that are about some kernels only: whether a spec is one. Other rows are about all.
+KINDS: dict[str, Callable[[KernelSpec], bool]] = {
+    **{
+        name: lambda spec: not spec.rpb
+        for name in ("fused forward", "fused backward", "unfused qk", "unfused qk, backward")
+    },
+    **{name: lambda spec: spec.rpb for name in ROWS if ", rpb" in name},
+    _ODD_ROW: lambda spec: all(size % 2 for size in spec.kernel_size),
+    _EVEN_ROW: lambda spec: not any(size % 2 for size in spec.kernel_size),
+    "kernel_size even, rpb": lambda spec: spec.rpb and not any(k % 2 for k in spec.kernel_size),
+    "value_dim other than head_dim": lambda spec: spec.value_dim != spec.head_dim,
+    **{
+        f"{prefix}{name}": partial(_has_dtype, name)
+        for name in DTYPES
+        for prefix in ("", "unfused, ")
+    },
 }

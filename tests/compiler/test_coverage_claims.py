@@ -65,4 +65,4 @@ def test_real_kernels_serve_what_the_table_says(
     ran = {key[0] for key, kernel in registry.resolved.items() if kernel is not None}
     runtime.clear()
     assert set(claimed.operations) <= ran
-    assert ran or claimed.served_by == support.REFERENCE
+    assert ran or claimed.supported == support.REFERENCE

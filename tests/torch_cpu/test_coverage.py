@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.tiny_library import add_library
 
 import natc
+from natc import runtime
 from natc.checks import support
 from natc.checks.support import COMPOSITION, KERNEL, REFERENCE, Cell
 from natc.operations import OPERATIONS, operations_of
 from natc.runtime import registry
 from natc.spec import RANKS, KernelSpec
+from natc.store import workspace
 
 # What no kernel computes of the fused functions. For these the reference may serve, and elsewhere
 # it may not.
@@ -44,15 +48,15 @@ def test_kernels_serve_whatever_they_are_promised_for(cells: list[Cell]) -> None
         if cell.feature.startswith(DERIVED) or (
             cell.target == "cuda" and cell.feature.endswith("float64")
         ):
-            assert cell.served_by == REFERENCE, cell
+            assert cell.supported == REFERENCE, cell
         elif cell.feature.endswith("additional tokens"):
-            assert cell.served_by == COMPOSITION, cell
+            assert cell.supported == COMPOSITION, cell
         else:
-            assert cell.served_by == KERNEL, cell
+            assert cell.supported == KERNEL, cell
 
 
 def test_no_row_is_refused(cells: list[Cell]) -> None:
-    assert not [cell for cell in cells if cell.served_by == support.REFUSED]
+    assert not [cell for cell in cells if cell.supported == support.REFUSED]
 
 
 def test_every_operation_that_is_named_exists_and_is_used(cells: list[Cell]) -> None:
@@ -90,14 +94,14 @@ def test_without_an_operation_its_rows_fall_to_the_reference(
         return tuple(name for name in operations_of(spec, *rest) if name != missing)
 
     monkeypatch.setattr(support, "operations_of", fewer)
-    assert only(row).served_by == REFERENCE
+    assert only(row).supported == REFERENCE
     assert missing not in only(row).operations
 
 
 def test_a_call_that_goes_to_the_reference_is_seen_to() -> None:
     with natc.force_reference():
         cell = only("fused forward")
-    assert (cell.served_by, cell.operations) == (REFERENCE, ())
+    assert (cell.supported, cell.operations) == (REFERENCE, ())
 
 
 def test_what_torch_computes_is_seen() -> None:
@@ -105,13 +109,13 @@ def test_what_torch_computes_is_seen() -> None:
         support.ROWS["fused forward"](rank, begin)
         torch.zeros(2, 2) @ torch.zeros(2, 2)
 
-    assert support._cell("", call, 2, "llvm").served_by == COMPOSITION
+    assert support._cell("", call, 2, "llvm").supported == COMPOSITION
 
 
 def test_strict_changes_nothing(monkeypatch: pytest.MonkeyPatch, cells: list[Cell]) -> None:
     monkeypatch.setenv("NATC_STRICT", "1")
     before = next(c for c in cells if (c.feature, c.rank, c.target) == ("float64", 2, "cuda"))
-    assert only("float64", target="cuda").served_by == before.served_by == REFERENCE
+    assert only("float64", target="cuda").supported == before.supported == REFERENCE
 
 
 def test_nothing_is_left_behind() -> None:
@@ -120,3 +124,30 @@ def test_nothing_is_left_behind() -> None:
     only("float64", target="cuda")
     assert registry.resolved is resolved and registry.warned == warned
     assert sys.getprofile() is None
+
+
+def test_installed_are_features_whose_kernels_a_library_here_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Tiny libraries hold no kernels; their manifests say what they would serve.
+    for name, operations in {
+        "na2d_k7_d32_float32": operations_of(KernelSpec.parse("na2d_k7_d32_float32")),
+        "na1d_k4_d32_float16_rpb": ("forward",),
+    }.items():
+        add_library(tmp_path, KernelSpec.parse(name), entries={o: {"llvm": o} for o in operations})
+    monkeypatch.setattr(workspace, "library_dirs", lambda: [tmp_path])
+    runtime.clear()
+    cells = support.table()
+    runtime.clear()
+    installed = {(cell.feature, cell.rank) for cell in cells if cell.installed}
+    assert {cell.target for cell in cells if cell.installed} == {"llvm"}
+    for feature in ("fused forward", "fused backward", "unfused qk, backward", "dilation"):
+        assert (feature, 2) in installed
+    assert {feature for feature, rank in installed if rank == 1} == {"fused forward, rpb"}
+    for feature in (
+        "fused forward, rpb",
+        "float16",
+        "kernel_size even, from 2",
+        "double backward",
+    ):
+        assert (feature, 2) not in installed

@@ -24,7 +24,10 @@ _COMMANDS = ("cc", "gcc", "clang", "nvcc", "cuobjdump")
 def doctor(
     coverage: Annotated[
         bool,
-        typer.Option("--coverage", help="Show what serves each feature, on each target, instead."),
+        typer.Option(
+            "--coverage",
+            help="Show what is supported, and what of it is installed, for each feature instead.",
+        ),
     ] = False,
     why: Annotated[
         bool,
