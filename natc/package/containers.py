@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import tarfile
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -14,6 +16,11 @@ from natc.store.files import reason
 DIRECTORY, WHEEL, ARCHIVE, HUB = "directory", "wheel", "archive", "hub"
 _ZIPS = (".whl", ".zip")
 _TARS = (".tar.gz", ".tgz", ".tar", ".tar.xz")
+# What the standard library raises for archives that are damaged, besides OSError.
+_DAMAGE = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError),
+    *(RuntimeError, NotImplementedError),
+)
 
 
 class Container(ABC):
@@ -74,7 +81,7 @@ class Zip(Container):
         self.kind = WHEEL if path.suffix == ".whl" else ARCHIVE
         try:
             self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
+        except (OSError, *_DAMAGE) as error:
             raise _unreadable(path, error) from error
         self._members = {i.filename: i for i in self._zip.infolist() if not i.is_dir()}
         self.problems += [
@@ -91,7 +98,7 @@ class Zip(Container):
         """Return a file's content."""
         try:
             return self._zip.read(self._members[name])
-        except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+        except _DAMAGE as error:
             raise OSError(None, f"is damaged in the archive ({error})") from error
 
 
@@ -105,7 +112,7 @@ class Tar(Container):
             # Open for as long as its files are read.
             self._tar = tarfile.open(path)  # noqa: SIM115
             members = self._tar.getmembers()
-        except (tarfile.TarError, OSError, EOFError) as error:
+        except (OSError, *_DAMAGE) as error:
             raise _unreadable(path, error) from error
         self._members = {m.name: m for m in members if m.isfile()}
         self.problems += [
@@ -126,7 +133,7 @@ class Tar(Container):
             if file is None:
                 raise OSError(None, "is not a file in the archive")
             return file.read()
-        except (tarfile.TarError, EOFError) as error:
+        except _DAMAGE as error:
             raise OSError(None, f"is damaged in the archive ({error})") from error
 
 

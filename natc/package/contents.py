@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from natc.package.pieces import Piece
 from natc.package.signing import SIGNATURE, SUMS, Signer, digest, sums
+from natc.store.manifest import SUFFIX
 
 # Name -> its content, made when it is asked for: a package may be larger than memory.
 Contents = Mapping[str, Callable[[], bytes]]
@@ -19,11 +20,11 @@ def library_files(pieces: Sequence[Piece], name: str, signer: Signer | None = No
     files: dict[str, Callable[[], bytes]] = {}
     digests: dict[str, str] = {}
     for piece in pieces:
-        manifest = piece.manifest_bytes()
+        data, name = piece.manifest_bytes(), f"{piece.manifest.name}{SUFFIX}"
         files[piece.manifest.library] = piece.code
         digests[piece.manifest.library] = piece.manifest.sha256
-        files[piece.manifest_name] = constant(manifest)
-        digests[piece.manifest_name] = digest(manifest)
+        files[name] = constant(data)
+        digests[name] = digest(data)
     listed = sums(digests)
     files[name + SUMS] = constant(listed)
     if signer is not None:

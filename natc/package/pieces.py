@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import msgspec
 
 from natc.errors import LibraryError
 from natc.runtime.load import verify
@@ -24,7 +23,6 @@ class Piece:
 
     path: Path
     manifest: Manifest
-    manifest_name: str
 
     @property
     def spec(self) -> KernelSpec:
@@ -53,9 +51,9 @@ class Piece:
 def read_pieces(directory: Path, epoch: int) -> list[Piece]:
     """Return the libraries of a directory, sorted by name.
 
-    A replacement that was cut off is read as a call would read it. epoch: seconds since 1970 that
-    manifests get as the time of the build, so that equal libraries make equal packages. Raises
-    LibraryError for a manifest that is bad, a library that it does not vouch for, and for none.
+    epoch: the time of the build that manifests get, in seconds since 1970, so that equal libraries
+    make equal packages. Raises LibraryError for a damaged manifest, for a library whose hash is
+    not the manifest's, and if there is no library.
     """
     found = scan([directory])
     if found.unreadable:
@@ -69,10 +67,8 @@ def read_pieces(directory: Path, epoch: int) -> list[Piece]:
 def piece(library: Library, epoch: int) -> Piece:
     """Return what a package holds of a library."""
     built = datetime.datetime.fromtimestamp(epoch, datetime.timezone.utc)
-    manifest = msgspec.structs.replace(
-        library.manifest, built_at=built.isoformat(timespec="seconds")
-    )
-    return Piece(library.path, manifest, library.manifest_path.name)
+    manifest = dataclasses.replace(library.manifest, built_at=built.isoformat(timespec="seconds"))
+    return Piece(library.path, manifest)
 
 
 def kind_of(pieces: Sequence[Piece]) -> str:

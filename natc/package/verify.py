@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import csv
 import hashlib
 import io
@@ -20,10 +19,11 @@ from natc.runtime.trust import distrust
 from natc.store import elf, workspace
 from natc.store.files import reason
 from natc.store.manifest import SUFFIX, Manifest, parse_manifest
-from natc.store.replace import vouching
 
 _LIBRARIES = (".so", ".dylib", ".dll")
 _HUB_METADATA = "metadata.json"
+# How often a directory is checked at most if other processes write there meanwhile.
+_ATTEMPTS = 3
 
 
 @dataclass
@@ -70,6 +70,18 @@ def verify_path(
     problem that a directory holds no library. Raises ArgumentError for what is none of these.
     """
     container = open_container(path)
+    for _ in range(_ATTEMPTS):
+        names = container.names()
+        report = _check(container, key, portable, may_be_empty)
+        if container.names() == names:
+            break
+    return report
+
+
+def _check(
+    container: Container, key: Verifier | None, portable: bool, may_be_empty: bool
+) -> Report:
+    path = container.path
     report = Report(path, container.kind, problems=list(container.problems))
     if container.kind == DIRECTORY:
         danger = distrust(path)
@@ -113,8 +125,7 @@ def _libraries(
         try:
             manifest = parse_manifest(container.read(name), name)
         except (OSError, LibraryError) as error:
-            said = reason(error) if isinstance(error, OSError) else str(error)
-            row.problems.append(said.rstrip("."))
+            row.problems.append(_why(error).rstrip("."))
             continue
         library = str(PurePosixPath(name).with_name(manifest.library))
         vouched.add(library)
@@ -123,36 +134,27 @@ def _libraries(
         if library not in names:
             row.problems.append("is missing, though there is a manifest for it")
             continue
-        _check_library(container, name, manifest, row, portable=portable)
+        _check_library(container, manifest, row, portable=portable)
     rows += [
-        LibraryFindings(name, problems=["no manifest vouches for it"])
+        LibraryFindings(name, problems=["no manifest names it"])
         for name in names
         if name.endswith(_LIBRARIES) and name not in vouched
     ]
     return rows
 
 
-def _replacing(path: Path, manifest: Manifest) -> Manifest:
-    """Return the manifest of a replacement that is under way or was cut off, if there is one."""
-    with contextlib.suppress(LibraryError, OSError):
-        return vouching(path)[0]
-    return manifest
-
-
 def _check_library(
-    container: Container, name: str, manifest: Manifest, row: LibraryFindings, *, portable: bool
+    container: Container, manifest: Manifest, row: LibraryFindings, *, portable: bool
 ) -> None:
     try:
         code = container.read(row.library)
     except OSError as error:
         row.problems.append(reason(error))
         return
-    found = digest(code)
-    if found != manifest.sha256 and container.kind == DIRECTORY:
-        manifest = _replacing(container.path / name, manifest)
-    if found != manifest.sha256:
+    actual = digest(code)
+    if actual != manifest.sha256:
         row.problems.append(
-            f"is not the file that its manifest vouches for (sha256 {found}, expected "
+            f"is not the file that its manifest vouches for (sha256 {actual}, expected "
             f"{manifest.sha256})"
         )
     try:
@@ -165,6 +167,22 @@ def _check_library(
     old = glibc_problem(library)
     if old and portable:
         row.problems.append(old)
+
+
+def _why(error: Exception) -> str:
+    return reason(error) if isinstance(error, OSError) else str(error)
+
+
+def _read(container: Container, name: str) -> bytes:
+    """Return a file's content, or nothing if it cannot be read, so that no hash fits it."""
+    try:
+        return container.read(name)
+    except OSError:
+        return b""
+
+
+def _sha256(container: Container, name: str) -> bytes:
+    return hashlib.sha256(_read(container, name)).digest()
 
 
 def _check_lists(
@@ -184,19 +202,19 @@ def _check_lists(
             data = container.read(name)
             listed = parse_sums(data)
         except (OSError, ValueError) as error:
-            report.problems.append(f"list {name} cannot be read: {error}")
+            report.problems.append(f"list {name} cannot be read: {_why(error)}")
             continue
         for file, expected in listed.items():
             if file not in by_name:
                 report.problems.append(f"list {name} names {file}, which is missing")
-            elif digest(container.read(by_name[file])) != expected:
+            elif _sha256(container, by_name[file]).hex() != expected:
                 report.problems.append(f"{by_name[file]} is not the file that list {name} names")
         if key is None:
             continue
         signature = name.removesuffix(SUMS) + SIGNATURE
         if signature not in names:
             report.problems.append(f"list {name} is not signed")
-        elif not key.verify(data, container.read(signature)):
+        elif not key.verify(data, _read(container, signature)):
             report.problems.append(f"the signature of list {name} is not of this key's owner")
         else:
             signed |= {by_name[file] for file in listed if file in by_name}
@@ -222,14 +240,14 @@ def _wheel_problems(container: Container) -> list[str]:
     except KeyError:
         points = ""
     except (OSError, ValueError, IndexError) as error:
-        return [f"its RECORD cannot be read: {error}"]
+        return [f"its RECORD cannot be read: {_why(error)}"]
     if f"[{workspace.ENTRY_POINTS}]" not in points:
         problems.append(f"has no entry point {workspace.ENTRY_POINTS}: natc would not find it")
     for name in names:
         if name == records[0]:
             continue
-        found = base64.urlsafe_b64encode(hashlib.sha256(container.read(name)).digest())
-        if recorded.get(name) != f"sha256={found.rstrip(b'=').decode()}":
+        actual = base64.urlsafe_b64encode(_sha256(container, name))
+        if recorded.get(name) != f"sha256={actual.rstrip(b'=').decode()}":
             problems.append(f"{name} is not the file that RECORD names")
     problems += [f"{name} is in RECORD and missing" for name in recorded if name not in names]
     return problems
@@ -252,9 +270,9 @@ def _hub_problems(container: Container) -> list[str]:
                 if name not in there:
                     problems.append(f"{name} is missing")
                     continue
-                found = base64.b64encode(hashlib.sha256(container.read(name)).digest()).decode()
-                if files.get(name.removeprefix(f"{folder}/")) != found:
+                actual = base64.b64encode(_sha256(container, name)).decode()
+                if files.get(name.removeprefix(f"{folder}/")) != actual:
                     problems.append(f"{name} is not the file that {_HUB_METADATA} names")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problems.append(f"{metadata} is damaged: {error!r}")
     return problems

@@ -18,6 +18,7 @@ from natc.runtime.scan import Library, scan
 from natc.runtime.trust import distrust
 from natc.store import workspace
 from natc.store.files import locked, reason
+from natc.store.libraries import libraries_of
 from natc.store.manifest import SCHEMA_VERSION, SUFFIX, schema_version
 
 
@@ -59,30 +60,35 @@ def _directories() -> list[Path]:
 
 
 def _in(directory: Path) -> Iterator[Leftover]:
-    found = scan([directory])
-    bad = {item.path: item.reason for item in found.unreadable if not _of_a_newer(item.path)}
-    for library in found.libraries:
+    search = scan([directory])
+    problems = {item.path: item.reason for item in search.unreadable if not _is_newer(item.path)}
+    named: set[Path] = set()
+    for library in search.libraries:
         problem = _problem(library)
         if problem:
-            bad[library.manifest_path] = problem
-    for path, problem in sorted(bad.items()):
-        # What is wrong, without the advice that follows it.
-        yield Leftover(path, problem.partition(". ")[0], _files(path))
-    # What was written before its manifest, by a process that was killed in between.
-    kept = {path.stem for path in directory.glob(f"*{SUFFIX}")}
-    for library_path in sorted(directory.glob("*.so")):
-        if library_path.stem not in kept:
-            path = library_path.with_suffix(SUFFIX)
-            yield Leftover(library_path, "has no manifest", _files(path)[1:])
-    for piece in sorted(directory.glob(".*.tmp")):
-        yield Leftover(piece, "was not written to its end", (piece,))
+            problems[library.manifest_path] = problem
+        else:
+            named.add(library.path)
+    for path in directory.glob(f"*{SUFFIX}"):
+        if _is_newer(path):
+            named.update(libraries_of(path))
+    for path, problem in sorted(problems.items()):
+        files = (path, *libraries_of(path))
+        named.update(files)
+        # The problem without the advice that follows it.
+        yield Leftover(path, problem.partition(". ")[0], files)
+    # A process that was killed writes a library and no manifest, or a part of a file.
+    for path in sorted(set(directory.glob("*.so")) - named):
+        yield Leftover(path, "no manifest names it", (path,))
+    for path in sorted(directory.glob(".*.tmp")):
+        yield Leftover(path, "is a part of a file", (path,))
 
 
-def _of_a_newer(path: Path) -> bool:
+def _is_newer(path: Path) -> bool:
+    """Return whether a newer natc may have written a manifest."""
     try:
         return (schema_version(path) or 0) > SCHEMA_VERSION
     except OSError:
-        # Nobody can tell whose it is.
         return True
 
 
@@ -94,11 +100,6 @@ def _problem(library: Library) -> str | None:
         there = library.path.is_file()
         return "its library " + ("is not the file it vouches for" if there else "is missing")
     return None
-
-
-def _files(path: Path) -> tuple[Path, ...]:
-    """Return the files of a manifest: itself first, so that nothing vouches for a part."""
-    return path, path.with_name(f".{path.name}.next"), path.with_suffix(".so")
 
 
 def _remove(path: Path) -> None:

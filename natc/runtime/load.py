@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
+import functools
 import sys
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,7 @@ from natc.runtime.select import Choice
 from natc.runtime.trust import distrust_file
 from natc.store import elf, workspace
 from natc.store.files import reason
-from natc.store.manifest import file_sha256
-from natc.store.replace import vouching
-
-# Path -> (hash, module) of what this process has opened; a library stays open until exit.
-_opened: dict[Path, tuple[str, Any]] = {}
+from natc.store.manifest import file_sha256, load_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,49 +32,51 @@ class Kernel:
 
 
 def verify(library: Library) -> Library:
-    """Check that a library is the file its manifest vouches for, and return it.
+    """Check that a library's file has the hash in its manifest, and return the library.
 
-    One that was replaced since it was found is returned with its new manifest. Raises LibraryError
-    naming the file, both hashes and the command that brings it back.
+    If another process has replaced the library since it was searched for, return the new one.
+    Raises LibraryError naming the file, both hashes and the command that builds it again.
     """
     expected = library.manifest.sha256
     try:
         actual = file_sha256(library.path)
+    except FileNotFoundError as error:
+        replacement = Library(load_manifest(library.manifest_path), library.manifest_path)
+        if replacement.path != library.path:
+            return verify(replacement)
+        raise _unreadable(library, error) from error
     except OSError as error:
-        raise LibraryError(
-            f"library {library.path} cannot be read: {reason(error)}. {_remedy(library)}"
-        ) from error
-    if actual == expected:
-        return library
-    replaced = _replaced(library)
-    if replaced is None:
+        raise _unreadable(library, error) from error
+    if actual != expected:
         raise LibraryError(
             f"library {library.path} is not the file that its manifest vouches for: expected "
             f"sha256 {expected}, found {actual}. Nothing of it was run. "
             f"{_remedy(library)}"
         )
-    return replaced
+    return library
 
 
-def _replaced(library: Library) -> Library | None:
-    """Return what another process put in place of a library, or None if that is not whole."""
-    try:
-        manifest, found = vouching(library.manifest_path)
-    except (LibraryError, OSError):
-        return None
-    same = (manifest.spec, manifest.library) == (library.manifest.spec, library.manifest.library)
-    return Library(manifest, library.manifest_path) if same and found == manifest.sha256 else None
+def _unreadable(library: Library, error: OSError) -> LibraryError:
+    return LibraryError(
+        f"library {library.path} cannot be read: {reason(error)}. {_remedy(library)}"
+    )
 
 
 def load(choice: Choice) -> Kernel:
     """Verify a library, open it, and return the chosen function.
 
-    Not thread-safe: the caller holds a lock. Raises LibraryError naming the file when it is not
-    what its manifest says, may have been written by others, is for another processor, cannot be
-    opened, or has no such function.
+    Not thread-safe: the caller holds a lock. Raises LibraryError naming the file when its hash is
+    not the manifest's, others may have written it, it is for another processor, it cannot be
+    opened, or it has no such function.
     """
     library = check(choice.library)
-    module = _open(library)
+    try:
+        module = _open(library.path)
+    # The type of the loader's own error is not part of its interface.
+    except Exception as error:
+        raise LibraryError(
+            f"library {library.path} cannot be opened: {error}. {_remedy(library)}"
+        ) from error
     try:
         function = module[choice.function]
     except AttributeError as error:
@@ -92,10 +88,10 @@ def load(choice: Choice) -> Kernel:
 
 
 def check(library: Library) -> Library:
-    """Check all that can be known of a library before it is opened, and return it, as `verify`.
+    """Check a library as far as that is possible without opening it; return it as `verify` does.
 
-    Raises LibraryError when it is not what its manifest vouches for, may have been written by
-    others, or is for another processor.
+    Raises LibraryError when its hash is not the manifest's, others may have written it, or it is
+    for another processor.
     """
     library = verify(library)
     _check_owner(library)
@@ -139,25 +135,9 @@ def _remedy(library: Library) -> str:
     return f"Build it again: {rebuild_command(library)}"
 
 
-def _open(library: Library) -> Any:
+@functools.cache
+def _open(path: Path) -> Any:
+    """Open a library once; it stays open until the process ends."""
     import tvm_ffi
 
-    path, digest = library.path, library.manifest.sha256
-    before = _opened.get(path)
-    if before is not None and before[0] == digest:
-        return before[1]
-    with contextlib.ExitStack() as stack:
-        source = path
-        if before is not None:
-            # The system's loader knows a library by its path and would hand back the old code.
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="natc-"))
-            source = Path(shutil.copy2(path, Path(directory) / path.name))
-        try:
-            module = tvm_ffi.load_module(str(source))
-        # The loader's own error type is not part of its interface.
-        except Exception as error:
-            raise LibraryError(
-                f"library {path} cannot be opened: {error}. {_remedy(library)}"
-            ) from error
-    _opened[path] = (digest, module)
-    return module
+    return tvm_ffi.load_module(str(path))

@@ -167,17 +167,20 @@ def _choose(
     spec: KernelSpec, facts: Facts, operation: str
 ) -> tuple[Choice | None, list[Rejection]]:
     libraries = _search().libraries
+    sibling = replace(spec, rpb=not spec.rpb)
+    names = (spec.name, sibling.name)
+    if not all(item.path.is_file() for item in libraries if item.manifest.spec in names):
+        # Since the search, another process has replaced a library and removed the old one.
+        libraries = _search_again().libraries
     choice, rejections = select(libraries, spec, facts, operation=operation)
     if choice is None and operation in _EITHER:
-        sibling = replace(spec, rpb=not spec.rpb)
         choice, _ = select(libraries, sibling, facts, operation=operation)
     return choice, rejections
 
 
 def _choose_or_build(spec: KernelSpec, facts: Facts, operation: str) -> Choice | None:
     def again() -> Choice | None:
-        global _scan
-        _scan = None
+        _search_again()
         return _choose(spec, facts, operation)[0]
 
     choice, _ = _choose(spec, facts, operation)
@@ -191,9 +194,12 @@ def _choose_or_build(spec: KernelSpec, facts: Facts, operation: str) -> Choice |
 
 
 def _search() -> Scan:
+    return _search_again() if _scan is None else _scan
+
+
+def _search_again() -> Scan:
     global _scan
-    if _scan is None:
-        _scan = scan(workspace.library_dirs())
+    _scan = scan(workspace.library_dirs())
     return _scan
 
 

@@ -6,6 +6,7 @@ The format is ELF, 64 bit, little endian ("System V ABI", and "Linux Standard Ba
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 
@@ -56,12 +57,8 @@ class SharedLibrary:
     @property
     def glibc(self) -> tuple[int, ...]:
         """The newest version of the C library that a symbol asks for; (0,) if none does."""
-        versions = [
-            tuple(int(part) for part in symbol.version.removeprefix("GLIBC_").split("."))
-            for symbol in self.undefined
-            if symbol.version.startswith("GLIBC_") and symbol.version != "GLIBC_PRIVATE"
-        ]
-        return max(versions, default=(0,))
+        matches = (re.fullmatch(r"GLIBC_([0-9.]+)", symbol.version) for symbol in self.undefined)
+        return max((parse_version(match[1]) for match in matches if match), default=(0,))
 
     @property
     def glibc_text(self) -> str:

@@ -1,27 +1,36 @@
-"""The manifest of a kernel library: what is in the file beside it, and how that file was made."""
+"""The manifest of a kernel library: what is in the file beside it, and how that file was made.
+
+A library is named after its content, `SPEC.TARGET.HASH.so`; its manifest `SPEC.TARGET.json` names
+it. A manifest is replaced in one step, so a reader sees the old manifest with the old library or
+the new manifest with the new library.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import os
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from natc.errors import LibraryError, NatcError
 from natc.spec import KernelSpec
 from natc.store.files import reason
 from natc.targets import Target
 
-# 2: functions take strides, causal flags and the heads that share one of key and value.
-SCHEMA_VERSION = 2
+# 2: functions take strides, causal flags and the heads that share a head of key and value.
+# 3: libraries are named after their content.
+SCHEMA_VERSION = 3
 SUFFIX = ".json"
+_HASH_DIGITS = 16
 
 
-class LibraryTarget(msgspec.Struct, frozen=True):
-    """The machines a library holds code for: kind `llvm` or `cuda`, one or more archs."""
+@dataclass(frozen=True, slots=True)
+class LibraryTarget:
+    """The machines a library holds code for: kind `llvm` or `cuda`, at least one arch."""
 
     kind: str
     archs: tuple[str, ...]
@@ -38,45 +47,45 @@ class LibraryTarget(msgspec.Struct, frozen=True):
         return "cuda" if self.kind == "cuda" else f"{self.kind}-{self.archs[0]}"
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The JSON file beside a library; written after the library, so that it vouches for it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The JSON file beside a library, written after it.
 
     spec: name of the KernelSpec that the library implements.
-    library: file name of the shared object, in the manifest's own directory.
-    sha256: hash of that file, 64 lower-case hexadecimal digits.
+    sha256: hash of the library's file, 64 lower-case hexadecimal digits.
     entries: operation (`forward`, `forward_lse`) -> arch (`llvm`, or `sm_90` and so on) ->
         name of the exported function.
     alignment: bytes that every data pointer must be a multiple of.
     schedule: the decisions that the code was generated from, and where they came from.
     ptx: the arch whose PTX the library holds too, which the driver of a newer GPU compiles; or "".
-    glibc: the oldest version of glibc that has every symbol which the library needs, or "" where
-        that is not known.
+    glibc: the oldest glibc with every symbol that the library needs, or "" if that is unknown.
     versions: tvm, tvm_ffi and, for cuda, the CUDA toolkit that made the library.
     built_at: time of the build, ISO 8601 in UTC.
+    library: file name of the library, in the manifest's directory; follows from the fields above.
+
+    No msgspec here: packages for the hub read manifests with the standard library alone.
     """
 
     schema_version: int = SCHEMA_VERSION
     natc: str = ""
     spec: str
     target: LibraryTarget
-    library: str
+    library: str = field(init=False)
     sha256: str
     entries: dict[str, dict[str, str]]
     alignment: int = 64
-    schedule: dict[str, Any] = {}
+    schedule: dict[str, Any] = field(default_factory=dict)
     ptx: str = ""
     glibc: str = ""
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = field(default_factory=dict)
     built_at: str = ""
-    provenance: dict[str, Any] = {}
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         KernelSpec.parse(self.spec)
-        # A manifest must not lead to a file elsewhere: what is loaded is what lies beside it.
-        if not self.library or Path(self.library).name != self.library:
-            raise ValueError(f"library {self.library!r} must be a file name without a directory")
         if not re.fullmatch("[0-9a-f]{64}", self.sha256):
             raise ValueError("sha256 must be 64 lower-case hexadecimal digits")
+        object.__setattr__(self, "library", f"{self.name}.{self.sha256[:_HASH_DIGITS]}.so")
         if self.alignment < 1 or self.alignment & (self.alignment - 1):
             raise ValueError(f"alignment {self.alignment} must be a power of two")
         if self.ptx and self.ptx not in self.target.archs:
@@ -87,20 +96,29 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         if not self.entries:
             raise ValueError("entries must name at least one operation")
         for operation, functions in self.entries.items():
-            if set(functions) != keys or not all(functions.values()):
+            if set(functions) != keys or not all(map(_is_name, functions.values())):
                 raise ValueError(
                     f"entries.{operation} must name a function for {', '.join(sorted(keys))}"
                 )
 
+    @property
+    def name(self) -> str:
+        """The name of the manifest's file, without its ending: `SPEC.TARGET`."""
+        return f"{self.spec}.{self.target.name}"
 
-class _ManifestHeader(msgspec.Struct):
-    schema_version: int
-    spec: Any = ""
+
+_NAMES = {item.name for item in dataclasses.fields(Manifest)}
+# The JSON type of each field.
+_TYPES = dict.fromkeys(_NAMES, str) | {
+    **dict.fromkeys(("schema_version", "alignment"), int),
+    **dict.fromkeys(("target", "entries", "schedule", "versions", "provenance"), dict),
+}
+_REQUIRED = ("spec", "target", "library", "sha256", "entries")
 
 
 def dump(manifest: Manifest) -> str:
     """Return a manifest as the text of its file: indented JSON that ends with a newline."""
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=2).decode() + "\n"
+    return json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
 
 
 def load_manifest(path: str | os.PathLike[str]) -> Manifest:
@@ -119,28 +137,60 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
 def parse_manifest(data: bytes, name: str) -> Manifest:
     """Read the content of a manifest file; raises as `load_manifest` does, naming `name`."""
     try:
+        content = _object(data)
         # The version comes first: a newer file may differ in everything else.
-        header = msgspec.json.decode(data, type=_ManifestHeader)
-        version = header.schema_version
+        version = content.get("schema_version")
+        if type(version) is not int or version < 1:
+            raise ValueError(f"schema_version {version} must be 1 or more")
         if version > SCHEMA_VERSION:
             raise LibraryError(
                 f"manifest {name} has schema version {version}, written by a newer natc; this "
                 f"one reads up to {SCHEMA_VERSION}. Upgrade natc: install a newer checkout of it."
             )
-        if version < 1:
-            raise ValueError(f"schema_version {version} must be 1 or more")
         if version < SCHEMA_VERSION:
             raise LibraryError(
                 f"manifest {name} has schema version {version}: an older natc built the library "
-                f"of {header.spec}, and its functions take other arguments. Build it again with "
-                "natc build, or upgrade the package that it is from."
+                f"of {content.get('spec')}. Build it again with natc build, or upgrade the "
+                "package that it is from."
             )
-        return msgspec.json.decode(data, type=Manifest)
+        return _manifest(content)
     except LibraryError:
         raise
-    # ValueError covers msgspec's own errors and text that is not UTF-8.
+    # ValueError covers text that is not JSON or not UTF-8.
     except (ValueError, RecursionError, NatcError) as error:
         raise LibraryError(f"manifest {name} is not valid: {str(error).rstrip('.')}.") from error
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    content = json.loads(data)
+    if not isinstance(content, dict):
+        raise ValueError("it must be a JSON object")
+    return content
+
+
+def _manifest(content: dict[str, Any]) -> Manifest:
+    fields = {name: value for name, value in content.items() if name in _NAMES}
+    for name in _REQUIRED:
+        if name not in fields:
+            raise ValueError(f"{name} is missing")
+    for name, value in fields.items():
+        if type(value) is not _TYPES[name]:
+            raise ValueError(f"{name} must be a JSON {_TYPES[name].__name__}")
+    for operation, functions in fields["entries"].items():
+        if type(functions) is not dict:
+            raise ValueError(f"entries.{operation} must be a JSON object")
+    kind, archs = (fields["target"].get(name) for name in ("kind", "archs"))
+    if not isinstance(archs, list) or not all(map(_is_name, [kind, *archs])):
+        raise ValueError("target must have a kind and archs, which are names")
+    library = fields.pop("library")
+    manifest = Manifest(**{**fields, "target": LibraryTarget(kind, tuple(archs))})
+    if library != manifest.library:
+        raise ValueError(f"library {library!r} must be {manifest.library}")
+    return manifest
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def schema_version(path: str | os.PathLike[str]) -> int | None:
@@ -149,9 +199,10 @@ def schema_version(path: str | os.PathLike[str]) -> int | None:
     Raises OSError where the file cannot be read.
     """
     try:
-        return msgspec.json.decode(Path(path).read_bytes(), type=_ManifestHeader).schema_version
+        version = _object(Path(path).read_bytes()).get("schema_version")
     except (ValueError, RecursionError):
         return None
+    return version if type(version) is int else None
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.builder_double import Builder
 from support.command_line import Natc
+from support.library_files import library_of
 
 from natc import runtime
 from natc.cli.verbs import quickstart
@@ -32,7 +33,7 @@ def test_both_variants_are_built_into_natcs_own_directory(
         ("na2d_k7_d32_float32", [host], where),
     ]
     assert builder.families == [FAMILIES, FAMILIES]
-    library = where / f"na2d_k7_d32_float32_rpb.{host}.so"
+    library = library_of(where / f"na2d_k7_d32_float32_rpb.{host}.json")
     level = host.removeprefix("llvm-")
     assert f"built {library} (forward, backward, unfused; {level}; 7 bytes)" in out
     assert "note: na2d_k7_d32_float32 was never tuned: built untuned" in err

@@ -14,6 +14,7 @@ import pytest
 from support.command_line import Natc
 from support.fresh_process import start_natc
 from support.held_lock import Holder
+from support.library_files import library_of
 from support.loaded_file import load_file
 from support.tiny_library import ARCH, SPEC, add_library
 
@@ -67,7 +68,7 @@ def test_a_directory_becomes_every_kind_of_package(
         assert natc("verify", str(place / "dist" / path.name)).code == 0 or path.is_dir()
     assert natc("verify", str(place / "dist" / "natc-kernels")).code == 0
     (size,) = found["sizes"].values()
-    assert size["bytes"] == (libraries / f"{SPEC.name}.llvm-{ARCH}.so").stat().st_size
+    assert size["bytes"] == library_of(libraries / f"{SPEC.name}.llvm-{ARCH}.json").stat().st_size
     (row,) = found["libraries"]
     assert (row["spec"], row["operations"]) == (SPEC.name, ["forward"])
     text = natc(*words, "-o", str(place / "dist")).out

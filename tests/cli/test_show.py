@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.command_line import Natc
+from support.library_files import library_of
 from support.tiny_library import ARCH, SPEC, add_library
 from support.written_files import write_schedule_and_log
 
@@ -125,7 +126,7 @@ def test_the_first_directory_wins_and_each_other_candidate_has_its_reason(
     cuda_library(place / "mine", KernelSpec.make(5, rpb=True), ("sm_90",), "")
 
     account = natc.json("show", *KERNEL)
-    library = chosen.with_suffix(".so")
+    library = library_of(chosen)
     assert account["served_by"] == "library"
     assert account["library"] == str(library)
     assert account["code_for"] == f"llvm-{ARCH}"
@@ -163,13 +164,13 @@ def test_a_kernel_without_bias_serves_what_reads_none(natc: Natc) -> None:
         workspace.library_dir(), replace(SPEC, rpb=False), entries={"av": {"llvm": "av"}}
     )
     account = natc.json("show", *KERNEL, "--operation", "av")
-    assert account["library"] == str(plain.with_suffix(".so"))
+    assert account["library"] == str(library_of(plain))
     assert account["why"] == "that of na2d_k7_d32_float32, which is the same"
     assert list(reasons(account).values()) == [None]
 
 
 def test_a_library_that_was_changed_serves_nothing(natc: Natc) -> None:
-    library = add_library(workspace.library_dir()).with_suffix(".so")
+    library = library_of(add_library(workspace.library_dir()))
     library.write_bytes(b"other code")
     account = natc.json("show", *KERNEL, code=1)
     assert account["served_by"] == "refused"
@@ -254,7 +255,7 @@ def test_the_schedule_behind_a_library_has_its_times_while_it_is_the_same(natc: 
     assert found["path"] == str(own) and found["measured"]["trials"] == 2
 
     record["created"] = "2001-02-03T04:05:06+00:00"
-    library = add_library(workspace.library_dir(), schedule={ARCH: record}).with_suffix(".so")
+    library = library_of(add_library(workspace.library_dir(), schedule={ARCH: record}))
     found = natc.json("show", *KERNEL)["schedule"]
     assert found["decisions"] == {"tile": 1} and found["measured"] is None
     assert "is not here, or is of another search" in natc("show", str(library)).out
@@ -304,7 +305,7 @@ def test_each_operation_has_its_own_schedule(natc: Natc) -> None:
 
 def test_a_library_file_is_shown(natc: Natc, place: Path) -> None:
     path = add_library(place / "lib")
-    library = path.with_suffix(".so")
+    library = library_of(path)
     for file in (path, library):
         found = natc.json("show", str(file))
         assert (found["kind"], found["spec"]) == ("library", SPEC.name)
@@ -375,11 +376,11 @@ def test_the_doctor_says_of_each_library_whether_it_is_used(
     found = natc.json("doctor", "--why")
     assert found["jit"] == "readonly"
     rows = {row["library"]: row for place in found["places"] for row in place["libraries"]}
-    (use,) = rows[str(first.with_suffix(".so"))]["used"]
+    (use,) = rows[str(library_of(first))]["used"]
     assert use["used"] is True
-    (use,) = rows[str(second.with_suffix(".so"))]["used"]
+    (use,) = rows[str(library_of(second))]["used"]
     assert use["reason"] == f"{first} is newer or comes first"
-    (use,) = rows[str(cuda.with_suffix(".so"))]["used"]
+    (use,) = rows[str(library_of(cuda))]["used"]
     assert "no NVIDIA GPU" in use["reason"]
     assert "is not valid" in rows[str(place / "mine" / "damaged.json")]["reason"]
     code, out, err = natc("doctor", "--why")
@@ -388,8 +389,8 @@ def test_the_doctor_says_of_each_library_whether_it_is_used(
 
     # The same function answers, whichever verb asks.
     account = natc.json("show", *KERNEL)
-    assert reasons(account)[second.with_suffix(".so").name] in (
+    assert reasons(account)[library_of(second).name] in (
         None,
-        rows[str(second.with_suffix(".so"))]["used"][0]["reason"],
+        rows[str(library_of(second))]["used"][0]["reason"],
     )
     assert natc("doctor", "--why", "--coverage").code == 2

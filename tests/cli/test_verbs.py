@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import typer
 from support.command_line import Natc, Result
+from support.library_files import library_of
 from support.search_events import START, TRIALS, finish
 from support.tiny_library import add_library
 from support.written_files import write_library, write_schedule_and_log
@@ -68,7 +69,7 @@ def run(
     # A long path, which no table may cut.
     directory = place / ("libraries" * 12)
     monkeypatch.setenv("NATC_LIB_PATH", str(directory))
-    library = add_library(directory).with_suffix(".so")
+    library = library_of(add_library(directory))
     write_schedule_and_log()
     if "damaged" in case:
         library.write_bytes(b"other code")

@@ -14,6 +14,7 @@ import pytest
 import torch
 from support.built_kernels import BuiltKernels
 from support.fresh_process import run_fresh
+from support.library_files import library_of
 
 import natc
 from natc.checks.guarded import call_forward, check_forward, scalars
@@ -333,7 +334,7 @@ def test_a_process_without_torch_uses_threads_of_its_own(
     built: BuiltKernels, tmp_path: Path
 ) -> None:
     function_name = f"{SPEC.name}_forward_lse"
-    library = built.manifest(SPEC).with_suffix(".so")
+    library = library_of(built.manifest(SPEC))
     inputs = make_inputs(SHAPE, kernel_size=7)
     expected = call_forward(
         built.function(SPEC, "forward_lse"), inputs, scale=0.2, dilation=(2, 1), with_lse=True

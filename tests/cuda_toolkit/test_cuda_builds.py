@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from support.library_files import library_of, manifest_of
 
 import natc
 from natc.compiler.build import build_library
@@ -80,7 +81,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    path = directory / f"{SPEC.name}.cuda.so"
+    path = library_of(directory / f"{SPEC.name}.cuda.json")
     assert f"built {path} (forward, backward, unfused; sm_80, sm_90; " in done.stdout
     for arch in ARCHS:
         # Which schedule it is depends on what has been tuned; that it is said does not.
@@ -93,12 +94,12 @@ def test_it_holds_machine_code_for_exactly_the_architectures_asked_for(library: 
     assert sorted(images) == list(ARCHS)
     # What drivers of newer GPUs compile is there once, for the newest.
     assert re.findall(r"\.(sm_\w+)\.ptx", dumped(library, "-lptx")) == ["sm_90"]
-    assert load_manifest(library.with_suffix(".json")).ptx == "sm_90"
+    assert load_manifest(manifest_of(library)).ptx == "sm_90"
 
 
 def test_it_holds_the_kernel_of_each_entry(library: Path) -> None:
     text = dumped(library, "--dump-resource-usage")
-    for functions in load_manifest(library.with_suffix(".json")).entries.values():
+    for functions in load_manifest(manifest_of(library)).entries.values():
         for name in functions.values():
             usage = re.search(rf"Function {name}_kernel:\s+REG:(\d+) STACK:(\d+)", text)
             assert usage, name
@@ -113,7 +114,7 @@ def test_it_holds_the_kernel_of_each_entry(library: Path) -> None:
 
 
 def test_the_manifest_names_the_architectures(library: Path) -> None:
-    found = load_manifest(library.with_suffix(".json"))
+    found = load_manifest(manifest_of(library))
     assert found.target == manifest.LibraryTarget("cuda", ARCHS)
     assert found.alignment == 16
     assert found.sha256 == manifest.file_sha256(library)
@@ -128,7 +129,7 @@ def built(spec: KernelSpec, directory: Path, families: Sequence[str] = FAMILIES)
     """Build operations of a kernel and return what cuobjdump says of its functions."""
     target = Target("cuda", "sm_90")
     path = build_library(spec, target, directory / "lib", untuned=True, families=families)
-    text = dumped(path.with_suffix(".so"), "--dump-resource-usage")
+    text = dumped(library_of(path), "--dump-resource-usage")
     for operation in operations_of(spec, tuple(families)):
         assert f"Function {spec.name}_{operation}_sm_90_kernel" in text
     return text
@@ -154,10 +155,10 @@ def test_every_kind_of_forward_compiles(place: Path, name: str) -> None:
 def test_tensor_cores_keep_numbers_in_registers(place: Path, name: str, operation: str) -> None:
     """Nothing is on the stack; d_rpb alone has shared memory. Lanes part for stores only."""
     spec = KernelSpec.parse(name)
-    library = build_library(
+    path = build_library(
         spec, Target("cuda", "sm_90"), place / "lib", untuned=True, operations=[operation]
-    ).with_suffix(".so")
-    text = dumped(library, "--dump-resource-usage")
+    )
+    text = dumped(library_of(path), "--dump-resource-usage")
     start = rf"Function {name}_{operation}_sm_90_kernel:\s+"
     usage = re.search(start + r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", text)
     assert usage, text
@@ -209,7 +210,7 @@ def test_other_architectures_compile(place: Path, arch: str) -> None:
     path = build_library(
         spec, Target("cuda", arch), place / "lib", untuned=True, families=families
     )
-    assert re.findall(r"\.(sm_\w+)\.cubin", dumped(path.with_suffix(".so"), "-lelf")) == [arch]
+    assert re.findall(r"\.(sm_\w+)\.cubin", dumped(library_of(path), "-lelf")) == [arch]
 
 
 def test_the_same_library_is_built_again(place: Path) -> None:
@@ -438,7 +439,7 @@ given = [tvm_ffi.from_dlpack(OnGpu(t)) for t in (query, key, value, rpb, output)
 attempt(module["na2d_k7_d32_float16_rpb_forward_sm_90"], *given)
 """
     toolkit = c_compiler.cuda_version()
-    made = load_manifest(library.with_suffix(".json")).versions["cuda"]
+    made = load_manifest(manifest_of(library)).versions["cuda"]
     assert toolkit > (12,) and made == ".".join(map(str, toolkit))
     said = "RuntimeError natc: loading the kernel's machine code"
     if toolkit >= (13,):
@@ -487,4 +488,4 @@ def test_natc_does_not_choose_it_for_a_cpu(library: Path, monkeypatch: pytest.Mo
     runtime.clear()
     assert explanation.choice is None
     assert "made for cuda-sm_80, cuda-sm_90, which does not run on" in str(explanation)
-    assert json.loads(library.with_suffix(".json").read_text())["target"]["kind"] == "cuda"
+    assert json.loads(manifest_of(library).read_text())["target"]["kind"] == "cuda"

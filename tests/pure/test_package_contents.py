@@ -14,11 +14,10 @@ import tarfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
 from support.fresh_process import run_fresh
+from support.library_files import library_of
 from support.tiny_library import ARCH, SPEC, add_library, compile_c
 
 from natc import env
@@ -33,14 +32,12 @@ from natc.package.portable import (
     platform_tag,
 )
 from natc.package.signing import Signer, Verifier, parse_sums
-from natc.runtime import load
-from natc.runtime.scan import scan
 from natc.spec import KernelSpec
 from natc.store import elf, fatbin, workspace
-from natc.store.manifest import LibraryTarget, Manifest, load_manifest
-from natc.store.replace import write_library
+from natc.store.manifest import LibraryTarget, Manifest
 from natc.targets import Target
 
+NAME = f"{SPEC.name}.llvm-{ARCH}.json"
 OTHER = KernelSpec.make(3, head_dim=8, dtype="float16")
 WHEN = 1_700_000_000
 
@@ -89,7 +86,7 @@ def test_packing_loads_nothing_heavy() -> None:
 
 
 def test_what_a_library_shows_and_needs_is_read_from_the_file(libraries: Path) -> None:
-    library = elf.read((libraries / f"{SPEC.name}.llvm-{ARCH}.so").read_bytes())
+    library = elf.read(library_of(libraries / NAME).read_bytes())
     assert library.machine == detect.host_machine()
     assert "libc.so.6" in library.needed
     assert f"__tvm_ffi_{SPEC.name}_forward" in library.defined
@@ -101,14 +98,14 @@ def test_what_a_library_shows_and_needs_is_read_from_the_file(libraries: Path) -
 
 
 def test_a_library_that_is_cut_short_is_refused_wherever_it_is_cut(libraries: Path) -> None:
-    data = (libraries / f"{SPEC.name}.llvm-{ARCH}.so").read_bytes()
+    data = library_of(libraries / NAME).read_bytes()
     for length in [*range(0, len(data), 997), len(data) - 1]:
         with pytest.raises(elf.ElfError):
             elf.read(data[:length])
 
 
 def test_a_library_with_noise_in_it_is_read_or_refused_and_nothing_else(libraries: Path) -> None:
-    data = bytearray((libraries / f"{SPEC.name}.llvm-{ARCH}.so").read_bytes())
+    data = bytearray(library_of(libraries / NAME).read_bytes())
     for position in range(0, len(data), 13):
         before, data[position] = data[position], data[position] ^ 0xFF
         with contextlib.suppress(elf.ElfError):
@@ -192,7 +189,6 @@ def test_what_a_manifest_says_and_is_not_so_is_named(
     found = Manifest(
         spec=SPEC.name,
         target=LibraryTarget("cuda", archs),
-        library="a.so",
         sha256="0" * 64,
         entries={"forward": dict.fromkeys(archs, "f")},
         **changes,
@@ -213,7 +209,7 @@ def test_two_packages_of_equal_libraries_are_equal(
     for folder, specs in (("a", (OTHER, SPEC)), ("b", (SPEC, OTHER))):
         for spec in specs:
             path = add_library(tmp_path / folder, spec, built_at=f"2020-01-0{len(folder)}")
-            os.utime(path.with_suffix(".so"), (0, 0))
+            os.utime(library_of(path), (0, 0))
     first = written(read_pieces(libraries, WHEN), tmp_path / "1", form)
     before = os.umask(0o077)
     try:
@@ -229,13 +225,16 @@ def content(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
-def test_a_wheel_is_one_by_the_format(pieces: list[Piece], tmp_path: Path) -> None:
+def test_a_wheel_is_one_by_the_format(
+    libraries: Path, pieces: list[Piece], tmp_path: Path
+) -> None:
     (path,) = written(pieces, tmp_path, "wheel", version="1.02")
     word = f"natc_kernels_llvm_{ARCH.replace('-', '_')}"
     assert path.name == f"{word}-1.2-py3-none-manylinux_2_28_{detect.host_machine()}.whl"
     with zipfile.ZipFile(path) as wheel:
         names = wheel.namelist()
-        assert {f"{word}/__init__.py", f"{word}/lib/{SPEC.name}.llvm-{ARCH}.so"} <= set(names)
+        assert {f"{word}/__init__.py", f"{word}/lib/{NAME}"} <= set(names)
+        assert f"{word}/lib/{library_of(libraries / NAME).name}" in names
         dates = {info.date_time for info in wheel.infolist()}
         assert dates == {(2023, 11, 14, 22, 13, 20)}
         assert {info.external_attr >> 16 for info in wheel.infolist()} == {0o100644}
@@ -283,50 +282,13 @@ def test_a_library_that_changed_is_not_packed(tmp_path: Path) -> None:
     path = add_library(tmp_path / "lib")
     pieces = read_pieces(tmp_path / "lib", WHEN)
     names = assemble.names_of(pieces, "1")
-    with path.with_suffix(".so").open("ab") as file:
+    with library_of(path).open("ab") as file:
         file.write(b"\0")
-    with pytest.raises(LibraryError, match=f"{path.with_suffix('.so')} is not the file"):
+    with pytest.raises(LibraryError, match=f"{library_of(path)} is not the file"):
         assemble.write(("wheel",), pieces, names, tmp_path / "out", when=WHEN)
     assert list((tmp_path / "out").glob("[!.]*")) == []
     with pytest.raises(LibraryError, match="(?s)is not the file.*natc build"):
         read_pieces(tmp_path / "lib", WHEN)
-
-
-@pytest.mark.parametrize("renamed", [0, 1, 2, 3])
-def test_a_replacement_that_was_cut_off_is_packed_as_a_call_would_run_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renamed: int
-) -> None:
-    """renamed: how many of the three files that a replacement writes have their names."""
-    add_library(tmp_path / "new", natc="0.2.0", source="int __tvm_ffi_new(void) { return 1; }")
-    old = add_library(tmp_path / "lib")
-    library, new = old.with_suffix(".so"), tmp_path / "new" / old.name
-    said, code = load_manifest(new), new.with_suffix(".so").read_bytes()
-    monkeypatch.setattr(os, "replace", stopping_after(os.replace, renamed))
-    monkeypatch.setattr(Path, "replace", stopping_after(Path.replace, renamed - 2))
-    with contextlib.suppress(KeyboardInterrupt):
-        write_library(old, code, said)
-    assert (load_manifest(old) == said) is (renamed == 3)
-    (piece,) = read_pieces(tmp_path / "lib", WHEN)
-    assert piece.code() == library.read_bytes()
-    assert (piece.code() == code) is (piece.manifest.natc == "0.2.0") is (renamed > 1)
-    runs = load.check(scan([tmp_path / "lib"]).libraries[0])
-    assert runs.manifest == msgspec.structs.replace(
-        piece.manifest, built_at=runs.manifest.built_at
-    )
-
-
-def stopping_after(rename: Any, steps: int) -> Any:
-    """A function that renames so many times, and then acts as if Ctrl-C came."""
-    done = 0
-
-    def stop(*arguments: Any) -> Any:
-        nonlocal done
-        done += 1
-        if done > steps:
-            raise KeyboardInterrupt
-        return rename(*arguments)
-
-    return stop
 
 
 def test_a_library_that_no_other_system_could_load_is_not_packed(tmp_path: Path) -> None:
@@ -525,5 +487,5 @@ def test_a_build_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
     path = add_library(jobs.directory_of(job, ""))
     found = jobs.built(job, "")
     assert found is not None and found.manifest_path == path
-    path.with_suffix(".so").unlink()
+    library_of(path).unlink()
     assert jobs.built(job, "") is None

@@ -20,7 +20,6 @@ def library(directory: Path, archs: tuple[str, ...], ptx: str) -> Library:
     manifest = Manifest(
         spec=SPEC.name,
         target=LibraryTarget("cuda", archs),
-        library=f"{'-'.join(archs)}.so",
         sha256="0" * 64,
         entries={"forward": {arch: f"forward_{arch}" for arch in archs}},
         ptx=ptx,

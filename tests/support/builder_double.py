@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 from natc.operations import operations_of
 from natc.spec import KernelSpec
-from natc.store import manifest as manifests
+from natc.store.manifest import LibraryTarget
 from natc.targets import Target
+from support.library_files import add_code
 
 
 class Builder:
@@ -34,21 +34,14 @@ class Builder:
         if on_note:
             on_note(f"{spec.name} was never tuned: built untuned")
         kind = targets[0].kind
-        place = manifests.LibraryTarget(kind, tuple(each.arch for each in targets))
         keys = ["llvm"] if kind == "llvm" else [each.arch for each in targets]
-        stem = f"{spec.name}.{place.name}"
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / f"{stem}.so").write_bytes(b"no code")
-        path = output_dir / f"{stem}.json"
-        found = manifests.Manifest(
+        return add_code(
+            output_dir,
+            b"no code",
             spec=spec.name,
-            target=place,
-            library=f"{stem}.so",
-            sha256=hashlib.sha256(b"no code").hexdigest(),
+            target=LibraryTarget(kind, tuple(each.arch for each in targets)),
             entries={
                 name: {key: f"{name}_{key}" for key in keys}
                 for name in operations_of(spec, families)
             },
         )
-        path.write_text(manifests.dump(found))
-        return path

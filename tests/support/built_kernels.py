@@ -16,7 +16,8 @@ from natc.compiler.build.llvm import build_llvm
 from natc.host.detect import detect_host_cpu
 from natc.operations import OPERATIONS, operations_of
 from natc.spec import KernelSpec
-from natc.store.manifest import SUFFIX, LibraryTarget, Manifest, dump, file_sha256
+from natc.store.manifest import LibraryTarget
+from support.library_files import add_code, library_of
 
 
 class BuiltKernels:
@@ -62,25 +63,16 @@ class BuiltKernels:
 def build_part(spec: KernelSpec, operations: list[str], directory: Path) -> Path:
     """Build a library of a kernel that has only some operations; return its manifest's path."""
     target = detect_host_cpu()
-    directory.mkdir(exist_ok=True)
-    name = f"{spec.name}.{target.kind}-{target.arch}"
-    library = directory / f"{name}.so"
     with tempfile.TemporaryDirectory() as scratch:
+        library = Path(scratch) / "part.so"
         entries = build_llvm(spec, target, {}, library, Path(scratch), entries=operations)
-    manifest = Manifest(
-        spec=spec.name,
-        target=LibraryTarget(target.kind, (target.arch,)),
-        library=library.name,
-        sha256=file_sha256(library),
-        entries=entries,
-    )
-    path = directory / f"{name}{SUFFIX}"
-    path.write_text(dump(manifest))
-    return path
+        code = library.read_bytes()
+    place = LibraryTarget(target.kind, (target.arch,))
+    return add_code(directory, code, spec=spec.name, target=place, entries=entries)
 
 
 def open_entry(manifest: Path, entry: str, arch: str = "llvm") -> Any:
     """Return the packed function of an entry of a library."""
     content = json.loads(manifest.read_text())
-    module = tvm_ffi.load_module(str(manifest.with_name(content["library"])))
+    module = tvm_ffi.load_module(str(library_of(manifest)))
     return module[content["entries"][entry][arch]]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from natc.host.detect import host_machine
 from natc.spec import KernelSpec
-from natc.store import manifest
+from natc.store.manifest import LibraryTarget
+from support.library_files import add_code
 
 SPEC = KernelSpec.make(7, rpb=True)
 ARCH = {"x86_64": "x86-64-v2", "aarch64": "aarch64"}[host_machine()]
@@ -37,18 +39,14 @@ def add_library(
 
     source: C that is added to the library's. changes: fields of the manifest to set.
     """
-    library = directory / f"{spec.name}.llvm-{ARCH}.so"
-    compile_c(_SOURCE % spec.name + source, library)
+    with tempfile.TemporaryDirectory() as scratch:
+        code = compile_c(_SOURCE % spec.name + source, Path(scratch) / "tiny.so").read_bytes()
     fields: dict[str, Any] = {
         "natc": "0.1.0",
         "spec": spec.name,
-        "target": manifest.LibraryTarget("llvm", (ARCH,)),
-        "library": library.name,
-        "sha256": manifest.file_sha256(library),
+        "target": LibraryTarget("llvm", (ARCH,)),
         "entries": {"forward": {"llvm": f"{spec.name}_forward"}},
         "built_at": "2001-02-03T04:05:06+00:00",
         **changes,
     }
-    path = library.with_suffix(".json")
-    path.write_text(manifest.dump(manifest.Manifest(**fields)))
-    return path
+    return add_code(directory, code, **fields)

@@ -7,9 +7,11 @@ from pathlib import Path
 from natc.host import environment
 from natc.host.detect import detect_host_cpu
 from natc.spec import KernelSpec
-from natc.store import manifest, records, schedules, workspace
+from natc.store import records, schedules, workspace
+from natc.store.manifest import LibraryTarget
 from natc.store.records import SpaceVersion, Trial
 from natc.targets import Target
+from support.library_files import add_code, library_of
 
 SPEC = KernelSpec.make(7, rpb=True)
 TARGET = Target("llvm", "x86-64-v3")
@@ -54,18 +56,11 @@ def write_schedule_and_log() -> tuple[Path, Path]:
 
 def write_library() -> tuple[Path, Path]:
     """Write a library that is no code, with a true manifest; return both files."""
-    directory = workspace.library_dir()
-    directory.mkdir(parents=True)
-    host = detect_host_cpu()
-    library = directory / f"{SPEC.name}.{host.name}.so"
-    library.write_bytes(b"no code")
-    found = manifest.Manifest(
+    path = add_code(
+        workspace.library_dir(),
+        b"no code",
         spec=SPEC.name,
-        target=manifest.LibraryTarget("llvm", (host.arch,)),
-        library=library.name,
-        sha256=manifest.file_sha256(library),
+        target=LibraryTarget("llvm", (detect_host_cpu().arch,)),
         entries={"forward": {"llvm": "forward"}},
     )
-    path = library.with_suffix(".json")
-    path.write_text(manifest.dump(found))
-    return library, path
+    return library_of(path), path

@@ -28,7 +28,6 @@ def made_for(archs: tuple[str, ...], ptx: str) -> manifest.Manifest:
     return manifest.Manifest(
         spec=SPEC.name,
         target=manifest.LibraryTarget("cuda", archs),
-        library=f"{SPEC.name}.cuda.so",
         sha256="0" * 64,
         entries={"forward": {arch: f"forward_{arch}" for arch in archs}},
         ptx=ptx,
@@ -86,7 +85,7 @@ def test_both_choose_the_same_code(
 @pytest.mark.parametrize(("ptx", "listed"), [("sm_90", "9.0+PTX"), ("", "9.0")])
 def test_metadata_says_which_gpus_newer_ones_included(ptx: str, listed: str) -> None:
     """As `kernels` 0.17 reads it: `+PTX` is any newer GPU."""
-    piece = Piece(Path("lib.so"), made_for(("sm_80", "sm_90"), ptx), "lib.json")
+    piece = Piece(Path("lib.so"), made_for(("sm_80", "sm_90"), ptx))
     data = hub._metadata("natc-kernels", "natc_kernels", "tvm-ffi01-cu130-x86_64-linux", [piece],
                          {"__init__.py": "x"}, 1)  # fmt: skip
     content = msgspec.json.decode(data)

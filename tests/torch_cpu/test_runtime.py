@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from support.c_library import HEAD_DIM, KERNEL_SIZE, OPERATIONS, SPECS, LibraryDirectory, compile_c
+from support.library_files import library_of, rewrite
 
 import natc
 from natc import runtime
@@ -34,7 +35,6 @@ def described(spec: KernelSpec, kind: str, archs: tuple[str, ...], **changes: An
     fields: dict[str, Any] = {
         "spec": spec.name,
         "target": manifest.LibraryTarget(kind, archs),
-        "library": f"{spec.name}.so",
         "sha256": "0" * 64,
         "entries": {"forward": {key: f"attend_{key}" for key in keys}},
         **changes,
@@ -45,7 +45,7 @@ def described(spec: KernelSpec, kind: str, archs: tuple[str, ...], **changes: An
 def library(folder: Path, spec: KernelSpec, kind: str, *archs: str, **changes: Any) -> Library:
     """A library that exists as far as a choice looks."""
     folder.mkdir(exist_ok=True)
-    found = described(spec, kind, archs, library=f"{spec}.{archs[0]}.so", **changes)
+    found = described(spec, kind, archs, **changes)
     (folder / found.library).touch()
     return Library(found, folder / f"{spec}.{archs[0]}.json")
 
@@ -77,15 +77,15 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
     [
         ("schema_version", manifest.SCHEMA_VERSION + 1, "newer natc.*install a newer checkout"),
         ("schema_version", 0, "schema_version 0"),
-        ("schema_version", 1, "older natc built the library of na2d_k3_d8_float32, .*natc build"),
+        ("schema_version", 1, "older natc built the library of na2d_k3_d8_float32.*natc build"),
         ("schema_version", "1", "schema_version"),
         ("spec", "na2d_k7", "'na2d_k7' is not the name of a kernel"),
         ("spec", "na2d_k1_d32_float32", "kernel_size 1"),
         ("target", {"kind": "llvm", "archs": ["x86-64-v9"]}, "'x86-64-v9' is unknown"),
         ("target", {"kind": "tpu", "archs": ["v5"]}, "'tpu' is unknown"),
         ("target", {"kind": "llvm", "archs": []}, "at least one architecture"),
-        ("library", "../evil.so", "without a directory"),
-        ("library", "", "without a directory"),
+        ("library", "../evil.so", "library '../evil.so' must be na2d_k3_d8_float32.llvm-x86-64-v"),
+        ("library", None, "library must be a JSON str"),
         ("sha256", "abc", "64 lower-case hexadecimal"),
         ("entries", {}, "at least one operation"),
         ("entries", {"forward": {"sm_90": "f"}}, "entries.forward must name a function for llvm"),
@@ -263,14 +263,8 @@ def test_a_library_that_changed_is_not_run(libraries: LibraryDirectory) -> None:
 
 
 def test_a_library_that_cannot_be_opened_is_named(libraries: LibraryDirectory) -> None:
-    path = libraries.add(SPEC)
-    found = runtime.kernels()[0]
-    found.path.write_text("not machine code")
-    content = json.loads(path.read_text())
-    content["sha256"] = manifest.file_sha256(found.path)
-    path.write_text(json.dumps(content))
-    runtime.clear()
-    with pytest.raises(LibraryError, match=f"library {found.path} cannot be opened"):
+    path = rewrite(libraries.add(SPEC), b"not machine code")
+    with pytest.raises(LibraryError, match=f"library {library_of(path)} cannot be opened"):
         attend()
 
 
@@ -292,7 +286,7 @@ def test_a_function_that_is_not_there_is_named(libraries: LibraryDirectory) -> N
             lambda path: path.write_text(path.read_text().replace(VERSION, ": 1,", 1)),
             "an older natc built the library",
         ),
-        (lambda path: path.with_suffix(".so").unlink(), "is missing"),
+        (lambda path: library_of(path).unlink(), "is missing"),
     ],
     ids=["corrupt manifest", "newer manifest", "older manifest", "missing library"],
 )

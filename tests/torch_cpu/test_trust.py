@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support.c_library import KERNEL_SIZE, SPECS, LibraryDirectory
+from support.library_files import library_of, rewrite
 
 import natc
 from natc import runtime
@@ -20,7 +21,6 @@ from natc.checks.inputs import make_inputs
 from natc.errors import ArgumentError, LibraryError, NotCoveredError
 from natc.host import detect
 from natc.runtime import trust
-from natc.store import manifest
 
 SPEC = SPECS[False]
 SHAPE = (1, 5, 6, 2, SPEC.head_dim)
@@ -151,7 +151,8 @@ def test_libraries_in_a_writable_directory_are_passed_over_once_and_said(
 def test_a_writable_file_in_a_safe_directory_is_refused(
     libraries: LibraryDirectory, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
-    path = libraries.add(SPEC).with_suffix(ending)
+    path = libraries.add(SPEC)
+    path = library_of(path) if ending == ".so" else path
     path.chmod(0o666)
     with pytest.raises(LibraryError, match=f"is not loaded: {path} can be written by everyone"):
         attend()
@@ -207,15 +208,11 @@ def test_a_file_that_this_machine_cannot_load_is_refused_by_name(
 ) -> None:
     """Though its manifest vouches for it."""
     path = libraries.add(SPEC)
-    library = path.with_suffix(".so")
-    data = bytearray(library.read_bytes())
-    said = change(data)
-    library.write_bytes(data)
-    before = manifest.load_manifest(path)
-    text = path.read_text().replace(before.sha256, manifest.file_sha256(library))
-    path.write_text(text)
+    data = bytearray(library_of(path).read_bytes())
+    message = change(data)
+    rewrite(path, bytes(data))
     runtime.clear()
-    with pytest.raises(LibraryError, match=re.escape(f"library {library} {said}")):
+    with pytest.raises(LibraryError, match=re.escape(f"library {library_of(path)} {message}")):
         attend()
 
 
@@ -230,7 +227,7 @@ def test_a_library_of_a_wheel_is_to_be_installed_again(
     (site / "natc_kernels_tiny").mkdir()
     monkeypatch.syspath_prepend(str(site))
     found = LibraryDirectory(site / "natc_kernels_tiny" / "lib", libraries.compiled)
-    library = found.add(SPEC).with_suffix(".so")
+    library = library_of(found.add(SPEC))
     runtime.clear()
     attend()
     assert found.calls(SPEC) == 1, "a library of an installed wheel serves calls"

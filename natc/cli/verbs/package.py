@@ -258,6 +258,6 @@ def _built_pieces(jobs: Sequence[Job], tools: str, when: int) -> list[Piece]:
             raise NatcError(f"{job} has no library, though it was built just now.")
         found = piece(library, when)
         # A library that was built at an earlier commit, from the same code, is this one's, too.
-        manifest = msgspec.structs.replace(found.manifest, provenance=provenance)
+        manifest = replace(found.manifest, provenance=provenance)
         pieces.append(replace(found, manifest=manifest))
-    return sorted(pieces, key=lambda found: found.manifest_name)
+    return sorted(pieces, key=lambda piece: piece.manifest.name)

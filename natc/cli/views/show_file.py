@@ -50,13 +50,21 @@ def document(text: str) -> dict[str, Any]:
             f"{path} is no library (.so), manifest or schedule (.json). natc verify checks "
             "wheels and archives."
         )
-    manifest_path = path.with_suffix(SUFFIX).absolute()
+    # A library is SPEC.TARGET.HASH.so, its manifest SPEC.TARGET.json.
+    name = path.name if path.suffix == SUFFIX else path.stem
+    manifest_path = path.with_name(name).with_suffix(SUFFIX).absolute()
     if not manifest_path.exists():
         raise LibraryError(
             f"library {path} has no manifest {manifest_path.name} beside it, which says what it "
             "holds; natc does not load it."
         )
-    return _library(Library(load_manifest(manifest_path), manifest_path))
+    library = Library(load_manifest(manifest_path), manifest_path)
+    if path.suffix != SUFFIX and path.name != library.path.name:
+        raise LibraryError(
+            f"library {path} is not in use: the manifest {manifest_path.name} beside it names "
+            f"{library.path.name}."
+        )
+    return _library(library)
 
 
 def _is_schedule(path: Path) -> bool:

@@ -19,8 +19,8 @@ from natc.operations import FAMILIES, operations_of
 from natc.spec import CUDA_DTYPES, KernelSpec, compiles
 from natc.store import elf, workspace
 from natc.store.files import make_directory
-from natc.store.manifest import SUFFIX, LibraryTarget, Manifest
-from natc.store.replace import write_library
+from natc.store.libraries import write_library
+from natc.store.manifest import LibraryTarget, Manifest
 from natc.targets import Target
 
 # Data pointers are multiples of this: the compiler assumes so, and nothing checks it later.
@@ -41,8 +41,8 @@ def build_library(
 
     target: one CPU, or one or more CUDA architectures that share a library. on_note: told, in a
     sentence, which schedule each is built from. untuned: ignore schedules. families: which
-    operations (`natc.operations.FAMILIES`); operations: some of these, by name. A library of the
-    same name is replaced in one step. Raises BuildError, also for what has no kernels,
+    operations (`natc.operations.FAMILIES`); operations: some of these, by name. An older library
+    of the same spec and target is replaced. Raises BuildError, also for what has no kernels,
     CompilerNotFound, ScheduleError, and NatcError for a directory that cannot be written.
     """
     targets = [target] if isinstance(target, Target) else sorted(set(target), key=_age)
@@ -57,9 +57,8 @@ def build_library(
 
     kind = targets[0].kind
     library_target = LibraryTarget(kind, tuple(found.arch for found in targets))
-    name = f"{spec.name}.{library_target.name}"
     with tempfile.TemporaryDirectory(prefix="natc-build-") as scratch:
-        output = Path(scratch) / f"{name}.so"
+        output = Path(scratch) / f"{spec.name}.{library_target.name}.so"
         decisions = {found: decided.decisions for found, decided in chosen.items()}
         try:
             if kind == "llvm":
@@ -76,12 +75,10 @@ def build_library(
         except ScheduleError as error:
             raise ScheduleError(f"{_files(chosen)} cannot be built: {error}") from error
         code = output.read_bytes()
-    manifest = _manifest(spec, library_target, f"{name}.so", code, entries, chosen)
+    manifest = _manifest(spec, library_target, code, entries, chosen)
     if on_note is not None and elf.parse_version(manifest.glibc) > elf.PORTABLE_GLIBC:
         on_note(_old_systems(manifest.glibc))
-    path = directory / f"{name}{SUFFIX}"
-    write_library(path, code, manifest)
-    return path
+    return write_library(directory, manifest, code)
 
 
 def _old_systems(glibc: str) -> str:
@@ -144,7 +141,6 @@ def _check(
 def _manifest(
     spec: KernelSpec,
     target: LibraryTarget,
-    library: str,
     code: bytes,
     entries: dict[str, dict[str, str]],
     chosen: dict[Target, Chosen],
@@ -158,7 +154,6 @@ def _manifest(
         natc=versions["natc"] or "",
         spec=spec.name,
         target=target,
-        library=library,
         sha256=hashlib.sha256(code).hexdigest(),
         entries=entries,
         alignment=_ALIGNMENT[target.kind],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ import tvm_ffi.libinfo
 
 from natc.host.detect import detect_host_cpu
 from natc.spec import KernelSpec
-from natc.store import manifest
+from natc.store.manifest import LibraryTarget
 from natc.targets import Target
+from support.library_files import add_code, library_of
 
 SOURCE = Path(__file__).with_name("attention.c")
 KERNEL_SIZE, HEAD_DIM = 3, 8
@@ -53,24 +53,15 @@ class LibraryDirectory:
         changes: fields of the manifest to set.
         """
         target = target or detect_host_cpu()
-        library = self.path / f"{spec.name}.{target.name}.so"
-        self.path.mkdir(exist_ok=True)
-        # A new file each time: code that this process has mapped must not change under it.
-        library.unlink(missing_ok=True)
-        shutil.copyfile(self.compiled[spec.rpb], library)
         fields: dict[str, Any] = {
             "spec": spec.name,
-            "target": manifest.LibraryTarget(target.kind, (target.arch,)),
-            "library": library.name,
-            "sha256": manifest.file_sha256(library),
+            "target": LibraryTarget(target.kind, (target.arch,)),
             "entries": OPERATIONS,
             **changes,
         }
-        path = library.with_suffix(".json")
-        path.write_text(manifest.dump(manifest.Manifest(**fields)))
-        return path
+        return add_code(self.path, self.compiled[spec.rpb].read_bytes(), **fields)
 
     def calls(self, spec: KernelSpec) -> int:
         """Return how many calls of a spec's library, as this process loaded it, are complete."""
-        path = self.path / f"{spec.name}.{detect_host_cpu().name}.so"
-        return int(tvm_ffi.load_module(str(path))["calls"]())
+        library = library_of(self.path / f"{spec.name}.{detect_host_cpu().name}.json")
+        return int(tvm_ffi.load_module(str(library))["calls"]())

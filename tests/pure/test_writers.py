@@ -1,0 +1,296 @@
+"""Writers of libraries and packages that are killed, or at work at once; and who reads meanwhile.
+
+A writer is a process that gets a signal at a step that is counted, not timed: each time that it
+opens, renames or removes a file of the directory.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.library_files import library_of
+
+from natc.errors import LibraryError, NatcError
+from natc.package import assemble
+from natc.package.pieces import Piece
+from natc.runtime import jit
+from natc.runtime.load import verify
+from natc.runtime.scan import Library, scan
+from natc.spec import KernelSpec
+from natc.store.libraries import libraries_of, write_library
+from natc.store.manifest import LibraryTarget, Manifest, load_manifest
+from natc.targets import Target
+
+SPEC = "na2d_k3_d8_float32"
+STEPS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
+MOST_STEPS = 60
+LOCK = ".natc.lock"
+running: set[int] = set()
+
+
+def code(number: int) -> bytes:
+    """The content of a library; larger than any buffer."""
+    return hashlib.sha256(bytes([number])).digest() * 3000
+
+
+def manifest(number: int) -> Manifest:
+    return Manifest(
+        spec=SPEC,
+        target=LibraryTarget("llvm", ("x86-64-v2",)),
+        sha256=hashlib.sha256(code(number)).hexdigest(),
+        entries={"forward": {"llvm": "forward"}},
+        natc=f"0.{number}",
+    )
+
+
+def put(directory: Path, number: int) -> Path:
+    return write_library(directory, manifest(number), code(number))
+
+
+def number_of(library: Library) -> int:
+    """Which library it is; its file is whole."""
+    number = int(library.manifest.natc[-1])
+    assert library.path.read_bytes() == code(number) and library.manifest == manifest(number)
+    return number
+
+
+def found_in(directory: Path) -> int:
+    (library,) = scan([directory]).libraries
+    return number_of(verify(library))
+
+
+def everything(directory: Path) -> dict[str, bytes]:
+    """All files of a directory and below, hidden ones too, but for the lock."""
+    return {
+        str(file.relative_to(directory)): file.read_bytes()
+        for file in directory.rglob("*")
+        if file.is_file() and file.name != LOCK
+    }
+
+
+def start(work: Callable[[], Any], directory: Path, step: int = 0, how: int = 0) -> int:
+    """Do some work in another process, which gets a signal before its step of that number."""
+    process = os.fork()
+    if process:
+        running.add(process)
+        return process
+    status = 1
+    try:
+        gc.disable()
+        count = 0
+
+        def watch(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal count
+            if event not in STEPS or not str(arguments[0]).startswith(str(directory)):
+                return
+            count += 1
+            if count == step:
+                os.kill(os.getpid(), how)
+
+        sys.addaudithook(watch)
+        work()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def wait(process: int) -> int:
+    """Return how a process ended: 0, or the signal that ended it, negative."""
+    running.discard(process)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def stops(process: int) -> bool:
+    """Wait until a process stops or ends; return whether it stopped."""
+    _, status = os.waitpid(process, os.WUNTRACED)
+    if not os.WIFSTOPPED(status):
+        running.discard(process)
+    return os.WIFSTOPPED(status)
+
+
+@pytest.fixture(autouse=True)
+def no_process_stays() -> Iterator[None]:
+    yield
+    for process in list(running):
+        os.kill(process, signal.SIGKILL)
+        wait(process)
+
+
+def end_at_each_step(work: Callable[[], Any], directory: Path) -> Iterator[int]:
+    """Yield after work was killed before its first step, its second, ... until it is done."""
+    for step in range(1, MOST_STEPS):
+        ended = wait(start(work, directory, step, signal.SIGKILL))
+        assert ended in (0, -signal.SIGKILL)
+        yield step
+        if ended == 0:
+            return
+    raise AssertionError(f"more than {MOST_STEPS} steps")
+
+
+# Libraries
+
+
+def test_a_killed_writer_leaves_the_old_library_or_the_new_one(tmp_path: Path) -> None:
+    directory = tmp_path / "lib"
+    numbers = []
+    put(directory, 0)
+    for _ in end_at_each_step(lambda: put(directory, 1), directory):
+        numbers.append(found_in(directory))
+        # The next writer removes what the killed one left.
+        put(directory, 2)
+        assert found_in(directory) == 2 and len(everything(directory)) == 2
+        put(directory, 0)
+    assert numbers == sorted(numbers) and numbers.count(0) >= 4 and numbers.count(1) >= 2
+
+
+def test_a_killed_first_writer_leaves_a_library_or_none(tmp_path: Path) -> None:
+    for step in end_at_each_step(lambda: put(tmp_path, 1), tmp_path):
+        libraries = scan([tmp_path]).libraries
+        assert list(map(number_of, libraries)) in ([], [1]), step
+        for file in tmp_path.iterdir():
+            file.unlink()
+
+
+def test_a_reader_finds_a_whole_library_while_a_writer_stands_still(tmp_path: Path) -> None:
+    put(tmp_path, 0)
+    (old,) = scan([tmp_path]).libraries
+    numbers = []
+    for step in range(1, MOST_STEPS):
+        writer = start(lambda: put(tmp_path, 1), tmp_path, step, signal.SIGSTOP)
+        if not stops(writer):
+            break
+        # One reader searches now, the other searched before the writer began.
+        numbers.append(found_in(tmp_path))
+        assert number_of(verify(old)) == 0 or numbers[-1] == 1
+        os.kill(writer, signal.SIGCONT)
+        assert wait(writer) == 0 and number_of(verify(old)) == 1
+        put(tmp_path, 0)
+    assert len(numbers) > 5 and set(numbers) == {0, 1}
+
+
+def test_writers_take_turns(tmp_path: Path) -> None:
+    """Whatever the first is about to do when the second comes."""
+    put(tmp_path, 0)
+    for step in range(1, MOST_STEPS):
+        first = start(lambda: put(tmp_path, 1), tmp_path, step, signal.SIGSTOP)
+        if not stops(first):
+            assert step > 5
+            return
+        second = start(lambda: put(tmp_path, 2), tmp_path)
+        os.kill(first, signal.SIGCONT)
+        assert (wait(first), wait(second)) == (0, 0)
+        assert found_in(tmp_path) in (1, 2) and len(everything(tmp_path)) == 2
+    raise AssertionError(f"more than {MOST_STEPS} steps")
+
+
+def test_a_library_that_was_changed_or_is_gone_is_refused(tmp_path: Path) -> None:
+    path = put(tmp_path, 1)
+    (library,) = scan([tmp_path]).libraries
+    assert libraries_of(path) == [library.path] == [library_of(path)]
+    library.path.write_bytes(code(2))
+    with pytest.raises(LibraryError, match=manifest(2).sha256):
+        verify(library)
+    library.path.unlink()
+    with pytest.raises(LibraryError, match="cannot be read: no such file"):
+        verify(library)
+    path.unlink()
+    with pytest.raises(LibraryError, match=f"manifest {path} cannot be read"):
+        verify(library)
+
+
+def test_other_libraries_stay(tmp_path: Path) -> None:
+    sibling = tmp_path / f"{SPEC}.llvm-x86-64-v2.v3.so"
+    for path in (sibling, tmp_path / f"{SPEC}.cuda.0123456789abcdef.so"):
+        path.write_text("")
+        put(tmp_path, 1)
+        put(tmp_path, 2)
+        assert path.exists()
+    assert load_manifest(tmp_path / f"{SPEC}.llvm-x86-64-v2.json") == manifest(2)
+
+
+def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NatcError, match=f"{tmp_path}/file/lib cannot be created"):
+        put(tmp_path / "file" / "lib", 1)
+
+
+# Packages
+
+
+NAMES = assemble.Names("natc-kernels-llvm", "natc_kernels_llvm", "llvm", "1.0", "linux_x86_64")
+FORMS = ("wheel", "archive", "hf")
+
+
+@pytest.fixture
+def pieces(tmp_path: Path) -> list[Piece]:
+    return [Piece(library_of(put(tmp_path / "lib", 1)), manifest(1))]
+
+
+def package(pieces: list[Piece], output: Path) -> None:
+    """Write packages of several kinds; those of two calls have the same bytes."""
+    assemble.write(FORMS, pieces, NAMES, output, when=0)
+
+
+def test_a_killed_packer_leaves_whole_packages(tmp_path: Path, pieces: list[Piece]) -> None:
+    output = tmp_path / "dist"
+    package(pieces, output)
+    (output / ".natc_kernels_of_mine.tmp").write_text("stays")
+    whole, more, fewer = everything(output), 0, 0
+    for _ in end_at_each_step(lambda: package(pieces, output), output):
+        files = everything(output)
+        visible = {name: data for name, data in files.items() if "/." not in f"/{name}"}
+        assert visible.items() <= whole.items()
+        # A variant for the hub is a directory, which is moved away before the new one comes.
+        gone = {name.split("/")[1] for name in whole.keys() - files.keys()}
+        assert gone <= {"build"}
+        more, fewer = more + (len(files) > len(whole)), fewer + bool(gone)
+        # The next writer, whatever it writes, removes the pieces.
+        assemble.write((), [], NAMES, output, when=0)
+        assert everything(output) == whole
+    assert more > len(FORMS) and fewer > 0
+
+
+def test_packers_take_turns(tmp_path: Path, pieces: list[Piece]) -> None:
+    output = tmp_path / "dist"
+    package(pieces, output)
+    whole = everything(output)
+    for step in range(1, MOST_STEPS * 2, 5):
+        first = start(lambda: package(pieces, output), output, step, signal.SIGSTOP)
+        if not stops(first):
+            assert step > 15
+            return
+        second = start(lambda: package(pieces, output), output)
+        os.kill(first, signal.SIGCONT)
+        assert (wait(first), wait(second)) == (0, 0) and everything(output) == whole
+    raise AssertionError(f"more than {MOST_STEPS * 2} steps")
+
+
+# Builds by calls
+
+
+def test_a_call_that_is_killed_while_it_builds_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path))
+    spec, target = KernelSpec.parse(SPEC), Target("llvm", "x86-64-v2")
+
+    def killed(words: list[str]) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(jit, "_run", killed)
+    first = start(lambda: jit.build(spec, target, "forward", lambda: False), tmp_path)
+    assert wait(first) == -signal.SIGKILL
+    built = []
+    monkeypatch.setattr(jit, "_run", built.append)
+    assert jit.build(spec, target, "forward", lambda: False)
+    assert len(built) == 1 and str(tmp_path / "jit" / "forward") in built[0]
+    # Once another process has built it, there is nothing to do.
+    assert jit.build(spec, target, "forward", lambda: True) and len(built) == 1
