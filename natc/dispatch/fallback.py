@@ -22,7 +22,8 @@ from natc.runtime.load import Kernel
 from natc.runtime.scan import Rejection
 from natc.spec import KernelSpec, compiles
 
-_OURS = ("natc.", "torch.")
+# The package that natc is in, which has another name where another package carries natc.
+_OURS = (__name__.removesuffix("dispatch.fallback"), "torch.")
 
 
 class NatcFallbackWarning(RuntimeWarning):

@@ -6,25 +6,26 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch.utils.flop_counter import register_flop_formula
+
+from natc.ops.library import operators
 
 
 def _products(leading: Sequence[int], kernel_size: Sequence[int], channels: int) -> int:
     return 2 * math.prod(leading) * math.prod(kernel_size) * channels
 
 
-@register_flop_formula([torch.ops.natc.forward, torch.ops.natc.forward_lse])
+@register_flop_formula([operators.forward, operators.forward_lse])
 def _(query: Any, key: Any, value: Any, rpb: Any, kernel_size: Any, *_: Any, **__: Any) -> int:
     return _products(query[:-1], kernel_size, query[-1] + value[-1])
 
 
-@register_flop_formula([torch.ops.natc.forward_packed, torch.ops.natc.forward_lse_packed])
+@register_flop_formula([operators.forward_packed, operators.forward_lse_packed])
 def _(qkv: Any, rpb: Any, kernel_size: Any, *_: Any, **__: Any) -> int:
     return _products((*qkv[:-3], qkv[-2]), kernel_size, 2 * qkv[-1])
 
 
-@register_flop_formula(torch.ops.natc.backward)
+@register_flop_formula(operators.backward)
 def _(
     d_output: Any,
     d_lse: Any,
@@ -47,11 +48,11 @@ def _(
     return _products(query[:-1], kernel_size, channels)
 
 
-@register_flop_formula(torch.ops.natc.qk)
+@register_flop_formula(operators.qk)
 def _(query: Any, key: Any, rpb: Any, kernel_size: Any, *_: Any, **__: Any) -> int:
     return _products(query[:-1], kernel_size, query[-1])
 
 
-@register_flop_formula([torch.ops.natc.av, torch.ops.natc.inverse_av])
+@register_flop_formula([operators.av, operators.inverse_av])
 def _(attn: Any, vectors: Any, kernel_size: Any, *_: Any, **__: Any) -> int:
     return _products(attn[:-1], kernel_size, vectors[-1])

@@ -25,8 +25,12 @@ _TAGS = tuple(
     if hasattr(torch.Tag, name)
 )
 
+# `natc`; where another package carries natc, that package's name, so that two do not clash.
+NAMESPACE = __name__.removesuffix(".ops.library").replace(".", "_")
+operators = getattr(torch.ops, NAMESPACE)
+
 # The library object owns the registrations: they go when it does.
-library = torch.library.Library("natc", "DEF")
+library = torch.library.Library(NAMESPACE, "DEF")
 
 
 def define(name: str, parameters: str, results: str, implementation: Callable[..., Any]) -> Any:
@@ -34,7 +38,7 @@ def define(name: str, parameters: str, results: str, implementation: Callable[..
     library.define(f"{name}({parameters}) -> {results}", tags=_TAGS)
     # One implementation for every device: which kernel runs is decided inside.
     library.impl(name, implementation, "CompositeExplicitAutograd")
-    return getattr(torch.ops.natc, name).default
+    return getattr(operators, name).default
 
 
 class Function(torch.autograd.function._SingleLevelFunction):

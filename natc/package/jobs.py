@@ -25,6 +25,7 @@ from natc.host import environment
 from natc.host.toolchain import find_nvcc
 from natc.operations import operations_of, tuned_as
 from natc.package.portable import CEILING
+from natc.package.sources import PACKAGE, modules_of
 from natc.runtime.scan import Library, scan
 from natc.spec import KernelSpec
 from natc.store import workspace
@@ -36,13 +37,8 @@ from natc.version import __version__
 
 _log = logging.getLogger("natc")
 
-_PACKAGE = Path(__file__).resolve().parent.parent
-# What a library is made by, besides its schedule and tools.
-_CODE = (
-    "compiler", "host/toolchain.py", "operations.py", "spec.py", "store/elf.py",
-    "store/schedules.py", "targets.py", "window.py",
-)  # fmt: skip
 _TOOLS = ("apache-tvm", "apache-tvm-ffi", "ziglang")
+_SOURCES = (".c", ".h", ".cu", ".cuh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,14 +200,21 @@ def _build(job: Job, directory: Path) -> list[str]:
 @functools.cache
 def _code_digest() -> str:
     digest = hashlib.sha256()
-    for name in _CODE:
-        place = _PACKAGE / name
-        paths = sorted(place.rglob("*")) if place.is_dir() else [place]
-        for path in paths:
-            if path.suffix in (".py", ".c", ".h", ".cu", ".cuh"):
-                digest.update(f"{path.relative_to(_PACKAGE)}\n".encode())
-                digest.update(path.read_bytes())
+    for path in code_files():
+        digest.update(f"{path.relative_to(PACKAGE)}\n".encode())
+        digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def code_files(package: Path = PACKAGE) -> list[Path]:
+    """Return the files of natc that decide what code a library holds.
+
+    These are the modules that run when `build_library` does, and the C and CUDA sources beside
+    them. package: natc's folder.
+    """
+    modules = modules_of("natc.compiler.build", package=package)
+    sources = (path for path in (package / "compiler").rglob("*") if path.suffix in _SOURCES)
+    return [*modules.values(), *sorted(sources)]
 
 
 def _schedules_digest(spec: KernelSpec, target: Target) -> list[list[str]]:

@@ -56,6 +56,8 @@ def obstacle(spec: KernelSpec, target: Target, operation: str) -> str | None:
 
 def unavailable(target: Target) -> str | None:
     """Return why calls build nothing at all for a target, as a clause, or None where they do."""
+    if workspace.only_directory() is not None:
+        return f"this package runs the libraries in {workspace.only_directory()} alone"
     if mode() != ON:
         return f"NATC_JIT is {mode()}"
     if importlib.util.find_spec("tvm") is None:

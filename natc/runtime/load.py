@@ -126,6 +126,8 @@ def _check_machine(library: Library) -> None:
 
 def _remedy(library: Library) -> str:
     place = workspace.library_place(library.manifest_path.parent)
+    if place is not None and place.source == "package":
+        return "Download the package again"
     if place is not None and place.distribution is not None:
         # Its name alone would do only where an index has it.
         return (

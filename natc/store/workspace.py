@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
-import platformdirs
-
 from natc import env
 from natc.operations import FAMILIES, FORWARD
 from natc.spec import KernelSpec
@@ -21,14 +19,17 @@ PACKAGED_DATA = _PACKAGE / "_data"
 ENTRY_POINTS = "natc.kernels"
 WHEEL_FOLDER = "lib"
 
+# Directories that the program named, and one that stands for all others.
 _used: list[Path] = []
+_only: list[Path] = []
 
 
 @dataclass(frozen=True, slots=True)
 class LibraryPlace:
     """A directory that libraries are looked for in, and how natc came to look there.
 
-    source: `named in the program`, `NATC_LIB_PATH`, `wheel NAME VERSION`, `cache` or `natc`.
+    source: `named in the program`, `NATC_LIB_PATH`, `wheel NAME VERSION`, `cache`, `natc`, or
+        `package` for the only directory of a package that carries natc.
     distribution: the name of the wheel, for pip; None for the others.
     """
 
@@ -53,7 +54,7 @@ def workspace() -> Path:
     named = env.NATC_WORKSPACE.get()
     if named:
         return Path(named).expanduser().absolute()
-    return checkout() or platformdirs.user_data_path("natc", appauthor=False)
+    return checkout() or _user_directory("user_data_path")
 
 
 def read_roots() -> list[Path]:
@@ -96,7 +97,15 @@ def cache_dir() -> Path:
     named = env.NATC_CACHE_DIR.get()
     if named:
         return Path(named).expanduser().absolute()
-    return platformdirs.user_cache_path("natc", appauthor=False)
+    return _user_directory("user_cache_path")
+
+
+def _user_directory(kind: str) -> Path:
+    # Late: packages that carry natc run without platformdirs.
+    import platformdirs
+
+    path: Path = getattr(platformdirs, kind)("natc", appauthor=False)
+    return path
 
 
 def library_dir() -> Path:
@@ -117,6 +126,16 @@ def use_library_dir(directory: str | Path) -> None:
     _used.insert(0, path)
 
 
+def use_only(directory: Path) -> None:
+    """Look for libraries in one directory and nowhere else, in this process; build none."""
+    _only[:] = [directory.absolute()]
+
+
+def only_directory() -> Path | None:
+    """Return the directory that `use_only` was called with, or None."""
+    return _only[0] if _only else None
+
+
 def library_places() -> list[LibraryPlace]:
     """Return where libraries are looked for, in order; some may not exist.
 
@@ -124,6 +143,8 @@ def library_places() -> list[LibraryPlace]:
     `natc build` wrote, what was built when first called (unless NATC_JIT=off), and natc's own.
     Reads the metadata of what is installed; imports nothing of it.
     """
+    if _only:
+        return [LibraryPlace(_only[0], "package")]
     named = [Path(part).expanduser().absolute() for part in env.NATC_LIB_PATH.paths()]
     return [
         *(LibraryPlace(path, "named in the program") for path in _used),

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def test_a_killed_package_leaves_what_goes_on(tmp_path: Path) -> None:
 def test_the_package_for_the_hub_computes_attention_and_gradients(
     caches: Path, tmp_path: Path
 ) -> None:
-    """Without natc: it is a program of its own."""
+    """By the copy of natc that it carries, with its own library."""
     import torch
 
     from natc import reference
@@ -128,14 +129,17 @@ def test_the_package_for_the_hub_computes_attention_and_gradients(
         for t in given
     ]
     query, key, value, rpb = single
-    actual = kernel.na2d(query, key, value, 3, rpb=rpb, **options)
+    with warnings.catch_warnings():
+        # No part of it runs on the reference.
+        warnings.simplefilter("error")
+        actual = kernel.na2d(query, key, value, 3, rpb=rpb, **options)
+        gradients = torch.autograd.grad(actual, single, d_output.float())
     assert all(t.data_ptr() % 16 for t in single)
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
-    gradients = torch.autograd.grad(actual, single, d_output.float())
     wanted = torch.autograd.grad(expected, exact, d_output)
     for found, right in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(found.double(), right, rtol=1e-4, atol=1e-4)
-    with pytest.raises(NotImplementedError, match="no kernel covers forward.* of na2d_k5_d8"):
+    with pytest.warns(RuntimeWarning, match="no kernel covers na2d_k5_d8_float32"):
         kernel.na2d(query, key, value, 5)
-    with pytest.raises(ValueError, match="stride at most kernel_size"):
+    with pytest.raises(ValueError, match="stride"):
         kernel.na2d(query, key, value, 3, stride=4)

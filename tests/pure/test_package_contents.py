@@ -32,6 +32,7 @@ from natc.package.portable import (
     platform_tag,
 )
 from natc.package.signing import Signer, Verifier, parse_sums
+from natc.package.sources import modules_of, relative
 from natc.spec import KernelSpec
 from natc.store import elf, fatbin, workspace
 from natc.store.manifest import LibraryTarget, Manifest
@@ -72,8 +73,7 @@ LIGHT = """
 import importlib, pkgutil, sys
 import natc.package
 for module in pkgutil.iter_modules(natc.package.__path__):
-    if module.name != "hub_kernel":
-        importlib.import_module(f"natc.package.{module.name}")
+    importlib.import_module(f"natc.package.{module.name}")
 print(sorted({"torch", "tvm", "tvm_ffi", "cryptography"} & set(sys.modules)))
 """
 
@@ -457,6 +457,65 @@ def test_sizes_of_several_ranks_and_repetitions() -> None:
 def test_a_list_that_is_none_is_refused(parse: object, text: str, said: str) -> None:
     with pytest.raises(SpecError, match=said):
         parse(text)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("file", "counts"),
+    [
+        ("compiler/build/llvm.py", True),
+        ("compiler/space/cpu/rows.py", True),
+        ("compiler/te/forward.py", True),
+        ("compiler/tensor_cores/forward.py", True),
+        ("compiler/build/launcher/threads.c", True),
+        ("compiler/build/launcher/mma.cuh", True),
+        ("store/elf.py", True),
+        ("host/c_compiler.py", True),
+        ("window.py", True),
+        ("cli/verbs/build.py", False),
+        ("package/jobs.py", False),
+        ("dispatch/launch.py", False),
+        ("__init__.py", False),
+    ],
+)
+def test_a_library_is_built_again_if_a_module_that_makes_code_differs(
+    file: str, counts: bool
+) -> None:
+    assert (jobs.PACKAGE / file).is_file()
+    assert (jobs.PACKAGE / file in jobs.code_files()) == counts
+
+
+def test_imports_are_followed_to_their_end_and_made_relative(tmp_path: Path) -> None:
+    package = tmp_path / "natc"
+    for name, text in {
+        "__init__.py": "import natc.unused",
+        "unused.py": "",
+        "annotations.py": "",
+        "a/__init__.py": "from natc.b import value",
+        "a/deep.py": (
+            "from typing import TYPE_CHECKING\nfrom natc import c\n"
+            "def f():\n    from natc.d.e import g  # late\n"
+            "    from natc.a import (\n        value,\n    )\n"
+            "if TYPE_CHECKING:\n    import natc.annotations\n"
+        ),
+        "b.py": "value = 1",
+        "c.py": "import os",
+        "d/__init__.py": "",
+        "d/e.py": "g = 2",
+    }.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    modules = modules_of("natc.a.deep", package=package)
+    assert list(modules) == ["natc.a", "natc.a.deep", "natc.b", "natc.c", "natc.d", "natc.d.e"]
+    assert relative("natc.a", modules["natc.a"]) == b"from ..b import value"
+    with pytest.raises(NatcError, match="deep.py:9: write this import as"):
+        relative("natc.a.deep", modules["natc.a.deep"])
+    deep = modules["natc.a.deep"]
+    deep.write_text(deep.read_text().replace("import natc.annotations", "pass"))
+    lines = relative("natc.a.deep", deep).decode().splitlines()
+    assert lines[1] == "from .. import c"
+    assert lines[3:5] == ["    from ..d.e import g  # late", "    from ..a import ("]
+    with pytest.raises(NatcError, match="module natc.gone has no file"):
+        modules_of("natc.gone", package=package)
 
 
 def test_a_library_is_built_again_if_anything_that_makes_it_differs(
