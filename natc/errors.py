@@ -56,4 +56,4 @@ class NotCoveredError(NatcError, RuntimeError):
 
 
 class CompatError(NatcError, ImportError):
-    """Another package is where `natc.compat` would put its stand-in."""
+    """`natc.compat` cannot serve an import: NATTEN is imported already, or a module is missing."""
