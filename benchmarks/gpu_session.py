@@ -1,12 +1,12 @@
-"""All that needs a GPU, by one command, on a machine that is rented for minutes:
+"""Runs everything that needs a GPU, on a machine that is rented for minutes:
 
     python benchmarks/gpu_session.py LOGS --libraries lib --rounds rounds
 
-Tests, compute-sanitizer where it is installed, times, memory, and candidates of searches, in that
-order. It needs torch, tvm-ffi and natc's checkout, no compiler: libraries (`natc package` or
-`natc build --output`) and rounds (`natc tune --export`) are made elsewhere and carried along. Each
-step has a limit of its own, a log in LOGS, and does not keep the next from running; what was
-written before a limit stays. `summary.json` says how each ended; exits with 1 if one failed.
+The steps are tests, compute-sanitizer if it is installed, times, memory, and candidates of
+searches. They need torch, tvm-ffi and natc's checkout, but no compiler: libraries (`natc package`
+or `natc build --output`) and rounds (`natc tune --export`) come from another machine. Each step
+has a time limit and a log in LOGS; the next step runs even if it fails, and results that it wrote
+before its limit stay. `summary.json` says how each step ended. Exits with 1 if a step failed.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = Path(__file__).resolve().parent
-# Shares of the time, which add up to 1. What a step leaves is there for those after it.
+# Shares of the time, which add up to 1. Later steps share the time that a step leaves.
 SHARES = {
     "tests": 0.25,
     "sanitizer": 0.15,
-    "attention": 0.25,
+    "attention": 0.15,
+    "backward": 0.1,
     "curve": 0.07,
     "memory": 0.05,
     "measure": 0.23,
 }
 PASSED, FAILED, LATE, SKIPPED = "passed", "failed", "late", "skipped"
-# A program is told to stop so long before its limit, to write what it has.
+# A program is told to stop this many seconds before its limit, so that it writes its results.
 _MARGIN = 10.0
 
 
 @dataclass(frozen=True)
 class Step:
-    """One program: its name, its words, and why it is not run, if it is not.
+    """One program: its name, its words, and a reason to skip it, or "".
 
-    output: a file in the logs' directory for what it prints on stdout, by default its log.
+    output: the file in the logs' directory for its stdout; by default its log.
     """
 
     name: str
@@ -55,12 +56,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a step ended: `passed`, `failed`, `late` or `skipped`; the last line that it said."""
+    """How a step ended: `passed`, `failed`, `late` or `skipped`; and its last line."""
 
     name: str
     state: str
     seconds: float
-    said: str
+    last_line: str
     log: str
 
 
@@ -70,27 +71,29 @@ def main() -> int:
     )
     parser.add_argument("logs", type=Path, help="directory for logs and results")
     parser.add_argument("--libraries", type=Path, help="libraries for this GPU (NATC_LIB_PATH)")
-    parser.add_argument("--rounds", type=Path, help="what natc tune --export wrote")
+    parser.add_argument("--rounds", type=Path, help="directory of natc tune --export")
     parser.add_argument("--minutes", type=float, default=10.0, help="for all steps together")
     parser.add_argument("--only", help=f"some of {', '.join(SHARES)}, separated by commas")
-    given = parser.parse_args()
-    only = given.only.split(",") if given.only else list(SHARES)
+    options = parser.parse_args()
+    only = options.only.split(",") if options.only else list(SHARES)
     for name in only:
         if name not in SHARES:
             parser.error(f"--only has {name!r}; allowed are {', '.join(SHARES)}")
-    if not given.minutes > 0:
-        parser.error(f"--minutes is {given.minutes}; it must be above 0")
-    for option, path in (("--libraries", given.libraries), ("--rounds", given.rounds)):
+    if not options.minutes > 0:
+        parser.error(f"--minutes is {options.minutes}; it must be above 0")
+    for option, path in (("--libraries", options.libraries), ("--rounds", options.rounds)):
         if path is not None and not path.is_dir():
-            parser.error(f"{option} is {path}, which is no directory")
-    if given.libraries is not None:
-        os.environ["NATC_LIB_PATH"] = str(given.libraries.absolute())
+            parser.error(f"{option} is {path}, which is not a directory")
+    if options.libraries is not None:
+        os.environ["NATC_LIB_PATH"] = str(options.libraries.absolute())
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
     )
-    logs = given.logs.absolute()
-    chosen = [step for step in steps(logs, given.rounds, 60 * given.minutes) if step.name in only]
-    return run(chosen, logs, 60 * given.minutes)
+    logs = options.logs.absolute()
+    chosen = [
+        step for step in steps(logs, options.rounds, 60 * options.minutes) if step.name in only
+    ]
+    return run(chosen, logs, 60 * options.minutes)
 
 
 def steps(logs: Path, rounds: Path | None, seconds: float) -> list[Step]:
@@ -119,9 +122,16 @@ def steps(logs: Path, rounds: Path | None, seconds: float) -> list[Step]:
             [*attention, "--minutes", minutes("attention"), "--output", str(logs / "nat.json")],
         ),
         Step(
+            "backward",
+            [
+                *(*attention, "--backward", "--minutes", minutes("backward")),
+                *("--output", str(logs / "backward.json")),
+            ],
+        ),
+        Step(
             "curve",
             [
-                *(*attention, "--suite", "curve", "--passes", "forward"),
+                *(*attention, "--suite", "curve", "--peers", "sdpa"),
                 *("--minutes", minutes("curve"), "--output", str(logs / "curve.json")),
             ],
         ),
@@ -136,31 +146,29 @@ def steps(logs: Path, rounds: Path | None, seconds: float) -> list[Step]:
                 *(python, "-m", "natc", "measure", str(rounds)),
                 *("--minutes", minutes("measure"), "--json"),
             ],
-            skip="" if rounds else "no --rounds were given",
+            skip="" if rounds else "there is no --rounds",
             output="measure.json",
         ),
     ]
 
 
 def run(chosen: Sequence[Step], logs: Path, seconds: float) -> int:
-    """Run steps one after the other; return 1 if one failed or was late, else 0.
+    """Run steps one after the other; return 1 if any failed or was late, else 0.
 
-    seconds: for all together, shared out by `SHARES`.
+    seconds: for all together, divided by `SHARES`.
     """
     logs.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     ended: list[Ended] = []
     for number, step in enumerate(chosen):
-        # What earlier steps left over is shared out among those to come.
-        rest = sum(SHARES.get(later.name, 1.0) for later in chosen[number:])
-        left = start + seconds - time.monotonic()
-        ended.append(_run(step, logs, number, left * SHARES.get(step.name, 1.0) / rest))
-        (logs / "summary.json").write_text(
-            json.dumps([asdict(one) for one in ended], indent=2) + "\n"
-        )
-        one = ended[-1]
-        print(f"{one.name}: {one.state} in {one.seconds:.0f} s; {one.said}", flush=True)
-    bad = [one.name for one in ended if one.state in (FAILED, LATE)]
+        # The remaining steps share the time that earlier ones did not need.
+        shares = sum(SHARES.get(later.name, 1.0) for later in chosen[number:])
+        remaining = start + seconds - time.monotonic()
+        end = _run(step, logs, number, remaining * SHARES.get(step.name, 1.0) / shares)
+        ended.append(end)
+        (logs / "summary.json").write_text(json.dumps(list(map(asdict, ended)), indent=2) + "\n")
+        print(f"{end.name}: {end.state} in {end.seconds:.0f} s; {end.last_line}", flush=True)
+    bad = [end.name for end in ended if end.state in (FAILED, LATE)]
     print(f"{len(ended)} steps in {time.monotonic() - start:.0f} s; ", end="")
     print(f"not well: {', '.join(bad)}; logs in {logs}" if bad else f"all well; logs in {logs}")
     return 1 if bad else 0
@@ -173,10 +181,10 @@ def _run(step: Step, logs: Path, number: int, limit: float) -> Ended:
     start = time.monotonic()
     with contextlib.ExitStack() as files:
         errors = files.enter_context(open(log, "wb"))
-        said = files.enter_context(open(logs / step.output, "wb")) if step.output else errors
+        stdout = files.enter_context(open(logs / step.output, "wb")) if step.output else errors
         try:
             process = subprocess.Popen(
-                step.command, cwd=ROOT, stdout=said, stderr=errors, start_new_session=True
+                step.command, cwd=ROOT, stdout=stdout, stderr=errors, start_new_session=True
             )
         except OSError as error:
             return Ended(step.name, FAILED, 0.0, str(error), log.name)
@@ -188,7 +196,7 @@ def _run(step: Step, logs: Path, number: int, limit: float) -> Ended:
         except BaseException:
             _end(process)
             raise
-        # Whatever it started and left behind holds the GPU, too.
+        # Programs that it started and did not end would hold the GPU.
         _end(process)
     return Ended(step.name, state, time.monotonic() - start, _last_line(log), log.name)
 

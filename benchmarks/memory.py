@@ -1,9 +1,9 @@
 """Peak memory of forward and backward, fused beside unfused: `python benchmarks/memory.py`.
 
-What is counted is memory on top of the inputs: output, gradients, and all that lives between. On
-a GPU that is what torch's allocator says. On a CPU each case runs in a process of its own and the
-kernel says what it had resident at most, so that scratch memory of natc's kernels, which torch
-does not allocate, counts too; malloc is told to give every block of 64 KiB back to the system.
+It counts memory on top of the inputs: output, gradients and intermediate tensors. On a GPU,
+torch's allocator knows the peak. On a CPU each case runs in a process of its own, and Linux knows
+the largest resident size, so that scratch memory of natc's kernels, which torch does not allocate,
+counts too; malloc is told to return every block of 64 KiB to the system.
 
 Every case runs on compiled kernels, or fails with the command that builds them.
 """
@@ -27,11 +27,11 @@ from natc.cli import output
 from natc.errors import NatcError
 from natc.host import environment
 
-# Of a block this large or larger, nothing stays in malloc's pools.
+# Blocks of this size or larger do not stay in malloc's pools.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 # A call runs on a library that is there, or fails.
 KERNELS_ONLY = {"NATC_STRICT": "1", "NATC_JIT": "off"}
-# What the claim of memory in proportion to tokens is shown on.
+# These cases show that memory is proportional to tokens.
 SCAN_MAPS, SCAN_KERNELS = (28, 56, 112), (3, 7, 13)
 
 
@@ -58,30 +58,30 @@ def main() -> None:
     parser.add_argument("--scan-batch", type=int, default=16, help="batch of the scan")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--case", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.case:
+    options = parser.parse_args()
+    if options.case:
         try:
-            print(resident(json.loads(given.case)))
+            print(resident(json.loads(options.case)))
         except NatcError as error:
             raise SystemExit(f"{error}") from None
         return
-    problem = {name: getattr(given, name) for name in DIMENSIONS}
+    problem = {name: getattr(options, name) for name in DIMENSIONS}
     cases = [problem]
-    if given.scan:
+    if options.scan:
         cases += [
-            {**problem, "batch": given.scan_batch, "kernel": kernel, "map": size}
+            {**problem, "batch": options.scan_batch, "kernel": kernel, "map": size}
             for kernel in SCAN_KERNELS
             for size in SCAN_MAPS
         ]
     rows = [measure({**case, "variant": variant}) for case in cases for variant in VARIANTS]
-    if given.json:
+    if options.json:
         output.print_json({"environment": environment.collect(), "rows": rows})
     else:
         show(rows)
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:
-    """Return a case with its bytes: at the peak, of the results among them, and for each token."""
+    """Return a case with its bytes: at the peak, of its results, and for each token."""
     if case["device"] == "cuda":
         peak = allocated(case)
     else:
@@ -93,7 +93,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
             check=False,
         )
         if done.returncode != 0:
-            # The process has said why.
+            # The process has printed the reason.
             raise SystemExit(done.returncode)
         peak = int(done.stdout)
     tokens = case["batch"] * case["map"] ** 2
@@ -101,7 +101,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     return {
         **case,
         "peak_bytes": peak,
-        # The output and the gradients of query, key and value, which every way has to return.
+        # Every variant returns the output and the gradients of query, key and value.
         "result_bytes": 4 * tokens * case["heads"] * case["head_dim"] * element,
         "tokens": tokens,
         "peak_bytes_per_token": peak / tokens,
@@ -123,10 +123,10 @@ def allocated(case: dict[str, Any]) -> int:
 
 def resident(case: dict[str, Any]) -> int:
     """Return the bytes at the peak in this process, on top of the inputs."""
-    # What is loaded and started once (libraries, threads, autograd) is no part of a step.
+    # Libraries, threads and autograd start once, and do not belong to a step.
     run(inputs({**case, "batch": 1, "map": 2 * case["kernel"]}), case)
     tensors = inputs(case)
-    # Linux then counts the peak anew; see proc(5).
+    # Linux resets the peak; see proc(5).
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
     run(tensors, case)
@@ -136,10 +136,10 @@ def resident(case: dict[str, Any]) -> int:
 def status(name: str) -> int:
     """Return a size in /proc/self/status, in bytes."""
     text = Path("/proc/self/status").read_text()
-    found = re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE)
-    if found is None:
+    match = re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE)
+    if match is None:
         raise SystemExit(f"/proc/self/status has no {name}; memory on a CPU needs Linux.")
-    return 1024 * int(found[1])
+    return 1024 * int(match[1])
 
 
 def inputs(case: dict[str, Any]) -> list[Tensor]:
@@ -149,11 +149,13 @@ def inputs(case: dict[str, Any]) -> list[Tensor]:
     if case["variant"] == "unfused":
         shape = (case["batch"], heads, *space, head_dim)
     place = {"dtype": getattr(torch, case["dtype"]), "device": case["device"]}
-    # Not zeros: pages that nobody wrote are no memory.
-    made = [torch.full(shape, 0.1, **place) for _ in range(4)]
+    # Not zeros: pages that were never written take no memory.
+    tensors = [torch.full(shape, 0.1, **place) for _ in range(4)]
     if case["rpb"]:
-        made.append(torch.full((heads, *[2 * case["kernel"] - 1] * 2), 0.1, device=case["device"]))
-    return [tensor.requires_grad_(number != 3) for number, tensor in enumerate(made)]
+        tensors.append(
+            torch.full((heads, *[2 * case["kernel"] - 1] * 2), 0.1, device=case["device"])
+        )
+    return [tensor.requires_grad_(number != 3) for number, tensor in enumerate(tensors)]
 
 
 def run(tensors: list[Tensor], case: dict[str, Any]) -> list[Tensor]:
@@ -173,7 +175,7 @@ def run(tensors: list[Tensor], case: dict[str, Any]) -> list[Tensor]:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the rows as a table."""
-    columns = ("variant", "K", "batch", "map", "peak", "of it results", "bytes per token")
+    columns = ("variant", "K", "batch", "map", "peak", "results", "bytes per token")
     table = output.table("memory of forward and backward on top of the inputs", *columns)
     for row in rows:
         table.add_row(

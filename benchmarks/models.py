@@ -1,9 +1,11 @@
 """Images a second of NAT beside ConvNeXt and Swin: `python benchmarks/models.py`.
 
-Inference with random weights, which decide nothing about time. Networks of others are timm's, in
-the memory format that suits each: channels last for ConvNeXt. Eager, and compiled by
-`torch.compile` in its default mode. Attention of NAT runs on natc's libraries, or the row says
-which command builds them. `--profile` adds the share of each kind of work in one eager pass.
+Inference with random weights, which do not change the time. The peers are timm's, in the memory
+format that suits each: channels last for ConvNeXt. Eager, and compiled by `torch.compile` in its
+default mode. A NAT and its peers take turns in one process, because they differ by less than the
+moments of a machine: a row of NAT has the ratio of its time to each peer's, round by round.
+Attention of NAT runs on natc's libraries, or the row says which command builds them. `--profile`
+adds the share of each kind of work in one eager pass.
 """
 
 from __future__ import annotations
@@ -13,26 +15,27 @@ import functools
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# A call runs on a library that is there, or fails; before natc is imported.
+# Before natc is imported: a call runs on a library that is there, or fails.
 os.environ.update({"NATC_STRICT": "1", "NATC_JIT": "off"})
 
-import clocks
-import documents
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from natc import models
+from natc.bench import clocks
+from natc.bench.times import Unavailable
 from natc.cli import output
 from natc.errors import NatcError
 from natc.host import environment
+from natc.store.files import write_atomically
 
-SCHEMA_VERSION = 1
 MODES = ("eager", "compiled")
-# Each NAT, and the networks of about its work that it is compared with.
+# Each NAT, and peers with about as much work.
 GROUPS = {
     "nat_mini": ("swin_tiny_patch4_window7_224",),
     "nat_tiny": ("convnext_tiny", "swin_tiny_patch4_window7_224"),
@@ -53,10 +56,6 @@ PARTS = {
 }  # fmt: skip
 
 
-class Unavailable(Exception):
-    """A network that cannot run here, and why."""
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
@@ -65,120 +64,139 @@ def main() -> None:
     )
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--modes", default=",".join(MODES))
-    parser.add_argument("--batch", type=int, default=None, help="by default 256, on a CPU 1")
+    parser.add_argument("--batch", type=int, help="by default 256, on a CPU 1")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images")
-    parser.add_argument("--dtype", default=None, help="by default float16, on a CPU float32")
-    parser.add_argument("--samples", type=int, default=clocks.SAMPLES)
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="by default float16, on a CPU float32",
+    )
+    parser.add_argument("--seconds", type=float, default=6.0, help="for a NAT and its peers")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--output", type=Path, help="write the JSON document to this file, too")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    given = parser.parse_args()
-    names, modes = given.models.split(","), given.modes.split(",")
-    on_gpu = given.device == "cuda"
-    dtype = given.dtype or ("float16" if on_gpu else "float32")
-    batch = given.batch or (256 if on_gpu else 1)
-    _check(parser, given, names, modes, dtype)
+    options = parser.parse_args()
+    names, modes = options.models.split(","), options.modes.split(",")
+    on_gpu = options.device == "cuda"
+    batch = (256 if on_gpu else 1) if options.batch is None else options.batch
+    _check(parser, options, names, modes, batch)
 
     document: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "device": given.device,
+        "device": options.device,
         "command": " ".join(["python", "benchmarks/models.py", *sys.argv[1:]]),
         "environment": environment.collect(),
-        "versions": {"torch": torch.__version__, "timm": environment.version_of("timm")},
+        "timm": environment.version_of("timm"),
         "rows": [],
         "profiles": {},
     }
-    networks = list(names)
-    if given.peers:
-        networks += [peer for name in names for peer in GROUPS[name]]
-    images = torch.randn(batch, 3, given.size, given.size, generator=torch.Generator())
-    images = images.to(given.device, getattr(torch, dtype))
+    images = torch.randn(batch, 3, options.size, options.size, generator=torch.Generator())
+    dtype = options.dtype or ("float16" if on_gpu else "float32")
+    images = images.to(options.device, getattr(torch, dtype))
     with torch.inference_mode():
-        for name in dict.fromkeys(networks):
-            for row in rows(name, images, modes, given.samples):
-                document["rows"].append(row)
-                print(line(row), file=sys.stderr, flush=True)
-                if given.output:
-                    documents.write(given.output, document)
-            if given.profile and document["rows"][-1]["images_per_second"]:
-                network, own = open_network(name, images)
-                document["profiles"][name] = profile(functools.partial(network, own), given.device)
-    if given.output:
-        documents.write(given.output, document)
-    if given.json:
-        output.print_json(document)
+        for name in names:
+            networks = (name, *(GROUPS[name] if options.peers else ()))
+            for mode in modes:
+                rows = time_group(networks, images, mode, options.seconds)
+                document["rows"] += rows
+                for row in rows:
+                    print(line(row), file=sys.stderr, flush=True)
+                if options.output:  # group by group: a run that is cut short leaves its results
+                    write_atomically(options.output, _json(document))
+            if options.profile and document["rows"][-len(networks)]["images_per_second"]:
+                network, inputs = open_network(name, images)
+                call = functools.partial(network, inputs)
+                document["profiles"][name] = profile(call, options.device)
+    if options.output:
+        write_atomically(options.output, _json(document))
+    if options.json:
+        print(_json(document), end="")
     else:
         show(document)
-    own_rows = [row for row in document["rows"] if row["network"] in GROUPS]
-    if not any(row["images_per_second"] for row in own_rows):
-        raise SystemExit(f"no NAT was timed: {own_rows[0]['note']}")
+    own = [row for row in document["rows"] if row["network"] in GROUPS]
+    if not any(row["images_per_second"] for row in own):
+        raise SystemExit(f"no NAT was timed: {own[0]['note']}")
 
 
 def _check(
     parser: argparse.ArgumentParser,
-    given: argparse.Namespace,
+    options: argparse.Namespace,
     names: list[str],
     modes: list[str],
-    dtype: str,
+    batch: int,
 ) -> None:
-    if given.device == "cuda" and not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device is cuda, but torch sees no GPU on this machine; use cpu")
-    for option, found, allowed in (
+    for option, values, allowed in (
         ("--models", names, tuple(GROUPS)),
         ("--modes", modes, MODES),
-        ("--dtype", [dtype], ("float32", "float16", "bfloat16")),
     ):
-        wrong = [name for name in found if name not in allowed]
-        if wrong:
-            parser.error(f"{option} has {wrong[0]!r}; allowed are {', '.join(allowed)}")
-    for option, number, least in (
-        ("--batch", 1 if given.batch is None else given.batch, 1),
-        ("--size", given.size, 32),
-        ("--samples", given.samples, 2),
-    ):
+        for value in values:
+            if value not in allowed:
+                parser.error(f"{option} has {value!r}; allowed are {', '.join(allowed)}")
+    for option, number, least in (("--batch", batch, 1), ("--size", options.size, 32)):
         if number < least:
             parser.error(f"{option} is {number}; it must be {least} or more")
 
 
-def rows(name: str, images: Tensor, modes: list[str], samples: int) -> Iterator[dict[str, Any]]:
-    """Yield a row of a network for each mode.
+def _json(document: dict[str, Any]) -> str:
+    data = msgspec.json.encode(document)
+    return msgspec.json.format(data, indent=2).decode() + "\n"
 
-    largest_difference: of logits, compiled from eager, as a share of the largest logit.
+
+def time_group(
+    names: Sequence[str], images: Tensor, mode: str, seconds: float
+) -> list[dict[str, Any]]:
+    """Return a row for each network; they take turns.
+
+    largest_difference: between logits in this mode and eager ones, relative to the largest logit.
+    ratio_to: for each other network that was timed, quartiles of the ratio of the times.
     """
-    logits: Tensor | None = None
-    for mode in modes:
-        row: dict[str, Any] = {
+    rows: dict[str, dict[str, Any]] = {}
+    calls: dict[str, Callable[[], Tensor]] = {}
+    torch._dynamo.reset()
+    for name in names:
+        row = rows[name] = {
             "network": name,
             "mode": mode,
             "batch": images.shape[0],
             "size": images.shape[-1],
             "dtype": str(images.dtype).removeprefix("torch."),
             "images_per_second": None,
-            "time": None,
+            "quartile_seconds": None,
             "largest_difference": None,
+            "ratio_to": {},
             "note": "",
         }
         try:
-            network, own = open_network(name, images)
-            called = _ready(network, own, mode)
-            found = called().float()
-            if not bool(found.isfinite().all()):
+            network, inputs = open_network(name, images)
+            call = _ready(network, inputs, mode)
+            logits, eager = call().float(), network(inputs).float()
+            if not bool(logits.isfinite().all()):
                 raise Unavailable("its logits are not finite")
-            if logits is not None:
-                difference = (found - logits).abs().max() / logits.abs().max()
-                row["largest_difference"] = float(difference)
-            logits = found
-            row["time"] = clocks.call_time(called, images.device.type, samples)
-            row["images_per_second"] = images.shape[0] / (1e-6 * row["time"]["median_us"])
-        except (Unavailable, NatcError) as error:
+            row["largest_difference"] = float((logits - eager).abs().max() / eager.abs().max())
+            calls[name] = call
+        except NatcError as error:
             row["note"] = str(error)
         except torch.OutOfMemoryError:
             row["note"] = "out of memory"
-        yield row
+    samples = clocks.interleave(calls, seconds)
+    for name, times in samples.items():
+        quartiles = clocks.quartiles(times)
+        rows[name]["quartile_seconds"] = quartiles
+        rows[name]["images_per_second"] = images.shape[0] / quartiles[1]
+        rows[name]["ratio_to"] = {
+            peer: ratios(times, samples[peer]) for peer in samples if peer != name
+        }
+    return list(rows.values())
+
+
+def ratios(times: Sequence[float], peer_times: Sequence[float]) -> tuple[float, float, float]:
+    """Return the quartiles of the ratio of times that were taken in the same rounds."""
+    return clocks.quartiles([own / peer for own, peer in zip(times, peer_times, strict=True)])
 
 
 def open_network(name: str, images: Tensor) -> tuple[nn.Module, Tensor]:
-    """Return a network for inference and the images as it takes them."""
+    """Return a network for inference, and the images in its memory format."""
     torch.manual_seed(0)
     if name in GROUPS:
         network = getattr(models, name)()
@@ -187,11 +205,8 @@ def open_network(name: str, images: Tensor) -> tuple[nn.Module, Tensor]:
             import timm
         except ImportError:
             raise Unavailable("timm is not installed: pip install timm") from None
-        network = (
-            timm.create_model(name, img_size=images.shape[-1])
-            if "swin" in name
-            else (timm.create_model(name))
-        )
+        size = {"img_size": images.shape[-1]} if "swin" in name else {}
+        network = timm.create_model(name, **size)
     network = network.eval().to(images.device, images.dtype)
     if name.startswith(CHANNELS_LAST):
         last = torch.channels_last
@@ -202,13 +217,12 @@ def open_network(name: str, images: Tensor) -> tuple[nn.Module, Tensor]:
 def _ready(network: nn.Module, images: Tensor, mode: str) -> Callable[[], Tensor]:
     if mode == "eager":
         return lambda: network(images)
-    torch._dynamo.reset()
     compiled = torch.compile(network)
     try:
         compiled(images)
     except NatcError:
         raise
-    except Exception as error:  # torch.compile fails with many types; every one means "cannot"
+    except Exception as error:  # torch.compile fails with many types
         reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:200]
         raise Unavailable(f"torch.compile failed: {reason}") from None
     return lambda: compiled(images)
@@ -220,13 +234,13 @@ def profile(call: Callable[[], object], device: str) -> dict[str, float]:
     if device == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     call()
-    with torch.profiler.profile(activities=activities) as found:
+    with torch.profiler.profile(activities=activities) as events:
         call()
         if device == "cuda":
             torch.cuda.synchronize()
     kind = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     times: dict[str, float] = defaultdict(float)
-    for event in found.key_averages():
+    for event in events.key_averages():
         # Kernels have rows of their own beside the operators that launched them.
         if "::" in event.key:
             times[part_of(event.key)] += getattr(event, kind)
@@ -235,7 +249,7 @@ def profile(call: Callable[[], object], device: str) -> dict[str, float]:
 
 
 def part_of(operator: str) -> str:
-    """Return the kind of work that an operator of torch is."""
+    """Return the kind of work that an operator of torch does."""
     for part, starts in PARTS.items():
         if operator.startswith(starts):
             return part
@@ -245,27 +259,17 @@ def part_of(operator: str) -> str:
 def line(row: dict[str, Any]) -> str:
     """Return a row as a line of text."""
     rate = row["images_per_second"]
-    return f"{row['network']}, {row['mode']}: " + (
-        f"{rate:.5g} images a second" if rate else row["note"]
-    )
+    text = f"{rate:.5g} images a second" if rate else row["note"]
+    for peer, (low, median, high) in row["ratio_to"].items():
+        text += f"; {median:.3f} times {peer} ({low:.3f} to {high:.3f})"
+    return f"{row['network']}, {row['mode']}: {text}"
 
 
 def show(document: dict[str, Any]) -> None:
-    """Print the rows and profiles as tables."""
-    columns = ("network", "mode", "batch", "size", "dtype", "images a second", "quartiles", "note")
-    table = output.table("inference", *columns, right=columns[2:4] + columns[5:7])
-    for row in document["rows"]:
-        rate, quartiles = "-", "-"
-        if row["time"]:
-            rate = f"{row['images_per_second']:.5g}"
-            slow, fast = (
-                row["batch"] / (1e-6 * us) for us in reversed(row["time"]["quartiles_us"])
-            )
-            quartiles = f"{slow:.5g} to {fast:.5g}"
-        names = (row["network"], row["mode"], str(row["batch"]), str(row["size"]), row["dtype"])
-        table.add_row(*names, rate, quartiles, row["note"])
+    """Print the rows and profiles."""
     console = output.stdout()
-    console.print(table)
+    for row in document["rows"]:
+        console.print(line(row))
     for name, parts in document["profiles"].items():
         shares = ", ".join(f"{part} {100 * share:.0f} %" for part, share in parts.items())
         console.print(f"{name}, eager: {shares}")

@@ -186,8 +186,10 @@ CONTESTANTS = (
 
 def _bars(axes: Axes, rows: Sequence[dict[str, Any]], *, labels: bool) -> None:
     """Draw a group of bars for each map, largest on top, with a time at each bar's end."""
-    shapes = list(dict.fromkeys(tuple(row["shape"]) for row in rows))
-    seconds = {(tuple(row["shape"]), row["contestant"]): row["median_seconds"] for row in rows}
+    seconds = {
+        (tuple(row["problem"]["shape"]), row["contestant"]): row["median_seconds"] for row in rows
+    }
+    shapes = list(dict.fromkeys(shape for shape, _ in seconds))
     shortest = 1e3 * min(seconds.values())
     for group, shape in enumerate(shapes):
         for place, (_, contestant, color) in enumerate(CONTESTANTS):

@@ -1,12 +1,13 @@
-/* What one core can do: float32 multiply-adds in registers, and copies of memory.
+/* The rates that one core reaches: multiply-adds in registers, and copies of memory.
  *
- * LANES, from the command line: of a vector register. Both functions return seconds, taken around
- * their own loop, so that threads which start one after the other do not count each other's start.
+ * REAL and LANES, from the command line: the type of an element, and how many fill a register.
+ * Both functions return the seconds of their own loop, so that a thread that starts late does not
+ * count the time of another one.
  */
 #include <string.h>
 #include <time.h>
 
-typedef float vector __attribute__((vector_size(4 * LANES)));
+typedef REAL vector __attribute__((vector_size(sizeof(REAL) * LANES)));
 
 #if defined(__x86_64__)
 #define REGISTER "+v"
@@ -23,8 +24,8 @@ static double now(void) {
 /* Independent sums: at least the latency of a multiply-add times how many begin in a cycle. */
 #define SUMS 12
 #define EACH_SUM(x) x(0), x(1), x(2), x(3), x(4), x(5), x(6), x(7), x(8), x(9), x(10), x(11)
-#define START(i) sum##i = {1.0f}
-/* Empty, and for all the compiler knows, it changes the sum: no sum is equal to another. */
+#define START(i) sum##i = {1}
+/* Empty, but the compiler must assume that it changes the sum, so it cannot merge two sums. */
 #define OPAQUE(i) REGISTER(sum##i)
 #define ADD(i) sum##i = sum##i * factor + addend
 
@@ -32,7 +33,7 @@ long natc_peak_multiply_adds_a_round(void) { return SUMS * LANES; }
 
 /* Seconds of that many rounds of multiply-adds. */
 double natc_peak_multiply_adds(long rounds) {
-  vector factor = {0.999f}, addend = {1e-3f}, EACH_SUM(START);
+  vector factor = {(REAL)0.999}, addend = {(REAL)1e-3}, EACH_SUM(START);
   double start = now();
   for (long round = 0; round < rounds; ++round) {
     EACH_SUM(ADD);

@@ -1,8 +1,4 @@
-"""What this CPU can do at most: float32 multiply-adds and bytes a second, measured.
-
-A kernel's time says little without them. `open_probe` gives short measurements, to be taken in
-turn with a kernel's, since processors change their clock; `measure` takes enough for a figure.
-"""
+"""Measures how many multiply-adds and bytes a second this CPU reaches, to judge kernels by."""
 
 from __future__ import annotations
 
@@ -19,47 +15,32 @@ from pathlib import Path
 
 import torch
 
+from natc.bench.results import Ceilings
 from natc.errors import BuildError
 from natc.host import c_compiler
 from natc.host.detect import detect_host_cpu
 from natc.host.toolchain import find_c_compiler
 
-# What the probe is compiled with, and how many float32 a register holds, for each target.
-_FLAGS = {
-    "x86-64-v2": (4, ()),
-    "x86-64-v3": (8, ("-mavx2", "-mfma")),
-    "x86-64-v4": (16, ("-mavx512f",)),
-    "aarch64": (4, ()),
+# For each architecture: the bytes of a vector register, and the options that use all of it.
+_REGISTERS = {
+    "x86-64-v2": (16, ()),
+    "x86-64-v3": (32, ("-mavx2", "-mfma")),
+    "x86-64-v4": (64, ("-mavx512f",)),
+    "aarch64": (16, ()),
 }
-# Copied by each thread: more than its share of the caches.
+_C_TYPES = {"float32": ("float", 4), "float64": ("double", 8)}
+# Each thread copies more than its share of the caches.
 _COPY_BYTES = 64 * 1024**2
 _MATRIX = 1024
 _SAMPLE_SECONDS = 2e-3
 
 
 @dataclass(frozen=True)
-class Peak:
-    """What a CPU does at most.
-
-    multiply_adds, multiply_adds_one_thread: a second, float32; a multiply-add is two operations.
-    bytes_per_second: read and written together, all threads, beyond the caches. threads: torch's.
-    method: how it was measured. lower_bound: whether multiply-adds could be more than that.
-    """
-
-    multiply_adds: float
-    multiply_adds_one_thread: float
-    bytes_per_second: float
-    threads: int
-    method: str
-    lower_bound: bool
-
-
-@dataclass(frozen=True)
 class Probe:
-    """Short measurements: each call runs a few milliseconds and returns a rate.
+    """Short measurements: each call runs for a few milliseconds and returns a rate.
 
-    multiply_adds(threads): a second. copies(threads): bytes read and written a second.
-    method, lower_bound: as in `Peak`.
+    multiply_adds(threads): multiply-adds a second. copies(threads): bytes read and written a
+    second. method: how, in words. lower_bound: whether the CPU may do more multiply-adds.
     """
 
     multiply_adds: Callable[[int], float]
@@ -68,25 +49,56 @@ class Probe:
     lower_bound: bool
 
 
-@functools.cache
-def open_probe() -> Probe:
-    """Return the probe of this machine: compiled multiply-adds, or torch's matrix product.
+def measure(dtype: str = "float32", seconds: float = 1.0) -> Ceilings:
+    """Return the rates of this CPU with torch's number of threads and with one.
 
-    The latter, a lower bound, where there is no C compiler.
+    A rate is the upper quartile of many short samples: other programs only ever slow them down.
+    dtype: float32 or float64. seconds: to spend on each rate.
     """
-    lanes, flags = _FLAGS[detect_host_cpu().arch]
+    probe, threads = open_probe(dtype), torch.get_num_threads()
+
+    def rate(sample: Callable[[int], float], threads: int) -> float:
+        sample(threads)
+        rates, start = [sample(threads), sample(threads)], time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            rates.append(sample(threads))
+        return statistics.quantiles(rates, n=4)[2]
+
+    all_threads = "1 thread" if threads == 1 else f"{threads} threads"
+    counts = {all_threads: threads, "1 thread": 1}
+    return Ceilings(
+        bytes_per_second=rate(probe.copies, threads),
+        operations_per_second={
+            f"{dtype}, {name}": 2 * rate(probe.multiply_adds, count)
+            for name, count in counts.items()
+        },
+        method=f"{probe.method}; copies of memory; {all_threads}",
+        lower_bound=probe.lower_bound,
+    )
+
+
+@functools.cache
+def open_probe(dtype: str = "float32") -> Probe:
+    """Return the probe of this machine: compiled multiply-adds.
+
+    Without a C compiler it is torch's matrix product, which is a lower bound.
+    """
+    width, flags = _REGISTERS[detect_host_cpu().arch]
+    c_type, size = _C_TYPES[dtype]
+    lanes = width // size
     with tempfile.TemporaryDirectory(prefix="natc-peak-") as directory:
         output = Path(directory) / "peak.so"
         try:
             compiler = find_c_compiler()
             with resources.as_file(resources.files("natc.bench") / "peak.c") as source:
-                options = ["-O2", "-ffp-contract=fast", "-fPIC", "-shared", f"-DLANES={lanes}"]
+                options = ["-O2", "-ffp-contract=fast", "-fPIC", "-shared"]
+                options += [f"-DREAL={c_type}", f"-DLANES={lanes}"]
                 command = [*compiler, *options, *flags, "-o", str(output), str(source)]
                 caches = c_compiler.zig_caches(Path(directory))
                 c_compiler.run(command, "compiling the probe of this CPU", **caches)
             library = ctypes.CDLL(str(output))
         except (BuildError, OSError) as error:
-            return _matrix_probe(str(error))
+            return _matrix_probe(dtype, str(error))
     library.natc_peak_multiply_adds.restype = ctypes.c_double
     library.natc_peak_multiply_adds.argtypes = [ctypes.c_long]
     library.natc_peak_copies.restype = ctypes.c_double
@@ -99,54 +111,26 @@ def open_probe() -> Probe:
     rounds = max(1, round(_SAMPLE_SECONDS / once))
 
     def multiply_adds(threads: int) -> float:
-        seconds = _on_threads(lambda _: library.natc_peak_multiply_adds(rounds), threads)
-        return sum(rounds * each_round / taken for taken in seconds)
+        times = _on_threads(lambda _: library.natc_peak_multiply_adds(rounds), threads)
+        return sum(rounds * each_round / seconds for seconds in times)
 
     def copies(threads: int) -> float:
-        def copy(number: int) -> float:
-            to, source = _buffers(number)
-            return float(
-                library.natc_peak_copies(to.data_ptr(), source.data_ptr(), _COPY_BYTES, 1)
-            )
+        def copy(thread: int) -> float:
+            target, source = (buffer.data_ptr() for buffer in _buffers(thread))
+            return float(library.natc_peak_copies(target, source, _COPY_BYTES, 1))
 
-        for number in range(threads):
-            _buffers(number)
-        return sum(2 * _COPY_BYTES / taken for taken in _on_threads(copy, threads))
+        for thread in range(threads):
+            _buffers(thread)
+        return sum(2 * _COPY_BYTES / seconds for seconds in _on_threads(copy, threads))
 
-    method = f"multiply-adds of {lanes} float32 in registers"
-    return Probe(multiply_adds, copies, method, lower_bound=False)
-
-
-def measure(seconds: float = 1.0) -> Peak:
-    """Return what this CPU does with one thread and with torch's number of threads.
-
-    Each rate is that of the lower quartile of many short samples' times: whatever else the
-    machine does only ever adds. seconds: to be spent on each of the three.
-    """
-    probe, threads = open_probe(), torch.get_num_threads()
-
-    def rate(sample: Callable[[int], float], threads: int) -> float:
-        sample(threads)
-        found, start = [sample(threads), sample(threads)], time.perf_counter()
-        while time.perf_counter() - start < seconds:
-            found.append(sample(threads))
-        return statistics.quantiles(found, n=4)[2]
-
-    return Peak(
-        rate(probe.multiply_adds, threads),
-        rate(probe.multiply_adds, 1),
-        rate(probe.copies, threads),
-        threads,
-        probe.method,
-        probe.lower_bound,
-    )
+    return Probe(multiply_adds, copies, f"multiply-adds of {lanes} {dtype} in registers", False)
 
 
 @functools.cache
-def _buffers(number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the memory that a thread copies to and from."""
-    to = torch.ones(_COPY_BYTES, dtype=torch.uint8, device="cpu")
-    return to, torch.ones_like(to)
+def _buffers(thread: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the memory that a thread copies to, and the memory that it copies from."""
+    target = torch.ones(_COPY_BYTES, dtype=torch.uint8, device="cpu")
+    return target, torch.ones_like(target)
 
 
 @functools.cache
@@ -155,15 +139,15 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _on_threads(work: Callable[[int], float], threads: int) -> list[float]:
-    """Return what calls return that run at the same time, as far as cores allow."""
+    """Call `work` with each thread's number, all at the same time; return the results."""
     if threads == 1:
         return [work(0)]
     return list(_pool(threads).map(work, range(threads)))
 
 
-def _matrix_probe(reason: str) -> Probe:
-    left = torch.rand(_MATRIX, _MATRIX, device="cpu")
-    product = torch.empty_like(left)
+def _matrix_probe(dtype: str, reason: str) -> Probe:
+    matrix = torch.rand(_MATRIX, _MATRIX, device="cpu", dtype=getattr(torch, dtype))
+    product = torch.empty_like(matrix)
 
     def timed(work: Callable[[], object], threads: int) -> float:
         before = torch.get_num_threads()
@@ -176,11 +160,11 @@ def _matrix_probe(reason: str) -> Probe:
             torch.set_num_threads(before)
 
     def copies(threads: int) -> float:
-        to, source = _buffers(0)
-        return 2 * _COPY_BYTES / timed(lambda: to.copy_(source), threads)
+        target, source = _buffers(0)
+        return 2 * _COPY_BYTES / timed(lambda: target.copy_(source), threads)
 
     return Probe(
-        lambda threads: _MATRIX**3 / timed(lambda: torch.mm(left, left, out=product), threads),
+        lambda threads: _MATRIX**3 / timed(lambda: torch.mm(matrix, matrix, out=product), threads),
         copies,
         f"torch.mm of {_MATRIX} x {_MATRIX} ({reason.splitlines()[0]})",
         lower_bound=True,

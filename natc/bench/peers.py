@@ -1,22 +1,28 @@
-"""Contestants for `natc.bench.times`: natc's kernels, the reference, and what torch offers."""
+"""Contestants for `natc.bench.times`: natc's kernels, the reference, and torch's attention."""
 
 from __future__ import annotations
 
+import functools
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import functional as torch_functional
 
-from natc import reference
-from natc.bench.times import BenchProblem, Contestant, Prepared, Unavailable
+from natc import functional, reference, runtime
+from natc.bench.problem import Case, Problem, reference_bytes
+from natc.bench.times import Contestant, Prepared, Unavailable
+from natc.dispatch.fallback import NatcFallbackWarning
 from natc.dispatch.launch import scalars
+from natc.errors import NotCoveredError
 from natc.window import key_position, rpb_index, window
 
 # A dense mask of every query against every key grows with the square of the map.
 MAX_MASK_BYTES = 2 * 1024**3
+MAX_REFERENCE_BYTES = 8 * 1024**3
 
 FLEX_BLOCK = 64
 
@@ -24,18 +30,11 @@ FLEX_BLOCK = 64
 def from_function(function: Callable[..., Any], note: str = "") -> Contestant:
     """Return a contestant that calls `function` with the arguments of `natc.na2d`."""
 
-    def prepare(inputs: BenchProblem) -> Prepared:
-        def call() -> Tensor:
-            return function(
-                inputs.query,
-                inputs.key,
-                inputs.value,
-                inputs.kernel_size,
-                dilation=inputs.dilation,
-                rpb=inputs.rpb,
-            )
-
-        return Prepared(call, note)
+    def prepare(case: Case) -> Prepared:
+        leaves = case.leaves()
+        options = case.problem.options | {"rpb": leaves[3] if len(leaves) == 4 else None}
+        call = functools.partial(function, *leaves[:3], case.problem.kernel.kernel_size, **options)
+        return Prepared(call, leaves, case.d_output, note=note)
 
     return prepare
 
@@ -45,184 +44,234 @@ def from_kernel(kernel: Callable[..., Any], note: str = "") -> Contestant:
 
     Args:
         kernel: fills output when called as `kernel(query, key, value, [rpb,] output, *scalars)`
-            (`natc.operations.SCALARS`); it must be compiled for the problems' kernel size, head
-            dim, dtype and presence of rpb. Allocating output is part of what is timed.
-        note: what the rows say about it.
+            (`natc.operations.SCALARS`); it must be compiled for the problem's spec. Allocating
+            output is part of the time.
+        note: for the rows.
     """
 
-    def prepare(inputs: BenchProblem) -> Prepared:
-        tensors = [inputs.query, inputs.key, inputs.value]
-        if inputs.rpb is not None:
-            tensors.append(inputs.rpb)
-        _, *sizes, _, head_dim = inputs.query.shape
-        tail = scalars(head_dim**-0.5, sizes, inputs.dilation, (1, 1), (False, False))
-        group = 1
+    def prepare(case: Case) -> Prepared:
+        problem = case.problem
+        tensors = [tensor for tensor in case.inputs if tensor is not None]
+        tail = scalars(problem.shape[-1] ** -0.5, problem.shape[1:-2], *problem.options.values())
 
         def call() -> Tensor:
-            output = torch.empty_like(inputs.query)
-            kernel(*tensors, output, *tail, group)
+            output = torch.empty_like(case.inputs.query)
+            kernel(*tensors, output, *tail, problem.group)
             return output
 
-        return Prepared(call, note)
+        return Prepared(call, note=note)
 
     return prepare
 
 
-reference_contestant = from_function(reference.neighborhood_attention)
+def natc_kernels(case: Case) -> Prepared:
+    """natc as a program calls it: on a library, built by the first call if need be.
 
-
-def sdpa_contestant(inputs: BenchProblem) -> Prepared:
-    """`scaled_dot_product_attention` over all keys, with a mask that holds the window and rpb.
-
-    The mask and torch's own layout `[batch, heads, height*width, head_dim]` are made beforehand.
+    Raises Unavailable if the reference would run.
     """
-    _, height, width, _, _ = inputs.query.shape
-    masked = mask(inputs)
-    query, key, value = (_heads_first(t) for t in (inputs.query, inputs.key, inputs.value))
+    device = case.inputs.query.device
+    prepared = from_function(functional.neighborhood_attention)(case)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", NatcFallbackWarning)
+            prepared.call()
+    except (NatcFallbackWarning, NotCoveredError):
+        explanation = runtime.explain(case.problem.kernel, device)
+        advice = f"; build it: {explanation.command}" if explanation.command else ""
+        raise Unavailable(f"no kernel{advice}") from None
+    choice = runtime.explain(case.problem.kernel, device).choice
+    return (
+        prepared
+        if choice is None
+        else from_function(functional.neighborhood_attention, choice.target.name)(case)
+    )
 
-    def call() -> Tensor:
-        output = functional.scaled_dot_product_attention(query, key, value, attn_mask=masked)
-        return _heads_last(output, height, width)
 
-    return Prepared(call, "mask made beforehand")
+def plain(case: Case) -> Prepared:
+    """The reference: it copies the keys and values of every window."""
+    needed = reference_bytes(case.problem, case.problem.dtype)
+    if needed > MAX_REFERENCE_BYTES:
+        raise Unavailable(f"takes about {needed / 2**30:.0f} GiB")
+    return from_function(reference.neighborhood_attention)(case)
 
 
-def mask(inputs: BenchProblem) -> Tensor:
-    """Return the window and rpb as a mask of every query against every key.
+def masked_sdpa(case: Case) -> Prepared:
+    """`scaled_dot_product_attention` over all keys, with a mask that holds the window and bias.
 
-    Raises Unavailable where it would take more than `MAX_MASK_BYTES`.
+    The mask and torch's own layout `[batch, heads, tokens, channels]` are made beforehand.
     """
-    _, height, width, heads, _ = inputs.query.shape
-    tokens = height * width
-    if heads * tokens**2 * inputs.query.element_size() > MAX_MASK_BYTES:
-        raise Unavailable(f"its mask of {heads} x {tokens} x {tokens} takes more than 2 GiB")
-    attended, bias = _dense(inputs)
-    if bias is None:
-        return attended
-    return bias.masked_fill(~attended, float("-inf")).to(inputs.query.dtype)
+    if case.d_output is not None and case.inputs.rpb is not None:
+        raise Unavailable("its mask holds the bias, and has no gradient")
+    mask = dense_mask(case)
+    leaves = case.leaves(heads_first)[:3]
+    options: dict[str, Any] = {"attn_mask": mask, "enable_gqa": case.problem.group > 1}
+    attend: Any = torch_functional.scaled_dot_product_attention
+    return in_torch_layout(
+        case,
+        leaves,
+        functools.partial(attend, *leaves, **options),
+        "mask made beforehand",
+    )
 
 
-def flex_contestant(inputs: BenchProblem) -> Prepared:
-    """FlexAttention with the window as block mask and rpb in `score_mod`.
+def flex(case: Case) -> Prepared:
+    """FlexAttention with the window as block mask and the bias in `score_mod`.
 
     It is compiled if `torch.compile` works here; otherwise it runs uncompiled and the note says
-    why. The block mask, the layout and the compilation are done beforehand. Earlier results of
-    `torch.compile` in this process are forgotten, because it gives up after a few recompilations.
+    why. Compilation and masks are not timed. It resets `torch.compile`, which gives up after a few
+    recompilations.
     """
-    _, height, width, _, _ = inputs.query.shape
-    flex_attention, block_mask, score_mod = flex_parts(inputs)
-    tensors = [_heads_first(t) for t in (inputs.query, inputs.key, inputs.value)]
+    if case.d_output is not None and case.inputs.rpb is not None:
+        raise Unavailable("the gradient of a bias that is read through tables does not compile")
+    attention, options = _flex_parts(case)
+    leaves = case.leaves(heads_first)[:3]
 
-    def with_(attention: Callable[..., Any]) -> Callable[[], Tensor]:
-        def call() -> Tensor:
-            output = attention(*tensors, score_mod=score_mod, block_mask=block_mask)
-            return _heads_last(output, height, width)
-
-        return call
+    def prepared(attend: Callable[..., Any], note: str) -> Prepared:
+        contestant = in_torch_layout(case, leaves, lambda: attend(*leaves, **options), note)
+        contestant.call()
+        return contestant
 
     try:
         torch._dynamo.reset()
-        call = with_(torch.compile(flex_attention, dynamic=False))
-        call()
-        return Prepared(call, "compiled")
-    except Exception as error:  # torch.compile fails with many types; every one means "cannot"
+        return prepared(torch.compile(attention, dynamic=False), "compiled")
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # torch.compile fails with many types
         reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:120]
     with warnings.catch_warnings():
         # It warns that it is not compiled, which the note says.
         warnings.simplefilter("ignore")
-        call = with_(flex_attention)
         try:
-            call()
+            return prepared(attention, f"not compiled, because torch.compile failed ({reason})")
         except (RuntimeError, NotImplementedError) as error:
             raise Unavailable(f"FlexAttention failed: {str(error).splitlines()[0]}") from error
-    return Prepared(call, f"not compiled, because torch.compile failed ({reason})")
 
 
-def flex_parts(
-    inputs: BenchProblem,
-) -> tuple[Callable[..., Any], Any, Callable[..., Tensor] | None]:
-    """Return FlexAttention, the window as its block mask, and rpb as its change of scores.
+PEERS: dict[str, Contestant] = {
+    "reference": plain,
+    "torch SDPA": masked_sdpa,
+    "torch FlexAttention": flex,
+}
 
-    Raises Unavailable where torch has none.
+
+def heads_first(tensor: Tensor) -> Tensor:
+    """Return a tensor of natc's layout in torch's: `[batch, heads, tokens, channels]`."""
+    return tensor.flatten(1, -3).transpose(1, 2).contiguous()
+
+
+def in_torch_layout(
+    case: Case, leaves: list[Tensor], attend: Callable[[], Tensor], note: str
+) -> Prepared:
+    """Return a contestant whose tensors have torch's layout."""
+    spatial = case.problem.shape[1:-2]
+    return Prepared(
+        attend,
+        leaves,
+        None if case.d_output is None else heads_first(case.d_output),
+        lambda tensor: tensor.transpose(1, 2).unflatten(1, spatial),
+        note,
+    )
+
+
+def dense_mask(case: Case) -> Tensor:
+    """Return the window and the bias as a mask of every query against every key.
+
+    Raises Unavailable if it would take more than `MAX_MASK_BYTES`.
+    """
+    problem = case.problem
+    *_, heads, _ = problem.shape
+    tokens = math.prod(problem.shape[1:-2])
+    if heads * tokens**2 * problem.dtype.itemsize > MAX_MASK_BYTES:
+        raise Unavailable(f"its mask of {heads} x {tokens} x {tokens} takes more than 2 GiB")
+    rpb = case.inputs.rpb
+    device = case.inputs.query.device
+    attended = torch.ones(1, 1, dtype=torch.bool, device=device)
+    index = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    for (axis_attended, axis_index), kernel_size in zip(
+        _axes(problem, device), problem.kernel.kernel_size, strict=True
+    ):
+        attended = _product(attended, axis_attended, torch.logical_and)
+        index = _product(index * (2 * kernel_size - 1), axis_index, torch.add)
+    if rpb is None:
+        return attended
+    bias = rpb.flatten(1)[:, index]
+    return bias.masked_fill(~attended, -math.inf).to(problem.dtype)[None]
+
+
+def _product(outer: Tensor, inner: Tensor, combine: Callable[..., Tensor]) -> Tensor:
+    """Combine each entry of `outer` with all of `inner`, as a Kronecker product does."""
+    combined = combine(outer[:, None, :, None], inner[None, :, None, :])
+    return combined.flatten(2).flatten(0, 1)
+
+
+def _axes(problem: Problem, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """For each axis, return whether each query attends to each key, and the index into rpb.
+
+    The index is 0 where the query does not attend to the key.
+    """
+    tables = []
+    for length, kernel_size, dilation, stride, is_causal in zip(
+        problem.shape[1:-2],
+        problem.kernel.kernel_size,
+        problem.dilation,
+        problem.stride,
+        problem.is_causal,
+        strict=True,
+    ):
+        attended = torch.zeros(length, length, dtype=torch.bool, device="cpu")
+        index = torch.zeros(length, length, dtype=torch.int64, device="cpu")
+        for position in range(length):
+            keys = window(
+                position, length, kernel_size, dilation, stride=stride, is_causal=is_causal
+            )
+            for tap in range(keys.count):
+                key = key_position(keys, tap, dilation)
+                attended[position, key] = True
+                index[position, key] = rpb_index(keys, tap, kernel_size)
+        tables.append((attended.to(device), index.to(device)))
+    return tables
+
+
+def _flex_parts(case: Case) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Return FlexAttention, and its options: the block mask and the bias.
+
+    Raises Unavailable if torch has none.
     """
     try:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
     except ImportError as error:
         raise Unavailable(f"torch {torch.__version__} has no FlexAttention") from error
-    _, height, width, _, _ = inputs.query.shape
-    tokens = height * width
-    (rows_attended, rows_index), (columns_attended, columns_index) = _axes(inputs)
-    rpb = inputs.rpb
+    problem, rpb, query = case.problem, case.inputs.rpb, case.inputs.query
+    spatial = problem.shape[1:-2]
+    tables = _axes(problem, query.device)
+
+    def positions(token: Tensor) -> list[Tensor]:
+        inner = [math.prod(spatial[axis + 1 :]) for axis in range(len(spatial))]
+        return [token // step % size for step, size in zip(inner, spatial, strict=True)]
 
     def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        rows = rows_attended[query // width, key // width]
-        return rows & columns_attended[query % width, key % width]
+        axes = zip(tables, positions(query), positions(key), strict=True)
+        return functools.reduce(torch.logical_and, [table[q, k] for (table, _), q, k in axes])
 
     def score_mod(
         score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor
     ) -> Tensor:
         if rpb is None:
             return score
-        row = rows_index[query // width, key // width]
-        return score + rpb[head, row, columns_index[query % width, key % width]]
+        axes = zip(tables, positions(query), positions(key), strict=True)
+        index = (head, *(table[q, k] for (_, table), q, k in axes))
+        return score + rpb[index]
 
+    tokens = math.prod(spatial)
     block_mask = create_block_mask(
         mask_mod,
-        None,
-        None,
-        tokens,
-        tokens,
-        device=str(inputs.query.device),
-        BLOCK_SIZE=128 if inputs.query.is_cuda else FLEX_BLOCK,
+        *(None, None, tokens, tokens),
+        device=str(query.device),
+        BLOCK_SIZE=128 if query.is_cuda else FLEX_BLOCK,
     )
-    return flex_attention, block_mask, None if rpb is None else score_mod
-
-
-def torch_peers() -> dict[str, Contestant]:
-    """Return what `torch` alone offers for the same problem, by the name that tables show."""
-    return {
-        "reference": reference_contestant,
-        "torch SDPA": sdpa_contestant,
-        "torch FlexAttention": flex_contestant,
-    }
-
-
-def _axes(inputs: BenchProblem) -> list[tuple[Tensor, Tensor]]:
-    """For each axis: which key each query attends to, and the index into rpb (0 elsewhere)."""
-    tables = []
-    for axis in range(2):
-        length = inputs.query.shape[1 + axis]
-        kernel_size, dilation = inputs.kernel_size[axis], inputs.dilation[axis]
-        attended = torch.zeros(length, length, dtype=torch.bool, device="cpu")
-        index = torch.zeros(length, length, dtype=torch.int64, device="cpu")
-        for position in range(length):
-            found = window(position, length, kernel_size, dilation)
-            for tap in range(found.count):
-                key = key_position(found, tap, dilation)
-                attended[position, key] = True
-                index[position, key] = rpb_index(found, tap, kernel_size)
-        device = inputs.query.device
-        tables.append((attended.to(device), index.to(device)))
-    return tables
-
-
-def _dense(inputs: BenchProblem) -> tuple[Tensor, Tensor | None]:
-    """Return attended `[tokens, tokens]` and the bias `[1, heads, tokens, tokens]` or None."""
-    (rows, rows_index), (columns, columns_index) = _axes(inputs)
-    tokens = inputs.query.shape[1] * inputs.query.shape[2]
-    attended = (rows[:, None, :, None] & columns[None, :, None, :]).reshape(tokens, tokens)
-    if inputs.rpb is None:
-        return attended, None
-    bias = inputs.rpb[:, rows_index[:, None, :, None], columns_index[None, :, None, :]]
-    return attended, bias.reshape(1, -1, tokens, tokens)
-
-
-def _heads_first(tensor: Tensor) -> Tensor:
-    batch, height, width, heads, head_dim = tensor.shape
-    heads_first = tensor.permute(0, 3, 1, 2, 4).reshape(batch, heads, height * width, head_dim)
-    return heads_first.contiguous()
-
-
-def _heads_last(tensor: Tensor, height: int, width: int) -> Tensor:
-    batch, heads, _, head_dim = tensor.shape
-    return tensor.view(batch, heads, height, width, head_dim).permute(0, 2, 3, 1, 4)
+    options: dict[str, Any] = {"block_mask": block_mask}
+    if rpb is not None:
+        options["score_mod"] = score_mod
+    if problem.group > 1:
+        options["enable_gqa"] = True
+    return flex_attention, options

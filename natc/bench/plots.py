@@ -1,27 +1,25 @@
-"""Plots of a benchmark: a roofline, and how many times as long each contestant takes.
+"""Plots of a benchmark: how near each contestant comes to the machine's roof, and the speed-ups.
 
-Equal results give equal bytes: no dates, and names within an SVG do not depend on chance.
+Equal results give equal bytes: no dates, and no random names within an SVG.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import io
-from collections.abc import Sequence
+import math
 from pathlib import Path
 from typing import Any
 
-from natc.bench.results import Ceilings, ResultRow, Results, by_shape, work
+from natc.bench.problem import Problem, work
+from natc.bench.results import Results, Row
 from natc.errors import ArgumentError, NatcError
-from natc.spec import KernelSpec
-from natc.store.records import shape_key
 
 FORMATS = ("svg", "png")
 INK, QUIET, GRID = "#1f2933", "#6b7785", "#dfe3e8"
 # Distinguishable with the common kinds of color blindness (Okabe and Ito, 2008).
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
-_MARKERS = "osD^v*"
-_SIZE = (11.0, 4.6)
+_WIDTH, _BAR_HEIGHT, _MARGINS = 11.0, 0.19, 1.9
 _STYLE = {
     "svg.hashsalt": "natc",
     "font.family": "DejaVu Sans",
@@ -29,7 +27,7 @@ _STYLE = {
     "axes.edgecolor": QUIET,
     "axes.labelcolor": INK,
     "xtick.color": QUIET,
-    "ytick.color": QUIET,
+    "ytick.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
@@ -44,7 +42,7 @@ def require_matplotlib() -> None:
 
 
 def format_of(path: Path) -> str:
-    """Return the format that a file's name asks for, one of FORMATS; raises ArgumentError."""
+    """Return the format in FORMATS that a file's suffix names; raises ArgumentError."""
     form = path.suffix.removeprefix(".").lower()
     if form not in FORMATS:
         raise ArgumentError(
@@ -55,169 +53,163 @@ def format_of(path: Path) -> str:
 
 
 def draw(results: Results, form: str) -> bytes:
-    """Return a file of a format with the roofline, where there are ceilings, and the bars.
+    """Return a plot as a file of a format.
 
-    Raises NatcError without matplotlib, and where nothing was timed.
+    The bars at the left are shares of the roof (times, if there are no ceilings), those at the
+    right speed-ups. Raises NatcError without matplotlib, and if nothing was timed.
     """
     require_matplotlib()
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if not any(row.median_seconds for row in results.rows):
+    names = list(dict.fromkeys(row.contestant for row in results.rows if row.seconds))
+    if not names:
         raise NatcError("nothing was timed, so there is nothing to draw.")
+    groups = [
+        [row for row in results.of(problem).values() if row.seconds]
+        for problem in results.problems
+    ]
+    bars = sum(map(len, groups)) + len(groups)
+    colors = {name: _COLORS[number % len(_COLORS)] for number, name in enumerate(names)}
     # In a context, because a program that calls this has a style of its own.
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=_SIZE, dpi=130, facecolor="white", layout="constrained")
+        size = (_WIDTH, _MARGINS + _BAR_HEIGHT * max(bars, 8))
+        figure = Figure(figsize=size, dpi=130, facecolor="white", layout="constrained")
         FigureCanvasAgg(figure)
-        if results.ceilings is None:
-            _bars(figure.subplots(), results)
-        else:
-            left, right = figure.subplots(1, 2)
-            _roofline(left, results, results.ceilings)
-            _bars(right, results)
+        shares, speedups = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+        _shares(shares, results, groups, colors)
+        _speedups(speedups, results, groups, colors, _first(results))
+        _label_groups(shares, results, groups)
         figure.suptitle(
-            results.title, color=INK, fontsize=11, fontweight="bold", x=0.01, ha="left"
+            results.title + (" (busy machine)" if results.busy else ""),
+            **{"color": INK, "fontsize": 11, "fontweight": "bold", "x": 0.01, "ha": "left"},
         )
-        _legend(figure, results)
+        _legend(figure, colors)
         file = io.BytesIO()
-        # Neither when it was drawn nor by which release.
+        # No date and no release of matplotlib.
         metadata = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
         figure.savefig(file, format=form, metadata=metadata)
     return file.getvalue()
 
 
-def _legend(figure: Any, results: Results) -> None:
-    """Name the contestants once for both panels, where they cover nothing."""
-    from matplotlib.lines import Line2D
+def _places(groups: list[list[Row]]) -> list[tuple[float, Row]]:
+    """Return each row with its place on the vertical axis; problems are one place apart."""
+    places, number = [], 0.0
+    for rows in groups:
+        for row in rows:
+            places.append((number, row))
+            number += 1
+        number += 1
+    return places
 
-    handles = [
-        Line2D([], [], color=color, marker=marker, linestyle="none", label=name)
-        for name, (color, marker) in _looks(results).items()
-    ]
+
+def _shares(axes: Any, results: Results, groups: list[list[Row]], colors: dict[str, str]) -> None:
+    """Draw how large a part of the time the roof allows; without ceilings, the times."""
+    ceilings = results.ceilings
+    values = []
+    for place, row in _places(groups):
+        # Only rows that were timed are in a group; a device's own time has no quartiles.
+        seconds = row.seconds or math.nan
+        times = (seconds, *(row.quartile_seconds or () if not row.device_seconds else ()))
+        bars = [100 * (row.floor_seconds or 0) / t if ceilings else 1e3 * t for t in times]
+        values += bars
+        axes.barh(place, bars[0], 0.86, color=colors[row.contestant])
+        axes.plot([min(bars), max(bars)], [place, place], color=INK, linewidth=0.8)
+        share = f", {bars[0]:.2g}%" if ceilings else ""
+        _annotate(axes, f"{1e3 * seconds:.3g} ms{share}", max(bars), place)
+    if ceilings is None:
+        _log_axis(axes, values, "milliseconds", "Times, with quartiles")
+        return
+    axes.axvline(100, color=INK, linewidth=1.0)
+    peak = f"{ceilings.peak / 1e9:.3g} GFLOP/s, " if ceilings.peak else ""
+    title = f"Share of the roof ({peak}{ceilings.bytes_per_second / 1e9:.3g} GB/s)"
+    _log_axis(axes, [*values, 100.0], "percent of the roof, with quartiles", title)
+
+
+def _speedups(
+    axes: Any, results: Results, groups: list[list[Row]], colors: dict[str, str], first: str
+) -> None:
+    """Draw how many times as long as the first contestant the others take."""
+    values = [1.0]
+    for place, row in _places(groups):
+        base = results.of(row.problem).get(first)
+        if row.contestant == first or base is None or not base.seconds or not row.seconds:
+            continue
+        ratio = row.seconds / base.seconds
+        values.append(ratio)
+        axes.barh(place, ratio - 1, 0.86, left=1.0, color=colors[row.contestant])
+        _annotate(axes, f"{ratio:.3g}", max(ratio, 1.0), place)
+    axes.axvline(1.0, color=INK, linewidth=1.0)
+    title = f"Speed-up of {first} (above 1: it is faster)"
+    _log_axis(axes, values, f"time divided by the time of {first}", title)
+    axes.tick_params(axis="y", length=0)
+
+
+def _annotate(axes: Any, text: str, value: float, place: float) -> None:
+    axes.annotate(
+        text,
+        (value, place),
+        xytext=(3, 0),
+        textcoords="offset points",
+        **{"va": "center", "color": INK, "fontsize": 7.5},
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+    )
+
+
+def _log_axis(axes: Any, values: list[float], label: str, title: str) -> None:
+    """Use a log scale with ticks at 1, 2 and 5 of each decade, and room for labels of bars."""
+    low, high = min(values) / 1.5, max(values) * 1.5
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    steps = (1, 2, 5) if high / low < 1e3 else (1,)
+    ticks = [step * 10.0**decade for decade in range(first, last + 1) for step in steps]
+    axes.set_xscale("log")
+    axes.set_xticks([tick for tick in ticks if low <= tick <= high], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(low, high * (high / low) ** 0.25)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(True, axis="x", which="major", color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(label)
+    axes.set_title(title, color=INK, loc="left", fontsize=10)
+
+
+def _label_groups(axes: Any, results: Results, groups: list[list[Row]]) -> None:
+    """Name each problem beside the middle of its bars, with its roof."""
+    ticks, labels, number = [], [], 0.0
+    for problem, rows in zip(results.problems, groups, strict=True):
+        ticks.append(number + (len(rows) - 1) / 2)
+        labels.append(results.label(problem) + _roof(results, problem))
+        number += len(rows) + 1
+    axes.set_yticks(ticks, labels)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(number - 1.3, -0.7)
+
+
+def _roof(results: Results, problem: Problem) -> str:
+    ceilings = results.ceilings
+    if ceilings is None:
+        return ""
+    least = work(problem)
+    memory = least.bytes / ceilings.bytes_per_second
+    computing = least.operations / ceilings.peak if ceilings.peak else 0.0
+    kind = "memory" if memory > computing else "arithmetic"
+    return f"\nroof: {kind}, {1e3 * max(memory, computing):.3g} ms"
+
+
+def _legend(figure: Any, colors: dict[str, str]) -> None:
+    """Name the contestants once for both panels, below them."""
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=color, label=name) for name, color in colors.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
 
 
-def _roofline(axes: Any, results: Results, ceilings: Ceilings) -> None:
-    spec = KernelSpec.parse(results.spec)
-    points: dict[str, list[tuple[float, float]]] = {}
-    for row in results.rows:
-        if row.median_seconds:
-            done = work(spec, row.shape, results.dilation)
-            point = (done.operations / done.bytes, done.operations / row.median_seconds / 1e9)
-            points.setdefault(row.contestant, []).append(point)
-    bandwidth = ceilings.bytes_per_second / 1e9
-    intensities = [x for found in points.values() for x, _ in found]
-    rates = {name: rate / 1e9 for name, rate in ceilings.operations_per_second.items()}
-    ridges = [rate / bandwidth for rate in rates.values()]
-    low, high = min([*intensities, *ridges]) / 3, max([*intensities, *ridges]) * 3
-    top = min(max(rates.values(), default=high * bandwidth), high * bandwidth)
-    axes.plot([low, top / bandwidth], [low * bandwidth, top], color=INK, linewidth=1.4)
-    axes.annotate(
-        f"memory {bandwidth:.3g} GB/s",
-        (low, low * bandwidth),
-        xytext=(14, -4),
-        textcoords="offset points",
-        va="top",
-        color=INK,
-    )
-    for name, rate in rates.items():
-        axes.plot([rate / bandwidth, high], [rate, rate], color=INK, linewidth=1.4)
-        axes.annotate(
-            f"{name} {rate:.3g} GFLOP/s",
-            (high, rate),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="right",
-            color=INK,
-        )
-    for name, (color, marker) in _looks(results).items():
-        if name in points:
-            x, y = zip(*sorted(points[name]), strict=True)
-            axes.plot(x, y, marker, color=color, markersize=6)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_xlim(low, high)
-    axes.grid(True, which="major", color=GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.set_xlabel("operations a byte (each tensor moved once)")
-    axes.set_ylabel("useful GFLOP/s")
-    axes.set_title("Roofline", color=INK, loc="left")
-
-
-def _bars(axes: Any, results: Results) -> None:
-    shapes = by_shape(results)
-    first = _first(results)
-    looks = _looks(results)
-    timed = [name for name in looks if name != first]
-    step = 0.8 / max(len(timed), 1)
-    for place, name in enumerate(timed):
-        color = looks[name][0]
-        at, ratios, spans = [], [], []
-        for number, rows in enumerate(shapes.values()):
-            found = _ratios(rows.get(name), rows.get(first))
-            if found is not None:
-                low, median, high = found
-                at.append(number + (place - (len(timed) - 1) / 2) * step)
-                ratios.append(median)
-                spans.append((median - low, high - median))
-        axes.bar(
-            at,
-            ratios,
-            step * 0.92,
-            yerr=list(zip(*spans, strict=True)) if spans else None,
-            color=color,
-            ecolor=INK,
-            error_kw={"linewidth": 0.8},
-        )
-        for x, ratio, (_, above) in zip(at, ratios, spans, strict=True):
-            axes.annotate(
-                f"{ratio:.3g}",
-                (x, ratio + above),
-                xytext=(0, 2),
-                textcoords="offset points",
-                ha="center",
-                color=INK,
-                fontsize=8,
-            )
-    axes.axhline(1.0, color=INK, linewidth=1.0)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    # Room for the numbers over the bars.
-    axes.margins(y=0.12)
-    axes.set_xticks(range(len(shapes)), [shape_key(shape) for shape in shapes])
-    axes.tick_params(axis="x", labelrotation=12 if len(shapes) > 3 else 0)
-    axes.set_xlim(-0.5, len(shapes) - 0.5)
-    axes.set_ylabel(f"time divided by that of {first}")
-    axes.set_title(f"Speed-up of {first} (above 1: it is faster)", color=INK, loc="left")
-
-
 def _first(results: Results) -> str:
-    """Return the contestant to compare with: the first that was timed on every shape."""
-    shapes = by_shape(results).values()
-    names = dict.fromkeys(row.contestant for row in results.rows if row.median_seconds)
+    """Return the contestant to compare with: the first that was timed on every problem."""
+    names = dict.fromkeys(row.contestant for row in results.rows if row.seconds)
     for name in names:
-        if all(name in rows and rows[name].median_seconds for rows in shapes):
+        rows = [results.of(problem).get(name) for problem in results.problems]
+        if all(row is not None and row.seconds for row in rows):
             return name
     return next(iter(names))
-
-
-def _looks(results: Results) -> dict[str, tuple[str, str]]:
-    """Return a color and a marker for each contestant that was timed."""
-    timed = dict.fromkeys(row.contestant for row in results.rows if row.median_seconds)
-    return {
-        name: (_COLORS[number % len(_COLORS)], _MARKERS[number % len(_MARKERS)])
-        for number, name in enumerate(timed)
-    }
-
-
-def _ratios(row: ResultRow | None, base: ResultRow | None) -> Sequence[float] | None:
-    """Return the ratio of times: of the lower quartile, the median and the upper quartile."""
-    if row is None or base is None or not row.median_seconds or not base.median_seconds:
-        return None
-    low, high = row.quartile_seconds or (row.median_seconds, row.median_seconds)
-    times = (min(low, row.median_seconds), row.median_seconds, max(high, row.median_seconds))
-    return [seconds / base.median_seconds for seconds in times]

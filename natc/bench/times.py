@@ -1,223 +1,144 @@
 """Median times of several ways to compute the same neighborhood attention, side by side.
 
-A contestant is a function that takes a `BenchProblem` and returns a `Prepared` call. What it does
-before it returns (layouts, masks, compilation) is not timed. Every contestant is checked against
-the reference in float64 before it is timed, and samples of all contestants are interleaved, so
-that a machine that slows down for a while slows all of them.
+A contestant is a function that takes a `Case` and returns a `Prepared` call. Its preparations
+(layouts, masks, compilation) are not timed. Every contestant is compared with the reference in
+float64 before it is timed, and samples of all contestants are taken in turn.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
-from natc import reference
-from natc.bench.results import ResultRow
-from natc.checks.inputs import make_inputs
-from natc.checks.tolerance import ELEMENT_FACTOR, RELATIVE_TOLERANCE, relative_errors
+from natc.bench import clocks
+from natc.bench.problem import Case, Oracle, Problem
+from natc.bench.results import Row
+from natc.checks.tolerance import ELEMENT_FACTOR, RELATIVE_TOLERANCE
 from natc.errors import NatcError
-
-# NAT-Mini and NAT-Tiny at 224 x 224: [batch, height, width, heads, head_dim] of each level.
-NAT_LEVELS = ((1, 56, 56, 2, 32), (1, 28, 28, 4, 32), (1, 14, 14, 8, 32), (1, 7, 7, 16, 32))
-
-MIN_SAMPLES = 5
-MIN_SAMPLE_SECONDS = 2e-3
+from natc.store.records import shape_key
 
 
 class Unavailable(NatcError):
-    """A contestant that cannot run here; the message says why and ends up in its row."""
-
-
-@dataclass(frozen=True)
-class BenchProblem:
-    """One problem: `query`, `key`, `value` `[B, H, W, heads, head_dim]` and its settings.
-
-    `rpb` is None or float32 `[heads, 2*K0-1, 2*K1-1]`; the scale is `head_dim ** -0.5`.
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    rpb: Tensor | None
-    kernel_size: tuple[int, int]
-    dilation: tuple[int, int]
+    """A contestant that cannot run here; its row shows the message."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A call that is ready to be timed; it returns `[B, H, W, heads, head_dim]`."""
+    """A contestant that is ready to be timed.
 
-    call: Callable[[], Tensor]
+    attend() returns the output in the contestant's layout; `leaves` are its query, key, value
+    and bias in that layout, and d_output is the gradient of the output, None without a backward.
+    to_natc brings a tensor of the contestant into `[batch, *spatial, heads, channels]`.
+    error: returns the largest relative error of results, for a contestant that computes
+    something else than neighborhood attention.
+    """
+
+    attend: Callable[[], Tensor]
+    leaves: Sequence[Tensor] = ()
+    d_output: Tensor | None = None
+    to_natc: Callable[[Tensor], Tensor] = lambda tensor: tensor
     note: str = ""
+    error: Callable[[Sequence[Tensor]], float] | None = None
+
+    def call(self) -> list[Tensor]:
+        """Return the output and, with d_output, the leaves' gradients; this call is timed."""
+        output = self.attend()
+        if self.d_output is None:
+            return [output]
+        return [output, *torch.autograd.grad(output, self.leaves, self.d_output)]
+
+    def results(self) -> list[Tensor]:
+        """Return the results of a call in natc's layout; a bias's gradient has one layout."""
+        results = self.call()
+        return [*map(self.to_natc, results[:4]), *results[4:]]
 
 
-Contestant = Callable[[BenchProblem], Prepared]
+Contestant = Callable[[Case], Prepared]
 
 
-def time_attention(
-    shapes: Sequence[Sequence[int]],
-    dtype: torch.dtype,
+def time_problems(
+    problems: Sequence[Problem],
     contestants: Mapping[str, Contestant],
     *,
-    kernel_size: int | tuple[int, int] = 7,
-    dilation: int | tuple[int, int] = 1,
-    rpb: bool = True,
-    device: str | torch.device = "cpu",
+    device: str = "cpu",
     seconds: float = 3.0,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
-) -> list[ResultRow]:
-    """Check and time every contestant on every shape; return rows, shape by shape.
+) -> list[Row]:
+    """Check and time every contestant on every problem; return the rows, problem by problem.
 
     Args:
-        shapes: problems `(batch, height, width, heads, head_dim)`, such as `NAT_LEVELS`.
-        dtype: of query, key and value: float32, float16, bfloat16 or float64.
+        problems: with a backward, forward and backward are timed together.
         contestants: by name; ratios are to the first one.
-        kernel_size: window size of all problems; one int or a pair.
-        dilation: dilation of all problems; one int or a pair.
-        rpb: whether the problems have a relative positional bias.
-        device: where to run.
-        seconds: time to spend on the samples of one shape, all contestants together; each
-            gets at least 5 samples, however long that takes.
+        device: a torch device's name.
+        seconds: to spend on the samples of one problem, all contestants together; each gets at
+            least 5 samples, however long that takes.
         seed: of the random inputs.
         progress: called with a sentence before each slow step.
-
-    Raises:
-        NatcError: a shape or dtype that is not allowed.
     """
-    if dtype not in RELATIVE_TOLERANCE:
-        allowed = ", ".join(str(known) for known in RELATIVE_TOLERANCE)
-        raise NatcError(f"dtype must be one of {allowed}, not {dtype}.")
-    say = progress or (lambda _: None)
-    rows: list[ResultRow] = []
-    for shape in shapes:
-        if len(shape) != 5 or min(shape) < 1:
-            raise NatcError(
-                "shapes must hold five positive ints each (batch, height, width, heads, "
-                f"head_dim), not {tuple(shape)}."
-            )
-        sizes = _pair(kernel_size)
-        tensors = make_inputs(
-            shape, kernel_size=sizes if rpb else None, dtype=dtype, device=device, seed=seed
-        )
-        inputs = BenchProblem(*tensors, kernel_size=sizes, dilation=_pair(dilation))
-        rows += _time_shape(inputs, contestants, seconds, say)
+    rows: list[Row] = []
+    for problem in problems:
+        # A forward is timed as inference does it.
+        with torch.inference_mode(not problem.backward), torch.set_grad_enabled(problem.backward):
+            case = Case.make(problem, device, seed)
+            rows += _time(case, contestants, seconds, progress or (lambda _: None))
     return rows
 
 
-def _time_shape(
-    inputs: BenchProblem,
+def _time(
+    case: Case,
     contestants: Mapping[str, Contestant],
     seconds: float,
-    say: Callable[[str], None],
-) -> list[ResultRow]:
-    shape = tuple(inputs.query.shape)
-    size = "x".join(str(n) for n in shape)
-    calls: dict[str, Callable[[], Tensor]] = {}
-    errors: dict[str, float] = {}
-    notes: dict[str, str] = {}
-    tolerance = ELEMENT_FACTOR * RELATIVE_TOLERANCE[inputs.query.dtype]
-    with torch.inference_mode():
-        expected = _reference64(inputs)
-        for name, contestant in contestants.items():
-            say(f"{size}: preparing and checking {name}")
-            try:
-                prepared = contestant(inputs)
-                errors[name] = relative_errors(prepared.call(), expected).largest
-            except Unavailable as error:
-                notes[name] = str(error)
-                continue
-            notes[name] = prepared.note
-            if errors[name] <= tolerance:
-                calls[name] = prepared.call
-            else:
-                notes[name] = f"wrong result (allowed error {tolerance:g}), not timed"
-        say(f"{size}: timing {', '.join(calls)}")
-        samples = interleave(calls, seconds)
-
+    progress: Callable[[str], None],
+) -> list[Row]:
+    size = shape_key(case.problem.shape)
+    rows = {name: Row(problem=case.problem, contestant=name) for name in contestants}
+    calls: dict[str, Callable[[], object]] = {}
+    oracle = Oracle(case)
+    for name, contestant in contestants.items():
+        progress(f"{size}: preparing and checking {name}")
+        try:
+            prepared = contestant(case)
+            error = (prepared.error or oracle.error)(prepared.results())
+        except Unavailable as reason:
+            rows[name] = replace(rows[name], note=str(reason))
+            continue
+        except torch.OutOfMemoryError:
+            rows[name] = replace(rows[name], note="out of memory")
+            continue
+        rows[name] = replace(rows[name], max_error=error, note=prepared.note)
+        tolerance = ELEMENT_FACTOR * RELATIVE_TOLERANCE[case.problem.dtype]
+        if error <= tolerance:
+            calls[name] = prepared.call
+        else:
+            wrong = f"wrong result (allowed error {tolerance:g}), not timed"
+            rows[name] = replace(rows[name], note=wrong)
+    progress(f"{size}: timing {', '.join(calls)}")
+    samples = clocks.interleave(calls, seconds)
     first = next(iter(contestants), None)
-    rows = []
-    for name in contestants:
-        taken = samples.get(name)
-        median = statistics.median(taken) if taken else None
-        base = statistics.median(samples[first]) if first in samples else None
-        quartiles = statistics.quantiles(taken, n=4) if taken else None
-        rows.append(
-            ResultRow(
-                contestant=name,
-                shape=shape,
-                median_seconds=median,
-                ratio_to_first=median / base if median and base else None,
-                max_error=errors.get(name),
-                quartile_seconds=(quartiles[0], quartiles[2]) if quartiles else None,
-                note=notes[name],
-            )
-        )
-    return rows
-
-
-def interleave(
-    calls: Mapping[str, Callable[[], object]], seconds: float
-) -> dict[str, list[float]]:
-    """Return samples in seconds a call, taken in turn, at least 5 of each call.
-
-    Short calls are repeated within a sample until it lasts about 2 ms. One untimed call comes
-    before each sample: it refills caches, and threads that the previous contestant left spinning
-    go to sleep meanwhile.
-
-    Args:
-        calls: what to time, by name.
-        seconds: when to stop, counted from the start; the round under way is finished.
-    """
-    repeats = {}
+    base = statistics.median(samples[first]) if first in samples else None
     for name, call in calls.items():
-        once = _sample(call, 1)
-        repeats[name] = max(1, min(1000, round(MIN_SAMPLE_SECONDS / max(once, 1e-7))))
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
-    start = time.perf_counter()
-    turn = 0
-    while calls and (turn < MIN_SAMPLES or time.perf_counter() - start < seconds):
-        # Another one goes first each time, so that no one always follows the same neighbor.
-        for index in range(len(names)):
-            name = names[(index + turn) % len(names)]
-            samples[name].append(_sample(calls[name], repeats[name]))
-        turn += 1
-    return samples
+        low, median, high = clocks.quartiles(samples[name])
+        rows[name] = replace(
+            rows[name],
+            median_seconds=median,
+            quartile_seconds=(low, high),
+            ratio_to_first=median / base if base else None,
+        )
+        if case.inputs.query.is_cuda:
+            rows[name] = _with_device_time(rows[name], call)
+    return list(rows.values())
 
 
-def _sample(call: Callable[[], object], repeats: int) -> float:
-    call()
-    _synchronize()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    _synchronize()
-    return (time.perf_counter() - start) / repeats
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_initialized():
+def _with_device_time(row: Row, call: Callable[[], object]) -> Row:
+    try:
+        return replace(row, device_seconds=clocks.device_seconds(call))
+    except RuntimeError as error:
         torch.cuda.synchronize()
-
-
-def _reference64(inputs: BenchProblem) -> Tensor:
-    output: Any = reference.neighborhood_attention(
-        inputs.query.double(),
-        inputs.key.double(),
-        inputs.value.double(),
-        inputs.kernel_size,
-        dilation=inputs.dilation,
-        rpb=None if inputs.rpb is None else inputs.rpb.double(),
-    )
-    return cast(Tensor, output)
-
-
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+        reason = str(error).splitlines()[0][:100]
+        return replace(row, note=f"{row.note} no CUDA graph: {reason}".strip())

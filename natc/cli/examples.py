@@ -61,6 +61,7 @@ EXAMPLES = {
     ),
     "bench": (
         "natc bench",
+        "natc bench --kernel 3x3x3 --backward --no-rpb --shape 1x8x28x28x4",
         "natc bench --device cuda --shape 128x56x56x2 --plot h100.svg",
         "natc bench --json > results.json",
         "natc bench --from results.json --html report.html",

@@ -139,7 +139,7 @@ ShapeOption = Annotated[
     typer.Option(
         "--shape",
         metavar="BxHxWxHEADS",
-        help="Input to measure on; may be repeated.",
+        help="Input to measure on, with as many sizes as the kernel has axes; may be repeated.",
         show_default="NAT's four levels",
     ),
 ]
@@ -177,20 +177,6 @@ def make_spec(
             f"{spec.dtype} runs on natc.reference."
         )
     return spec
-
-
-def require_measured(spec: KernelSpec, verb: str, dtypes: tuple[str, ...] = DTYPES) -> None:
-    """Raise SpecError unless a verb that measures kernels measures those of a spec."""
-    if spec.rank != 2:
-        raise SpecError(
-            f"rank is {spec.rank}; natc {verb} measures kernels of rank 2. "
-            "natc build compiles every rank."
-        )
-    if spec.dtype not in dtypes:
-        raise SpecError(
-            f"dtype is {spec.dtype}; natc {verb} measures kernels in {', '.join(dtypes)}. "
-            "natc build compiles them all."
-        )
 
 
 def parse_operations(text: str) -> tuple[str, ...]:
@@ -237,17 +223,20 @@ def parse_input(text: str, spec: KernelSpec) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("x"))
 
 
-def parse_shape(text: str) -> tuple[int, int, int, int]:
-    """Return (batch, height, width, heads) from text such as 1x56x56x2.
+def parse_per_axis(name: str, text: str, rank: int) -> tuple[int, ...]:
+    """Return one number for each axis from text such as 2 or 1x2x2.
 
-    Raises SpecError for any other text.
+    name: of the option, for the message. Raises SpecError for any other text.
     """
-    if not re.fullmatch(r"[1-9]\d{0,6}(x[1-9]\d{0,6}){3}", text, flags=re.ASCII):
+    numbers = text.split("x")
+    if len(numbers) not in (1, rank) or not all(
+        re.fullmatch(r"[1-9]\d{0,6}", number, re.ASCII) for number in numbers
+    ):
         raise SpecError(
-            f"shape {text!r} is not batch x height x width x heads, such as 1x56x56x2."
+            f"{name} {text!r} is not a positive number, nor {rank} such numbers joined by x, one "
+            "for each axis."
         )
-    batch, height, width, heads = (int(part) for part in text.split("x"))
-    return batch, height, width, heads
+    return tuple(map(int, numbers)) if len(numbers) == rank else (int(text),) * rank
 
 
 def require_compiler(verb: str) -> None:

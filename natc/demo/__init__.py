@@ -1,3 +1,3 @@
-"""What `natc quickstart` and `natc bench` show, as functions: a photograph, pictures, times."""
+"""The photograph, the pictures and the comparison of `natc quickstart`, as functions."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Does the network say the same with kernels and with the reference?"""
+"""Compares a network on kernels with the same network on the reference."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class NetworkComparison:
     """How far a network on kernels is from the same network on the reference.
 
     An error is the largest absolute difference, divided by the reference's largest absolute
-    value. `feature_maps` are those that the kernels computed, one a level. `covered` and
-    `uncovered` name the kernels that the network asks for; where any is uncovered, its layers ran
-    on the reference both times and the comparison says nothing about them.
+    value. `feature_maps` come from the kernels, one for each level. `covered` and `uncovered` name
+    the kernels that the network needs. Layers whose kernel is uncovered ran on the reference both
+    times, so the comparison tells nothing about them.
     """
 
     logits_error: float
@@ -49,7 +49,7 @@ def compare_network(model: NAT, image: Tensor) -> NetworkComparison:
         image: normalized `[batch, channels, height, width]` on the same device.
     """
     specs = attention_specs(model, image.dtype)
-    found = {spec: runtime.explain(spec, image.device).choice is not None for spec in specs}
+    has_kernel = {spec: runtime.explain(spec, image.device).choice is not None for spec in specs}
     training = model.training
     model.eval()
     try:
@@ -68,8 +68,8 @@ def compare_network(model: NAT, image: Tensor) -> NetworkComparison:
         ),
         logits=logits,
         feature_maps=tuple(maps),
-        covered=tuple(spec.name for spec in specs if found[spec]),
-        uncovered=tuple(spec.name for spec in specs if not found[spec]),
+        covered=tuple(spec.name for spec in specs if has_kernel[spec]),
+        uncovered=tuple(spec.name for spec in specs if not has_kernel[spec]),
     )
 
 

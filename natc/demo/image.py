@@ -1,4 +1,4 @@
-"""A real photograph that needs no network: one that ships inside scikit-image's wheel."""
+"""A photograph that needs no network: it ships inside scikit-image's wheel."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def photograph(size: int = 224) -> Tensor:
         ) from error
     pixels = torch.from_numpy(data.chelsea().copy()).permute(2, 0, 1).float() / 255.0
     side = min(pixels.shape[1:])
-    top, left = (pixels.shape[1] - side) // 2, (pixels.shape[2] - side) // 2
-    square = pixels[None, :, top : top + side, left : left + side]
+    row, column = (pixels.shape[1] - side) // 2, (pixels.shape[2] - side) // 2
+    square = pixels[None, :, row : row + side, column : column + side]
     resized = functional.interpolate(
         square, size=(size, size), mode="bicubic", antialias=True, align_corners=False
     )

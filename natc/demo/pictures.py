@@ -1,4 +1,4 @@
-"""A picture of what the network computed: the photograph beside each level's feature map."""
+"""A picture of a network's work: the photograph beside the feature map of each level."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def feature_picture(
         image: normalized photograph `[1, 3, height, width]`.
         feature_maps: one map `[1, height, width, channels]` a level, finest first.
         path: the file to write; its directory must exist.
-        model_name: what the title calls the network.
+        model_name: the network's name, for the title.
         pretrained: whether its weights are trained; False says in the caption that they are
             random.
 
@@ -66,7 +66,7 @@ def feature_picture(
     figure.text(
         0.015,
         0.94,
-        f"{model_name} on neighborhood attention: what each level computes",
+        f"{model_name} on neighborhood attention: the features of each level",
         color=INK,
         fontsize=15,
         fontweight="bold",
@@ -103,8 +103,8 @@ def principal_colors(feature_map: Tensor) -> Tensor:
     features = features - features.mean(dim=0)
     _, _, directions = torch.linalg.svd(features, full_matrices=False)
     components = torch.zeros(height * width, 3, dtype=torch.float64, device="cpu")
-    found = min(3, directions.shape[0])
-    components[:, :found] = features @ directions[:found].T
+    axes = min(3, directions.shape[0])
+    components[:, :axes] = features @ directions[:axes].T
     # The sign of a principal component is arbitrary: fix it, or colors change between runs.
     extreme = components.gather(0, components.abs().argmax(dim=0, keepdim=True))
     components = components * torch.where(extreme < 0, -1.0, 1.0)

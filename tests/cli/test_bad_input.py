@@ -25,7 +25,7 @@ BAD = [
     (["tune", "--kernel", "7", "--operations", "dance"], ["'dance'", "forward, backward"]),
     (["tune", "--kernel", "7x5x3", "--shape", "1x9x9x2"], ["'1x9x9x2'", "depth"]),
     (["tune", "--kernel", "7", "--dtype", "float64"], ["float64", "float32, float16, bfloat16"]),
-    (["bench", "--kernel", "7x5x3"], ["rank is 3", "natc bench measures"]),
+    (["bench", "--kernel", "7x5x3", "--shape", "1x9x9x2"], ["'1x9x9x2'", "depth"]),
     (["build", "--kernel", "7", "--rank", "4"], ["rank is 4", "1, 2 or 3"]),
     (["build", "--kernel", "7", "--value-dim", "300"], ["value_dim is 300", "1 to 256"]),
     (["build", "--kernel", "7", "--operations", "forward,tune"], ["'tune'", "backward, unfused"]),

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import html.parser
+import itertools
 import json
+import os
 import xml.etree.ElementTree as ET
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import torch
+from msgspec.structs import replace
 from support.command_line import Natc
 
+import natc as package
 from natc.bench import ceilings, peers, plots, results
-from natc.bench.results import Ceilings, ResultRow, Results, work
+from natc.bench.problem import Case, Problem, Work, work
+from natc.bench.results import Ceilings, Results, Row
+from natc.checks.inputs import make_inputs
 from natc.errors import NatcError
 from natc.host import environment
 from natc.spec import KernelSpec
@@ -25,166 +31,358 @@ CEILINGS = Ceilings(
     operations_per_second={"float32, 2 threads": 100e9, "float32, 1 thread": 50e9},
     method="by hand",
 )
-SHAPE = (1, 14, 14, 8, 32)
+PROBLEM = Problem.make(KernelSpec.make(7, rpb=True), (1, 14, 14, 8))
 
 
-def made(**changes: Any) -> Results:
+def row(contestant: str, **fields: Any) -> Row:
+    return Row(problem=PROBLEM, contestant=contestant, **fields)
+
+
+def example(**changes: Any) -> Results:
     """Results of a kernel and a reference that takes twice as long, at one shape."""
-    rows = [
-        ResultRow("natc kernel", SHAPE, 1e-3, 1.0, 1e-7, (0.9e-3, 1.2e-3), "llvm-x86-64-v3"),
-        ResultRow("<reference>", SHAPE, 2e-3, 2.0, 3e-7, (1.9e-3, 2.2e-3)),
-        ResultRow("absent", SHAPE, None, None, None, None, "not & here"),
-    ]
+    times: dict[str, Any] = {"ratio_to_first": 2.0, "max_error": 3e-7}
     fields: dict[str, Any] = {
-        "spec": "na2d_k7_d32_float32_rpb",
         "device": "cpu",
-        "dilation": 1,
-        "environment": environment.collect(),
-        "rows": rows,
+        "environment": replace(environment.collect(), cores=2),
+        "rows": [
+            row(
+                "natc kernel",
+                median_seconds=1e-3,
+                quartile_seconds=(0.9e-3, 1.2e-3),
+                ratio_to_first=1.0,
+                max_error=1e-7,
+                note="llvm-x86-64-v3",
+            ),
+            row("<reference>", median_seconds=2e-3, quartile_seconds=(1.9e-3, 2.2e-3), **times),
+            row("absent", note="not & here"),
+        ],
         "ceilings": CEILINGS,
+        "load_average": 0.2,
         "command": "natc bench --kernel 7 --json",
     }
-    return results.with_floors(Results(**(fields | changes)))
+    return results.complete(Results(**(fields | changes)))
 
 
-def saved(path: Path, found: Results) -> str:
-    path.write_bytes(msgspec.json.encode(found))
+def save(path: Path, document: Results) -> str:
+    path.write_text(results.write(document))
     return str(path)
 
 
-def test_work_is_what_the_definition_needs() -> None:
-    spec = KernelSpec.make(7, dtype="float16", rpb=True)
-    # 802,816 queries of 49 keys, 32 channels of key and 32 of value, a multiply-add is two.
-    done = work(spec, (128, 56, 56, 2, 32))
-    assert done.operations == 802_816 * 49 * 64 * 2
-    assert done.bytes == 4 * 802_816 * 32 * 2 + 2 * 13 * 13 * 4
-    # Every query attends to a map that is smaller than the window.
-    assert work(KernelSpec.make(7), (1, 5, 5, 1, 32)).operations == 25 * 25 * 64 * 2
-    # Groups of three and of two members on each axis: 3 * 3 + 2 * 2 pairs.
-    assert work(KernelSpec.make(3), (1, 5, 5, 1, 32), dilation=2).operations == 13 * 13 * 64 * 2
+def attended_pairs(case: Problem) -> int:
+    """Count the pairs of query and key by running attention on one-hot values, per axis."""
+    pairs = case.shape[0] * case.shape[-2]
+    for axis, size in enumerate(case.shape[1:-2]):
+        query = torch.zeros(1, size, 1, 1)
+        options = {name: values[axis] for name, values in case.options.items()}
+        weights = package.reference.neighborhood_attention(
+            *(query, query, torch.eye(size).view(1, size, 1, size)),
+            case.kernel.kernel_size[axis],
+            **options,
+        )
+        assert isinstance(weights, torch.Tensor)
+        pairs *= int((weights > 0).sum())
+    return pairs
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "options"),
+    [
+        (KernelSpec.make(7, rpb=True), (128, 56, 56, 2), {}),
+        (KernelSpec.make(7), (1, 5, 5, 1), {}),
+        (KernelSpec.make(3), (1, 5, 5, 1), {"dilation": 2}),
+        (KernelSpec.make(5, rank=1), (2, 40, 4), {"is_causal": True, "heads_kv": 2}),
+        (KernelSpec.make((2, 3, 4), rank=3), (1, 4, 5, 6, 2), {"stride": (1, 2, 3)}),
+    ],
+    ids=str,
+)
+def test_the_share_of_the_peak_counts_the_pairs_that_attend(
+    spec: KernelSpec, shape: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    for backward in (False, True):
+        case = Problem.make(spec, shape, backward=backward, **options)
+        # Two products forward and five backward, of 32 channels; a multiply-add is two.
+        operations = attended_pairs(case) * (7 if backward else 2) * 32 * 2
+        assert work(case).operations == operations
+        rows = [Row(problem=case, contestant="natc kernel", median_seconds=0.5)]
+        (timed,) = example(rows=rows).rows
+        assert timed.share_of_peak == pytest.approx(operations / 0.5 / 100e9)
+        rows = [replace(rows[0], device_seconds=0.25)]
+        assert example(rows=rows).rows[0].share_of_peak == pytest.approx(operations / 25e9)
+
+
+def test_bytes_are_those_of_each_tensor_once() -> None:
+    spec = KernelSpec.make(7, dtype="float16", rpb=True, value_dim=16)
+    case = Case.make(Problem.make(spec, (2, 9, 8, 4), heads_kv=2, backward=True))
+    query, key, value, rpb = case.inputs
+    assert rpb is not None and case.d_output is not None
+    forward = [query, key, value, case.d_output, rpb]  # the output has d_output's shape
+    total = sum(tensor.numel() * tensor.element_size() for tensor in forward)
+    assert work(replace(case.problem, backward=False)).bytes == total
+    assert work(case.problem).bytes == 3 * total
 
 
 def test_floors_are_the_longer_of_memory_and_arithmetic() -> None:
-    done = results.Work(operations=200, bytes=30)
+    least = Work(operations=200, bytes=30)
     for rate, seconds in ((100.0, 3.0), (50.0, 4.0)):
-        found = Ceilings(bytes_per_second=10.0, operations_per_second={"x": rate}, method="")
-        assert results.floor(done, found) == seconds
+        rates = Ceilings(bytes_per_second=10.0, operations_per_second={"x": rate}, method="")
+        assert results.floor(least, rates) == seconds
     only_memory = Ceilings(bytes_per_second=10.0, operations_per_second={}, method="")
-    assert results.floor(done, only_memory) == 3.0
-    larger = results.larger(
-        CEILINGS,
-        Ceilings(
-            bytes_per_second=1.0, operations_per_second={"float32, 1 thread": 60e9}, method=""
-        ),
-    )
-    assert larger.bytes_per_second == 10e9
+    assert results.floor(least, only_memory) == 3.0
+
+
+def test_the_larger_of_the_ceilings_counts() -> None:
+    rates = {"float32, 2 threads": 1.0, "float32, 1 thread": 60e9}
+    after = Ceilings(bytes_per_second=1.0, operations_per_second=rates, method="")
+    larger = results.collect(example().rows, "cpu", ceilings=(CEILINGS, after)).ceilings
+    assert larger is not None and larger.bytes_per_second == 10e9
     assert larger.operations_per_second == {"float32, 2 threads": 100e9, "float32, 1 thread": 60e9}
 
 
-def test_this_cpus_ceilings_are_rates() -> None:
-    found = ceilings.measure("cpu", "float32", seconds=0.01)
-    assert found.bytes_per_second > 1e8
-    assert all(rate > 1e8 for rate in found.operations_per_second.values())
-    assert ceilings.measure("cpu", "float64", seconds=0.01).operations_per_second == {}
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_this_cpus_ceilings_are_rates(dtype: str) -> None:
+    rates = ceilings.measure("cpu", dtype, seconds=0.01)
+    assert rates.bytes_per_second > 1e8
+    assert all(name.startswith(dtype) for name in rates.operations_per_second)
+    assert all(rate > 1e8 for rate in rates.operations_per_second.values())
 
 
-def test_a_run_has_floors_and_its_command(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "torch_peers", lambda: {"reference": peers.reference_contestant})
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No builds, ceilings that are not measured, and an idle machine."""
+    monkeypatch.setenv("NATC_JIT", "off")
     monkeypatch.setattr(ceilings, "measure", lambda device, dtype, seconds: CEILINGS)
-    words = ["bench", "--kernel", "3", "--head-dim", "8", "--shape", "1x6x5x2"]
-    words += ["--seconds", "0.01"]
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+
+
+WORDS = ("bench", "--kernel", "3", "--head-dim", "8", "--shape", "1x6x5x2", "--seconds", "0.01")
+PEER = ("--peers", "reference")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_has_floors_and_its_command(natc: Natc) -> None:
+    words = [*WORDS, *PEER]
     code, out, _ = natc(*words, "--json")
     assert code == 1  # no kernel was timed
-    found = msgspec.json.decode(out, type=Results)
-    assert found.command == "natc " + " ".join([*words, "--json"])
-    floor = results.floor(work(KernelSpec.make(3, rpb=True), (1, 6, 5, 2, 8)), CEILINGS)
-    # The bytes of the spec that ran: head dim 8, with bias.
-    assert {row.floor_seconds for row in found.rows} == {floor}
+    document = msgspec.json.decode(out, type=Results)
+    assert document.command == "natc " + " ".join([*words, "--json"])
+    assert document.load_average == 0
+    case = Problem.make(KernelSpec.make(3, head_dim=8, rpb=True), (1, 6, 5, 2))
+    assert document.problems == [case]
+    floor = results.floor(work(case), CEILINGS)
+    assert {row.floor_seconds for row in document.rows} == {floor}
     out = natc(*words).out
     assert "10 GB/s, memory" in out and "by hand" in out
-    assert [line.split()[0] for line in out.splitlines() if "floor" in line] == ["floor", "floor:"]
 
 
+# Words of the command line, and the arguments of natc's functions that they stand for.
+OPTIONS: list[tuple[list[str], tuple[int, ...], dict[str, Any]]] = [
+    (["--kernel", "5", "--rank", "1", "--shape", "2x9x2", "--causal"], (2, 9, 2, 32), {
+        "kernel_size": (5,), "is_causal": (True,)}),
+    (["--kernel", "3x5", "--shape", "1x9x8x4", "--dilation", "2", "--heads-kv", "2"],
+     (1, 9, 8, 4, 32), {"kernel_size": (3, 5), "dilation": (2, 2), "heads_kv": 2}),
+    (["--kernel", "3x3x3", "--shape", "1x4x5x6x2", "--stride", "1x2x3", "--backward", "--no-rpb",
+      "--head-dim", "8", "--value-dim", "4", "--dtype", "float64", "--dilation", "2x1x1"],
+     (1, 4, 5, 6, 2, 8), {"kernel_size": (3, 3, 3), "stride": (1, 2, 3), "dilation": (2, 1, 1),
+                          "rpb": False, "backward": True, "value_dim": 4,
+                          "dtype": torch.float64}),
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("words", "shape", "wanted"), OPTIONS, ids=["1-D", "2-D", "3-D"])
+def test_every_option_reaches_the_call(
+    natc: Natc,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    shape: tuple[int, ...],
+    wanted: dict[str, Any],
+) -> None:
+    prepared: list[Any] = []
+
+    def contestant(case: Case) -> Any:
+        ready = peers.from_function(package.neighborhood_attention)(case)
+        prepared.append(ready.results())
+        return ready
+
+    monkeypatch.setattr(peers, "natc_kernels", contestant)
+    code, out, _ = natc("bench", *words, "--seconds", "0.01", "--peers", "none", "--json")
+    (timed,) = msgspec.json.decode(out, type=Results).rows
+    assert code == 0 and timed.median_seconds and timed.problem.shape == shape
+    rank = len(shape) - 3
+    kernel_size = wanted.pop("kernel_size")
+    backward = wanted.pop("backward", False)
+    inputs = make_inputs(
+        shape,
+        kernel_size=kernel_size if wanted.pop("rpb", True) else None,
+        **{
+            name: wanted.pop(name) for name in ("heads_kv", "value_dim", "dtype") if name in wanted
+        },
+        requires_grad=backward,
+    )
+    function = getattr(package, f"na{rank}d")
+    output = function(*inputs[:3], kernel_size, rpb=inputs.rpb, **wanted)
+    expected = [output]
+    if backward:
+        generator = torch.Generator("cpu").manual_seed(1)
+        d_output = torch.randn(output.shape, generator=generator).to(output.dtype)
+        expected += torch.autograd.grad(output, inputs[:3], d_output)
+    (called,) = prepared
+    assert len(called) == len(expected)
+    for result, value in zip(called, expected, strict=True):
+        torch.testing.assert_close(result, value)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("kernel", "shapes"),
+    [
+        (["5", "--rank", "1"], [(1, 3136, 2), (1, 784, 4), (1, 196, 8), (1, 49, 16)]),
+        (["7"], [(1, 56, 56, 2), (1, 28, 28, 4), (1, 14, 14, 8), (1, 7, 7, 16)]),
+        (["3x3x3"], [(1, 8, s, s, h) for s, h in ((56, 2), (28, 4), (14, 8), (7, 16))]),
+    ],
+    ids=["1-D", "2-D", "3-D"],
+)
+def test_every_rank_has_maps_of_its_own(
+    natc: Natc, monkeypatch: pytest.MonkeyPatch, kernel: list[str], shapes: list[tuple[int, ...]]
+) -> None:
+    from natc.bench import times
+
+    def record(problems: list[Problem], contestants: Any, **_: Any) -> list[Row]:
+        return [Row(problem=case, contestant=name) for case in problems for name in contestants]
+
+    monkeypatch.setattr(times, "time_problems", record)
+    out = natc("bench", "--kernel", *kernel, *PEER, "--json").out
+    problems = msgspec.json.decode(out, type=Results).problems
+    assert [case.shape for case in problems] == [(*shape, 32) for shape in shapes]
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_machine_that_cannot_be_measured_has_no_floors(
     natc: Natc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(device: str, dtype: str, seconds: float) -> Ceilings:
         raise RuntimeError("out of memory\nin two lines")
 
-    monkeypatch.setattr(peers, "torch_peers", lambda: {"reference": peers.reference_contestant})
     monkeypatch.setattr(ceilings, "measure", refuse)
-    words = ["bench", "-k", "3", "--head-dim", "8", "--shape", "1x6x5x2", "--seconds", "0.01"]
-    code, out, err = natc(*words, "--json")
-    found = json.loads(out)
-    assert found["ceilings"] is None and found["rows"][0]["floor_seconds"] is None
-    assert "note: no ceilings, hence no floors and no roofline: out of memory" in err
+    code, out, err = natc(*WORDS, *PEER, "--json")
+    document = json.loads(out)
+    assert document["ceilings"] is document["rows"][0]["floor_seconds"] is None
+    assert "out of memory" in err and "two lines" not in err
 
 
-def test_saved_results_of_an_older_release_are_shown(natc: Natc, place: Path) -> None:
-    plot = place / "x.svg"
+@pytest.mark.usefixtures("quick")
+def test_a_busy_machine_is_said_to_be_busy(
+    natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores = environment.collect().cores
+    monkeypatch.setattr(os, "getloadavg", lambda: (7.25 * cores, 0.0, 0.0))
+    path = place / "r.json"
+    for words in ([*WORDS, *PEER], ["bench", "--from", str(path)]):
+        out = natc(*words, "--json").out
+        document = msgspec.json.decode(out, type=Results)
+        assert f"{7.25 * cores:.1f} on {cores} cores" in document.busy[0]
+        path.write_text(out)
+        assert f"busy machine: {document.busy[0]}" in natc(*words).out.splitlines()
+    natc("bench", "--from", str(path), "--html", str(place / "x.html"))
+    assert f"busy machine: {document.busy[0]}" in Page((place / "x.html").read_text()).texts
+
+
+def test_samples_that_disagree_are_pointed_out(natc: Natc, place: Path) -> None:
+    rows = example().rows
+    assert example().busy == []
+    noisy = example(rows=[rows[0], replace(rows[1], quartile_seconds=(1e-3, 3e-3)), rows[2]])
+    (sentence,) = noisy.busy
+    assert "1 of 2" in sentence and "<reference>" in sentence and "3.0 times" in sentence
+    out = natc("bench", "--from", save(place / "r.json", noisy)).out
+    medians = {line.split()[0]: "?" in line for line in out.splitlines() if " ms" in line}
+    assert medians["<reference>"] and not medians["natc"]
+    # A machine may have as many cores as it has programs.
+    assert results.doubts(replace(example(), load_average=0.9)) == []
+    assert len(results.doubts(replace(example(), load_average=1.1))) == 1
+
+
+def test_saved_results_are_shown(natc: Natc, place: Path) -> None:
+    plot, again = place / "x.svg", place / "y.svg"
     code, out, err = natc("bench", "--from", str(SAVED), "--plot", str(plot))
     assert (code, err) == (0, "")
     assert "natc kernel" in out and f"wrote {plot}" in out
-    text = plot.read_text()
-    again = place / "y.svg"
     natc("bench", "--from", str(SAVED), "--plot", str(again))
-    assert again.read_text() == text
-    ET.fromstring(text)
+    assert again.read_text() == plot.read_text()
+    ET.fromstring(plot.read_text())
 
 
-def test_what_was_saved_is_printed_again(natc: Natc, place: Path) -> None:
-    found = made()
-    path = saved(place / "r.json", found)
-    out = natc("bench", "--from", path, "--json").out
-    assert msgspec.json.decode(out, type=Results) == found
+def test_saved_results_are_printed_again(natc: Natc, place: Path) -> None:
+    document = example()
+    out = natc("bench", "--from", save(place / "r.json", document), "--json").out
+    assert msgspec.json.decode(out, type=Results) == document
 
 
 @pytest.mark.parametrize("form", plots.FORMATS)
 def test_a_plot_depends_on_nothing_but_the_results(form: str) -> None:
-    found = made()
-    one = plots.draw(found, form)
-    assert one == plots.draw(found, form)
-    assert one.startswith(b"\x89PNG" if form == "png" else b"<?xml")
-    assert one != plots.draw(made(rows=[replace(found.rows[0], median_seconds=5e-3)]), form)
+    document = example()
+    drawing = plots.draw(document, form)
+    assert drawing == plots.draw(document, form)
+    assert drawing.startswith(b"\x89PNG" if form == "png" else b"<?xml")
+    slower = [replace(document.rows[0], median_seconds=5e-3)]
+    assert drawing != plots.draw(example(rows=slower), form)
     if form == "svg":
-        assert environment.now()[:4].encode() + b"-" not in one
+        assert environment.now()[:4].encode() + b"-" not in drawing
 
 
-def drawn(found: Results, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[float]]:
-    """Return the texts and the heights of the bars of a plot."""
+def draw(document: Results, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return the figure of a plot, laid out."""
     from matplotlib.figure import Figure
 
     figures: list[Figure] = []
-    save = Figure.savefig
+    save_figure = Figure.savefig
     monkeypatch.setattr(
-        Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))[1]
+        Figure,
+        "savefig",
+        lambda self, *a, **k: (figures.append(self), save_figure(self, *a, **k))[1],
     )
-    plots.draw(found, "svg")
+    plots.draw(document, "png")
     (figure,) = figures
-    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
-    texts += [axes.get_title(loc="left") for axes in figure.axes]
-    bars = [patch.get_height() for axes in figure.axes for patch in axes.patches]
-    return texts, bars
+    return figure
 
 
-def test_the_bars_and_the_roofs_say_what_the_results_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts, bars = drawn(made(), monkeypatch)
-    assert bars == [2.0]
-    assert {"2", "memory 10 GB/s", "float32, 2 threads 100 GFLOP/s"} <= set(texts)
-    assert "Speed-up of natc kernel (above 1: it is faster)" in texts
-    assert "Roofline" not in drawn(made(ceilings=None), monkeypatch)[0]
+def test_bars_are_shares_of_the_roof_and_speedups(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares, speedups = draw(example(), monkeypatch).axes
+    floor = results.floor(work(PROBLEM), CEILINGS)
+    widths = [patch.get_width() for patch in shares.patches]
+    assert widths == pytest.approx([100 * floor / 1e-3, 100 * floor / 2e-3])
+    assert [patch.get_x() + patch.get_width() for patch in speedups.patches] == [2.0]
+    assert "roof: arithmetic" in shares.get_yticklabels()[0].get_text()
+    assert "100 GFLOP/s, 10 GB/s" in shares.get_title(loc="left")
+    assert speedups.get_title(loc="left") == "Speed-up of natc kernel (above 1: it is faster)"
+    # Without ceilings, bars are milliseconds.
+    shares, _ = draw(example(ceilings=None), monkeypatch).axes
+    assert [patch.get_width() for patch in shares.patches] == pytest.approx([1.0, 2.0])
 
 
-def test_without_a_kernel_the_others_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = made().rows
-    rows[0] = replace(rows[0], median_seconds=None, ratio_to_first=None)
+def test_no_label_hides_another_and_every_axis_has_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for document in (example(), results.read(SAVED)):
+        figure = draw(document, monkeypatch)
+        renderer = figure.canvas.get_renderer()
+        for axes in figure.axes:
+            boxes = [text.get_window_extent(renderer) for text in axes.texts]
+            assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+            low, high = axes.get_xlim()
+            assert sum(low <= tick <= high for tick in axes.get_xticks()) >= 2
+            # Every bar and its label lie within the panel.
+            assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
+
+
+def test_without_a_kernel_the_peers_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = example().rows
+    rows[0] = replace(rows[0], median_seconds=None)
     rows[2] = replace(rows[2], median_seconds=1e-3)
-    texts, bars = drawn(made(rows=rows), monkeypatch)
-    assert bars == [0.5]
-    assert "Speed-up of <reference> (above 1: it is faster)" in texts
+    right = draw(example(rows=rows), monkeypatch).axes[1]
+    ends = [patch.get_x() + patch.get_width() for patch in right.patches]
+    assert ends == [0.5]
+    assert "Speed-up of <reference>" in right.get_title(loc="left")
     nothing = [replace(row, median_seconds=None) for row in rows]
     with pytest.raises(NatcError, match="nothing was timed"):
-        plots.draw(made(rows=nothing), "svg")
+        plots.draw(example(rows=nothing), "svg")
 
 
 class Page(html.parser.HTMLParser):
@@ -208,8 +406,8 @@ class Page(html.parser.HTMLParser):
 
 def test_the_report_needs_no_network_and_holds_everything(natc: Natc, place: Path) -> None:
     path = place / "report.html"
-    found = made()
-    code, out, _ = natc("bench", "--from", saved(place / "r.json", found), "--html", str(path))
+    document = example()
+    code, out, _ = natc("bench", "--from", save(place / "r.json", document), "--html", str(path))
     assert code == 0 and f"wrote {path}" in out
     text = path.read_text()
     page = Page(text)
@@ -218,19 +416,20 @@ def test_the_report_needs_no_network_and_holds_everything(natc: Natc, place: Pat
     assert "@import" not in text and "url(http" not in text
     at = page.texts.index("natc kernel")
     assert page.texts[at - 1] == "1x14x14x8x32"
-    floor = results.floor(work(KernelSpec.make(7, rpb=True), SHAPE), CEILINGS)
+    floor = results.floor(work(PROBLEM), CEILINGS)
+    share = work(PROBLEM).operations / 1e-3 / 100e9
     assert page.texts[at + 1 : at + 7] == [
-        "1 ms", "900 us .. 1.2 ms", "1.00", f"{floor * 1e6:.3g} us", f"{1e-3 / floor:.2f}",
+        "1 ms", "900 us .. 1.2 ms", "1.00", f"{floor * 1e6:.3g} us", f"{100 * share:.2g}%",
         "1.0e-07",
     ]  # fmt: skip
     assert "<reference>" in page.texts and "absent: not & here" in page.texts
-    assert found.command in page.texts and "10 GB/s" in page.texts
-    assert found.environment.os in page.texts
+    assert document.command in page.texts and "10 GB/s" in " ".join(page.texts)
+    assert document.environment.os in page.texts
     assert list(place.glob(".*")) == []
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "part"),
     [
         (["--plot", "x.pdf"], "plot x.pdf has the suffix .pdf; it must be .svg or .png"),
         (["--plot", "x"], "the suffix (none)"),
@@ -238,26 +437,32 @@ def test_the_report_needs_no_network_and_holds_everything(natc: Natc, place: Pat
         (["--from", "absent.json"], "results absent.json cannot be read"),
         (["--from", str(SAVED), "--kernel", "7"], "--kernel goes with measuring"),
         (["--from", str(SAVED), "--no-rpb"], "--rpb goes with measuring"),
+        (["--peers", "reference,rival"], "--peers has 'rival'; it must be some of reference"),
+        (["--dilation", "2x2x2"], "dilation '2x2x2' is not a positive number, nor 2 such"),
+        (["--stride", "0"], "stride '0' is not a positive number"),
+        (["--stride", "8"], "stride is [8, 8]; it must be 1 to the kernel size, 7"),
+        (["--heads-kv", "3"], "heads_kv is 3; it must divide the 2 heads of shape 1x56x56x2x32"),
+        (["--kernel", "3x3x3", "--shape", "1x9x9x2"], "shape '1x9x9x2' is not batch x depth"),
     ],
     ids=lambda value: " ".join(value).split("/")[0] if isinstance(value, list) else "",
 )
 def test_outputs_are_refused_before_anything_runs(
-    natc: Natc, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+    natc: Natc, monkeypatch: pytest.MonkeyPatch, words: list[str], part: str
 ) -> None:
     from natc.bench import times
 
-    monkeypatch.setattr(times, "time_attention", lambda *a, **k: pytest.fail("it ran"))
+    monkeypatch.setattr(times, "time_problems", lambda *a, **k: pytest.fail("it ran"))
     code, out, err = natc("bench", *words)
     assert (code, out) == (2, "")
-    assert said in err and err.count("\n") == 1
+    assert part in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{}", "[1]", '{"spec": "na2d_k7_d32_float32"}', "\xff"],
+    ["", "{}", "[1]", '{"device": "cpu"}', "\xff"],
     ids=["empty", "no fields", "a list", "a field", "no text"],
 )
-def test_results_that_are_none_are_refused(natc: Natc, place: Path, text: str) -> None:
+def test_files_that_are_no_results_are_refused(natc: Natc, place: Path, text: str) -> None:
     path = place / "x.json"
     path.write_bytes(text.encode("latin-1"))
     code, out, err = natc("bench", "--from", str(path))
@@ -267,13 +472,21 @@ def test_results_that_are_none_are_refused(natc: Natc, place: Path, text: str) -
 
 @pytest.mark.parametrize(
     "changes",
-    [{"rows": []}, {"spec": "na1d_k7_d32_float32"}, {"spec": "dance"}, {"dilation": 0}],
+    [
+        {"rows": []},
+        {"spec": "na1d_k7_d32_float32"},
+        {"spec": "dance"},
+        {"dilation": [0, 1]},
+        {"median_seconds": 0.0},
+    ],
     ids=lambda changes: next(iter(changes)),
 )
 def test_results_with_wrong_values_are_refused(
     natc: Natc, place: Path, changes: dict[str, Any]
 ) -> None:
-    document = msgspec.to_builtins(made()) | changes
+    document = msgspec.to_builtins(example())
+    for target in (document, document["rows"][0], document["rows"][0]["problem"]):
+        target |= {name: value for name, value in changes.items() if name in target}
     path = place / "x.json"
     path.write_text(json.dumps(document))
     assert natc("bench", "--from", str(path)).code == 2

@@ -26,7 +26,7 @@ def session(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def summary(logs: Path) -> dict[str, dict[str, Any]]:
-    return {one["name"]: one for one in json.loads((logs / "summary.json").read_text())}
+    return {step["name"]: step for step in json.loads((logs / "summary.json").read_text())}
 
 
 def test_a_step_that_fails_or_hangs_does_not_stop_the_next(
@@ -39,17 +39,19 @@ def test_a_step_that_fails_or_hangs_does_not_stop_the_next(
         session.Step("memory", ["sh", "-c", f"cd {tmp_path}; {hangs}"]),
         session.Step("sanitizer", ["true"], skip="is not installed"),
         session.Step("curve", ["no-such-program"]),
-        session.Step("attention", ["sh", "-c", "echo '{}'; echo told >&2"], output="found.json"),
+        session.Step("attention", ["sh", "-c", "echo '{}'; echo told >&2"], output="results.json"),
     ]
     assert session.run(steps, tmp_path / "logs", 25.0) == 1
-    found = summary(tmp_path / "logs")
-    states = [one["state"] for one in found.values()]
+    ends = summary(tmp_path / "logs")
+    states = [end["state"] for end in ends.values()]
     assert states == ["failed", "late", "skipped", "failed", "passed"]
-    assert list(found) == [step.name for step in steps]
-    assert found["tests"]["said"] == "bad" and found["sanitizer"]["said"] == "is not installed"
-    assert found["memory"]["said"] == "begun" and "no-such-program" in found["curve"]["said"]
+    assert list(ends) == [step.name for step in steps]
+    assert ends["tests"]["last_line"] == "bad"
+    assert ends["sanitizer"]["last_line"] == "is not installed"
+    assert ends["memory"]["last_line"] == "begun"
+    assert "no-such-program" in ends["curve"]["last_line"]
     assert (tmp_path / "logs" / "0_tests.log").read_text() == "first\nbad\n"
-    assert (tmp_path / "logs" / "found.json").read_text() == "{}\n"
+    assert (tmp_path / "logs" / "results.json").read_text() == "{}\n"
     assert (tmp_path / "logs" / "4_attention.log").read_text() == "told\n"
     assert "not well: tests, memory, curve" in capsys.readouterr().out
     child = int((tmp_path / "child").read_text())
@@ -76,16 +78,16 @@ def test_every_step_has_a_share_and_names_what_is_there(
         for word in step.command:
             if word.startswith(str(root)) and not word.startswith(str(tmp_path)):
                 assert Path(word).exists() or word == sys.executable
-    assert session.steps(tmp_path, None, 600.0)[-1].skip == "no --rounds were given"
+    assert session.steps(tmp_path, None, 600.0)[-1].skip == "there is no --rounds"
     assert session.run([session.Step("tests", ["true"])], tmp_path / "logs", 60.0) == 0
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, part",
     [
         (["--only", "tests,nothing"], "--only has 'nothing'; allowed are tests, sanitizer"),
         (["--minutes", "0"], "--minutes is 0.0; it must be above 0"),
-        (["--rounds", "/no/such/place"], "--rounds is /no/such/place, which is no directory"),
+        (["--rounds", "/no/such/place"], "--rounds is /no/such/place, which is not a directory"),
     ],
     ids=["only", "minutes", "rounds"],
 )
@@ -95,11 +97,11 @@ def test_wrong_options_are_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     words: list[str],
-    said: str,
+    part: str,
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu_session.py", str(tmp_path / "logs"), *words])
     monkeypatch.setattr(os, "environ", dict(os.environ))
     with pytest.raises(SystemExit) as ended:
         session.main()
-    assert ended.value.code == 2 and said in capsys.readouterr().err
+    assert ended.value.code == 2 and part in capsys.readouterr().err
     assert not (tmp_path / "logs").exists()

@@ -1,4 +1,4 @@
-"""`natc bench`: times of the kernels this machine has beside the reference and torch's own."""
+"""`natc bench`: times of natc's kernels beside the reference and torch's attention."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ import typer
 from natc.cli import options, output
 from natc.cli.options import DtypeOption, HeadDimOption, JsonOption
 from natc.errors import ArgumentError, NatcError, TargetError
-from natc.host import environment
-from natc.spec import KernelSpec
 from natc.store.files import write_atomically
 
 if TYPE_CHECKING:
+    from natc.bench.problem import Problem
     from natc.bench.results import Ceilings, Results
-    from natc.bench.times import BenchProblem, Contestant, Prepared
 
 KERNEL = "natc kernel"
-# Spent on each ceiling, before the times and after them.
+# To spend on each ceiling, before the times and after them.
 _CEILING_SECONDS = 0.3
+_PEERS = {"reference": "reference", "sdpa": "torch SDPA", "flex": "torch FlexAttention"}
 
 
 class Device(str, enum.Enum):
@@ -36,12 +35,32 @@ class Device(str, enum.Enum):
 def bench(
     context: typer.Context,
     kernel: options.KernelOption = options.NAT_KERNEL,
+    rank: options.RankOption = None,
     device: Annotated[Device, typer.Option("--device", help="Where to run.")] = Device.cpu,
     head_dim: HeadDimOption = options.DEFAULT_HEAD_DIM,
+    value_dim: options.ValueDimOption = None,
+    heads_kv: Annotated[
+        int | None,
+        typer.Option("--heads-kv", help="Heads of key and value.", show_default="as query has"),
+    ] = None,
     dtype: DtypeOption = None,
     rpb: options.RpbOption = True,
-    dilation: Annotated[int, typer.Option("--dilation", min=1, help="Dilation.")] = 1,
+    dilation: Annotated[
+        str, typer.Option("--dilation", metavar="D", help="Dilation: 2, or 1x2x2 by axis.")
+    ] = "1",
+    stride: Annotated[
+        str, typer.Option("--stride", metavar="S", help="Stride: 2, or 1x2x2 by axis.")
+    ] = "1",
+    causal: Annotated[
+        bool, typer.Option("--causal", help="No query attends to a later key, on any axis.")
+    ] = False,
+    backward: Annotated[
+        bool, typer.Option("--backward", help="Time forward and backward together.")
+    ] = False,
     shape: options.ShapeOption = None,
+    peers: Annotated[
+        str, typer.Option("--peers", help=f"Some of {', '.join(_PEERS)}, by commas; or none.")
+    ] = ",".join(_PEERS),
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.01, help="Time to spend on each shape.")
     ] = 3.0,
@@ -54,7 +73,7 @@ def bench(
     plot: Annotated[
         Path | None,
         typer.Option(
-            "--plot", metavar="FILE", help="Draw a roofline and speed-ups: a .svg or .png."
+            "--plot", metavar="FILE", help="Draw shares of the roof and speed-ups: .svg or .png."
         ),
     ] = None,
     html: Annotated[
@@ -65,48 +84,73 @@ def bench(
 ) -> None:
     """Time natc's kernel, the reference, and torch's attention on the same inputs.
 
-    What the machine does at most is measured in the same run: the floor that times stand above.
-    Exits with 1 where no kernel could be timed.
+    The same run measures the largest rates of this machine, and says if the machine is busy.
+    Exits with 1 if no kernel could be timed.
     """
     form = _check_outputs(plot, html)
     if source is not None:
-        _refuse_others(context)
-        from natc.bench import results
+        _refuse_measuring(context)
+        from natc.bench import results as saved
 
-        found = results.with_floors(results.read(source))
+        results = saved.read(source)
     else:
-        kind = "cuda" if device is Device.cuda else "llvm"
         spec = options.make_spec(
-            kernel, kind=kind, rank=None, head_dim=head_dim, dtype=dtype, rpb=rpb
+            kernel,
+            kind="cuda" if device is Device.cuda else "llvm",
+            rank=rank,
+            head_dim=head_dim,
+            dtype=dtype,
+            rpb=rpb,
+            value_dim=value_dim,
         )
-        options.require_measured(spec, "bench")
-        given = [options.parse_shape(text) for text in shape or ()]
-        found = _measure(spec, device, dilation, given, seconds)
+        shapes = [options.parse_input(text, spec) for text in shape or ()]
+        dilations = options.parse_per_axis("dilation", dilation, spec.rank)
+        strides = options.parse_per_axis("stride", stride, spec.rank)
+        names = _parse_peers(peers)
+        _require_device(device)
+        from natc.bench.problem import Problem
+        from natc.host.detect import detect_gpu, detect_host_cpu
+        from natc.tune.measure.workload import default_shapes
+
+        target = detect_gpu() if device is Device.cuda else detect_host_cpu()
+        problems = [
+            Problem.make(
+                spec,
+                sizes,
+                heads_kv=heads_kv,
+                dilation=dilations,
+                stride=strides,
+                is_causal=causal,
+                backward=backward,
+            )
+            for sizes in shapes or default_shapes(spec, target)
+        ]
+        results = _measure(problems, names, device, seconds)
 
     if plot is not None and form is not None:
         from natc.bench import plots
 
-        write_atomically(plot, plots.draw(found, form))
+        write_atomically(plot, plots.draw(results, form))
     if html is not None:
         from natc.cli.views import bench_html
 
-        write_atomically(html, bench_html.render(found))
+        write_atomically(html, bench_html.render(results))
     if json:
-        output.print_json(found)
+        output.print_json(results)
     else:
         from natc.cli.views import times_table
 
-        times_table.show(found.title, found.rows, found.ceilings)
-        for written in filter(None, (plot, html)):
-            output.stdout().print(f"wrote {written}")
+        times_table.show(results)
+        for path in filter(None, (plot, html)):
+            output.stdout().print(f"wrote {path}")
     if source is None and not any(
-        row.contestant == KERNEL and row.median_seconds for row in found.rows
+        row.contestant == KERNEL and row.median_seconds for row in results.rows
     ):
         raise typer.Exit(1)
 
 
 def _check_outputs(plot: Path | None, html: Path | None) -> str | None:
-    """Return the format of the plot; refuses now what would fail after minutes of measuring."""
+    """Return the format of the plot; refuse now what would fail after minutes of measuring."""
     if plot is None and html is None:
         return None
     from natc.bench import plots
@@ -122,94 +166,72 @@ def _check_outputs(plot: Path | None, html: Path | None) -> str | None:
     return form
 
 
-def _refuse_others(context: typer.Context) -> None:
-    """Raise ArgumentError where an option was given that says what to measure."""
+def _refuse_measuring(context: typer.Context) -> None:
+    """Raise ArgumentError if the command line has an option that says what to measure."""
     allowed = ("source", "plot", "html", "json")
     for param in context.command.params:
         name = param.name or ""
-        given = context.get_parameter_source(name)
-        if name not in allowed and given is not None and given.name == "COMMANDLINE":
+        origin = context.get_parameter_source(name)
+        if name not in allowed and origin is not None and origin.name == "COMMANDLINE":
             raise ArgumentError(
                 f"--from shows results that are there; {param.opts[0]} goes with measuring. It "
                 "takes --plot, --html and --json."
             )
 
 
-def _measure(
-    spec: KernelSpec,
-    device: Device,
-    dilation: int,
-    given: list[tuple[int, int, int, int]],
-    seconds: float,
-) -> Results:
-    import torch
+def _parse_peers(text: str) -> list[str]:
+    names = [] if text == "none" else text.split(",")
+    for name in names:
+        if name not in _PEERS:
+            raise ArgumentError(
+                f"--peers has {name!r}; it must be some of {', '.join(_PEERS)}, or none."
+            )
+    return names
 
-    from natc.bench import peers, results, times
-    from natc.cli.views import times_table
+
+def _require_device(device: Device) -> None:
+    import torch
 
     if device is Device.cuda and not torch.cuda.is_available():
         raise TargetError(
             "--device is cuda, but torch sees no GPU on this machine. natc doctor shows whether "
             "there is one; --device cpu times this CPU."
         )
-    levels = given or [level[:4] for level in times.NAT_LEVELS]
-    before = _ceilings(device, spec)
-    rows = times.time_attention(
-        [(*level, spec.head_dim) for level in levels],
-        getattr(torch, spec.dtype),
-        {KERNEL: kernel_contestant(spec, device.value), **peers.torch_peers()},
-        kernel_size=(spec.kernel_size[0], spec.kernel_size[1]),
-        dilation=dilation,
-        rpb=spec.rpb,
+
+
+def _measure(problems: list[Problem], names: list[str], device: Device, seconds: float) -> Results:
+    from natc.bench import peers, results, times
+    from natc.cli.views import times_table
+
+    load = results.load_average()
+    dtype = problems[0].kernel.dtype
+    before = _ceilings(device, dtype)
+    rows = times.time_problems(
+        problems,
+        {KERNEL: peers.natc_kernels} | {_PEERS[name]: peers.PEERS[_PEERS[name]] for name in names},
         device=device.value,
         seconds=seconds,
         progress=times_table.progress(),
     )
-    # Twice, because processors change their clock; the larger of both is what it could do.
-    after = _ceilings(device, spec) if before is not None else None
-    found = results.Results(
-        spec=spec.name,
-        device=device.value,
-        dilation=dilation,
-        environment=environment.collect(),
-        rows=rows,
-        ceilings=results.larger(before, after) if before and after else None,
+    # Twice, because processors change their clock; the larger rates count.
+    after = _ceilings(device, dtype) if before is not None else None
+    return results.collect(
+        rows,
+        device.value,
+        ceilings=(before, after) if before and after else (),
+        load_average=load,
         command=shlex.join(["natc", *sys.argv[1:]]),
     )
-    return results.with_floors(found)
 
 
-def _ceilings(device: Device, spec: KernelSpec) -> Ceilings | None:
-    """Return what the machine does at most, or None, with a note, where that does not work."""
+def _ceilings(device: Device, dtype: str) -> Ceilings | None:
+    """Return the largest rates of the machine; None, with a note, if they cannot be measured."""
     from natc.bench import ceilings
 
     try:
-        return ceilings.measure(device.value, spec.dtype, seconds=_CEILING_SECONDS)
-    # Out of memory is an error of torch, which is a RuntimeError.
+        return ceilings.measure(device.value, dtype, seconds=_CEILING_SECONDS)
+    # torch raises RuntimeError if memory is short.
     except (NatcError, RuntimeError) as error:
-        said = str(error).strip().splitlines()[0]
-        output.stderr().print(f"note: no ceilings, hence no floors and no roofline: {said}")
+        reason = str(error).strip().splitlines()[0]
+        output.stderr().print(f"note: no ceilings, hence no floors and no shares: {reason}")
         return None
-
-
-def kernel_contestant(spec: KernelSpec, device: str) -> Contestant:
-    """Return the contestant that calls `natc.na2d` where a kernel serves it, never the reference.
-
-    spec: what the inputs need; device: a torch device's name. Where no kernel serves it, the
-    contestant is unavailable and says which command builds one.
-    """
-    from natc import functional, runtime
-    from natc.bench import peers
-    from natc.bench.times import Unavailable
-
-    explanation = runtime.explain(spec, device)
-    if explanation.choice is None:
-        message = "no kernel"
-        if explanation.command:
-            message += f"; build it: {explanation.command}"
-
-        def unavailable(inputs: BenchProblem) -> Prepared:
-            raise Unavailable(message)
-
-        return unavailable
-    return peers.from_function(functional.na2d, explanation.choice.target.name)

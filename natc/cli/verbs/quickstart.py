@@ -21,7 +21,7 @@ from natc.store import files, workspace
 from natc.targets import Target
 
 if TYPE_CHECKING:
-    from natc.bench.results import ResultRow
+    from natc.bench.results import Results
     from natc.bench.times import Contestant
 
 SECONDS_A_SHAPE = 4.0
@@ -81,7 +81,7 @@ def quickstart(
     network = run_network(spec, directory, seconds=SECONDS_A_SHAPE, console=console)
     step(4, "time attention at the four levels of NAT")
     name = "tuned kernel" if workspace.find_schedule(spec, target) else "built kernel"
-    rows = _time({name: tuned, "untuned kernel": untuned})
+    times = _time(spec, target, {name: tuned, "untuned kernel": untuned})
     if json:
         output.print_json(
             {
@@ -90,13 +90,13 @@ def quickstart(
                 "environment": environment.collect(),
                 "search": {**asdict(finished), "speedup": search.speedup(finished)},
                 "network": network,
-                "rows": rows,
+                "times": times,
             }
         )
         return
     from natc.cli.views import times_table
 
-    times_table.show(f"7x7 neighborhood attention, float32, on {detect.cpu_model()}", rows)
+    times_table.show(times)
     console.print(f"picture: {network.picture.absolute()}")
 
 
@@ -171,17 +171,16 @@ def _contestant(spec: KernelSpec, directory: Path, note: str) -> Contestant:
     return peers.from_kernel(load(choice).function, note)
 
 
-def _time(kernels: dict[str, Contestant]) -> list[ResultRow]:
-    import torch
-
-    from natc.bench import peers, times
+def _time(spec: KernelSpec, target: Target, kernels: dict[str, Contestant]) -> Results:
+    from natc.bench import peers, results, times
+    from natc.bench.problem import Problem
     from natc.cli.views import times_table
+    from natc.tune.measure.workload import default_shapes
 
-    return times.time_attention(
-        times.NAT_LEVELS,
-        torch.float32,
-        {**kernels, **peers.torch_peers()},
-        kernel_size=int(options.NAT_KERNEL),
+    rows = times.time_problems(
+        [Problem.make(spec, shape) for shape in default_shapes(spec, target)],
+        {**kernels, **peers.PEERS},
         seconds=SECONDS_A_SHAPE,
         progress=times_table.progress(),
     )
+    return results.collect(rows, "cpu")

@@ -95,7 +95,7 @@ def _time(model: NAT, image: Tensor, seconds: float) -> tuple[float, float]:
     """Return the median seconds of the network on kernels and on the reference."""
     import torch
 
-    from natc.bench.times import interleave
+    from natc.bench.clocks import interleave
     from natc.ops import force_reference
 
     def on_reference() -> None:

@@ -2,76 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from natc.cli import output
 from natc.cli.output import seconds_text
-from natc.store.records import shape_key
 
 if TYPE_CHECKING:
-    from natc.bench.results import Ceilings, ResultRow
+    from natc.bench.results import Results, Row
+
+_NARROW = 76
 
 
-def show(title: str, rows: Sequence[ResultRow], ceilings: Ceilings | None = None) -> None:
-    """Print rows on stdout: one line for each shape and contestant, and the notes below.
-
-    ceilings: what the floors of the rows were made of.
-    """
-    columns = ("input", "contestant", "median", "quartiles", "ratio", "error")
-    table = output.table(title, *columns, right=columns[2:])
-    first, previous = rows[0].contestant, None
-    for row, following in zip(rows, [*rows[1:], None], strict=True):
-        if row.shape != previous:
-            base = row.median_seconds if row.contestant == first else None
-        table.add_row(
-            shape_key(row.shape) if row.shape != previous else "",
-            row.contestant,
-            seconds_text(row.median_seconds) if row.median_seconds else "-",
-            " .. ".join(map(seconds_text, row.quartile_seconds)) if row.quartile_seconds else "-",
-            f"{row.ratio_to_first:.2f}" if row.ratio_to_first else "-",
-            f"{row.max_error:.1e}" if row.max_error is not None else "-",
-        )
-        previous = row.shape
-        if following is not None and following.shape == row.shape:
-            continue
-        if row.floor_seconds:
-            ratio = f"{row.floor_seconds / base:.2g}" if base else "-"
-            table.add_row("", "floor", seconds_text(row.floor_seconds), "-", ratio, "-")
-        if following is not None:
-            table.add_section()
+def show(results: Results) -> None:
+    """Print results on stdout: a table with a line for each contestant, and the notes below."""
     console = output.stdout()
+    columns = ["contestant", "median", "quartiles", "ratio", "peak", "error"]
+    if console.width < _NARROW:
+        columns.remove("quartiles")
+    if any(row.device_seconds for row in results.rows):
+        columns.insert(2, "device")
+    table = output.table(results.title, *columns, right=tuple(columns[1:]))
+    first = results.rows[0].contestant
+    for problem in results.problems:
+        rows = results.of(problem)
+        table.add_section()
+        table.add_row(results.label(problem))
+        for name, row in rows.items():
+            cells = cells_of(row)
+            table.add_row(f"  {name}", *(cells[column] for column in columns[1:]))
+        least = rows[first].floor_seconds
+        if least:
+            base = rows[first].seconds
+            cells = {
+                "median": seconds_text(least),
+                "ratio": f"{least / base:.2g}" if base else "-",
+            }
+            table.add_row("  floor", *(cells.get(column, "-") for column in columns[1:]))
     console.print(table)
-    console.print(
-        "ratio: time divided by the first line's (above 1 is slower); "
-        "error: largest, relative to the float64 reference."
-    )
-    if ceilings is not None:
-        console.print(
-            "floor: the longer of moving each tensor once and computing what the result needs, at"
-        )
-        for line in _ceiling_lines(ceilings):
-            console.print(line)
+    for line in explanations(results):
+        console.print(line)
+    for sentence in results.busy:
+        console.print(f"busy machine: {sentence}", style="bold yellow")
+
+
+def cells_of(row: Row) -> dict[str, str]:
+    """Return the text of each column of a row; a median gets a ? if its samples disagree."""
+    from natc.bench.results import DISAGREEMENT
+
+    doubt = " ?" if row.spread > DISAGREEMENT else ""
+    return {
+        "median": seconds_text(row.median_seconds) + doubt if row.median_seconds else "-",
+        "device": seconds_text(row.device_seconds) if row.device_seconds else "-",
+        "quartiles": " .. ".join(map(seconds_text, row.quartile_seconds or ())) or "-",
+        "ratio": f"{row.ratio_to_first:.2f}" if row.ratio_to_first else "-",
+        "peak": f"{100 * row.share_of_peak:.2g}%" if row.share_of_peak else "-",
+        "error": f"{row.max_error:.1e}" if row.max_error is not None else "-",
+    }
+
+
+def explanations(results: Results) -> list[str]:
+    """Return lines that explain the columns, the ceilings, and the notes of the rows."""
+    lines = [
+        "ratio: time divided by the first line's (above 1 is slower); error: the largest, "
+        "relative to the float64 reference.",
+    ]
+    if results.ceilings is not None:
+        lines += [
+            "peak: useful operations as a share of the first rate of operations below; floor: "
+            "the longer of moving each tensor once and computing the result, at",
+            *(f"  {line}" for line in results.ceilings.lines()),
+            f"  measured in the same run: {results.ceilings.method}",
+        ]
     notes: dict[str, list[str]] = {}
-    for row in rows:
+    for row in results.rows:
         if row.note:
-            notes.setdefault(f"{row.contestant}: {row.note}", []).append(shape_key(row.shape))
-    shapes = len({row.shape for row in rows})
-    for note, where in notes.items():
-        console.print(note if len(where) == shapes else f"{note} ({', '.join(where)})")
-
-
-def _ceiling_lines(ceilings: Ceilings) -> list[str]:
-    at_least = "at least " if ceilings.lower_bound else ""
-    rates = {"memory": f"{ceilings.bytes_per_second / 1e9:.3g} GB/s"}
-    for name, rate in ceilings.operations_per_second.items():
-        rates[name] = f"{at_least}{rate / 1e9:.3g} GFLOP/s"
-    lines = [f"  {rate}, {name}" for name, rate in rates.items()]
-    return [*lines, f"  measured in the same run: {ceilings.method}"]
+            notes.setdefault(f"{row.contestant}: {row.note}", []).append(
+                results.label(row.problem)
+            )
+    for note, labels in notes.items():
+        everywhere = len(labels) == len(results.problems)
+        lines.append(note if everywhere else f"{note} ({', '.join(labels)})")
+    return lines
 
 
 def progress() -> Callable[[str], None] | None:
-    """Return a function that shows a sentence on the terminal, or None where there is none."""
+    """Return a function that shows a sentence on the terminal; None if stderr is no terminal."""
     console = output.stderr()
     if not console.is_terminal:
         return None
