@@ -59,8 +59,8 @@ def read(path: Path) -> Tensor:
         round(side * SHORTER_SIDE / min(pixels.shape[:2])) for side in pixels.shape[:2]
     )
     resized = transform.resize(pixels[..., :3], (height, width), anti_aliasing=True)
-    top, left = (height - SIZE) // 2, (width - SIZE) // 2
-    square = resized[top : top + SIZE, left : left + SIZE]
+    row, column = (height - SIZE) // 2, (width - SIZE) // 2
+    square = resized[row : row + SIZE, column : column + SIZE]
     image = torch.from_numpy(square).float().permute(2, 0, 1)[None]
     mean, deviation = (torch.tensor(x).view(1, 3, 1, 1) for x in (MEAN, STANDARD_DEVIATION))
     return (image - mean) / deviation

@@ -1,4 +1,4 @@
-"""Pages that build or tune: what they show is run, as a reader would."""
+"""The blocks of pages that build or tune are run, as a reader would run them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the documentation's site does to links, and that nothing of it needs a network."""
+"""The documentation's site: its links, its search, its signatures; it works without a network."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def site() -> ModuleType:
         ("README.md", "benchmarks/results/a.json", "files/benchmarks/results/a.json", ""),
     ],
 )
-def test_links_lead_to_their_place_in_the_site(
+def test_links_lead_to_pages_and_files_of_the_site(
     site: ModuleType, source: str, link: str, uri: str, anchor: str
 ) -> None:
-    path, found = site._target(source, link)
-    assert (site._uri(path), found) == (uri, anchor)
+    path, target_anchor = site._target(source, link)
+    assert (site._uri(path), target_anchor) == (uri, anchor)
 
 
 @pytest.mark.parametrize("link", ["https://arxiv.org/abs/2204.07143", "#fused", "mailto:a@b.c"])
-def test_other_links_stay(site: ModuleType, link: str) -> None:
+def test_links_to_the_web_and_to_anchors_stay(site: ModuleType, link: str) -> None:
     assert site._target("docs/use.md", link)[0] is None
 
 
@@ -61,7 +61,7 @@ def test_links_in_code_are_not_links(site: ModuleType) -> None:
         'a{src:url("//example.org/a.woff")}',
     ],
 )
-def test_what_would_be_fetched_is_refused(site: ModuleType, text: str) -> None:
+def test_a_page_that_loads_over_the_network_is_refused(site: ModuleType, text: str) -> None:
     with pytest.raises(Exception, match="must work offline"):
         site._refuse_fetching("page", text)
 
@@ -76,7 +76,7 @@ def test_what_would_be_fetched_is_refused(site: ModuleType, text: str) -> None:
         "a{background:url(data:image/svg+xml;charset=utf-8,<svg>)}",
     ],
 )
-def test_what_is_not_fetched_is_allowed(site: ModuleType, text: str) -> None:
+def test_a_page_that_loads_local_files_is_allowed(site: ModuleType, text: str) -> None:
     site._refuse_fetching("page", text)
 
 

@@ -16,20 +16,20 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
 
-# A block is run, unless the line above it is a comment that says why not. One that is marked as a
-# command is what .ci/run runs.
+# Tests run a block unless the comment above it gives a reason not to. .ci/run runs the blocks that
+# are marked as commands.
 BLOCK = re.compile(
     r"^(?:<!-- (not run|command): ([^\n]+) -->\n)?^( *)```([^\n]*)\n(.*?)^\3```$",
     re.MULTILINE | re.DOTALL,
 )
-# What separates commands in a line, and redirections, of which the file's name follows.
+# Words that separate commands in a line, and redirections, which a file's name follows.
 SEPARATORS = frozenset(("&&", "||", "|", ";", "&", "(", ")", "\n"))
 REDIRECTIONS = frozenset((">", ">>", "<", "<<", "&>"))
 
 
 @dataclass(frozen=True)
 class Block:
-    """One block of code; `reason` says why it is not run, None where it is."""
+    """One block of code. `reason` says why no test runs it; None if a test does."""
 
     page: Path
     line: int
@@ -69,12 +69,12 @@ def read(page: Path) -> list[Block]:
 
 
 def run(page: Path) -> bool:
-    """Return whether a page has blocks that are run."""
+    """Return whether tests run any block of a page."""
     return any(block.runs for block in read(page))
 
 
 def compiles(page: Path) -> bool:
-    """Return whether what is run of a page needs the compiler."""
+    """Return whether a block that tests run on a page needs the compiler."""
     return any(
         words[0] == "natc" and words[1] in ("tune", "build", "package")
         for block in read(page)
@@ -90,7 +90,7 @@ def name(path: Path) -> str:
 
 def commands(code: str) -> list[list[str]]:
     """Return the commands of a shell script as lists of words, without assignments before them."""
-    found: list[list[str]] = [[]]
+    scripts: list[list[str]] = [[]]
     for line in code.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
@@ -98,12 +98,12 @@ def commands(code: str) -> list[list[str]]:
             if word in REDIRECTIONS:
                 next(lexer, None)
             elif word in SEPARATORS:
-                found.append([])
+                scripts.append([])
             else:
-                found[-1].append(word)
-        found.append([])
+                scripts[-1].append(word)
+        scripts.append([])
     stripped = []
-    for words in found:
+    for words in scripts:
         while words and re.match(r"\w+=", words[0]):
             words = words[1:]
         if words:
@@ -115,9 +115,8 @@ class Session:
     """Runs the blocks of a page one after another, as a reader would type them.
 
     In one scratch directory, which holds natc's cache and workspace too. Python blocks share a
-    namespace; what a bash block exports, later blocks see. `torch.compile` traces graphs and
-    derives gradients, and runs them without the C++ that its default backend would spend half a
-    minute on.
+    namespace; later blocks see the variables that a bash block exports. `torch.compile` uses the
+    backend `aot_eager`, since the default backend would compile C++ for half a minute.
     """
 
     def __init__(self, directory: Path, monkeypatch: Any) -> None:
@@ -126,7 +125,7 @@ class Session:
         self.state = directory / "environment"
         scratch = directory / "work"
         scratch.mkdir()
-        # What commands on the pages read, as at the root of a checkout.
+        # Commands on the pages read these folders, as at the root of a checkout.
         for folder in ("benchmarks", "examples", "schedules"):
             shutil.copytree(ROOT / folder, scratch / folder)
         programs = directory / "bin"
@@ -156,7 +155,7 @@ class Session:
                 self.run(block)
 
     def run(self, block: Block) -> None:
-        """Run a block; raises AssertionError, or what a Python block raises."""
+        """Run a block; a failed command raises AssertionError, Python code its own errors."""
         if block.language == "python":
             self._python(block)
         else:
@@ -171,7 +170,7 @@ class Session:
             compiled = functools.partial(torch.compile, backend="aot_eager")
             self.monkeypatch.setattr(torch, "compile", compiled)
         runtime.clear()
-        # Lines of a traceback are those of the page.
+        # So that tracebacks show the line numbers of the page.
         code = "\n" * (block.line - 1) + block.code
         exec(compile(code, str(block.page), "exec"), self.namespace)
 

@@ -1,4 +1,4 @@
-"""What the README and the pages in docs/ show: code that runs, and what else they name exists."""
+"""The README and the pages in docs/: their code runs, and the names in them exist."""
 
 from __future__ import annotations
 
@@ -65,16 +65,16 @@ def test_blocks_run(
 def test_a_block_runs_or_says_why_not(block: Block) -> None:
     if block.language in ("python", "bash"):
         if block.reason is not None:
-            # What a reader of the source can judge.
+            # A reason that a reader of the source can judge.
             assert re.match(r"(needs|takes|changes|exits) ", block.reason), block
         if block.command is not None:
             assert block.page.name == "README.md", block
             assert f"readme_command {block.command}" in (ROOT / ".ci" / "run").read_text(), block
         return
     assert block.language in ("", "text", "json"), f"{block}: {block.language}"
-    # Commands that no test looks at would go stale.
-    found = COMMAND.search(block.code)
-    assert not found, f"{block} shows {found and found[0]!r}; begin it with ```bash"
+    # A command that no test checks would go stale.
+    command = COMMAND.search(block.code)
+    assert not command, f"{block} shows {command and command[0]!r}; begin it with ```bash"
 
 
 def test_blocks_that_are_not_closed_or_not_seen() -> None:
@@ -120,7 +120,7 @@ def test_examples_run(script: Path, libraries: LibraryDirectory) -> None:
     assert done.stdout
 
 
-# --- what else pages name
+# --- other names on pages
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -159,7 +159,7 @@ def test_tables_of_options_are_those_of_the_command_line(verb: str) -> None:
 
 
 def test_the_table_names_every_option_that_the_parser_takes() -> None:
-    # The table is made from signatures, the parser by typer: neither may know more.
+    # The table comes from signatures, the parser from typer: both must have the same options.
     for verb, command in _commands().items():
         words = {
             word for option in command.params for word in (*option.opts, *option.secondary_opts)
@@ -183,7 +183,7 @@ def _words(text: str) -> list[str]:
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:
-    """Return each word with the next, without those beside what a message fills in."""
+    """Return each word with the next one, except pairs beside a value that a message fills in."""
     words = _words(text)
     return [pair for pair in zip(words, words[1:]) if not {"\0", "…"} & set(pair)]
 
@@ -199,16 +199,16 @@ def _texts_of_the_package() -> Iterator[str]:
 
 
 def test_messages_that_troubleshooting_explains_are_natcs() -> None:
-    # Values stand in the messages, so that only some of the words can be found.
-    known = {pair for text in _texts_of_the_package() for pair in _pairs(text)}
+    # Messages contain values, so only some pairs of words occur in the source.
+    source_pairs = {pair for text in _texts_of_the_package() for pair in _pairs(text)}
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     bold = re.findall(r"^\*\*(.+?)\*\*", page, flags=re.MULTILINE | re.DOTALL)
     messages = [message for text in bold for message in re.findall(r"`([^`]+)`", text)]
     assert len(messages) > 20
     for message in messages:
         pairs = _pairs(message)
-        found = sum(pair in known for pair in pairs)
-        assert found and 3 * found >= len(pairs), f"natc does not say: {message}"
+        matches = sum(pair in source_pairs for pair in pairs)
+        assert matches and 3 * matches >= len(pairs), f"natc does not say: {message}"
 
 
 # --- pictures
@@ -238,7 +238,7 @@ def test_a_picture_is_drawn_from_what_the_code_and_the_results_say(
     assert drawn == committed, "run: python docs/pictures.py"
 
 
-# --- how commands and code that are not run are looked at
+# --- checks of commands and code that are not run
 
 
 def _commands() -> dict[str, Any]:
@@ -285,42 +285,42 @@ def _check_values(verb: str, values: dict[str, Any]) -> None:
 
 
 def python_problems(code: str) -> list[str]:
-    """Return what is wrong with code that uses natc: names that are not there, wrong arguments."""
+    """Return the problems of code that uses natc: missing names, wrong arguments."""
     tree = ast.parse(code)
-    known: dict[str, Any] = {}
+    names: dict[str, Any] = {}
     problems = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.split(".")[0] == "natc":
                     module = importlib.import_module(alias.name)
-                    known[alias.asname or "natc"] = (
+                    names[alias.asname or "natc"] = (
                         module if alias.asname else importlib.import_module("natc")
                     )
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "natc":
             module = importlib.import_module(node.module or "")
             for alias in node.names:
                 if hasattr(module, alias.name):
-                    known[alias.asname or alias.name] = getattr(module, alias.name)
+                    names[alias.asname or alias.name] = getattr(module, alias.name)
                 else:
                     problems.append(f"{node.module} has no {alias.name}")
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
-            problems += _lookup(node, known)[1]
+            problems += _lookup(node, names)[1]
         elif isinstance(node, ast.Call):
-            function, _ = _lookup(node.func, known)
+            function, _ = _lookup(node.func, names)
             if callable(function):
                 problems += _call_problems(node, function)
     return sorted(set(problems))
 
 
-def _lookup(node: ast.expr, known: dict[str, Any]) -> tuple[Any, list[str]]:
-    """Return the object that a name or attribute of natc stands for (None: not natc's)."""
+def _lookup(node: ast.expr, names: dict[str, Any]) -> tuple[Any, list[str]]:
+    """Return the object that a name or attribute of natc stands for, None if it is not natc's."""
     if isinstance(node, ast.Name):
-        return known.get(node.id), []
+        return names.get(node.id), []
     if not isinstance(node, ast.Attribute):
         return None, []
-    owner, problems = _lookup(node.value, known)
+    owner, problems = _lookup(node.value, names)
     if owner is None or problems:
         return None, problems
     if not hasattr(owner, node.attr):
@@ -338,9 +338,9 @@ def _call_problems(node: ast.Call, function: Any) -> list[str]:
     except ValueError:
         return []
     bind = signature.bind_partial if unpacked else signature.bind
-    given = [argument for argument in node.args if not isinstance(argument, ast.Starred)]
+    arguments = [argument for argument in node.args if not isinstance(argument, ast.Starred)]
     try:
-        bind(*given, **keywords)
+        bind(*arguments, **keywords)
     except TypeError as error:
         return [f"{ast.unparse(node.func)}: {error}"]
     return []
