@@ -1,8 +1,8 @@
-"""Building a missing kernel when it is first called, where the compiler is installed.
+"""Building a missing kernel when it is first called, if the compiler is installed.
 
-`natc build` runs in a process of its own, so that the process which runs kernels never holds the
-compiler. Each family of operations has a directory of its own in the cache: a call that needs
-gradients builds what is missing and leaves what is loaded alone.
+`natc build` runs in its own process, so that the process which runs kernels never loads the
+compiler. The cache has a directory for each family of operations: a call that needs gradients
+builds a library of the gradients, and the library of the forward stays as it is.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,23 +31,26 @@ _log = logging.getLogger("natc")
 ON, OFF, READONLY = "on", "off", "readonly"
 _MODES = (ON, OFF, READONLY)
 
-# What this process could not build, and why; not tried again.
+# A build that takes longer than this many seconds says at its end how long it took.
+_LONG = 5.0
+
+# The kernels that this process could not build, each with the reason; it does not try again.
 _failures: dict[tuple[KernelSpec, Target], str] = {}
 
 
 def mode() -> str:
-    """Return what NATC_JIT says: `on` (the default), `off` or `readonly`.
+    """Return the value of NATC_JIT: `on` (the default), `off` or `readonly`.
 
     Raises NatcError for another value.
     """
-    said = env.NATC_JIT.word() or ON
-    if said not in _MODES:
-        raise NatcError(f"NATC_JIT is {said!r}; it must be one of {', '.join(_MODES)}.")
-    return said
+    word = env.NATC_JIT.word() or ON
+    if word not in _MODES:
+        raise NatcError(f"NATC_JIT is {word!r}; it must be one of {', '.join(_MODES)}.")
+    return word
 
 
 def obstacle(spec: KernelSpec, target: Target, operation: str) -> str | None:
-    """Return why an operation is not built when it is called, as a clause, or None where it is."""
+    """Return why a call does not build an operation, as a clause, or None if it does."""
     if operation not in operations_of(spec):
         return f"{spec.name} has no {operation}"
     if not compiles(spec.dtype, target.kind):
@@ -55,7 +59,7 @@ def obstacle(spec: KernelSpec, target: Target, operation: str) -> str | None:
 
 
 def unavailable(target: Target) -> str | None:
-    """Return why calls build nothing at all for a target, as a clause, or None where they do."""
+    """Return why calls build nothing for a target, as a clause, or None if they do."""
     if workspace.only_directory() is not None:
         return f"this package runs the libraries in {workspace.only_directory()} alone"
     if mode() != ON:
@@ -70,13 +74,14 @@ def unavailable(target: Target) -> str | None:
 
 
 def build(spec: KernelSpec, target: Target, operation: str, is_there: Callable[[], bool]) -> bool:
-    """Build the family of an operation, unless another process does; return whether it is there.
+    """Build the family of an operation unless another process does; return whether it is built.
 
-    is_there: called once no other process builds this kernel: whether nothing is left to do.
-    Where building fails, that is logged with what the compiler said, and not tried again by this
-    process.
+    is_there: returns whether the kernel is built already; called when no other process is
+        building it. A failed build is logged with the compiler's message, and this process does
+        not try it again.
     """
     family = OPERATIONS[operation].family
+    what = f"{spec.name} ({family}) for {target.name}"
     directory = workspace.jit_dir(family)
     try:
         # Processes that call the same new kernel at once wait for the first one's build.
@@ -84,24 +89,29 @@ def build(spec: KernelSpec, target: Target, operation: str, is_there: Callable[[
             if is_there():
                 return True
             _log.warning(
-                "natc builds %s (%s) for %s, once; NATC_JIT=off prevents it.",
-                *(spec.name, family, target.name),
+                "natc builds %s, once; this call waits for it, some seconds, on a busy machine "
+                "half a minute or more. NATC_JIT=off prevents it.",
+                what,
             )
+            start = time.monotonic()
             words = build_words(spec, [target], (family,))
             only = "--rpb" if spec.rpb else "--no-rpb"
             problem = _run([*words, only, "-o", str(directory)])
     except (NatcError, OSError) as error:
         problem = str(error)
     if problem is None:
+        seconds = time.monotonic() - start
+        if seconds > _LONG:
+            _log.warning("natc built %s in %.0f seconds.", what, seconds)
         return True
-    _log.warning("natc could not build %s for %s: %s", spec.name, target.name, problem)
+    _log.warning("natc could not build %s: %s", what, problem)
     _failures[spec, target] = f"building it failed: {problem.splitlines()[-1]}"
     return False
 
 
 def _run(words: list[str]) -> str | None:
-    """Run a natc command in another process; return what went wrong, or None."""
-    # This very natc, wherever it was imported from.
+    """Run a natc command in another process; return the error message, or None if it succeeds."""
+    # The same natc as in this process, wherever it was imported from.
     here = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     changes = {env.NATC_JIT.name: OFF, "PYTHONPATH": path}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,19 +38,23 @@ def on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime.clear()
 
 
-def test_a_call_builds_what_it_needs(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_call_builds_what_it_needs_and_says_so(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jit, "_LONG", 0.01)
     inputs = make_inputs((1, 6, 5, 2, 4), kernel_size=3, requires_grad=True)
     query, key, value, rpb = inputs
     output = natc.na2d(query, key, value, 3, rpb=rpb)
-    assert [record.getMessage().split(",")[0] for record in caplog.records] == [
-        f"natc builds na2d_k3_d4_float32_rpb (forward) for {detect_host_cpu().name}"
-    ]
+    kernel = f"na2d_k3_d4_float32_rpb (forward) for {detect_host_cpu().name}"
+    before, after = (record.getMessage() for record in caplog.records)
+    assert before.startswith(f"natc builds {kernel}, once; this call waits for it")
+    assert re.fullmatch(re.escape(f"natc built {kernel} in ") + r"\d+ seconds\.", after)
     exact = neighborhood_attention(*inputs.to_float64()[:3], 3, rpb=rpb.double())
     torch.testing.assert_close(output.double(), exact, rtol=1e-5, atol=1e-5)
     # A gradient builds the gradients; nothing is built twice, in this process or another.
     output.sum().backward()
     natc.na2d(query, key, value, 3, rpb=rpb).sum().backward()
-    assert len(caplog.records) == 2
+    assert len(caplog.records) == 4 and "(backward)" in caplog.records[-1].getMessage()
     held = {place.path.name: place.source for place in workspace.library_places()}
     assert held["forward"] == held["backward"] == "NATC_JIT"
     assert len(runtime.kernels()) == 2

@@ -19,7 +19,7 @@ import pytest
 from support.library_files import library_of
 
 from natc.errors import LibraryError, NatcError
-from natc.package import assemble
+from natc.package import assemble, hub
 from natc.package.pieces import Piece
 from natc.runtime import jit
 from natc.runtime.load import verify
@@ -230,7 +230,9 @@ FORMS = ("wheel", "archive", "hf")
 
 
 @pytest.fixture
-def pieces(tmp_path: Path) -> list[Piece]:
+def pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Piece]:
+    # The copies of natc's modules are written as the other files are, and would take minutes.
+    monkeypatch.setattr(hub, "_modules", lambda: {})
     return [Piece(library_of(put(tmp_path / "lib", 1)), manifest(1))]
 
 
