@@ -15,8 +15,8 @@ from torch.nn import functional as torch_functional
 from natc import functional, reference, runtime
 from natc.bench.problem import Case, Problem, reference_bytes
 from natc.bench.times import Contestant, Prepared, Unavailable
+from natc.dispatch.call import Options
 from natc.dispatch.fallback import NatcFallbackWarning
-from natc.dispatch.launch import scalars
 from natc.errors import NotCoveredError
 from natc.window import key_position, rpb_index, window
 
@@ -52,7 +52,10 @@ def from_kernel(kernel: Callable[..., Any], note: str = "") -> Contestant:
     def prepare(case: Case) -> Prepared:
         problem = case.problem
         tensors = [tensor for tensor in case.inputs if tensor is not None]
-        tail = scalars(problem.shape[-1] ** -0.5, problem.shape[1:-2], *problem.options.values())
+        options = Options(
+            problem.kernel.kernel_size, scale=problem.shape[-1] ** -0.5, **problem.options
+        )
+        tail = options.scalars(problem.shape[1:-2])
 
         def call() -> Tensor:
             output = torch.empty_like(case.inputs.query)

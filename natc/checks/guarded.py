@@ -10,7 +10,7 @@ from torch import Tensor
 
 from natc.checks.inputs import Inputs, poisoned
 from natc.checks.tolerance import RELATIVE_TOLERANCE, check_close
-from natc.dispatch import launch
+from natc.dispatch.call import Options
 from natc.errors import CheckError
 from natc.operations import OPERATIONS
 from natc.reference import neighborhood_attention
@@ -103,9 +103,15 @@ def scalars(
 ) -> tuple[Any, ...]:
     """Return the scalars of a call of a heads-last function (`natc.operations.SCALARS`)."""
     sizes = inputs.query.shape[1:-2]
-    ones, flags = [1] * len(sizes), [False] * len(sizes)
-    tail = launch.scalars(scale, sizes, dilation or ones, stride or ones, is_causal or flags)
-    return (*tail, inputs.query.shape[-2] // inputs.key.shape[-2])
+    ones, flags = (1,) * len(sizes), (False,) * len(sizes)
+    options = Options(
+        kernel_size=(),  # A compiled function knows its own.
+        stride=tuple(stride or ones),
+        dilation=tuple(dilation or ones),
+        is_causal=tuple(is_causal or flags),
+        scale=scale,
+    )
+    return (*options.scalars(sizes), inputs.query.shape[-2] // inputs.key.shape[-2])
 
 
 def check_forward(

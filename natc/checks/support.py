@@ -131,11 +131,10 @@ class _StandIns(dict[Any, Any]):
         self.target = target
         self.seen = seen
 
-    def __missing__(self, key: registry.Key) -> Kernel | None:
-        operation, kernel_size, head_dim, dtype, rpb, value_dim, _ = key
-        name = str(dtype).removeprefix("torch.")
+    def __missing__(self, key: registry.KernelKey) -> Kernel | None:
+        operation = key.operation
         try:
-            spec = KernelSpec(len(kernel_size), kernel_size, head_dim, name, rpb, value_dim)
+            spec = key.spec()
         except SpecError:
             return None
         if operation not in operations_of(spec):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextvars import ContextVar
 
 import torch
@@ -20,7 +20,7 @@ from natc.operations import OPERATIONS
 from natc.runtime import jit, registry
 from natc.runtime.load import Kernel
 from natc.runtime.scan import Rejection
-from natc.spec import KernelSpec, compiles
+from natc.spec import compiles
 
 # The package that natc is in, which has another name where another package carries natc.
 _OURS = (__name__.removesuffix("dispatch.fallback"), "torch.")
@@ -47,24 +47,9 @@ def force_reference() -> Iterator[None]:
         _forced.reset(token)
 
 
-def find(
-    operation: str,
-    kernel_size: Sequence[int],
-    head_dim: int,
-    dtype: torch.dtype,
-    rpb: bool,
-    value_dim: int,
-    device: torch.device,
-) -> Kernel | None:
-    """Return the kernel that covers a call, or None where the reference is to run.
-
-    The arguments make the key of `natc.runtime.registry.resolved`. Nothing is said: see `report`.
-    """
-    if _forced.get():
-        return None
-    return registry.resolved[
-        operation, tuple(kernel_size), head_dim, dtype, rpb, value_dim, device
-    ]
+def find(key: registry.KernelKey) -> Kernel | None:
+    """Return the kernel for a key, or None if the reference is to run; `report` says why."""
+    return None if _forced.get() else registry.resolved[key]
 
 
 def as_new(result: Tensor) -> Tensor:
@@ -75,34 +60,27 @@ def as_new(result: Tensor) -> Tensor:
     return result.contiguous().detach()
 
 
-def report(
-    operation: str,
-    kernel_size: Sequence[int],
-    head_dim: int,
-    dtype: torch.dtype,
-    rpb: bool,
-    value_dim: int,
-    device: torch.device,
-) -> None:
-    """Give the one warning that a call runs on the reference; arguments as for `find`.
+def report(key: registry.KernelKey) -> None:
+    """Warn, once for each kind of call, that the call with this key runs on the reference.
 
-    Nothing is said of float64 on CUDA, which the reference serves by design. Raises
-    NotCoveredError where NATC_STRICT forbids the reference.
+    There is no warning for float64 on CUDA, which the reference serves by design. Raises
+    NotCoveredError if NATC_STRICT forbids the reference.
     """
-    name = str(dtype).removeprefix("torch.")
+    operation, device, name = key.operation, key.device, key.dtype_name
     if _forced.get() or (device.type == "cuda" and not compiles(name, "cuda")):
         return
-    what = f"kernel_size {list(kernel_size)}, head_dim {head_dim}, {name}"
     try:
-        spec = KernelSpec(len(kernel_size), tuple(kernel_size), head_dim, name, rpb, value_dim)
+        spec = key.spec()
     except SpecError as error:
+        what = f"kernel_size {list(key.kernel_size)}, head_dim {key.head_dim}, {name}"
         return _fall_back(operation, what, device, str(error))
-    found = registry.explain(spec, device, operation=operation)
-    remedy = f"build it: {found.command}" if found.command else found.facts.problem
-    if found.command and found.not_built and jit.mode() == jit.ON:
-        remedy += f". This call did not: {found.not_built}"
-    passed_over = "".join(_clause(item) for item in found.close_calls)
-    _fall_back(operation, spec.name, device, f"{remedy}{passed_over}", str(found))
+    explanation = registry.explain(spec, device, operation=operation)
+    command, not_built = explanation.command, explanation.not_built
+    remedy = f"build it: {command}" if command else explanation.facts.problem
+    if command and not_built and jit.mode() == jit.ON:
+        remedy += f". This call did not: {not_built}"
+    passed_over = "".join(_clause(item) for item in explanation.close_calls)
+    _fall_back(operation, spec.name, device, f"{remedy}{passed_over}", str(explanation))
 
 
 def _clause(item: Rejection) -> str:

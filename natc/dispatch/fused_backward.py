@@ -1,9 +1,9 @@
-"""The gradients of fused attention: on kernels where they cover the call, or on the reference.
+"""The gradients of fused attention: on kernels if they cover the call, else on the reference.
 
-Kernels recompute the weights from query, key and the logsumexp, so that nothing of the size of
-queries times taps is kept. Where several heads share a key, a kernel gives one gradient for each,
-and torch adds them up, as it does partial sums of the bias's gradient: nothing is added in an
-order that could change.
+Kernels recompute the probabilities from query, key and the logsumexp, so that nothing of the size
+of queries times taps is kept. If several heads of the query share a key, a kernel computes the
+key's gradient for each of them, and torch sums these, as it sums the chunks of the bias's
+gradient. So every sum has one order, and two runs give the same bits.
 """
 
 from __future__ import annotations
@@ -16,23 +16,24 @@ import torch
 from torch import Tensor
 
 from natc import reference
+from natc.dispatch.call import Options
 from natc.dispatch.fallback import as_new, find, report
-from natc.dispatch.launch import launch, ready, scalars
+from natc.dispatch.launch import launch, ready
 from natc.reference.backward import of_group
-from natc.reference.layout import accumulator, within, without_autocast
+from natc.reference.layout import accumulator, without_autocast
 from natc.runtime.load import Kernel
 
 GRADIENTS = ("d_query", "d_key", "d_value", "d_rpb")
 
-# Partial sums take this many bytes at most, or as many as the query.
+# The sums over chunks take at most this many bytes, or as many as the query if that is more.
 _PARTIAL_BYTES = 4 * 2**20
-# More chunks keep no more processors busy; fewer queries than this are not worth one.
+# More chunks do not keep more processors busy, and a chunk has at least so many queries.
 _MOST_CHUNKS, _MOST_CHUNKS_CUDA = 64, 8192
 _QUERIES_OF_A_CHUNK = 32
 
 
 class _Saved(NamedTuple):
-    """What the forward of a call leaves for its gradients."""
+    """The tensors of a forward call that its gradients need."""
 
     query: Tensor
     key: Tensor
@@ -40,14 +41,6 @@ class _Saved(NamedTuple):
     rpb: Tensor | None
     output: Tensor
     lse: Tensor
-
-
-class _Options(NamedTuple):
-    kernel_size: Sequence[int]
-    dilation: Sequence[int]
-    stride: Sequence[int]
-    is_causal: Sequence[bool]
-    scale: float
 
 
 def backward(
@@ -60,32 +53,27 @@ def backward(
     output: Tensor,
     lse: Tensor,
     wanted: Sequence[bool],
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    stride: Sequence[int],
-    is_causal: Sequence[bool],
-    scale: float,
+    options: Options,
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of query, key, value and rpb, compact, in the dtypes of these.
+    """Return the gradients of query, key, value and rpb, contiguous, in the dtypes of these.
 
     Args:
         d_output, d_lse: gradients of the results; a d_lse of None stands for zeros.
         output, lse: the results.
-        wanted: four flags; what is not wanted, or is of no rpb, is an empty tensor.
-        query, key, value, rpb and the options: as for `fused_forward.run`, which raises the same
-            errors.
+        wanted: four flags; a gradient that is not wanted, or of an rpb that is None, is an empty
+            tensor.
+        query, key, value, rpb, options: as for `fused_forward.run`, which raises the same errors.
     """
-    given = (query, key, value, rpb)
-    names = [n for n, t, flag in zip(GRADIENTS, given, wanted) if flag and t is not None]
-    options = _Options(kernel_size, dilation, stride, is_causal, scale)
+    variables = (query, key, value, rpb)
+    names = [n for n, t, flag in zip(GRADIENTS, variables, wanted) if flag and t is not None]
     saved = _Saved(query, key, value, rpb, output, lse)
     if not names:
-        return _complete((None,) * len(given), wanted, query)
-    kernels = _kernels(names, query, rpb, value, kernel_size) if query.numel() else None
+        return _complete((None,) * len(variables), wanted, query)
+    kernels = _kernels(names, query, rpb, value, options) if query.numel() else None
     if kernels is None:
-        return tuple(map(as_new, composed(d_output, d_lse, *saved, wanted, *options)))
-    found = _on_kernels(kernels, d_output, d_lse, saved, options)
-    return _complete(found, wanted, query)
+        return tuple(map(as_new, composed(d_output, d_lse, *saved, wanted, options)))
+    gradients = _on_kernels(kernels, d_output, d_lse, saved, options)
+    return _complete(gradients, wanted, query)
 
 
 def composed(
@@ -98,39 +86,24 @@ def composed(
     output: Tensor,
     lse: Tensor,
     wanted: Sequence[bool],
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    stride: Sequence[int],
-    is_causal: Sequence[bool],
-    scale: float,
+    options: Options,
 ) -> tuple[Tensor, ...]:
-    """Return what `backward` does, by the reference: differentiable in either mode, to any order.
+    """Return the gradients of `backward` by the reference: differentiable, to any order.
 
-    It computes output and lse anew, so that what depends on them depends on query, key, value and
-    rpb.
+    output and lse are recomputed from query, key, value and rpb, so that the gradients' own
+    derivatives include the path through them.
     """
-    given = (query, key, value, rpb)
     if query.numel() == 0:
-        found = tuple(None if t is None else torch.zeros_like(t) for t in given)
-        return _complete(found, wanted, query)
-    sizes, dilations, strides = within(query.shape[1:-2], kernel_size, dilation, stride, rpb=rpb)
+        zeros = [None if t is None else torch.zeros_like(t) for t in (query, key, value, rpb)]
+        return _complete(zeros, wanted, query)
+    on_map = options.within(query.shape[1:-2], rpb=rpb)
     # Autocast would run the reference's products in 16 bits, in which it does not accumulate.
     with without_autocast(query.device):
-        found = reference.neighborhood_gradients(
-            query,
-            key,
-            value,
-            sizes,
-            d_output,
-            d_lse,
-            dilation=dilations,
-            stride=strides,
-            is_causal=list(is_causal),
-            scale=scale,
-            rpb=rpb,
-            wanted=wanted,
-        )
-    return _complete(found, wanted, query)
+        gradients = reference.neighborhood_gradients(
+            query, key, value, d_output=d_output, d_lse=d_lse, rpb=rpb, wanted=wanted,
+            **on_map._asdict(),
+        )  # fmt: skip
+    return _complete(gradients, wanted, query)
 
 
 def second(
@@ -141,64 +114,47 @@ def second(
     value: Tensor,
     rpb: Tensor | None,
     directions: Sequence[Tensor | None],
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    stride: Sequence[int],
-    is_causal: Sequence[bool],
-    scale: float,
+    options: Options,
 ) -> Sequence[Tensor | None]:
-    """Return the gradients of `backward` in its first six arguments, by the reference.
+    """Return the gradients of `backward` with respect to its first six arguments.
 
-    directions: gradients of its results, None for one that is not wanted or zero.
+    They are the reference's. directions: gradients of the four results of `backward`; None for
+    one that is not wanted or zero.
     """
     if query.numel() == 0:
         return tuple(
             None if t is None else torch.zeros_like(t)
             for t in (d_output, d_lse, query, key, value, rpb)
         )
-    sizes, dilations, strides = within(query.shape[1:-2], kernel_size, dilation, stride, rpb=rpb)
+    on_map = options.within(query.shape[1:-2], rpb=rpb)
     with without_autocast(query.device):
         return reference.neighborhood_second_gradients(
-            query,
-            key,
-            value,
-            sizes,
-            d_output,
-            d_lse,
-            directions,
-            dilation=dilations,
-            stride=strides,
-            is_causal=list(is_causal),
-            scale=scale,
-            rpb=rpb,
-        )
+            query, key, value, d_output=d_output, d_lse=d_lse, directions=directions, rpb=rpb,
+            **on_map._asdict(),
+        )  # fmt: skip
 
 
 def _complete(
-    found: Sequence[Tensor | None], wanted: Sequence[bool], query: Tensor
+    gradients: Sequence[Tensor | None], wanted: Sequence[bool], query: Tensor
 ) -> tuple[Tensor, ...]:
-    """Put an empty tensor for each gradient that is not wanted: an operator returns four."""
+    """Return the gradients with an empty tensor for each that is None or not wanted."""
     return tuple(
-        query.new_empty(0) if t is None or not flag else t.contiguous()
-        for t, flag in zip(found, wanted)
+        query.new_empty(0) if gradient is None or not flag else gradient.contiguous()
+        for gradient, flag in zip(gradients, wanted)
     )
 
 
 def _kernels(
-    names: Sequence[str],
-    query: Tensor,
-    rpb: Tensor | None,
-    value: Tensor,
-    kernel_size: Sequence[int],
+    names: Sequence[str], query: Tensor, rpb: Tensor | None, value: Tensor, options: Options
 ) -> dict[str, Kernel] | None:
-    """Return the kernels for some gradients, or None after the one warning."""
+    """Return the kernels for some gradients; None, after the one warning, if one is missing."""
     kernels = {}
-    sizes = (kernel_size, query.shape[-1], query.dtype)
-    where = (value.shape[-1], query.device)
+    channels = (query.shape[-1], value.shape[-1])
     for name in names if names == ["d_value"] else ("delta", *names):
-        kernel = find(name, *sizes, rpb is not None, *where)
+        kernel_key = options.kernel_key(name, query, *channels, rpb is not None)
+        kernel = find(kernel_key)
         if kernel is None:
-            report(name, *sizes, rpb is not None, *where)
+            report(kernel_key)
             return None
         kernels[name] = kernel
     return kernels
@@ -209,10 +165,10 @@ def _on_kernels(
     d_output: Tensor,
     d_lse: Tensor | None,
     saved: _Saved,
-    options: _Options,
+    options: Options,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients that there are kernels for."""
-    # Copied once, if at all, and not for each kernel.
+    """Return the gradients of query, key, value and rpb, None for each without a kernel."""
+    # Here, so that a tensor is copied at most once, not for each kernel.
     alignment = max(kernel.alignment for kernel in kernels.values())
     query, key, value, output, lse, d_output = (
         ready(t, alignment)
@@ -221,9 +177,7 @@ def _on_kernels(
     bias: tuple[Tensor, ...] = ()
     if saved.rpb is not None:
         bias = (ready(saved.rpb, alignment),)
-    tail = scalars(
-        options.scale, query.shape[1:-2], options.dilation, options.stride, options.is_causal
-    )
+    tail = options.scalars(query.shape[1:-2])
     group = query.shape[-2] // key.shape[-2]
     acc = accumulator(query.dtype)
 
@@ -234,10 +188,10 @@ def _on_kernels(
         if d_lse is not None:
             delta -= d_lse
     if d_lse is not None:
-        # A softmax of nothing but -inf is NaN, and so are its gradients; but where neither result
-        # was used, as when additional tokens are all that is attended, it has none.
+        # A softmax of nothing but -inf is NaN, and so are its gradients. But a query whose output
+        # and lse were not used has no gradient: additional tokens may be all it attends to.
         unused = lse.isneginf() & (d_lse == 0) & (d_output == 0).all(-1)
-        # Of any other lse, exp(-inf - lse) is 0.
+        # Any other lse is safe: exp(-inf - lse) is 0.
         lse = lse.masked_fill(unused, 0)
         delta = None if delta is None else delta.masked_fill(unused, 0)
 
@@ -267,13 +221,13 @@ def _on_kernels(
     return d_query, d_key, d_value, d_rpb
 
 
-def chunks(query: Tensor, bytes_of_one: int) -> int:
-    """Return the number of partial sums that the gradient of a bias is made of.
+def chunks(query: Tensor, chunk_bytes: int) -> int:
+    """Return how many chunks the queries are cut into for the gradient of a bias.
 
-    It depends on nothing but sizes and the kind of device, so that the order of additions, hence
-    every bit, is the same on every run. bytes_of_one: size of one of them.
+    It depends only on sizes and the kind of device, so that the order of additions, hence every
+    bit, is the same on every run. chunk_bytes: size of the sum over one chunk.
     """
-    room = max(_PARTIAL_BYTES, query.numel() * query.element_size()) // max(bytes_of_one, 1)
+    room = max(_PARTIAL_BYTES, query.numel() * query.element_size()) // max(chunk_bytes, 1)
     queries = math.prod(query.shape[:-2])
     most = _MOST_CHUNKS_CUDA if query.is_cuda else _MOST_CHUNKS
     return max(1, min(most, queries // _QUERIES_OF_A_CHUNK, room))

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, get_num_threads
 
 from natc.dispatch.fork import call_alone, misses_its_threads
 from natc.errors import ArgumentError
@@ -37,18 +37,6 @@ _COPYING = frozenset(
 )
 
 
-def scalars(
-    scale: float,
-    spatial: Sequence[int],
-    dilation: Sequence[int],
-    stride: Sequence[int],
-    is_causal: Sequence[bool],
-) -> tuple[Any, ...]:
-    """Return the scalars of every kernel but the last, which is the group; one list per axis."""
-    # Kernels count in 32 bits; beyond the map, one dilation is as good as another.
-    return (scale, *map(min, dilation, spatial), *stride, *map(int, is_causal))
-
-
 def launch(
     kernel: Kernel,
     operation: str,
@@ -61,7 +49,7 @@ def launch(
     """Run a kernel, in parts where a tensor is too large for it.
 
     inputs: in the kernel's order, none of them empty; what it cannot read as it is, is copied.
-    results: compact, of the kernel's dtypes; they are written. scalars: see `scalars`.
+    results: compact, of the kernel's dtypes; they are written. scalars: of `Options.scalars`.
     group: heads of the query for each one of key and value. extra: scalars after the group.
     Raises ArgumentError where one head of one entry of the batch is too large.
     """
@@ -98,7 +86,7 @@ def _on_cpu(kernel: Kernel, arguments: tuple[Any, ...]) -> None:
         call_alone(kernel.function, arguments)
     else:
         # OpenMP counts its threads in each thread apart: this hands torch's number to this one.
-        torch.get_num_threads()
+        get_num_threads()
         kernel.function(*arguments)
 
 

@@ -10,21 +10,22 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_autocast_enabled
 
+from natc.dispatch.call import Options
 from natc.errors import ArgumentError, ArgumentTypeError
 from natc.reference.layout import accumulator
 
 _FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
+_STRIDED = torch.strided
 _SPATIAL = {1: "length", 2: "height, width", 3: "depth, height, width"}
 _ENTRIES = {1: "one entry", 2: "2 entries", 3: "3 entries"}
 
 
 def fit(query: Any, key: Any, value: Any) -> bool:
     """Return whether `tensors` would return these as they are: the common case, checked fast."""
-    for tensor in (query, key, value):
-        if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
-            return False
+    if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
+        return False
     dtype, device = query.dtype, query.device
     kind = device.type
     return (
@@ -33,8 +34,12 @@ def fit(query: Any, key: Any, value: Any) -> bool:
         and value.dtype is dtype
         and key.device == device
         and value.device == device
+        and query.layout is _STRIDED
+        and key.layout is _STRIDED
+        and value.layout is _STRIDED
+        and not (query.is_nested or key.is_nested or value.is_nested)
         # Meta has no autocast, and asking raises.
-        and (kind == "meta" or not torch.is_autocast_enabled(kind))
+        and (kind == "meta" or not is_autocast_enabled(kind))
     )
 
 
@@ -47,7 +52,7 @@ def tensors(*named: tuple[str, Any]) -> tuple[Tensor, ...]:
     device = first.device
     device_type = device.type
     found = tuple(given for _, given in named)
-    if device_type != "meta" and torch.is_autocast_enabled(device_type):
+    if device_type != "meta" and is_autocast_enabled(device_type):
         found = _autocast(device_type, found)
     dtype = found[0].dtype
     if dtype not in _FLOATS:
@@ -67,10 +72,13 @@ def _autocast(device_type: str, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]
     )
 
 
-def options(
-    rank: int, kernel_size: Any, stride: Any, dilation: Any, is_causal: Any
-) -> tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[bool]]:
-    """Return kernel_size, dilation, stride and is_causal, each with one entry for each axis."""
+def options(rank: int, head_dim: int, unchecked: tuple[Any, Any, Any, Any, Any]) -> Options:
+    """Return the options, checked: one entry for each axis, and a scale that is a number.
+
+    unchecked: kernel_size, stride, dilation, is_causal and scale as the caller passed them.
+    """
+    kernel_size, stride, dilation, is_causal, scale = unchecked
+    scale = head_dim**-0.5 if scale is None else scale_of(scale, head_dim)
     if (
         type(kernel_size) is int
         and type(stride) is int
@@ -79,16 +87,18 @@ def options(
         and 1 <= stride <= kernel_size >= 2
         and dilation >= 1
     ):  # The common case, checked fast.
-        return (kernel_size,) * rank, (dilation,) * rank, (stride,) * rank, (is_causal,) * rank
+        return Options(
+            (kernel_size,) * rank, (stride,) * rank, (dilation,) * rank, (is_causal,) * rank, scale
+        )
     sizes = _per_axis("kernel_size", kernel_size, rank, at_least=2)
-    dilations = _per_axis("dilation", dilation, rank, at_least=1)
     strides = _per_axis("stride", stride, rank, at_least=1)
+    dilations = _per_axis("dilation", dilation, rank, at_least=1)
     if max(strides) > min(sizes) and any(s > k for s, k in zip(strides, sizes)):
         raise ArgumentError(
             f"stride is {stride!r}; it must not exceed kernel_size, which is {kernel_size!r}."
         )
     causal = (is_causal,) * rank if isinstance(is_causal, bool) else _flags(is_causal, rank)
-    return sizes, dilations, strides, causal
+    return Options(sizes, strides, dilations, causal, scale)
 
 
 def _per_axis(name: str, given: Any, rank: int, *, at_least: int) -> tuple[int, ...]:
@@ -119,7 +129,7 @@ def _is_integer(given: Any) -> bool:
     return isinstance(given, (int, torch.SymInt)) and not isinstance(given, bool)
 
 
-def _flags(given: Any, rank: int) -> Sequence[bool]:
+def _flags(given: Any, rank: int) -> tuple[bool, ...]:
     if not isinstance(given, (tuple, list)) or not all(isinstance(flag, bool) for flag in given):
         raise ArgumentTypeError(
             f"is_causal is {given!r}; it must be True or False, or one of them for each axis: "
@@ -131,12 +141,14 @@ def _flags(given: Any, rank: int) -> Sequence[bool]:
 
 
 def scale_of(scale: Any, head_dim: int) -> float:
-    """Return the factor of the dot products."""
+    """Return `scale`, checked, as a float; for None head_dim ** -0.5."""
     if scale is None:
         return head_dim**-0.5
+    # Not `isfinite`, which torch.compile does not trace where a scale is dynamic.
+    if type(scale) is float and -math.inf < scale < math.inf:
+        return scale
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise ArgumentTypeError(f"scale is {scale!r}; it must be a number or None.")
-    # Not `isfinite`, which torch.compile does not trace where a scale is dynamic.
     if not -math.inf < scale < math.inf:
         raise ArgumentError(f"scale is {scale!r}; it must be finite.")
     return float(scale)
@@ -170,16 +182,15 @@ def axes(name: str, tensor: Tensor, rank: int, layout: str, extra: int = 0) -> N
     axes, heads and channels.
     """
     shape, number = tensor.shape, rank + 3 + extra
+    if len(shape) == number and shape[-1]:
+        return
     layout = layout.format(_SPATIAL[rank])
     if len(shape) != number:
         raise ArgumentError(
             f"{name} has {len(shape)} axes, shape {list(shape)}; it must have {number}: {layout}."
         )
-    if shape[-1] == 0:
-        last = layout[:-1].split(", ")[-1]
-        raise ArgumentError(
-            f"{name} has shape {list(shape)}, {layout}; {last} must be at least 1."
-        )
+    last = layout[:-1].split(", ")[-1]
+    raise ArgumentError(f"{name} has shape {list(shape)}, {layout}; {last} must be at least 1.")
 
 
 def shape(name: str, tensor: Tensor, expected: Sequence[int | str], because: str) -> None:

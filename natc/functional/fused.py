@@ -111,10 +111,10 @@ def neighborhood_attention(
             f"query has {query.ndim} axes, shape {list(query.shape)}; it must have 4, 5 or 6: "
             "[batch, 1 to 3 spatial axes, heads, head_dim]."
         )
+    options = (kernel_size, stride, dilation, is_causal, scale)
     return _attend(
-        rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb,
-        additional_keys, additional_values, return_lse,
-    )  # fmt: skip
+        rank, query, key, value, options, rpb, additional_keys, additional_values, return_lse
+    )
 
 
 @_typed
@@ -137,10 +137,10 @@ def na1d(
 
     Everything else is as for `neighborhood_attention`.
     """
+    options = (kernel_size, stride, dilation, is_causal, scale)
     return _attend(
-        1, query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb,
-        additional_keys, additional_values, return_lse,
-    )  # fmt: skip
+        1, query, key, value, options, rpb, additional_keys, additional_values, return_lse
+    )
 
 
 @_typed
@@ -163,10 +163,10 @@ def na2d(
 
     Everything else is as for `neighborhood_attention`.
     """
+    options = (kernel_size, stride, dilation, is_causal, scale)
     return _attend(
-        2, query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb,
-        additional_keys, additional_values, return_lse,
-    )  # fmt: skip
+        2, query, key, value, options, rpb, additional_keys, additional_values, return_lse
+    )
 
 
 @_typed
@@ -189,10 +189,10 @@ def na3d(
 
     Everything else is as for `neighborhood_attention`.
     """
+    options = (kernel_size, stride, dilation, is_causal, scale)
     return _attend(
-        3, query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb,
-        additional_keys, additional_values, return_lse,
-    )  # fmt: skip
+        3, query, key, value, options, rpb, additional_keys, additional_values, return_lse
+    )
 
 
 def _attend(
@@ -200,16 +200,13 @@ def _attend(
     query: Any,
     key: Any,
     value: Any,
-    kernel_size: Any,
-    stride: Any,
-    dilation: Any,
-    is_causal: Any,
-    scale: Any,
+    unchecked: Any,
     rpb: Any,
     additional_keys: Any,
     additional_values: Any,
     return_lse: bool,
 ) -> Any:
+    """Check the arguments and return attention; unchecked: see `arguments.options`."""
     has_tokens = additional_keys is not None or additional_values is not None
     if has_tokens:
         query, key, value, additional_keys, additional_values = arguments.tensors(
@@ -225,19 +222,18 @@ def _attend(
         arguments.axes("query", query, rank, _LAYOUT)
     if key.shape != shape or value.shape != shape:
         _check_keys(query, key, value)
-    sizes, dilations, strides, causal = arguments.options(
-        rank, kernel_size, stride, dilation, is_causal
-    )
-    scale = shape[-1] ** -0.5 if scale is None else arguments.scale_of(scale, shape[-1])
+    options = arguments.options(rank, shape[-1], unchecked)
     if rpb is not None:
-        rpb = arguments.bias(rpb, query, shape[-2], sizes)
-    call = (query, key, value, rpb, sizes, dilations, strides, causal, scale)
+        rpb = arguments.bias(rpb, query, shape[-2], options.kernel_size)
     if not has_tokens:
-        return (run_forward_lse if return_lse else run_forward)(*call)
+        run = run_forward_lse if return_lse else run_forward
+        return run(query, key, value, rpb, options)
     tokens.check(key, value, additional_keys, additional_values)
-    near = run_forward_lse(*call)
-    extra = tokens.attend(query, additional_keys, additional_values, scale)
-    output, lse = merge([near[0], extra[0]], [near[1], extra[1]], query.dtype)
+    outputs, lses = zip(
+        run_forward_lse(query, key, value, rpb, options),
+        tokens.attend(query, additional_keys, additional_values, options.scale),
+    )
+    output, lse = merge(outputs, lses, query.dtype)
     return (output, lse) if return_lse else output
 
 

@@ -55,7 +55,8 @@ def na1d_qkvpacked(
 
     Everything else is as for `na2d_qkvpacked`.
     """
-    return _attend(1, qkv, kernel_size, stride, dilation, is_causal, scale, rpb, return_lse)
+    options = (kernel_size, stride, dilation, is_causal, scale)
+    return _attend(1, qkv, options, rpb, return_lse)
 
 
 @_typed
@@ -82,7 +83,8 @@ def na2d_qkvpacked(
     Returns:
         output `[B, height, width, heads, head_dim]` in the dtype of qkv, or (output, lse).
     """
-    return _attend(2, qkv, kernel_size, stride, dilation, is_causal, scale, rpb, return_lse)
+    options = (kernel_size, stride, dilation, is_causal, scale)
+    return _attend(2, qkv, options, rpb, return_lse)
 
 
 @_typed
@@ -101,20 +103,12 @@ def na3d_qkvpacked(
 
     Everything else is as for `na2d_qkvpacked`.
     """
-    return _attend(3, qkv, kernel_size, stride, dilation, is_causal, scale, rpb, return_lse)
+    options = (kernel_size, stride, dilation, is_causal, scale)
+    return _attend(3, qkv, options, rpb, return_lse)
 
 
-def _attend(
-    rank: int,
-    qkv: Any,
-    kernel_size: Any,
-    stride: Any,
-    dilation: Any,
-    is_causal: Any,
-    scale: Any,
-    rpb: Any,
-    return_lse: bool,
-) -> Any:
+def _attend(rank: int, qkv: Any, unchecked: Any, rpb: Any, return_lse: bool) -> Any:
+    """Check the arguments and return attention; unchecked: see `arguments.options`."""
     (qkv,) = arguments.tensors(("qkv", qkv))
     arguments.axes("qkv", qkv, rank, "[batch, {}, 3, heads, head_dim]", extra=1)
     *_, three, heads, head_dim = qkv.shape
@@ -123,9 +117,8 @@ def _attend(
             f"qkv has shape {list(qkv.shape)}; its axis before the heads must be 3: query, key "
             "and value."
         )
-    options = arguments.options(rank, kernel_size, stride, dilation, is_causal)
-    scale = arguments.scale_of(scale, head_dim)
+    options = arguments.options(rank, head_dim, unchecked)
     if rpb is not None:
-        rpb = arguments.bias(rpb, qkv, heads, options[0])
+        rpb = arguments.bias(rpb, qkv, heads, options.kernel_size)
     run = run_forward_lse_packed if return_lse else run_forward_packed
-    return run(qkv, rpb, *options, scale)
+    return run(qkv, rpb, options)

@@ -30,7 +30,8 @@ def na1d_qk(
     additional_keys: Tensor | None = None,
 ) -> Tensor:
     """Return query key^T + rpb for the taps of each query: `na2d_qk` with one spatial axis."""
-    return _qk(1, query, key, kernel_size, stride, dilation, is_causal, rpb, additional_keys)
+    options = (kernel_size, stride, dilation, is_causal, 1.0)
+    return _qk(1, query, key, options, rpb, additional_keys)
 
 
 def na2d_qk(
@@ -65,7 +66,8 @@ def na2d_qk(
         ArgumentError, ArgumentTypeError, LibraryError, NotCoveredError: as for
             `natc.neighborhood_attention`.
     """
-    return _qk(2, query, key, kernel_size, stride, dilation, is_causal, rpb, additional_keys)
+    options = (kernel_size, stride, dilation, is_causal, 1.0)
+    return _qk(2, query, key, options, rpb, additional_keys)
 
 
 def na3d_qk(
@@ -80,7 +82,8 @@ def na3d_qk(
     additional_keys: Tensor | None = None,
 ) -> Tensor:
     """Return query key^T + rpb for the taps of each query: `na2d_qk` with 3 spatial axes."""
-    return _qk(3, query, key, kernel_size, stride, dilation, is_causal, rpb, additional_keys)
+    options = (kernel_size, stride, dilation, is_causal, 1.0)
+    return _qk(3, query, key, options, rpb, additional_keys)
 
 
 def na1d_av(
@@ -94,7 +97,8 @@ def na1d_av(
     additional_values: Tensor | None = None,
 ) -> Tensor:
     """Return the weighted sum of the values in each window: `na2d_av` with one spatial axis."""
-    return _av(1, attn, value, kernel_size, stride, dilation, is_causal, additional_values)
+    options = (kernel_size, stride, dilation, is_causal, 1.0)
+    return _av(1, attn, value, options, additional_values)
 
 
 def na2d_av(
@@ -120,7 +124,8 @@ def na2d_av(
     Returns:
         `[B, heads, height, width, value_dim]` in the dtype of attn.
     """
-    return _av(2, attn, value, kernel_size, stride, dilation, is_causal, additional_values)
+    options = (kernel_size, stride, dilation, is_causal, 1.0)
+    return _av(2, attn, value, options, additional_values)
 
 
 def na3d_av(
@@ -134,20 +139,12 @@ def na3d_av(
     additional_values: Tensor | None = None,
 ) -> Tensor:
     """Return the weighted sum of the values in each window: `na2d_av` with 3 spatial axes."""
-    return _av(3, attn, value, kernel_size, stride, dilation, is_causal, additional_values)
+    options = (kernel_size, stride, dilation, is_causal, 1.0)
+    return _av(3, attn, value, options, additional_values)
 
 
-def _qk(
-    rank: int,
-    query: Any,
-    key: Any,
-    kernel_size: Any,
-    stride: Any,
-    dilation: Any,
-    is_causal: Any,
-    rpb: Any,
-    keys: Any,
-) -> Tensor:
+def _qk(rank: int, query: Any, key: Any, unchecked: Any, rpb: Any, keys: Any) -> Tensor:
+    """Check the arguments and return `na2d_qk` of any rank; unchecked: options, as in Options."""
     named = [("query", query), ("key", key)]
     if keys is not None:
         named.append(("additional_keys", keys))
@@ -158,50 +155,45 @@ def _qk(
     arguments.shape("key", key, (batch, "heads_kv", *spatial, head_dim), because)
     heads_kv = key.shape[1]
     arguments.divides("key", heads_kv, heads)
-    options = arguments.options(rank, kernel_size, stride, dilation, is_causal)
+    options = arguments.options(rank, head_dim, unchecked)
     if rpb is not None:
-        rpb = arguments.bias(rpb, query, heads, options[0])
-    for given in tokens:
+        rpb = arguments.bias(rpb, query, heads, options.kernel_size)
+    for extra_keys in tokens:
         because = f"as key has shape {list(key.shape)}"
         expected = (batch, heads_kv, "tokens", head_dim)
-        arguments.shape("additional_keys", given, expected, because)
-    attn: Tensor = run_qk(query, key, rpb, *options, -math.inf)
-    for given in tokens:
-        extra = _product(_rows(query, heads_kv), given.transpose(-1, -2))
-        extra = extra.reshape(batch, heads, *spatial, given.shape[2])
+        arguments.shape("additional_keys", extra_keys, expected, because)
+    attn: Tensor = run_qk(query, key, rpb, -math.inf, options)
+    for extra_keys in tokens:
+        extra = _product(_rows(query, heads_kv), extra_keys.transpose(-1, -2))
+        extra = extra.reshape(batch, heads, *spatial, extra_keys.shape[2])
         attn = torch.cat((attn, extra.to(attn.dtype)), dim=-1)
     return attn
 
 
-def _av(
-    rank: int,
-    attn: Any,
-    value: Any,
-    kernel_size: Any,
-    stride: Any,
-    dilation: Any,
-    is_causal: Any,
-    values: Any,
-) -> Tensor:
+def _av(rank: int, attn: Any, value: Any, unchecked: Any, values: Any) -> Tensor:
+    """Check the arguments and return `na2d_av` of any rank; unchecked: options, as in Options."""
     named = [("attn", attn), ("value", value)]
     if values is not None:
         named.append(("additional_values", values))
     attn, value, *tokens = arguments.tensors(*named)
     arguments.axes("value", value, rank, "[batch, heads_kv, {}, value_dim]")
-    options = arguments.options(rank, kernel_size, stride, dilation, is_causal)
     batch, heads_kv, *spatial, value_dim = value.shape
-    for given in tokens:
+    options = arguments.options(rank, value_dim, unchecked)
+    for extra_values in tokens:
         because = f"as value has shape {list(value.shape)}"
         expected = (batch, heads_kv, "tokens", value_dim)
-        arguments.shape("additional_values", given, expected, because)
-    taps, number = math.prod(options[0]), sum(given.shape[2] for given in tokens)
+        arguments.shape("additional_values", extra_values, expected, because)
+    taps, number = (
+        math.prod(options.kernel_size),
+        sum(extra_values.shape[2] for extra_values in tokens),
+    )
     because = f"{taps} taps and {number} additional tokens for value of shape {list(value.shape)}"
     arguments.shape("attn", attn, (batch, "heads", *spatial, taps + number), because)
     heads = attn.shape[1]
     arguments.divides("value", heads_kv, heads, of="attn")
-    output: Tensor = run_av(attn[..., :taps] if tokens else attn, value, *options)
-    for given in tokens:
-        extra = _product(_rows(attn[..., taps:], heads_kv), given)
+    output: Tensor = run_av(attn[..., :taps] if tokens else attn, value, options)
+    for extra_values in tokens:
+        extra = _product(_rows(attn[..., taps:], heads_kv), extra_values)
         output = (output + extra.reshape(output.shape)).to(output.dtype)
     return output
 

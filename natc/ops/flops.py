@@ -49,7 +49,7 @@ def _(
 
 
 @register_flop_formula(operators.qk)
-def _(query: Any, key: Any, rpb: Any, kernel_size: Any, *_: Any, **__: Any) -> int:
+def _(query: Any, key: Any, rpb: Any, fill: Any, kernel_size: Any, *_: Any, **__: Any) -> int:
     return _products(query[:-1], kernel_size, query[-1])
 
 

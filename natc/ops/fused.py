@@ -1,8 +1,8 @@
 """The operators `forward`, `forward_lse` and `backward`: schemas, shapes, derivatives.
 
-`forward` and `forward_lse` are two, because the number of results of an operator is fixed. The
-first derivative runs the operator `backward`, with the results of `forward_lse` for what is to be
-known of the forward. Further derivatives, and those of forward mode, are the reference's.
+`forward` and `forward_lse` are two operators because an operator has a fixed number of results.
+The first derivative runs the operator `backward` on the results of `forward_lse`. Higher
+derivatives, and those of forward mode, are the reference's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from natc.dispatch import fused_backward, fused_forward
 from natc.ops.library import (
-    OPTIONS,
     Function,
     apply,
     as_in_the_forward,
@@ -29,17 +28,11 @@ from natc.ops.library import (
 
 _TENSORS = "Tensor query, Tensor key, Tensor value, Tensor? rpb"
 
-forward = define("forward", f"{_TENSORS}, {OPTIONS}, float scale", "Tensor", fused_forward.forward)
-forward_lse = define(
-    "forward_lse",
-    f"{_TENSORS}, {OPTIONS}, float scale",
-    "(Tensor, Tensor)",
-    fused_forward.forward_lse,
-)
+forward = define("forward", _TENSORS, "Tensor", fused_forward.forward)
+forward_lse = define("forward_lse", _TENSORS, "(Tensor, Tensor)", fused_forward.forward_lse)
 backward = define(
     "backward",
-    f"Tensor d_output, Tensor? d_lse, {_TENSORS}, Tensor output, Tensor lse, bool[] wanted, "
-    f"{OPTIONS}, float scale",
+    f"Tensor d_output, Tensor? d_lse, {_TENSORS}, Tensor output, Tensor lse, bool[] wanted",
     "(Tensor, Tensor, Tensor, Tensor)",
     fused_backward.backward,
 )
@@ -75,7 +68,7 @@ def _(
 
 
 class _AttentionFunction(Function):
-    """`forward_lse`, with what its gradient needs: nothing larger than its inputs and results."""
+    """`forward_lse`, differentiable; it saves only its inputs and results."""
 
     @staticmethod
     def forward(ctx: Any, run: Callable[..., Any], *arguments: Any) -> Any:
@@ -85,25 +78,24 @@ class _AttentionFunction(Function):
     def backward(ctx: Any, d_output: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
         if d_output is None and d_lse is None:
-            return (None,) * (5 + len(ctx.options))
+            return (None,) * 6
         if d_output is None:
             d_output = torch.zeros_like(saved[4])
         wanted = ctx.needs_input_grad[1:5]
         with as_in_the_forward(ctx):
-            found = run_backward(d_output, d_lse, *saved, wanted, *ctx.options)
-        of_tensors = (t if flag else None for t, flag in zip(found, wanted))
-        return (None, *of_tensors, *(None for _ in ctx.options))
+            gradients = run_backward(d_output, d_lse, *saved, wanted, ctx.options)
+        return (None, *(t if flag else None for t, flag in zip(gradients, wanted)), None)
 
 
 class _Backward(Function):
-    """`backward`, whose own gradient is that of the reference's formulas."""
+    """`backward`, differentiable: its gradients are the reference's."""
 
     @staticmethod
     def forward(ctx: Any, run: Callable[..., Any], *arguments: Any) -> Any:
         ctx.set_materialize_grads(False)
-        # Not the results of the forward: they follow from the rest.
+        # Not output and lse: they are functions of query, key, value and rpb.
         ctx.save_for_backward(*arguments[:6])
-        ctx.wanted, ctx.options = arguments[8], arguments[9:]
+        *_, ctx.wanted, ctx.options = arguments
         return run(*arguments)
 
     @staticmethod
@@ -111,14 +103,12 @@ class _Backward(Function):
         directions = [grad if flag else None for grad, flag in zip(grads, ctx.wanted)]
         needed = ctx.needs_input_grad[1:7]
         d_output, d_lse, query, key, value, rpb = ctx.saved_tensors
-        found = fused_backward.second(
-            d_output, d_lse, query, key, value, rpb, directions, *ctx.options
+        gradients = fused_backward.second(
+            d_output, d_lse, query, key, value, rpb, directions, ctx.options
         )
-        return (
-            None,
-            *(grad if flag else None for grad, flag in zip(found, needed)),
-            *(None for _ in range(3 + len(ctx.options))),
-        )
+        of_tensors = (grad if flag else None for grad, flag in zip(gradients, needed))
+        # None for run, before the tensors; for output, lse, wanted and options, after them.
+        return (None, *of_tensors, None, None, None, None)
 
 
 run_forward = differentiable(

@@ -1,8 +1,12 @@
-"""The library `natc` of operators, and how one comes by its gradient.
+"""The library `natc` of operators: how they are defined, called and differentiated.
 
 The Autograd kernels are natc's own: `torch.library.register_autograd` costs 8 microseconds in each
 call that needs no gradient, more than the rest of the way to a kernel, because it always
 dispatches twice.
+
+An operator takes the options of a call one by one, which is what `torch.library` can describe.
+natc's own functions, implementations and derivatives take them as one `Options`, always as their
+last argument; the two forms meet only here.
 """
 
 from __future__ import annotations
@@ -15,10 +19,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from natc.dispatch.call import Options
 from natc.dispatch.fallback import force_reference, reference_is_forced
 from natc.ops.direct import goes_straight
 
-OPTIONS = "int[] kernel_size, SymInt[] dilation, int[] stride, bool[] is_causal"
+# The fields of `Options`, in order; the unfused operators take none but the window's.
+WINDOW = "int[] kernel_size, int[] stride, SymInt[] dilation, bool[] is_causal"
+OPTIONS = f"{WINDOW}, float scale"
 _TAGS = tuple(
     getattr(torch.Tag, name)
     for name in ("pt2_compliant_tag", "needs_contiguous_strides")
@@ -33,22 +40,59 @@ operators = getattr(torch.ops, NAMESPACE)
 library = torch.library.Library(NAMESPACE, "DEF")
 
 
-def define(name: str, parameters: str, results: str, implementation: Callable[..., Any]) -> Any:
-    """Define an operator and return it, bound: looking it up by name costs as much as a kernel."""
-    library.define(f"{name}({parameters}) -> {results}", tags=_TAGS)
-    # One implementation for every device: which kernel runs is decided inside.
-    library.impl(name, implementation, "CompositeExplicitAutograd")
-    return getattr(operators, name).default
+def define(
+    name: str,
+    inputs: str,
+    results: str,
+    implementation: Callable[..., Any],
+    *,
+    options: str = OPTIONS,
+) -> Any:
+    """Define the operator `name(inputs, options) -> results` and return it as an OpOverload.
+
+    The overload, not its name: looking an operator up by name costs as much as a kernel.
+    """
+    library.define(f"{name}({inputs}, {options}) -> {results}", tags=_TAGS)
+    operator = getattr(operators, name).default
+    before = _before_options(operator)
+
+    def run(*flat: Any) -> Any:
+        return implementation(*flat[:before], _options(flat[before:]))
+
+    # The same for every device: `implementation` chooses the kernel.
+    library.impl(name, run, "CompositeExplicitAutograd")
+    return operator
+
+
+def _before_options(operator: Any) -> int:
+    """Return how many arguments an operator takes before its options."""
+    return [argument.name for argument in operator._schema.arguments].index("kernel_size")
+
+
+def _options(flat: Sequence[Any]) -> Options:
+    """Return the options that an operator was called with, one by one, as one value."""
+    kernel_size, stride, dilation, is_causal, *scale = flat
+    return Options(tuple(kernel_size), tuple(stride), tuple(dilation), tuple(is_causal), *scale)
+
+
+def dispatched(operator: Any) -> Callable[..., Any]:
+    """Return a function that calls an operator; its last argument is an `Options`."""
+    number = len(operator._schema.arguments) - _before_options(operator)
+
+    def call(*arguments: Any) -> Any:
+        return operator(*arguments[:-1], *arguments[-1][:number])
+
+    return call
 
 
 class Function(torch.autograd.function._SingleLevelFunction):
     """The class below torch.autograd.Function: it may be used in an operator under torch.func."""
 
-    # As torch.autograd.Function says it to compiled autograd.
+    # As torch.autograd.Function declares it to compiled autograd.
     _compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)
 
 
-# The dispatcher's keys of a call that nothing but autograd has a part in: no tracing, no
+# The dispatcher's keys of a call in which nothing but autograd has a part: no tracing, no
 # transform, no tensor subclass, no lazy negation.
 _BELOW_AUTOGRAD = torch._C._after_autograd_keyset
 _PLAIN = frozenset(
@@ -65,24 +109,30 @@ def differentiable(
     with_gradient: Callable[..., Any],
     with_tangent: Callable[..., Any],
 ) -> Callable[..., Any]:
-    """Give an operator its derivatives; return the function by which natc calls it.
+    """Register an operator's derivatives; return the function by which natc calls it.
 
-    tensors: how many of its first arguments are tensors. with_gradient: called as
-    `with_gradient(run, *arguments)` where one requires a gradient; `run` is the operator without
-    one. with_tangent: the same where one carries a tangent of forward-mode differentiation.
+    That function takes the operator's arguments, with the options as one value.
+
+    Args:
+        tensors: how many of the operator's first arguments are tensors.
+        with_gradient: called as `with_gradient(run, *arguments)` if a tensor requires a gradient;
+            `run` is the operator without derivatives.
+        with_tangent: the same if a tensor has a tangent of forward-mode differentiation.
     """
+    call_operator = dispatched(operator)
+    before = _before_options(operator)
 
     def without_autograd(*arguments: Any) -> Any:
         if not torch._C._are_functorch_transforms_active():
             with torch._C._AutoDispatchBelowAutograd():
-                return operator(*arguments)
+                return call_operator(*arguments)
         # Transforms further out may differentiate too, which an autograd function switches off.
         with (
             torch.enable_grad(),
             forward_ad._set_fwd_grad_enabled(True),
             torch._C._AutoDispatchBelowAutograd(),
         ):
-            return operator(*arguments)
+            return call_operator(*arguments)
 
     def derived(run: Callable[..., Any], arguments: Sequence[Any]) -> Any:
         derivative = None
@@ -98,14 +148,15 @@ def differentiable(
             return run(*arguments)
         return derivative(run, *arguments)
 
-    def autograd(keys: Any, *arguments: Any) -> Any:
+    def autograd(keys: Any, *flat: Any) -> Any:
         plain = (keys & _BELOW_AUTOGRAD).raw_repr() in _PLAIN
+        arguments = (*flat[:before], _options(flat[before:]))
         return derived(implementation if plain else without_autograd, arguments)
 
     def call(*arguments: Any) -> Any:
         if goes_straight(arguments[:tensors]):
             return derived(implementation, arguments)
-        return operator(*arguments)
+        return call_operator(*arguments)
 
     library.impl(operator._schema.name, autograd, "Autograd", with_keyset=True)
     return call
@@ -120,20 +171,21 @@ def apply(function: type[Function], *arguments: Any) -> Any:
 
 
 def first_of(
-    with_lse: Any,
+    operator_with_lse: Any,
     function: type[Function],
     implementation: Callable[..., Any],
     implementation_with_lse: Callable[..., Any],
 ) -> Callable[..., Tensor]:
-    """Return `with_gradient` of a forward that returns no logsumexp, which its gradient needs.
+    """Return `with_gradient` for a forward that returns no logsumexp, which its gradient needs.
 
-    with_lse: the operator that does, whose autograd function `function` is.
+    function: the autograd function of `operator_with_lse`.
     """
+    call_with_lse = dispatched(operator_with_lse)
 
     def with_gradient(run: Callable[..., Any], *arguments: Any) -> Tensor:
-        if run is implementation:  # what the operator would come to, dispatched once
+        if run is implementation:  # call_with_lse would come to the same, dispatched once more
             return apply(function, implementation_with_lse, *arguments)[0]
-        return with_lse(*arguments)[0]
+        return call_with_lse(*arguments)[0]
 
     return with_gradient
 
@@ -143,15 +195,15 @@ def run_and_keep(ctx: Any, run: Callable[..., Any], tensors: int, arguments: Seq
     ctx.set_materialize_grads(False)
     output, lse = run(*arguments)
     ctx.save_for_backward(*arguments[:tensors], output, lse)
-    ctx.options = arguments[tensors:]
+    ctx.options = arguments[-1]
     ctx.forced = reference_is_forced()
     return output, lse
 
 
 def as_in_the_forward(ctx: Any) -> contextlib.AbstractContextManager[None]:
-    """Return a context for the derivatives of a call, which kept `ctx.forced`.
+    """Return a context that forces the reference if `ctx.forced`: if the forward was forced.
 
-    What ran on the reference by request goes back through it without a warning.
+    So a call that was asked to run on the reference is differentiated there without a warning.
     """
     return force_reference() if ctx.forced else contextlib.nullcontext()
 

@@ -1,6 +1,6 @@
 """The operators `forward_packed` and `forward_lse_packed`: query, key and value in one tensor.
 
-It is what one linear layer makes of its input; a kernel reads it without a copy. Derivatives are
+One linear layer computes such a tensor, and a kernel reads it without a copy. Derivatives are
 those of `forward_lse`.
 """
 
@@ -16,7 +16,6 @@ from torch import Tensor
 from natc.dispatch import fused_forward
 from natc.ops.fused import run_backward
 from natc.ops.library import (
-    OPTIONS,
     Function,
     apply,
     as_in_the_forward,
@@ -27,11 +26,11 @@ from natc.ops.library import (
     run_and_keep,
 )
 
-_PARAMETERS = f"Tensor qkv, Tensor? rpb, {OPTIONS}, float scale"
+_TENSORS = "Tensor qkv, Tensor? rpb"
 
-forward_packed = define("forward_packed", _PARAMETERS, "Tensor", fused_forward.forward_packed)
+forward_packed = define("forward_packed", _TENSORS, "Tensor", fused_forward.forward_packed)
 forward_lse_packed = define(
-    "forward_lse_packed", _PARAMETERS, "(Tensor, Tensor)", fused_forward.forward_lse_packed
+    "forward_lse_packed", _TENSORS, "(Tensor, Tensor)", fused_forward.forward_lse_packed
 )
 
 
@@ -51,7 +50,7 @@ def _(qkv: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 class _PackedAttentionFunction(Function):
-    """`forward_lse_packed`, with what its gradient needs."""
+    """`forward_lse_packed`, differentiable; it saves only its inputs and results."""
 
     @staticmethod
     def forward(ctx: Any, run: Callable[..., Any], *arguments: Any) -> Any:
@@ -60,19 +59,18 @@ class _PackedAttentionFunction(Function):
     @staticmethod
     def backward(ctx: Any, d_output: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:
         qkv, rpb, output, lse = ctx.saved_tensors
-        nothing = (None,) * len(ctx.options)
         if d_output is None and d_lse is None:
-            return (None, None, None, *nothing)
+            return (None,) * 4
         if d_output is None:
             d_output = torch.zeros_like(output)
         of_qkv, of_rpb = ctx.needs_input_grad[1:3]
         with as_in_the_forward(ctx):
-            *found, d_rpb = run_backward(
+            *of_parts, d_rpb = run_backward(
                 d_output, d_lse, *qkv.unbind(-3), rpb, output, lse, [of_qkv] * 3 + [of_rpb],
-                *ctx.options,
+                ctx.options,
             )  # fmt: skip
-        d_qkv = torch.stack(found, -3) if of_qkv else None
-        return (None, d_qkv, d_rpb if of_rpb else None, *nothing)
+        d_qkv = torch.stack(of_parts, -3) if of_qkv else None
+        return (None, d_qkv, d_rpb if of_rpb else None, None)
 
 
 def _composed(run: Callable[..., Any], qkv: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """The operators `qk`, `av`, `inverse_av` and `sum_rpb`: schemas, shapes, derivatives.
 
-Each is linear in each of its tensors, and the derivative of each is one of the others: in either
-mode, of any order, all of them run on kernels.
+Each is linear in each of its tensors, and its derivatives are again these operators. So
+derivatives in either mode, of any order, run on kernels.
 """
 
 from __future__ import annotations
@@ -18,30 +18,29 @@ from torch.autograd import forward_ad
 from natc.dispatch import qk_av
 from natc.dispatch.fallback import reference_is_forced
 from natc.ops.library import (
-    OPTIONS,
+    WINDOW,
     Function,
     apply,
     as_in_the_forward,
     define,
     differentiable,
+    dispatched,
     library,
 )
 from natc.reference.backward import of_group
 from natc.reference.layout import accumulator
 
-qk = define(
-    "qk", f"Tensor query, Tensor key, Tensor? rpb, {OPTIONS}, float fill", "Tensor", qk_av.qk
-)
-av = define("av", f"Tensor attn, Tensor value, {OPTIONS}", "Tensor", qk_av.av)
-inverse_av = define(
-    "inverse_av", f"Tensor attn, Tensor vector, {OPTIONS}", "Tensor", qk_av.inverse_av
-)
-sum_rpb = define("sum_rpb", f"Tensor d_attn, int head_dim, {OPTIONS}", "Tensor", qk_av.sum_rpb)
+_define = functools.partial(define, results="Tensor", options=WINDOW)
+
+qk = _define("qk", "Tensor query, Tensor key, Tensor? rpb, float fill", implementation=qk_av.qk)
+av = _define("av", "Tensor attn, Tensor value", implementation=qk_av.av)
+inverse_av = _define("inverse_av", "Tensor attn, Tensor vector", implementation=qk_av.inverse_av)
+sum_rpb = _define("sum_rpb", "Tensor d_attn, int head_dim", implementation=qk_av.sum_rpb)
 
 
 @torch.library.register_fake(qk, lib=library)
 def _(
-    query: Tensor, key: Tensor, rpb: Tensor | None, kernel_size: Sequence[int], *_: Any
+    query: Tensor, key: Tensor, rpb: Any, fill: float, kernel_size: Sequence[int], *_: Any
 ) -> Tensor:
     return query.new_empty((*query.shape[:-1], math.prod(kernel_size)))
 
@@ -63,9 +62,10 @@ def _(d_attn: Tensor, head_dim: int, kernel_size: Sequence[int], *_: Any) -> Ten
 
 
 class _Linear(Function):
-    """An operator that is linear in each tensor. Subclasses say what its derivatives are.
+    """An operator that is linear in each tensor; subclasses define its derivatives.
 
-    tensors: how many of its first arguments are tensors; the others are `ctx.options`.
+    tensors: how many of the operator's first arguments are tensors. ctx.constants holds the other
+    arguments, of which the last are the options.
     """
 
     tensors: int
@@ -75,34 +75,34 @@ class _Linear(Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*arguments[: cls.tensors])
         ctx.save_for_forward(*arguments[: cls.tensors])
-        ctx.options, ctx.gradients = arguments[cls.tensors :], cls.gradients
+        ctx.constants, ctx.gradients = arguments[cls.tensors :], cls.gradients
         ctx.forced = reference_is_forced()
         return run(*arguments)
 
-    # Not of the class: compiled autograd takes no such method.
+    # A static method: compiled autograd takes no class method here.
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-        needed = ctx.needs_input_grad[1 : -len(ctx.options)]
-        found: Sequence[Tensor | None] = (None,) * len(needed)
+        needed = ctx.needs_input_grad[1 : -len(ctx.constants)]
+        gradients: Sequence[Tensor | None] = (None,) * len(needed)
         if grad is not None:
             with as_in_the_forward(ctx):
-                found = ctx.gradients(grad, needed, ctx.saved_tensors, ctx.options)
-        return (None, *found, *(None for _ in ctx.options))
+                gradients = ctx.gradients(grad, needed, ctx.saved_tensors, *ctx.constants)
+        return (None, *gradients, *(None for _ in ctx.constants))
 
     @classmethod
     def jvp(cls, ctx: Any, _: None, *tangents: Any) -> Tensor:
-        return cls.tangent(tangents[: cls.tensors], ctx.saved_tensors, ctx.options)
+        return cls.tangent(tangents[: cls.tensors], ctx.saved_tensors, *ctx.constants)
 
     @staticmethod
     def gradients(
-        grad: Tensor, needed: Sequence[bool], saved: Sequence[Any], options: Sequence[Any]
+        grad: Tensor, needed: Sequence[bool], saved: Sequence[Any], *constants: Any
     ) -> Sequence[Tensor | None]:
-        """Return the gradients of the tensors, None for what is not needed."""
+        """Return the gradients of the saved tensors, None for each that is not needed."""
         raise NotImplementedError
 
     @staticmethod
-    def tangent(tangents: Sequence[Any], saved: Sequence[Any], options: Sequence[Any]) -> Tensor:
-        """Return the tangent of the result; one tangent at least is not None."""
+    def tangent(tangents: Sequence[Any], saved: Sequence[Any], *constants: Any) -> Tensor:
+        """Return the tangent of the result; at least one of the tangents is not None."""
         raise NotImplementedError
 
 
@@ -111,28 +111,28 @@ class _QK(_Linear):
 
     @staticmethod
     def gradients(
-        grad: Tensor, needed: Sequence[bool], saved: Sequence[Any], options: Sequence[Any]
+        grad: Tensor, needed: Sequence[bool], saved: Sequence[Any], *constants: Any
     ) -> Sequence[Tensor | None]:
         query, key, _ = saved
-        *where, _ = options
+        *_, options = constants
         return (
-            run_av(grad, key, *where) if needed[0] else None,
-            _of_group(run_inverse_av(grad, query, *where), key) if needed[1] else None,
-            run_sum_rpb(grad, query.shape[-1], *where) if needed[2] else None,
+            run_av(grad, key, options) if needed[0] else None,
+            _of_group(run_inverse_av(grad, query, options), key) if needed[1] else None,
+            run_sum_rpb(grad, query.shape[-1], options) if needed[2] else None,
         )
 
     @staticmethod
-    def tangent(tangents: Sequence[Any], saved: Sequence[Any], options: Sequence[Any]) -> Tensor:
+    def tangent(tangents: Sequence[Any], saved: Sequence[Any], *constants: Any) -> Tensor:
         (t_query, t_key, t_rpb), (query, key, _) = tangents, saved
-        *where, _ = options
+        *_, options = constants
         terms = []
         if t_query is not None:
-            terms.append(run_qk(t_query, key, t_rpb, *where, 0.0))
+            terms.append(run_qk(t_query, key, t_rpb, 0.0, options))
         elif t_rpb is not None:
             zeros = torch.zeros_like(query), torch.zeros_like(key)
-            terms.append(run_qk(*zeros, t_rpb, *where, 0.0))
+            terms.append(run_qk(*zeros, t_rpb, 0.0, options))
         if t_key is not None:
-            terms.append(run_qk(query, t_key, None, *where, 0.0))
+            terms.append(run_qk(query, t_key, None, 0.0, options))
         return _sum(terms)
 
 
@@ -141,17 +141,17 @@ class _AV(_Linear):
 
     @staticmethod
     def gradients(
-        grad: Tensor, needed: Sequence[bool], saved: Sequence[Any], options: Sequence[Any]
+        grad: Tensor, needed: Sequence[bool], saved: Sequence[Any], *constants: Any
     ) -> Sequence[Tensor | None]:
-        attn, value = saved
+        (attn, value), (options,) = saved, constants
         return (
-            run_qk(grad, value, None, *options, 0.0) if needed[0] else None,
-            _of_group(run_inverse_av(attn, grad, *options), value) if needed[1] else None,
+            run_qk(grad, value, None, 0.0, options) if needed[0] else None,
+            _of_group(run_inverse_av(attn, grad, options), value) if needed[1] else None,
         )
 
     @staticmethod
-    def tangent(tangents: Sequence[Any], saved: Sequence[Any], options: Sequence[Any]) -> Tensor:
-        return _bilinear(run_av, tangents, saved, options)
+    def tangent(tangents: Sequence[Any], saved: Sequence[Any], *constants: Any) -> Tensor:
+        return _bilinear(run_av, tangents, saved, constants)
 
 
 class _InverseAV(_Linear):
@@ -159,17 +159,17 @@ class _InverseAV(_Linear):
 
     @staticmethod
     def gradients(
-        grad: Tensor, needed: Sequence[bool], saved: Sequence[Any], options: Sequence[Any]
+        grad: Tensor, needed: Sequence[bool], saved: Sequence[Any], *constants: Any
     ) -> Sequence[Tensor | None]:
-        attn, vector = saved
+        (attn, vector), (options,) = saved, constants
         return (
-            run_qk(vector, grad, None, *options, 0.0) if needed[0] else None,
-            run_av(attn, grad, *options) if needed[1] else None,
+            run_qk(vector, grad, None, 0.0, options) if needed[0] else None,
+            run_av(attn, grad, options) if needed[1] else None,
         )
 
     @staticmethod
-    def tangent(tangents: Sequence[Any], saved: Sequence[Any], options: Sequence[Any]) -> Tensor:
-        return _bilinear(run_inverse_av, tangents, saved, options)
+    def tangent(tangents: Sequence[Any], saved: Sequence[Any], *constants: Any) -> Tensor:
+        return _bilinear(run_inverse_av, tangents, saved, constants)
 
 
 class _SumRpb(_Linear):
@@ -177,30 +177,30 @@ class _SumRpb(_Linear):
 
     @staticmethod
     def gradients(
-        grad: Tensor, needed: Sequence[bool], saved: Sequence[Any], options: Sequence[Any]
+        grad: Tensor, needed: Sequence[bool], saved: Sequence[Any], *constants: Any
     ) -> Sequence[Tensor | None]:
-        (d_attn,) = saved
-        head_dim, *where = options
-        # Every query gets the entries of the bias that its taps had: query key^T of zeros.
+        (d_attn,), (head_dim, options) = saved, constants
+        # `qk` of zeros is the bias alone: each tap gets the entry that it was summed into.
         zeros = d_attn.new_zeros((*d_attn.shape[:-1], head_dim))
-        return (run_qk(zeros, zeros, grad, *where, 0.0) if needed[0] else None,)
+        return (run_qk(zeros, zeros, grad, 0.0, options) if needed[0] else None,)
 
     @staticmethod
-    def tangent(tangents: Sequence[Any], saved: Sequence[Any], options: Sequence[Any]) -> Tensor:
-        return run_sum_rpb(tangents[0], *options)
+    def tangent(tangents: Sequence[Any], saved: Sequence[Any], *constants: Any) -> Tensor:
+        return run_sum_rpb(tangents[0], *constants)
 
 
 def _bilinear(
     operator: Callable[..., Tensor],
     tangents: Sequence[Tensor | None],
     saved: Sequence[Tensor],
-    options: Sequence[Any],
+    constants: Sequence[Any],
 ) -> Tensor:
+    """Return the tangent of an operator that is linear in two tensors: the product rule."""
     terms = []
     if tangents[0] is not None:
-        terms.append(operator(tangents[0], saved[1], *options))
+        terms.append(operator(tangents[0], saved[1], *constants))
     if tangents[1] is not None:
-        terms.append(operator(saved[0], tangents[1], *options))
+        terms.append(operator(saved[0], tangents[1], *constants))
     return _sum(terms)
 
 
@@ -209,7 +209,7 @@ def _sum(terms: Sequence[Tensor]) -> Tensor:
 
 
 def _of_group(of_heads: Tensor, like: Tensor) -> Tensor:
-    """Add up the gradients of the heads that share one: `[B, heads, *S, n]`, to like's heads."""
+    """Sum `[B, heads, *S, n]` over the heads that share a head of `like`, in its dtype."""
     if of_heads.shape[1] == like.shape[1]:
         return of_heads
     return of_group(of_heads.movedim(1, -2), like.shape[1]).movedim(-2, 1).to(like.dtype)
@@ -218,15 +218,15 @@ def _of_group(of_heads: Tensor, like: Tensor) -> Tensor:
 def _with_tangent(
     operator: Callable[..., Tensor], function: type[_Linear], run: Any, *arguments: Any
 ) -> Tensor:
-    """Return the result with its tangent."""
+    """Return the operator's result with its tangent."""
     if not torch._C._are_functorch_transforms_active():
         return apply(function, run, *arguments)
     # The `jvp` of an autograd function would switch off transforms further out.
-    given, options = arguments[: function.tensors], arguments[function.tensors :]
-    pairs = [(None, None) if t is None else forward_ad.unpack_dual(t) for t in given]
+    variables, constants = arguments[: function.tensors], arguments[function.tensors :]
+    pairs = [(None, None) if t is None else forward_ad.unpack_dual(t) for t in variables]
     primals = [primal for primal, _ in pairs]
-    tangent = function.tangent([tangent for _, tangent in pairs], primals, options)
-    return forward_ad.make_dual(operator(*primals, *options), tangent)
+    tangent = function.tangent([tangent for _, tangent in pairs], primals, *constants)
+    return forward_ad.make_dual(operator(*primals, *constants), tangent)
 
 
 def _linear(
@@ -234,13 +234,13 @@ def _linear(
     implementation: Callable[..., Tensor],
     function: type[_Linear],
 ) -> Callable[..., Tensor]:
-    """Give an operator its derivatives; return the function by which natc calls it."""
+    """Register an operator's derivatives; return the function by which natc calls it."""
     return differentiable(
         operator,
         implementation,
         function.tensors,
         with_gradient=functools.partial(apply, function),
-        with_tangent=functools.partial(_with_tangent, operator, function),
+        with_tangent=functools.partial(_with_tangent, dispatched(operator), function),
     )
 
 

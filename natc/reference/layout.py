@@ -63,25 +63,6 @@ def neighborhood(
     return Neighborhood(sizes, positions, bias, attended)
 
 
-def within(
-    spatial: Sequence[int],
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    stride: Sequence[int],
-    *,
-    rpb: Tensor | None,
-) -> list[list[int]]:
-    """Return a kernel_size, dilation and stride that attend to the same keys, none beyond the map.
-
-    Larger ones may not fit into memory, or into 64 bits. A bias keeps its kernel_size.
-    """
-    sizes, steps, strides = (
-        [min(entry, length) for entry, length in zip(given, spatial)]
-        for given in (kernel_size, dilation, stride)
-    )
-    return [sizes if rpb is None else list(kernel_size), steps, strides]
-
-
 def _product(combine: Callable[[Tensor, Tensor], Tensor], outer: Tensor, inner: Tensor) -> Tensor:
     """Combine every query and tap of `outer` with every one of `inner`, both `[queries, taps]`."""
     return combine(outer[:, None, :, None], inner[None, :, None, :]).flatten(2).flatten(0, 1)

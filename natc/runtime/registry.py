@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from natc.errors import ArgumentError, SpecError
 from natc.operations import OPERATIONS
@@ -24,16 +24,39 @@ if TYPE_CHECKING:
 _lock = threading.RLock()
 _scan: Scan | None = None
 
-# Operation (a name of `natc.operations`), kernel_size, head_dim, dtype, whether with rpb,
-# value_dim, device.
-Key = tuple[str, tuple[int, ...], int, "torch.dtype", bool, int, "torch.device"]
-
 # These read no bias and are the same in kernels with and without one: either will do.
 _EITHER = frozenset(
     name
     for name, operation in OPERATIONS.items()
     if "rpb" not in operation.tensors and not operation.needs_rpb
 )
+
+
+class KernelKey(NamedTuple):
+    """What decides which kernel serves a call.
+
+    operation: a name of `natc.operations`; rpb: whether the call has a relative positional bias.
+    """
+
+    operation: str
+    kernel_size: tuple[int, ...]
+    head_dim: int
+    value_dim: int
+    dtype: torch.dtype
+    rpb: bool
+    device: torch.device
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as specs write it: `float32`."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def spec(self) -> KernelSpec:
+        """Return the spec of the kernel; raises SpecError if there can be no such kernel."""
+        return KernelSpec(
+            len(self.kernel_size), self.kernel_size, self.head_dim, self.dtype_name, self.rpb,
+            self.value_dim,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +103,7 @@ class Explanation:
         return tuple(item for item in self.rejections if not item.reason.startswith(other))
 
 
-class _Resolved(dict[Key, Kernel | None]):
+class _Resolved(dict[KernelKey, Kernel | None]):
     """The kernel for each kind of call, or None where none covers it; filled on first use.
 
     A dictionary, because a call that was seen before must cost one look-up and nothing else.
@@ -88,18 +111,16 @@ class _Resolved(dict[Key, Kernel | None]):
     Looking up raises LibraryError when the chosen library is not what its manifest vouches for.
     """
 
-    def __missing__(self, key: Key) -> Kernel | None:
-        operation, kernel_size, head_dim, dtype, rpb, value_dim, device = key
-        name = str(dtype).removeprefix("torch.")
+    def __missing__(self, key: KernelKey) -> Kernel | None:
         try:
-            spec = KernelSpec(len(kernel_size), kernel_size, head_dim, name, rpb, value_dim)
+            spec = key.spec()
         except SpecError:
             self[key] = None
             return None
         with _lock:
             # Another thread may have been here while this one waited for the lock.
             if key not in self:
-                choice = _choose_or_build(spec, device_facts(device), operation)
+                choice = _choose_or_build(spec, device_facts(key.device), key.operation)
                 self[key] = load(choice) if choice else None
             return self[key]
 

@@ -159,13 +159,14 @@ model.train()
 model(image).square().mean().backward()
 maps = open("/proc/self/maps").read() if os.path.exists("/proc/self/maps") else ""
 (library,) = runtime.kernels()
+resolved = runtime.registry.resolved
 print(json.dumps({
     "natc": os.path.dirname(natc.__file__),
     "manifest": str(library.manifest_path),
     "uncovered": list(forward.uncovered),
     "covered": len(forward.covered),
     "error": forward.max_error,
-    "operations": sorted({key[0] for key, kernel in runtime.registry.resolved.items() if kernel}),
+    "operations": sorted({key.operation for key, value in resolved.items() if value}),
     "gradients": all(bool(p.grad.isfinite().all()) for p in model.parameters()),
     "compilers": [n for n in ("tvm", "xgboost", "ziglang") if importlib.util.find_spec(n)],
     "opened": [n for n in ("libtvm_runtime", "libtvm_compiler", "libtvm.so") if n in maps],

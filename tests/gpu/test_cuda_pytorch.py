@@ -164,7 +164,7 @@ def test_tensors_of_a_gpu_go_past_the_dispatcher() -> None:
 def test_every_operator_keeps_its_promises(spec: KernelSpec) -> None:
     query, key, value, rpb = inputs_of(spec, 2, (5, 6))
     qkv = torch.stack((query, key, value), -3).detach().requires_grad_()
-    options = (spec.kernel_size, (2, 1), (1, 1), (False, True), 0.3)
+    options = (spec.kernel_size, (1, 1), (2, 1), (False, True), 0.3)
     with torch.no_grad():
         output, lse = ops.forward_lse(query, key, value, rpb, *options)
     upstream = (torch.randn_like(output), torch.randn_like(lse))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from natc.checks.guarded import call_guarded
-from natc.dispatch import launch
+from natc.dispatch.call import Options
 
 _Function = Callable[..., Any]
 _Open = Callable[[str, bool], _Function]
@@ -41,11 +41,12 @@ class GuardedKernel:
         scale: float | None,
         rpb: Tensor | None = None,
         return_lse: bool,
-        **where: tuple[Any, ...],
+        **where: Any,
     ) -> Any:
         """Return what `natc.neighborhood_attention` does."""
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        tail = _tail(scale, query.shape[1:-2], where, query.shape[-2] // key.shape[-2])
+        options = Options(kernel_size, scale=scale, **where)
+        tail = (*options.scalars(query.shape[1:-2]), query.shape[-2] // key.shape[-2])
         inputs = [query, key, value, rpb]
         if not return_lse and not any(t is not None and t.requires_grad for t in inputs):
             found = self.run("forward", inputs, [_output(query, value)], tail, with_rpb=_any(rpb))
@@ -60,17 +61,19 @@ class GuardedKernel:
         kernel_size: tuple[int, ...],
         *,
         rpb: Tensor | None = None,
-        **where: tuple[Any, ...],
+        **where: Any,
     ) -> Tensor:
         """Return what `natc.functional.na2d_qk` does."""
-        tail = _tail(1.0, query.shape[2:-1], where, query.shape[1] // key.shape[1])
+        options = Options(kernel_size, **where)
+        tail = (*options.scalars(query.shape[2:-1]), query.shape[1] // key.shape[1])
         return _QK.apply(self, query, key, rpb, tail, math.prod(kernel_size))
 
     def av(
-        self, attn: Tensor, value: Tensor, kernel_size: tuple[int, ...], **where: tuple[Any, ...]
+        self, attn: Tensor, value: Tensor, kernel_size: tuple[int, ...], **where: Any
     ) -> Tensor:
         """Return what `natc.functional.na2d_av` does."""
-        tail = _tail(1.0, attn.shape[2:-1], where, attn.shape[1] // value.shape[1])
+        options = Options(kernel_size, **where)
+        tail = (*options.scalars(attn.shape[2:-1]), attn.shape[1] // value.shape[1])
         return _AV.apply(self, attn, value, tail)
 
     def run(
@@ -178,14 +181,6 @@ class _AV(torch.autograd.Function):
             "inverse_av", [attn, d_output], [(d_output.shape, value.dtype)], tail
         )
         return None, d_attn, _of_groups(d_value, 1, tail[-1]), None
-
-
-def _tail(
-    scale: float, spatial: torch.Size, where: dict[str, tuple[Any, ...]], group: int
-) -> tuple[Any, ...]:
-    """Return the scalars of `natc.operations.SCALARS`."""
-    options = (where["dilation"], where["stride"], where["is_causal"])
-    return (*launch.scalars(scale, spatial, *options), group)
 
 
 def _output(query: Tensor, value: Tensor) -> tuple[tuple[int, ...], torch.dtype]:

@@ -21,6 +21,7 @@ from natc.reference import (
     rpb_sum,
 )
 from natc.runtime.load import Kernel
+from natc.runtime.registry import KernelKey
 
 ALIGNMENT = 64
 
@@ -37,19 +38,19 @@ class Doubles(dict[Any, Any]):
     without_rpb: bool = True
     calls: list[tuple[str, dict[str, tuple[int, ...]]]] = field(default_factory=list)
 
-    def __missing__(self, key: Any) -> Kernel | None:
-        operation, kernel_size, head_dim, dtype, rpb, value_dim, device = key
+    def __missing__(self, key: KernelKey) -> Kernel | None:
+        operation, kernel_size, rpb = key.operation, key.kernel_size, key.rpb
         either = "rpb" not in OPERATIONS[operation].tensors
         if operation in self.missing or not (rpb or either or self.without_rpb):
             return None
-        assert device == torch.device("cpu")
+        assert key.device == torch.device("cpu")
         assert not OPERATIONS[operation].needs_rpb or rpb
-        assert not OPERATIONS[operation].one_head_dim or head_dim == value_dim
+        assert not OPERATIONS[operation].one_head_dim or key.head_dim == key.value_dim
 
         def function(*arguments: Any) -> None:
-            double = _Call(operation, kernel_size, dtype, rpb, arguments)
+            double = _Call(operation, kernel_size, key.dtype, rpb, arguments)
             self.calls.append((operation, {n: tuple(t.shape) for n, t in double.tensors.items()}))
-            double.check(head_dim, value_dim)
+            double.check(key.head_dim, key.value_dim)
             # Of what a compiled kernel does, torch knows nothing.
             with torch._C._AutoDispatchBelowAutograd():
                 found = getattr(double, operation)()

@@ -18,9 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import natc
 from natc import ops
+from natc.dispatch.call import Options
 from natc.functional import na1d_av, na1d_qk, na1d_qkvpacked
 from natc.ops.direct import goes_straight
 from natc.ops.fused import run_backward
+from natc.ops.library import dispatched
 from natc.ops.unfused import run_inverse_av, run_sum_rpb
 
 # Each operator, and the function by which natc calls it, which may go past the dispatcher.
@@ -63,16 +65,13 @@ def tensors_of(operator: Any) -> list[Tensor]:
 
 def both_ways(operator: Any, tensors: Callable[[], list[Tensor]]) -> Iterator[tuple[Tensor, ...]]:
     """Yield the results of an operator, then of natc's call of it, both of tensors made anew."""
-    where = ((3,), (1,), (1,), (False,))
-    options = {
-        ops.backward: ((True,) * 4, *where, 0.5),
-        ops.qk: (*where, 0.0),
-        ops.av: where,
-        ops.inverse_av: where,
-        ops.sum_rpb: (4, *where),
-    }.get(operator, (*where, 0.5))
-    for function in (operator, RUN[operator]):
-        results = function(*tensors(), *options)
+    constants = {ops.backward: ((True,) * 4,), ops.qk: (0.0,), ops.sum_rpb: (4,)}
+    before = constants.get(operator, ())
+    options = Options((3,), (1,), (1,), (False,))
+    if "scale" in {argument.name for argument in operator._schema.arguments}:
+        options = options._replace(scale=0.5)
+    for function in (dispatched(operator), RUN[operator]):
+        results = function(*tensors(), *before, options)
         yield results if isinstance(results, tuple) else (results,)
 
 

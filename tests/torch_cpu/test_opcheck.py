@@ -15,7 +15,7 @@ from natc import ops
 
 # kernel_size, dilation, stride, is_causal, scale
 ONE = ((3,), (2,), (2,), (True,), 0.3)
-THREE = ((2, 3, 4), (1, 2, 1), (1, 3, 2), (False, True, False), -1.5)
+THREE = ((2, 3, 4), (1, 3, 2), (1, 2, 1), (False, True, False), -1.5)
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float32, grad: bool = False) -> Tensor:
@@ -52,7 +52,7 @@ def calls(case: str, grad: bool) -> dict[str, tuple[Any, ...]]:
         "forward_packed": (qkv, rpb, *options),
         "forward_lse_packed": (qkv, rpb, *options),
         "backward": (d_output, d_lse, query, key, value, rpb, output, lse, wanted, *options),
-        "qk": (*heads_first[:2], rpb, *where, -math.inf),
+        "qk": (*heads_first[:2], rpb, -math.inf, *where),
         "av": (attn, heads_first[2], *where),
         "inverse_av": (attn, heads_first[0], *where),
         "sum_rpb": (attn, 5, *where),

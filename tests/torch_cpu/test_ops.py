@@ -22,7 +22,7 @@ from natc.errors import NotCoveredError
 from natc.reference import neighborhood_attention
 
 SHAPE = (2, 5, 6, 2, HEAD_DIM)
-OPTIONS = ((KERNEL_SIZE, KERNEL_SIZE), (2, 1), (1, 1), (False, False), 0.3)
+OPTIONS = ((KERNEL_SIZE, KERNEL_SIZE), (1, 1), (2, 1), (False, False), 0.3)
 
 
 def attend(*tensors: Any, **options: Any) -> Any:
@@ -106,8 +106,8 @@ def test_opcheck_of_the_unfused(
     rpb = make_inputs(SHAPE, kernel_size=3, requires_grad=requires_grad).rpb
     attn = torch.randn(2, 2, 5, 6, 9, requires_grad=requires_grad)
     for operator, *arguments in (
-        (ops.qk, *heads_first[:2], rpb, *OPTIONS[:4], -math.inf),
-        (ops.qk, *heads_first[:2], None, *OPTIONS[:4], 0.0),
+        (ops.qk, *heads_first[:2], rpb, -math.inf, *OPTIONS[:4]),
+        (ops.qk, *heads_first[:2], None, 0.0, *OPTIONS[:4]),
         (ops.av, attn, heads_first[2], *OPTIONS[:4]),
         (ops.inverse_av, attn, heads_first[2], *OPTIONS[:4]),
         (ops.sum_rpb, attn, 4, *OPTIONS[:4]),

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from natc.checks.inputs import poisoned
 from natc.checks.operations import Call, check_operations
+from natc.dispatch.call import Options
 from natc.dispatch.fused_backward import chunks
-from natc.dispatch.launch import scalars
 from natc.errors import CheckError, TuneError
 from natc.operations import HEADS_FIRST, OPERATIONS
 from natc.spec import KernelSpec
@@ -66,10 +66,10 @@ def arguments(
         if name not in found.results and (name != "rpb" or spec.rpb)
     ]
     results = [poisoned(*tensors.result(name), device) for name in found.results]
-    rank = spec.rank
-    tail = scalars(spec.head_dim**-0.5, shape[1:-1], (1,) * rank, (1,) * rank, (False,) * rank)
+    ones = (1,) * spec.rank
+    options = Options(spec.kernel_size, ones, ones, (False,) * spec.rank, spec.head_dim**-0.5)
     extra = (-math.inf,) if operation == "qk" else ()
-    return (*given, *results, *tail, 1, *extra)
+    return (*given, *results, *options.scalars(shape[1:-1]), 1, *extra)
 
 
 class _Tensors:

@@ -1,0 +1,68 @@
+"""The checked options of a call as one value for all below the public functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from natc.runtime.registry import KernelKey
+
+
+class Options(NamedTuple):
+    """The options of a call, with one entry for each spatial axis, in the order of `natc.na2d`.
+
+    An operator of torch takes them one by one: `natc.ops.library.OPTIONS` lists the same fields.
+    scale has a default because the unfused operators do not scale.
+    """
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    is_causal: tuple[bool, ...]
+    scale: float = 1.0
+
+    def kernel_key(
+        self, operation: str, tensor: Tensor, head_dim: int, value_dim: int, rpb: bool
+    ) -> KernelKey:
+        """Return the key of an operation's kernel for the dtype and device of `tensor`."""
+        fields = (
+            operation, self.kernel_size, head_dim, value_dim, tensor.dtype, rpb, tensor.device
+        )  # fmt: skip
+        # As KernelKey(*fields), in a third of the time: every call comes through here.
+        return tuple.__new__(KernelKey, fields)
+
+    def window(self) -> dict[str, Any]:
+        """Return the options that say where the keys of a query are, by name."""
+        options = self._asdict()
+        del options["scale"]
+        return options
+
+    def scalars(self, spatial: Sequence[int]) -> tuple[Any, ...]:
+        """Return the scalars that a compiled function takes, but the last (`operations.SCALARS`).
+
+        spatial: size of each axis of the map.
+        """
+        _, stride, dilation, is_causal, scale = self
+        if max(dilation) > 1:
+            # Kernels count in 32 bits; beyond the map, one dilation is as good as another.
+            dilation = tuple(map(min, dilation, spatial))
+        return (scale, *dilation, *stride, *map(int, is_causal))
+
+    def within(self, spatial: Sequence[int], *, rpb: Tensor | None) -> Options:
+        """Return options that attend to the same keys, none of them larger than the map.
+
+        Larger ones may not fit into memory, or into 64 bits. A bias keeps its kernel_size.
+        """
+        sizes, strides, dilations = (
+            tuple(map(min, entries, spatial))
+            for entries in (self.kernel_size, self.stride, self.dilation)
+        )
+        return Options(
+            sizes if rpb is None else self.kernel_size,
+            strides,
+            dilations,
+            self.is_causal,
+            self.scale,
+        )
