@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 TESTS = Path(__file__).parent
+LONGEST_FIRST = ("compiler", "cuda_toolkit", "gpu", "torch_cpu", "cli", "pure")
 
 # A slow machine is not a failure, and a red run must be red again when it is repeated.
 settings.register_profile("natc", deadline=None, derandomize=True)
@@ -51,6 +52,10 @@ def _missing(folder: str) -> str | None:
     return None
 
 
+def _folder(item: pytest.Item) -> str:
+    return item.path.relative_to(TESTS).parts[0]
+
+
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     # Ignored as folders, because their modules could not even be imported.
     if collection_path.parent != TESTS or not collection_path.is_dir():
@@ -58,9 +63,20 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if _missing(collection_path.name) else None
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):
+        # pytest-xdist would put files of few tests last, and some of these take minutes.
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The name of such a test differs from process to process, and pytest-xdist then runs none.
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # Folders with long files come first, so that all processes end at about the same time.
+        items.sort(key=lambda item: LONGEST_FIRST.index(_folder(item)))
     for item in items:
+        if _folder(item) == "pure":
+            item.add_marker(pytest.mark.quick)
+        # The name of such a test differs from process to process, and pytest-xdist then runs none.
         values = getattr(getattr(item, "callspec", None), "params", {})
         for name, value in values.items():
             if isinstance(value, (set, frozenset)) and str(value) in item.name:

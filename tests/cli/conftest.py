@@ -51,9 +51,9 @@ def natc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def builder(monkeypatch: pytest.MonkeyPatch) -> Builder:
     """What `natc build` calls in the compiler's place, which then seems to be installed."""
-    found = Builder()
+    double = Builder()
     module: Any = ModuleType("natc.compiler.build")
-    module.build_library = found
+    module.build_library = double
     monkeypatch.setitem(sys.modules, "natc.compiler.build", module)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    return found
+    return double

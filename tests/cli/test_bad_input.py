@@ -9,6 +9,8 @@ import pytest
 from support.command_line import Natc
 from support.fresh_process import run_fresh
 
+pytestmark = pytest.mark.quick
+
 BAD = [
     (["tune", "--kernel", "1"], ["kernel_size 1", "2 to 63"]),
     (["build", "--kernel", "64"], ["kernel_size 64", "2 to 63"]),

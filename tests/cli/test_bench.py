@@ -25,6 +25,8 @@ from natc.errors import NatcError
 from natc.host import environment
 from natc.spec import KernelSpec
 
+pytestmark = pytest.mark.quick
+
 SAVED = Path(__file__).parents[2] / "benchmarks" / "results" / "attention_k7_float32_cpu.json"
 CEILINGS = Ceilings(
     bytes_per_second=10e9,

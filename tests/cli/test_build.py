@@ -21,6 +21,8 @@ from natc.runtime.commands import build_command
 from natc.spec import KernelSpec
 from natc.targets import Target
 
+pytestmark = pytest.mark.quick
+
 
 def test_both_variants_are_built_into_natcs_own_directory(
     natc: Natc, builder: Builder, place: Path

@@ -10,26 +10,28 @@ from support.written_files import SPEC, TARGET, write_library, write_schedule_an
 
 from natc.host import environment, gpu
 
+pytestmark = pytest.mark.quick
+
 
 def test_a_new_machine_has_nothing(natc: Natc) -> None:
     assert natc.json("list") == {"schedules": [], "libraries": [], "logs": []}
     assert natc("list").out.splitlines() == ["no schedules", "no libraries", "no logs"]
-    found = natc.json("doctor")
-    assert found["problems"] == []
-    assert found["machine"]["gpus"] == []
+    machine = natc.json("doctor")
+    assert machine["problems"] == []
+    assert machine["machine"]["gpus"] == []
     assert "no problems found" in natc("doctor").out
 
 
 def test_what_was_tuned_and_built_is_listed(natc: Natc) -> None:
     schedule, log = write_schedule_and_log()
     library, _ = write_library()
-    found = natc.json("list")
-    (row,) = found["schedules"]
+    listing = natc.json("list")
+    (row,) = listing["schedules"]
     assert (row["spec"], row["target"], row["path"]) == (SPEC.name, TARGET.name, str(schedule))
     assert row["speedup"] == pytest.approx(2.0)  # of 4 and 1
-    (row,) = found["logs"]
+    (row,) = listing["logs"]
     assert (row["path"], row["sessions"], row["trials"], row["failures"]) == (str(log), 1, 2, 1)
-    (row,) = found["libraries"]
+    (row,) = listing["libraries"]
     assert (row["spec"], row["path"]) == (SPEC.name, str(library))
     assert row["from"] == "cache"
     assert row["operations"] == ["forward"]
@@ -41,24 +43,24 @@ def test_what_was_tuned_and_built_is_listed(natc: Natc) -> None:
 def test_damage_is_shown_and_hides_nothing_else(natc: Natc) -> None:
     schedule, log = write_schedule_and_log()
     library, manifest_path = write_library()
-    other = manifest_path.with_name("na2d_k5_d32_float32.llvm-aarch64.json")
-    other.write_text('{"schema_version": 99}')
+    unreadable = manifest_path.with_name("na2d_k5_d32_float32.llvm-aarch64.json")
+    unreadable.write_text('{"schema_version": 99}')
     with log.open("a") as file:
         file.write('{"type": "trial", "schema')
     newer = schedule.with_name("na2d_k5_d32_float32.json")
     newer.write_text('{"schema_version": 99}')
-    before = {path: path.read_bytes() for path in (log, schedule, newer, other, library)}
+    before = {path: path.read_bytes() for path in (log, schedule, newer, unreadable, library)}
 
     code, out, err = natc("list")
     assert code == 0
     assert SPEC.name in out and "2.00x" in out
     assert f"problem: {log}:4: damaged record was skipped" in err
     assert f"problem: schedule {newer} has schema version 99" in err
-    assert str(other) in err
+    assert str(unreadable) in err
 
-    found = natc.json("doctor", code=1)
-    assert len(found["problems"]) == 3
-    assert found["libraries"] == [
+    report = natc.json("doctor", code=1)
+    assert len(report["problems"]) == 3
+    assert report["libraries"] == [
         {
             "path": str(library),
             "from": "cache",
@@ -91,16 +93,16 @@ def test_directories_that_cannot_be_written_are_named(
     (place / "file").touch()
     monkeypatch.setenv("NATC_WORKSPACE", str(place / "file"))
     monkeypatch.setenv("NATC_CACHE_DIR", str(place / "file" / "cache"))
-    found = natc.json("doctor", code=1)
-    assert any("workspace" in text and str(place / "file") in text for text in found["problems"])
-    assert any("cache" in text and "not writable" in text for text in found["problems"])
+    report = natc.json("doctor", code=1)
+    assert any("workspace" in text and str(place / "file") in text for text in report["problems"])
+    assert any("cache" in text and "not writable" in text for text in report["problems"])
 
 
 def test_a_compiler_that_is_none_is_named(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NATC_CC", "no-such-compiler -O2")
-    found = natc.json("doctor", code=1)
-    assert any("no-such-compiler" in text for text in found["problems"])
-    assert found["environment"]["NATC_CC"] == "no-such-compiler -O2"
+    report = natc.json("doctor", code=1)
+    assert any("no-such-compiler" in text for text in report["problems"])
+    assert report["environment"]["NATC_CC"] == "no-such-compiler -O2"
 
 
 def test_versions_that_crash_together_are_a_problem(
@@ -109,8 +111,8 @@ def test_versions_that_crash_together_are_a_problem(
     real = environment.version_of
     wrong = {"apache-tvm": "0.27.0", "apache-tvm-ffi": "0.1.15.post1"}
     monkeypatch.setattr(environment, "version_of", lambda name: wrong.get(name) or real(name))
-    found = natc.json("doctor", code=1)
-    assert any("apache-tvm-ffi 0.1.15.post1" in text for text in found["problems"])
+    report = natc.json("doctor", code=1)
+    assert any("apache-tvm-ffi 0.1.15.post1" in text for text in report["problems"])
 
 
 def test_coverage_tells_what_is_supported_from_what_is_installed(natc: Natc) -> None:
@@ -209,8 +211,8 @@ def test_a_gpu_that_torch_does_not_see_is_a_problem(
     card = gpu.Gpu("Card", (9, 0), 1 << 30)
     monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver("12.8", (card,)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: seen)
-    found = natc.json("doctor", code=0 if seen else 1)
-    assert found["machine"]["gpus"] == ["Card, compute capability 9.0"]
-    said = [text for text in found["problems"] if "does not see" in text]
-    assert len(said) == (not seen)
-    assert seen or ("(Card, compute" in said[0] and "12.8 or older" in said[0])
+    report = natc.json("doctor", code=0 if seen else 1)
+    assert report["machine"]["gpus"] == ["Card, compute capability 9.0"]
+    problems = [text for text in report["problems"] if "does not see" in text]
+    assert len(problems) == (not seen)
+    assert seen or ("(Card, compute" in problems[0] and "12.8 or older" in problems[0])

@@ -27,18 +27,20 @@ from natc.store import workspace
 from natc.tune.events import Event, Note, SearchFinished
 from natc.tune.measure.rounds import Imported
 
+pytestmark = pytest.mark.quick
+
 
 class Search:
-    """Stands for the search: remembers what it was asked for and tells a script of events."""
+    """Takes the place of the search: keeps its arguments and reports scripted events."""
 
     def __init__(self, script: list[Event | BaseException]) -> None:
         self.script = script
         self.asked: dict[str, Any] = {}
 
     def __call__(
-        self, spec: Any, target: Any, *, on_event: Callable[[Event], None], **rest: Any
+        self, spec: Any, target: Any, *, on_event: Callable[[Event], None], **options: Any
     ) -> None:
-        self.asked = {"spec": spec.name, "target": target.name, **rest}
+        self.asked = {"spec": spec.name, "target": target.name, **options}
         for event in self.script:
             if isinstance(event, BaseException):
                 raise event
@@ -48,11 +50,11 @@ class Search:
 @pytest.fixture
 def search(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Search]:
     def install(*script: Event | BaseException) -> Search:
-        found = Search(list(script))
-        monkeypatch.setattr(natc.tune, "tune", found, raising=False)
+        double = Search(list(script))
+        monkeypatch.setattr(natc.tune, "tune", double, raising=False)
         # The script needs no compiler.
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-        return found
+        return double
 
     return install
 
@@ -128,9 +130,9 @@ def test_who_tunes_for_the_cpu_beside_a_gpu_is_told(
     err = natc("tune", "--kernel", "9").err
     assert note in err and "; for the GPU (NVIDIA H100): --target cuda\n" in err
     assert note not in natc("tune", "--kernel", "9", "--target", "llvm").err
-    found = natc("tune", "--kernel", "9", "--target", "cuda")
-    assert note not in found.err
-    assert found.out.endswith("To build it: natc build --kernel 9 --target cuda --arch sm_90\n")
+    for_cuda = natc("tune", "--kernel", "9", "--target", "cuda")
+    assert note not in for_cuda.err
+    assert for_cuda.out.endswith("To build it: natc build --kernel 9 --target cuda --arch sm_90\n")
 
 
 def test_a_search_without_gain_does_not_claim_one(
@@ -178,7 +180,7 @@ NOTHING = replace(finish(), schedule_path=None, trials=0, failures=0, best=4e-3)
 
 
 @pytest.mark.parametrize(
-    ("ended", "code", "said"),
+    ("ended", "code", "message"),
     [
         (
             NOTHING,
@@ -204,16 +206,16 @@ NOTHING = replace(finish(), schedule_path=None, trials=0, failures=0, best=4e-3)
     ids=["time", "failed", "ctrl-c"],
 )
 def test_a_search_without_a_candidate_fails(
-    natc: Natc, search: Callable[..., Search], ended: SearchFinished, code: int, said: str
+    natc: Natc, search: Callable[..., Search], ended: SearchFinished, code: int, message: str
 ) -> None:
     search(START, ended)
     words = ["tune", "--kernel", "7", "--quiet"]
-    assert natc(*words) == (code, "", said)
-    found = natc(*words, "--json")
-    document = json.loads(found.out)
-    assert (found.code, document["schedule_path"]) == (code, None)
+    assert natc(*words) == (code, "", message)
+    with_json = natc(*words, "--json")
+    document = json.loads(with_json.out)
+    assert (with_json.code, document["schedule_path"]) == (code, None)
     assert document["trials"] == ended.trials
-    assert found.err == said.replace("--quiet", "--quiet --json")
+    assert with_json.err == message.replace("--quiet", "--quiet --json")
 
 
 def test_other_searches_go_on_after_one_without_a_candidate(
@@ -233,7 +235,7 @@ def test_other_searches_go_on_after_one_without_a_candidate(
     assert out.count("schedule: /w/schedules/x.json") == 2
     assert err.count("no schedule was written") == 1 and "_rpb delta: no candidate" in err
     documents = json.loads(natc(*words, "--json").out)["searches"]
-    assert [one["schedule_path"] is None for one in documents] == [False, True, False]
+    assert [row["schedule_path"] is None for row in documents] == [False, True, False]
 
 
 @pytest.mark.parametrize("tuned_before", [False, True])
@@ -257,8 +259,8 @@ def test_quickstart_goes_on_and_calls_nothing_tuned_that_is_not(
     words = ["quickstart", "--minutes", "0.75", "--output", str(place / "shown"), "--json"]
     code, out, err = natc(*words)
     assert code == 0 and json.loads(out)["search"]["schedule_path"] is None
-    said = "no candidate was measured in 12 s: nothing new is tuned. For more time: "
-    assert f"{said}natc quickstart --minutes 1.5" in err.splitlines()
+    note = "no candidate was measured in 12 s: nothing new is tuned. For more time: "
+    assert f"{note}natc quickstart --minutes 1.5" in err.splitlines()
     name = "tuned kernel" if tuned_before else "built kernel"
     assert timed == [{name: "built", "untuned kernel": "untuned"}]
 
@@ -327,7 +329,7 @@ def test_taking_in_several_rounds_shows_each_and_its_problem(
     code, out, _ = natc("tune", "--import", "all", "--json")
     document = json.loads(out)
     assert code == 1 and len(document["problems"]) == 2
-    paths = [one["schedule_path"] for one in document["searches"]]
+    paths = [row["schedule_path"] for row in document["searches"]]
     assert paths == [None, "/w/schedules/x.json", "/w/schedules/x.json"]
 
 

@@ -28,6 +28,8 @@ from natc.cli.options import Dtype
 from natc.spec import DTYPES
 from natc.store import schedules, workspace
 
+pytestmark = pytest.mark.quick
+
 VERBS = tuple(EXAMPLES)
 SAVED = Path(__file__).parents[2] / "benchmarks" / "results" / "attention_k7_float32_cpu.json"
 
@@ -66,7 +68,7 @@ def run(
     """Return a function that runs a case of CASES on a machine with a library and a schedule."""
     case = request.node.callspec.params["case"]
     words, code = CASES[case]
-    # A long path, which no table may cut.
+    # A path so long that a table would like to cut it.
     directory = place / ("libraries" * 12)
     monkeypatch.setenv("NATC_LIB_PATH", str(directory))
     library = library_of(add_library(directory))
@@ -79,7 +81,7 @@ def run(
     if words[0] == "tune":
         monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
 
-        def search(spec: Any, target: Any, *, on_event: Any, **rest: Any) -> None:
+        def search(spec: Any, target: Any, *, on_event: Any, **options: Any) -> None:
             for event in (START, *TRIALS, finish(interrupted=code == 130)):
                 on_event(event)
 
@@ -233,15 +235,15 @@ def on_a_terminal(place: Path, *words: str, **changes: str) -> str:
         stderr=theirs,
     )  # fmt: skip
     os.close(theirs)
-    found = b""
+    written = b""
     try:
         while data := os.read(ours, 65536):
-            found += data
+            written += data
     except OSError:
         pass  # The terminal has no more writers.
     os.close(ours)
     assert done.wait() == 0
-    return found.decode()
+    return written.decode()
 
 
 def test_on_a_terminal_tables_fit_and_have_lines_and_colors(place: Path) -> None:
@@ -257,7 +259,7 @@ def test_on_a_terminal_tables_fit_and_have_lines_and_colors(place: Path) -> None
 
 
 def complete(natc: Natc, monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:
-    """Return what a shell is told about the last word of a line."""
+    """Return the completions of the last word of a line."""
     monkeypatch.setenv("_NATC_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", line)
     monkeypatch.setenv("COMP_CWORD", str(line.count(" ")))

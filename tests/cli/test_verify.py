@@ -22,6 +22,8 @@ from natc.package.verify import verify_path
 from natc.store import workspace
 from natc.store.manifest import LibraryTarget
 
+pytestmark = pytest.mark.quick
+
 
 def document(natc: Natc, *words: str) -> Any:
     result = natc("verify", *words, "--json")

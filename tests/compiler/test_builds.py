@@ -15,6 +15,7 @@ import pytest
 import torch
 from support.built_kernels import open_entry
 from support.library_files import library_of, rewrite
+from support.written_files import HOST_DECISIONS, make_host_schedule
 
 import natc
 from natc import runtime
@@ -28,7 +29,7 @@ from natc.errors import (
     NatcError,
     ScheduleError,
 )
-from natc.host import c_compiler, environment, toolchain
+from natc.host import c_compiler, toolchain
 from natc.host.detect import detect_host_cpu
 from natc.operations import operations_of
 from natc.reference import neighborhood_attention
@@ -41,30 +42,6 @@ from natc.targets import Target
 HOST = detect_host_cpu()
 SPEC = KernelSpec.parse("na2d_k3_d8_float32")
 WITH_RPB = KernelSpec.parse("na2d_k3_d8_float32_rpb")
-DECISIONS = {"lanes": 8}
-
-
-def schedule(spec: KernelSpec = SPEC, **changes: Any) -> Any:
-    """Return a schedule as a search would write it."""
-    shape = f"1x8x8x1x{spec.head_dim}"
-    space = space_for(HOST)
-    fields: dict[str, Any] = {
-        "spec": spec.name,
-        "target": HOST.name,
-        "space": SpaceVersion(space.name, space.version),
-        "decisions": DECISIONS,
-        "measured": schedules.Measurement(
-            seconds={shape: 1e-5},
-            baseline_seconds={shape: 2e-5},
-            score=1e-5,
-            objective="seconds",
-            trials=1,
-        ),
-        "environment": schedules.measured_on(environment.collect()),
-        "created": "2026-01-02T03:04:05Z",
-        **changes,
-    }
-    return schedules.Schedule(**fields)
 
 
 @pytest.fixture
@@ -123,7 +100,7 @@ def test_the_manifest_says_what_was_built(make: Any, directory: Path) -> None:
 
 
 def test_building_again_gives_the_same_library(make: Any, directory: Path) -> None:
-    schedules.save_schedule(schedule())
+    schedules.save_schedule(make_host_schedule(SPEC))
     first, code = make(), files(directory)
     second = make()
     for content in (first, second):
@@ -137,11 +114,11 @@ def test_building_again_gives_the_same_library(make: Any, directory: Path) -> No
 
 
 def test_a_tuned_schedule_is_used(make: Any) -> None:
-    schedules.save_schedule(schedule())
+    schedules.save_schedule(make_host_schedule(SPEC))
     content = make()
     used = content["schedule"][HOST.arch]
-    assert (used["origin"], used["decisions"], used["of"]) == ("tuned", DECISIONS, SPEC.name)
-    assert used["space"] == msgspec.to_builtins(schedule().space)
+    assert (used["origin"], used["decisions"], used["of"]) == ("tuned", HOST_DECISIONS, SPEC.name)
+    assert used["space"] == msgspec.to_builtins(make_host_schedule(SPEC).space)
     assert content["notes"] == [
         f"{SPEC.name} for {HOST.name}: its tuned schedule of 2026-01-02T03:04:05Z."
     ]
@@ -155,10 +132,11 @@ def test_a_tuned_schedule_is_used(make: Any) -> None:
 def test_a_schedule_is_borrowed_from_the_kernel_with_or_without_bias(
     make: Any, tuned: KernelSpec, wanted: KernelSpec
 ) -> None:
-    schedules.save_schedule(schedule(tuned))
+    schedules.save_schedule(make_host_schedule(tuned))
     content = make(wanted)
     used = content["schedule"][HOST.arch]
-    assert (used["origin"], used["decisions"], used["of"]) == ("borrowed", DECISIONS, tuned.name)
+    assert (used["origin"], used["of"]) == ("borrowed", tuned.name)
+    assert used["decisions"] == HOST_DECISIONS
     assert f"the schedule tuned for {tuned.name}" in content["notes"][0]
     attend(wanted)
     other = KernelSpec.parse("na2d_k3_d16_float32")
@@ -171,7 +149,7 @@ def test_a_schedule_is_borrowed_from_the_kernel_with_or_without_bias(
 def test_a_schedule_of_another_space_is_not_used_and_said(make: Any, change: Any) -> None:
     space = space_for(HOST)
     other = SpaceVersion(**({"name": space.name, "version": space.version} | change))
-    schedules.save_schedule(schedule(space=other, decisions={"gone": 1}))
+    schedules.save_schedule(make_host_schedule(SPEC, space=other, decisions={"gone": 1}))
     content = make()
     assert content["schedule"][HOST.arch]["origin"] == "untuned"
     note = content["notes"][0]
@@ -180,7 +158,7 @@ def test_a_schedule_of_another_space_is_not_used_and_said(make: Any, change: Any
 
 
 def test_a_schedule_of_a_newer_natc_stops_the_build(make: Any, directory: Path) -> None:
-    path = schedules.save_schedule(schedule())
+    path = schedules.save_schedule(make_host_schedule(SPEC))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
     with pytest.raises(ScheduleError, match="newer natc.*install a newer checkout"):
         make()
@@ -198,7 +176,7 @@ def test_a_schedule_of_a_newer_natc_stops_the_build(make: Any, directory: Path) 
 def test_a_decision_that_the_space_lacks_stops_the_build(
     make: Any, directory: Path, spec: KernelSpec, decisions: dict[str, int], said: str
 ) -> None:
-    path = schedules.save_schedule(schedule(decisions=decisions))
+    path = schedules.save_schedule(make_host_schedule(SPEC, decisions=decisions))
     with pytest.raises(ScheduleError, match=said) as error:
         make(spec)
     assert str(path) in str(error.value)
@@ -393,7 +371,7 @@ def test_a_c_compiler_that_fails_leaves_the_old_library(
 ) -> None:
     make()
     expected, before = attend(), files(directory)
-    schedules.save_schedule(schedule())
+    schedules.save_schedule(make_host_schedule(SPEC))
     monkeypatch.setenv("NATC_CC", "/bin/false")
     with pytest.raises(BuildError, match="linking the library failed: false ended with 1"):
         make()
@@ -411,7 +389,7 @@ def test_a_c_compiler_that_fails_leaves_the_old_library(
 def test_a_library_is_replaced_while_it_is_in_use(make: Any) -> None:
     make()
     expected = attend()
-    schedules.save_schedule(schedule())
+    schedules.save_schedule(make_host_schedule(SPEC))
     make()
     assert torch.equal(attend(), expected)  # the old code, until this process searches again
     # A kernel of the same library that was not called before is of the new code.

@@ -26,6 +26,8 @@ from natc.operations import OPERATIONS
 from natc.spec import KernelSpec
 from natc.targets import Target
 
+pytestmark = pytest.mark.quick
+
 HOST = detect_host_cpu()
 # Vectors of 8 taps have 3 beside the window, and one from a key has 7.
 SPEC = KernelSpec.parse("na2d_k3x5_d16_float32_rpb")

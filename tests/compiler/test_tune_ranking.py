@@ -9,6 +9,8 @@ from natc.spec import KernelSpec
 from natc.targets import Target
 from natc.tune.search.ranking import Ranking
 
+pytestmark = pytest.mark.quick
+
 
 def test_every_candidate_is_proposed_once_and_what_was_learnt_decides_the_order() -> None:
     spec = KernelSpec.make(7, rpb=True)  # for which there are no tensor cores

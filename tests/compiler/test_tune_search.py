@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from test_builds import schedule
+from support.written_files import make_host_schedule
 
 from natc.compiler.space import space_for
 from natc.errors import (
@@ -394,7 +394,7 @@ def test_without_an_untuned_kernel_there_is_no_search(search: Search, table: Tab
 
 def test_a_schedule_that_is_there_is_beaten_or_kept(search: Search, table: Table) -> None:
     # Tuned on this machine or another; there is no log of it.
-    there = replaced(schedule(SMALL), decisions=FASTEST)
+    there = make_host_schedule(SMALL, decisions=FASTEST)
     schedules.save_schedule(there)
     finished = search(trials=1, seed=3)
     assert search.told(Started)[0].best == about(1e-3)
@@ -403,7 +403,7 @@ def test_a_schedule_that_is_there_is_beaten_or_kept(search: Search, table: Table
 
 
 def test_a_schedule_that_is_there_but_fails_is_told(search: Search, table: Table) -> None:
-    schedules.save_schedule(replaced(schedule(SMALL), decisions=FASTEST))
+    schedules.save_schedule(make_host_schedule(SMALL, decisions=FASTEST))
     table.fails = lambda decisions: "crashed" if decisions == FASTEST else None
     search(trials=1)
     assert "the schedule of 2026-01-02T03:04:05Z failed: crashed" in search.notes()
@@ -445,7 +445,7 @@ def test_without_a_candidate_no_schedule_is_written(
 ) -> None:
     before = None
     if decisions is not None:
-        schedules.save_schedule(replaced(schedule(SMALL), decisions=decisions))
+        schedules.save_schedule(make_host_schedule(SMALL, decisions=decisions))
         before = search.schedule.read_text()
     if end == "time":
         table.before = clock.let_an_hour_pass
@@ -495,7 +495,7 @@ def test_a_candidate_that_failed_is_none(search: Search, table: Table, there: bo
     works, before = [UNTUNED], None
     if there:
         works.append(THERE[1])
-        schedules.save_schedule(replaced(schedule(SMALL), decisions=works[1]))
+        schedules.save_schedule(make_host_schedule(SMALL, decisions=works[1]))
         before = search.schedule.read_text()
     table.fails = lambda decisions: None if decisions in works else "crashed"
     finished = search(trials=3)
@@ -535,7 +535,7 @@ def replaced(there: schedules.Schedule, **changes: Any) -> schedules.Schedule:
 
 def test_a_schedule_of_an_older_space_is_replaced(search: Search) -> None:
     old = SpaceVersion(space_for(HOST).name, 0)
-    schedules.save_schedule(replaced(schedule(SMALL), space=old, decisions={"gone": 1}))
+    schedules.save_schedule(make_host_schedule(SMALL, space=old, decisions={"gone": 1}))
     search(trials=1)
     assert schedules.read_schedule(search.schedule).space.version == space_for(HOST).version
 
@@ -554,7 +554,7 @@ def test_a_schedule_of_an_older_space_is_replaced(search: Search) -> None:
 def test_a_schedule_of_a_newer_natc_is_not_replaced(
     search: Search, table: Table, change: dict[str, Any], said: str
 ) -> None:
-    path = schedules.save_schedule(schedule(SMALL))
+    path = schedules.save_schedule(make_host_schedule(SMALL))
     text = json.dumps(json.loads(path.read_text()) | change)
     path.write_text(text)
     with pytest.raises(ScheduleError, match=said) as caught:
@@ -568,7 +568,7 @@ def test_a_schedule_of_a_newer_natc_is_not_replaced(
 def test_ctrl_c_before_the_first_candidate_keeps_what_was_there(
     search: Search, table: Table, count: int
 ) -> None:
-    schedules.save_schedule(replaced(schedule(SMALL), decisions=FASTEST))
+    schedules.save_schedule(make_host_schedule(SMALL, decisions=FASTEST))
     before = search.schedule.read_text()
 
     def stop(measured: int) -> None:

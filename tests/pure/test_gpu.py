@@ -64,9 +64,9 @@ def test_a_driver_that_does_not_start_has_no_gpus(monkeypatch: pytest.MonkeyPatc
 
 
 def test_gpus_are_described(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = ask(monkeypatch, FakeCuda())
-    assert found.cuda == "13.0"
-    assert found.gpus == (
+    driver = ask(monkeypatch, FakeCuda())
+    assert driver.cuda == "13.0"
+    assert driver.gpus == (
         gpu.Gpu("GPU number 0", (9, 0), 80 << 30),
         gpu.Gpu("GPU number 1", (12, 1), 80 << 30),
     )

@@ -65,8 +65,8 @@ def pieces(libraries: Path) -> list[Piece]:
 
 def written(pieces: list[Piece], output: Path, *forms: str, version: str = "0.1.0") -> list[Path]:
     names = assemble.names_of(pieces, version)
-    found = assemble.write(forms, pieces, names, output, when=WHEN, cuda=("13.0",))
-    return [path for _, path in found]
+    packages = assemble.write(forms, pieces, names, output, when=WHEN, cuda=("13.0",))
+    return [path for _, path in packages]
 
 
 LIGHT = """
@@ -82,7 +82,7 @@ def test_packing_loads_nothing_heavy() -> None:
     assert run_fresh(LIGHT) == "[]\n"
 
 
-# What a library asks for
+# The symbols and libraries that a library needs
 
 
 def test_what_a_library_shows_and_needs_is_read_from_the_file(libraries: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_library_with_noise_in_it_is_read_or_refused_and_nothing_else(librarie
 
 
 @pytest.mark.parametrize(
-    ("source", "flags", "said"),
+    ("source", "flags", "problem"),
     [
         ("int helper(void) { return 1; }", (), "shows helper, which is not a kernel"),
         ("extern int absent(void); int __tvm_ffi_f(void) { return absent(); }", (),
@@ -126,10 +126,10 @@ def test_a_library_with_noise_in_it_is_read_or_refused_and_nothing_else(librarie
     ],
 )  # fmt: skip
 def test_what_does_not_belong_into_a_library_is_named(
-    tmp_path: Path, source: str, flags: tuple[str, ...], said: str | None
+    tmp_path: Path, source: str, flags: tuple[str, ...], problem: str | None
 ) -> None:
     code = compile_c(source, tmp_path / "a.so", *flags).read_bytes()
-    assert needs_problems(elf.read(code)) == ([said] if said else [])
+    assert needs_problems(elf.read(code)) == ([problem] if problem else [])
 
 
 def symbols(*versions: str) -> elf.SharedLibrary:
@@ -162,15 +162,15 @@ def test_device_code_is_counted_by_architecture() -> None:
     section = (
         fat(entry(2, 80, b"a" * 8), entry(1, 90, b"b" * 16)) + b"\0" * 8 + fat(entry(2, 120, b""))
     )
-    found = [(image.arch, len(image.content)) for image in fatbin.images(section)]
-    assert found == [("sm_80", 8), ("compute_90", 16), ("sm_120", 0)]
+    sizes = [(image.arch, len(image.content)) for image in fatbin.images(section)]
+    assert sizes == [("sm_80", 8), ("compute_90", 16), ("sm_120", 0)]
     assert fatbin.images(b"") == [] and fatbin.images(b"no fatbin") == []
     for length in range(len(section)):
         fatbin.images(section[:length])
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "problems"),
     [
         ({}, []),
         ({"glibc": "2.28"}, []),
@@ -181,20 +181,20 @@ def test_device_code_is_counted_by_architecture() -> None:
     ids=str,
 )
 def test_what_a_manifest_says_and_is_not_so_is_named(
-    changes: dict[str, str], said: list[str]
+    changes: dict[str, str], problems: list[str]
 ) -> None:
     device = fat(entry(2, 80, b"a" * 8), entry(2, 90, b"b"), entry(1, 90, b"c"))
     code = replace(symbols("GLIBC_2.28"), defined=("__tvm_ffi_f",), device_code=device)
     archs = ("sm_80", "sm_90")
-    found = Manifest(
+    manifest = Manifest(
         spec=SPEC.name,
         target=LibraryTarget("cuda", archs),
         sha256="0" * 64,
         entries={"forward": dict.fromkeys(archs, "f")},
         **changes,
     )
-    assert manifest_problems(code, found) == said
-    lacking = manifest_problems(replace(code, device_code=b""), found)
+    assert manifest_problems(code, manifest) == problems
+    lacking = manifest_problems(replace(code, device_code=b""), manifest)
     assert "has no device code for sm_80, sm_90" in lacking
 
 
@@ -244,8 +244,8 @@ def test_a_wheel_is_one_by_the_format(
         assert [row[0] for row in rows] == names
         for name, digest, size in rows[:-1]:
             data = wheel.read(name)
-            found = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=")
-            assert (digest, int(size)) == (f"sha256={found.decode()}", len(data))
+            expected = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=")
+            assert (digest, int(size)) == (f"sha256={expected.decode()}", len(data))
         metadata = wheel.read(f"{folder}/METADATA").decode()
         assert f"Name: {word.replace('_', '-')}\nVersion: 1.2\n" in metadata
         assert "Requires-Dist: natc>=0.1.0\n" in metadata
@@ -325,7 +325,7 @@ def test_the_time_of_files_is_the_commits_or_the_one_that_is_asked_for(
     assert assemble.epoch() == 315532800, "a folder that is no repository"
 
 
-# Finding what was installed
+# Finding installed wheels
 
 
 def installed(wheel: Path, folder: Path) -> None:
@@ -431,31 +431,31 @@ def test_without_cryptography_the_extra_is_named(
 
 def test_the_set_of_nat_is_seventy_two_kernels() -> None:
     nat = plan.SETS["nat"]
-    found = plan.specs(nat.kernels, nat.head_dims, nat.dtypes, (True, False))
-    assert len(found) == len({spec.name for spec in found}) == 72
-    assert {spec.kernel_size[0] for spec in found} == {3, 5, 7, 9, 11, 13}
-    assert len(jobs.jobs(found, "cuda", ("sm_80", "sm_90"), nat.families)) == 72
-    assert len(jobs.jobs(found, "llvm", ("x86-64-v2", "x86-64-v3"), nat.families)) == 144
+    kernels = plan.specs(nat.kernels, nat.head_dims, nat.dtypes, (True, False))
+    assert len(kernels) == len({spec.name for spec in kernels}) == 72
+    assert {spec.kernel_size[0] for spec in kernels} == {3, 5, 7, 9, 11, 13}
+    assert len(jobs.jobs(kernels, "cuda", ("sm_80", "sm_90"), nat.families)) == 72
+    assert len(jobs.jobs(kernels, "llvm", ("x86-64-v2", "x86-64-v3"), nat.families)) == 144
 
 
 def test_sizes_of_several_ranks_and_repetitions() -> None:
-    found = plan.specs(("7", "7x5", "3x3x3", "7"), (32,), ("float32",), (False,))
-    assert [spec.name for spec in found] == [
+    kernels = plan.specs(("7", "7x5", "3x3x3", "7"), (32,), ("float32",), (False,))
+    assert [spec.name for spec in kernels] == [
         "na2d_k7_d32_float32", "na2d_k7x5_d32_float32", "na3d_k3_d32_float32"
     ]  # fmt: skip
     assert plan.specs(("7",), (8,), ("float32",), (True,), rank=1)[0].rank == 1
 
 
 @pytest.mark.parametrize(
-    ("parse", "text", "said"),
+    ("parse", "text", "message"),
     [
         (plan.parse_head_dims, "32,x", "head_dim is '32,x'"),
         (plan.parse_dtypes, "float16,int8", "dtype 'int8' is unknown"),
         (lambda text: plan.parse_list(text, "kernel"), " , ", "kernel is ' , '"),
     ],
 )
-def test_a_list_that_is_none_is_refused(parse: object, text: str, said: str) -> None:
-    with pytest.raises(SpecError, match=said):
+def test_a_list_that_is_none_is_refused(parse: object, text: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
         parse(text)  # type: ignore[operator]
 
 
@@ -525,7 +525,7 @@ def test_a_library_is_built_again_if_anything_that_makes_it_differs(
     job = jobs.Job(SPEC, (Target("llvm", "x86-64-v3"),), ("forward",))
     first = jobs.directory_of(job, "tools 1")
     assert jobs.directory_of(job, "tools 1") == first
-    others = {
+    changed = {
         jobs.directory_of(job, "tools 2"),
         jobs.directory_of(jobs.Job(SPEC, job.targets, ("forward", "backward")), "tools 1"),
         jobs.directory_of(jobs.Job(OTHER, job.targets, ("forward",)), "tools 1"),
@@ -534,10 +534,10 @@ def test_a_library_is_built_again_if_anything_that_makes_it_differs(
     schedule = workspace.schedule_path(sibling, job.targets[0])
     schedule.parent.mkdir(parents=True)
     schedule.write_text("{}")
-    others.add(jobs.directory_of(job, "tools 1"))
+    changed.add(jobs.directory_of(job, "tools 1"))
     monkeypatch.setenv("NATC_CC", "gcc")
-    others.add(jobs.directory_of(job, "tools 1"))
-    assert len(others) == 5 and first not in others
+    changed.add(jobs.directory_of(job, "tools 1"))
+    assert len(changed) == 5 and first not in changed
 
 
 def test_a_build_that_was_cut_off_does_not_count(tmp_path: Path) -> None:

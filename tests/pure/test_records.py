@@ -149,13 +149,13 @@ def test_shapes_as_text() -> None:
 
 
 def test_the_environment_says_where_it_was() -> None:
-    one, other = environment.collect(seed=1), environment.collect(seed=1)
-    assert isinstance(one, Environment)
-    assert one.id != other.id
-    assert one.cores >= 1
-    assert one.cpu
-    assert one.versions["natc"] and one.versions["python"]
-    assert one.timestamp.endswith("+00:00")
+    first, second = environment.collect(seed=1), environment.collect(seed=1)
+    assert isinstance(first, Environment)
+    assert first.id != second.id
+    assert first.cores >= 1
+    assert first.cpu
+    assert first.versions["natc"] and first.versions["python"]
+    assert first.timestamp.endswith("+00:00")
 
 
 def test_an_environment_with_nothing_in_it_is_still_one(monkeypatch: pytest.MonkeyPatch) -> None:

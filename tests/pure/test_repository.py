@@ -67,7 +67,7 @@ def test_the_command_line_loads_nothing_heavy() -> None:
 
 
 def test_processes_run_the_natc_that_is_tested(tmp_path: Path) -> None:
-    """A checkout's, though another is installed, or the one that is installed."""
+    """The checkout's natc, even if another natc is installed."""
     program = "import natc; print(natc.__file__)"
     assert run_fresh(program) == f"{natc.__file__}\n"
     process = start_natc("--version", cwd=tmp_path)

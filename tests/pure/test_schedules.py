@@ -125,8 +125,8 @@ def test_a_damaged_schedule_is_named_and_kept(damage: object) -> None:
 
 def test_a_schedule_under_another_name_is_refused() -> None:
     path = save_schedule(make_schedule())
-    other = path.with_name("na2d_k5_d32_float32.json")
-    path.rename(other)
+    renamed = path.with_name("na2d_k5_d32_float32.json")
+    path.rename(renamed)
     with pytest.raises(ScheduleError, match="na2d_k7_d32_float32_rpb"):
         load_schedule(KernelSpec.make(5), TARGET)
 

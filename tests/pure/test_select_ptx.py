@@ -28,8 +28,8 @@ def library(directory: Path, archs: tuple[str, ...], ptx: str) -> Library:
     return Library(manifest, directory / f"{'-'.join(archs)}.json")
 
 
-def chosen(found: Choice | None) -> str | None:
-    return found.function if found else None
+def chosen(choice: Choice | None) -> str | None:
+    return choice.function if choice else None
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_the_newest_code_or_its_ptx(
 ) -> None:
     target = Target("cuda", machine) if machine else None
     facts = Facts("cuda:0", target, "" if machine else NO_TARGET, capability)
-    found, rejections = select([library(tmp_path, ("sm_80", "sm_90"), "sm_90")], SPEC, facts)
-    assert chosen(found) == function
+    choice, rejections = select([library(tmp_path, ("sm_80", "sm_90"), "sm_90")], SPEC, facts)
+    assert chosen(choice) == function
     assert [r.reason for r in rejections] == ([] if function else [NO_TARGET.rstrip(".")])
 
 
@@ -61,8 +61,8 @@ def test_code_of_the_machine_goes_before_ptx(tmp_path: Path) -> None:
 
 def test_no_ptx_no_newer_gpu(tmp_path: Path) -> None:
     facts = Facts("cuda:0", Target("cuda", "sm_120"), capability=(12, 0))
-    found, (rejection,) = select([library(tmp_path, ("sm_90",), "")], SPEC, facts)
-    assert found is None
+    choice, (rejection,) = select([library(tmp_path, ("sm_90",), "")], SPEC, facts)
+    assert choice is None
     assert rejection.reason == "made for cuda-sm_90, which does not run on cuda-sm_120"
     cpu = Facts("cpu", Target("llvm", "x86-64-v3"))
     assert select([library(tmp_path, ("sm_90",), "sm_90")], SPEC, cpu)[0] is None

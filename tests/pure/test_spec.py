@@ -26,8 +26,8 @@ def test_every_name_parses_back(spec: KernelSpec) -> None:
 
 
 @given(specs, specs)
-def test_different_specs_have_different_names(one: KernelSpec, other: KernelSpec) -> None:
-    assert (one.name == other.name) == (one == other)
+def test_different_specs_have_different_names(first: KernelSpec, second: KernelSpec) -> None:
+    assert (first.name == second.name) == (first == second)
 
 
 def test_names_read_as_documented() -> None:
@@ -75,7 +75,7 @@ def test_sums_are_wider_than_sixteen_bits() -> None:
         "na2d_k7_d32_float8",
         "na2d_k7_d32_float32_rpb_rpb",
         "na2d_k7_d32_float32\n",
-        "na2d_k\u0667_d32_float32",  # a digit, but not one of ours
+        "na2d_k\u0667_d32_float32",  # a digit, but not an ASCII digit
         "../na2d_k7_d32_float32",
     ],
 )

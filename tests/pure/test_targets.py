@@ -134,8 +134,8 @@ def test_a_gpu_that_no_code_serves_is_refused(capability: tuple[int, int]) -> No
 def test_which_code_runs_where() -> None:
     runs = {(a.name, b.name) for a, b in itertools.product(ALL, ALL) if a.runs_on(b)}
     assert all((target.name, target.name) in runs for target in ALL)
-    others = {pair for pair in runs if pair[0] != pair[1]}
-    assert others == {
+    pairs = {pair for pair in runs if pair[0] != pair[1]}
+    assert pairs == {
         ("llvm-x86-64-v2", "llvm-x86-64-v3"),
         ("llvm-x86-64-v2", "llvm-x86-64-v4"),
         ("llvm-x86-64-v3", "llvm-x86-64-v4"),

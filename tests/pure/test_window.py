@@ -53,22 +53,22 @@ def axes(draw: st.DrawFn) -> tuple[int, int, int, int, bool]:
 def test_every_query_attends_to_the_defined_keys(axis: tuple[int, int, int, int, bool]) -> None:
     length, kernel_size, dilation, stride, is_causal = axis
     for position in range(length):
-        found = taps(position, length, kernel_size, dilation, stride=stride, is_causal=is_causal)
-        assert found == attended(position, length, kernel_size, dilation, stride, is_causal)
+        keys = taps(position, length, kernel_size, dilation, stride=stride, is_causal=is_causal)
+        assert keys == attended(position, length, kernel_size, dilation, stride, is_causal)
 
 
 @given(axes())
 def test_window_fields_and_bias_index(axis: tuple[int, int, int, int, bool]) -> None:
     length, kernel_size, dilation, stride, is_causal = axis
     for position in range(length):
-        found = window(position, length, kernel_size, dilation, stride=stride, is_causal=is_causal)
-        assert found.first >= 0
-        assert 1 <= found.count <= kernel_size
-        assert found.group == position % dilation
-        assert found.in_group * dilation + found.group == position
-        for tap in range(found.count):
-            key = key_position(found, tap, dilation)
-            index = rpb_index(found, tap, kernel_size)
+        at = window(position, length, kernel_size, dilation, stride=stride, is_causal=is_causal)
+        assert at.first >= 0
+        assert 1 <= at.count <= kernel_size
+        assert at.group == position % dilation
+        assert at.in_group * dilation + at.group == position
+        for tap in range(at.count):
+            key = key_position(at, tap, dilation)
+            index = rpb_index(at, tap, kernel_size)
             assert 0 <= key < length
             assert 0 <= index <= 2 * kernel_size - 2
             assert index == (key - position) // dilation + kernel_size - 1
@@ -138,11 +138,11 @@ def test_queries_of_a_key_are_those_whose_window_holds_it(dilation: int, is_caus
                     for key in taps(query, length, kernel_size, dilation, **options):
                         attending[key].append(query)
                 for key, queries in attending.items():
-                    found = queries_of(key, length, kernel_size, dilation, **options)
-                    members = range(found.first, found.first + found.count)
-                    assert [m * dilation + found.group for m in members] == queries
-                    assert found.in_group == key // dilation
-                    assert found.count < max(2 * kernel_size, 2)
+                    span = queries_of(key, length, kernel_size, dilation, **options)
+                    members = range(span.first, span.first + span.count)
+                    assert [m * dilation + span.group for m in members] == queries
+                    assert span.in_group == key // dilation
+                    assert span.count < max(2 * kernel_size, 2)
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
@@ -157,6 +157,6 @@ def test_conditions_may_be_data(is_causal: bool) -> None:
 
     for length in range(1, 12):
         for position in range(length):
-            given = (position, length, 4, 2)
-            found = window(*given, stride=2, is_causal=Flag(), ops=chosen)
-            assert found == window(*given, stride=2, is_causal=is_causal)
+            axis = (position, length, 4, 2)
+            fields = window(*axis, stride=2, is_causal=Flag(), ops=chosen)
+            assert fields == window(*axis, stride=2, is_causal=is_causal)

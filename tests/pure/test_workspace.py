@@ -66,19 +66,20 @@ def test_what_natc_ships_is_found_from_another_workspace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NATC_WORKSPACE", str(tmp_path))
-    found = list(workspace.schedule_files())
-    assert found and all(path.is_relative_to(workspace.SHIPPED) for path in found)
+    schedules = list(workspace.schedule_files())
+    assert schedules and all(path.is_relative_to(workspace.SHIPPED) for path in schedules)
     assert list(workspace.log_files())
 
 
 def test_libraries_are_looked_for_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two, cache = tmp_path / "one", tmp_path / "two", tmp_path / "cache"
-    monkeypatch.setenv("NATC_LIB_PATH", os.pathsep.join([str(one), "", str(two)]))
+    first, second, cache = tmp_path / "first", tmp_path / "second", tmp_path / "cache"
+    monkeypatch.setenv("NATC_LIB_PATH", os.pathsep.join([str(first), "", str(second)]))
     monkeypatch.setenv("NATC_CACHE_DIR", str(cache))
     monkeypatch.setenv("NATC_JIT", "off")
-    assert workspace.library_dirs() == [one, two, cache / "lib", workspace.PACKAGED_DATA / "lib"]
+    packaged = workspace.PACKAGED_DATA / "lib"
+    assert workspace.library_dirs() == [first, second, cache / "lib", packaged]
     monkeypatch.setenv("NATC_JIT", "on")
     called = [cache / "jit" / family for family in ("forward", "backward", "unfused")]
     assert workspace.library_dirs()[2:-1] == [cache / "lib", *called]

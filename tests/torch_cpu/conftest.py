@@ -23,7 +23,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
 def libraries(
     compiled: dict[bool, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[LibraryDirectory]:
-    """An empty library directory, the only one that natc searches besides an empty cache."""
+    """An empty library directory; natc searches no other directory but an empty cache."""
     directory = LibraryDirectory(tmp_path / "lib", compiled)
     monkeypatch.setenv("NATC_LIB_PATH", str(directory.path))
     monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path / "cache"))
@@ -44,7 +44,7 @@ def kernels(libraries: LibraryDirectory) -> LibraryDirectory:
 @pytest.fixture
 def doubles(libraries: LibraryDirectory, monkeypatch: pytest.MonkeyPatch) -> Doubles:
     """A kernel for every call, and none of them compiled; the reference is forbidden."""
-    found = Doubles()
-    monkeypatch.setattr(registry, "resolved", found)
+    kernels = Doubles()
+    monkeypatch.setattr(registry, "resolved", kernels)
     monkeypatch.setenv("NATC_STRICT", "1")
-    return found
+    return kernels

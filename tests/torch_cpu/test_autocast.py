@@ -1,4 +1,4 @@
-"""Autocast: what is cast, what is not, and the dtypes of gradients."""
+"""Autocast: which tensors it casts, and the dtypes of gradients."""
 
 from __future__ import annotations
 

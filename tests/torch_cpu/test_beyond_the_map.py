@@ -1,4 +1,4 @@
-"""Windows, dilations and strides far beyond the map cost what the map does, without a kernel."""
+"""Without a kernel, a window, dilation or stride far beyond the map costs no more than the map."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def test_they_are_what_they_were_asked_for(lengths: tuple[int, int]) -> None:
         options = {"dilation": dilation, "stride": stride, "is_causal": causal}
         expected = results(reference.neighborhood_attention, tensors, size, **options)
         with natc.force_reference():
-            found = results(natc.na2d, tensors, size, **options)
-        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+            actual = results(natc.na2d, tensors, size, **options)
+        torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("huge", HUGE)

@@ -25,17 +25,16 @@ Arrays = dict[str, Any]
 
 
 def compute(case: GoldenCase, a: Arrays) -> Arrays:
-    """Return everything that brute force makes of a case's arrays, by their names."""
+    """Return the results and gradients that brute force computes from a case's arrays."""
     where = case.options
     scale = case.params.get("scale", 1.0)
     if case.kind == "unfused_av":
-        found = brute_force.av(a["attn"], a["v"], **where, d_output=a["d_out"])
-        return renamed(found)
+        return renamed(brute_force.av(a["attn"], a["v"], **where, d_output=a["d_out"]))
     if case.kind == "unfused_qk":
-        found = brute_force.qk(
+        logits = brute_force.qk(
             a["q"], a["k"], **where, scale=scale, rpb=a.get("rpb"), d_attn=a["d_logits"]
         )
-        return renamed(found)
+        return renamed(logits)
     # Heads last for the fused form; additional tokens [batch, tokens, heads, channels].
     swap = (lambda x: x) if case.heads_last else (lambda x: np.moveaxis(x, 1, -2))
     back = (lambda x: x) if case.heads_last else (lambda x: np.moveaxis(x, -2, 1))
@@ -43,7 +42,7 @@ def compute(case: GoldenCase, a: Arrays) -> Arrays:
         f"additional_{long}": None if name not in a else swap(a[name])
         for long, name in (("keys", "additional_k"), ("values", "additional_v"))
     }
-    found = brute_force.attention(
+    fused = brute_force.attention(
         *(swap(a[name]) for name in "qkv"),
         **where,
         scale=scale,
@@ -51,9 +50,9 @@ def compute(case: GoldenCase, a: Arrays) -> Arrays:
         **tokens,
         d_output=swap(a["d_out"]),
     )
-    results = {name: x if name in ("d_rpb", "lse") else back(x) for name, x in found.items()}
+    results = {name: x if name in ("d_rpb", "lse") else back(x) for name, x in fused.items()}
     if not case.heads_last:
-        results["lse"] = np.moveaxis(found["lse"], -1, 1)
+        results["lse"] = np.moveaxis(fused["lse"], -1, 1)
         results["logits"] = brute_force.qk(
             a["q"], a["k"], **where, scale=scale, rpb=a.get("rpb"),
             additional_keys=a.get("additional_k"),
@@ -68,23 +67,23 @@ NAMES = {
 }  # fmt: skip
 
 
-def renamed(found: Arrays) -> Arrays:
-    return {NAMES.get(name, name): array for name, array in found.items()}
+def renamed(results: Arrays) -> Arrays:
+    return {NAMES.get(name, name): array for name, array in results.items()}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_brute_force_matches_golden_vectors(case: GoldenCase) -> None:
     stored = {name: t.numpy() for name, t in case.arrays(torch.float64).items()}
-    found = compute(case, stored)
-    given = {"q", "k", "v", "rpb", "additional_k", "additional_v"}
-    given |= {"d_logits"} if case.kind == "unfused_qk" else {"d_out"}
-    given |= {"attn"} if case.kind == "unfused_av" else set()
-    expected = set(stored) - given
-    assert expected <= set(found)
+    computed = compute(case, stored)
+    inputs = {"q", "k", "v", "rpb", "additional_k", "additional_v"}
+    inputs |= {"d_logits"} if case.kind == "unfused_qk" else {"d_out"}
+    inputs |= {"attn"} if case.kind == "unfused_av" else set()
+    expected = set(stored) - inputs
+    assert expected <= set(computed)
     assert any(name.startswith("d_") for name in expected)
     for name in expected:
-        errors = relative_errors(torch.from_numpy(found[name]), torch.from_numpy(stored[name]))
-        # What is left are the files: rounded to float32, a 0.21.7 forward computed in it.
+        errors = relative_errors(torch.from_numpy(computed[name]), torch.from_numpy(stored[name]))
+        # The files cause these errors: float32 values, and a 0.21.7 forward in float32.
         assert errors.relative < 3e-7, (name, errors)
         assert errors.largest < 2e-6, (name, errors)
 
@@ -98,26 +97,27 @@ def test_neighbors_are_those_of_the_formulas(dilation: int, is_causal: bool) -> 
             for stride in {1, 2, 3, kernel_size}:
                 if stride > kernel_size:
                     continue
-                found = neighbors(length, kernel_size, dilation, stride, is_causal)
-                assert [[one.position for one in query] for query in found] == [
+                attended = neighbors(length, kernel_size, dilation, stride, is_causal)
+                assert [[neighbor.position for neighbor in query] for query in attended] == [
                     taps(i, length, kernel_size, dilation, stride=stride, is_causal=is_causal)
                     for i in range(length)
                 ]
-                for i, query in enumerate(found):
-                    for place, one in enumerate(query):
-                        assert one.tap == place
-                        assert one.bias == (one.position - i) / dilation + kernel_size - 1
-                        assert 0 <= one.bias < 2 * kernel_size - 1
+                for i, query in enumerate(attended):
+                    for place, neighbor in enumerate(query):
+                        assert neighbor.tap == place
+                        offset = (neighbor.position - i) / dilation
+                        assert neighbor.bias == offset + kernel_size - 1
+                        assert 0 <= neighbor.bias < 2 * kernel_size - 1
 
 
 def test_pairs_of_a_map_are_products_of_its_axes() -> None:
-    found = pairs((3, 5), (2, 3), (1, 2), (1, 1), (True, False))
-    assert (found.positions, found.taps) == (15, 6)
+    all_pairs = pairs((3, 5), (2, 3), (1, 2), (1, 1), (True, False))
+    assert (all_pairs.positions, all_pairs.taps) == (15, 6)
     # The query at (0, 1): itself and nothing above; columns 1 and 3 are its whole group.
-    own = found.query == 1
-    assert found.key[own].tolist() == [1, 3]
-    assert found.tap[own].tolist() == [0, 1]
-    assert found.bias[own].tolist() == [1 * 5 + 2, 1 * 5 + 3]
+    own = all_pairs.query == 1
+    assert all_pairs.key[own].tolist() == [1, 3]
+    assert all_pairs.tap[own].tolist() == [0, 1]
+    assert all_pairs.bias[own].tolist() == [1 * 5 + 2, 1 * 5 + 3]
 
 
 OPTIONS = [
@@ -167,13 +167,13 @@ def test_gradients_by_hand_are_those_of_finite_differences(options: tuple[Any, .
     # Tokens and rpb are keywords of the same names.
     plain = brute_force.attention(**arrays, **where, scale=0.7)
     d_output, d_lse = random(plain["output"].shape), random(plain["lse"].shape)
-    found = brute_force.attention(**arrays, **where, scale=0.7, d_output=d_output, d_lse=d_lse)
+    gradients = brute_force.attention(**arrays, **where, scale=0.7, d_output=d_output, d_lse=d_lse)
 
     def loss(changed: Arrays) -> float:
         results = brute_force.attention(**changed, **where, scale=0.7)
         return float((results["output"] * d_output).sum() + (results["lse"] * d_lse).sum())
 
-    check_gradients(arrays, found, loss)
+    check_gradients(arrays, gradients, loss)
 
 
 @each_option
@@ -185,37 +185,37 @@ def test_unfused_gradients_by_hand_are_those_of_finite_differences(
     random = np.random.default_rng(8).standard_normal
     attn = brute_force.qk(**arrays, **where, scale=0.7)["attn"]
     d_attn = random(attn.shape)
-    found = brute_force.qk(**arrays, **where, scale=0.7, d_attn=d_attn)
+    gradients = brute_force.qk(**arrays, **where, scale=0.7, d_attn=d_attn)
 
     def of_qk(changed: Arrays) -> float:
         logits = brute_force.qk(**changed, **where, scale=0.7)["attn"]
         return float((np.where(np.isfinite(logits), logits, 0) * d_attn).sum())
 
-    check_gradients(arrays, found, of_qk)
+    check_gradients(arrays, gradients, of_qk)
     weights = {"attn": random(attn.shape), "value": value, "additional_values": extra}
     d_output = random(brute_force.av(**weights, **where)["output"].shape)
-    found = brute_force.av(**weights, **where, d_output=d_output)
+    gradients = brute_force.av(**weights, **where, d_output=d_output)
 
     def of_av(changed: Arrays) -> float:
         return float((brute_force.av(**changed, **where)["output"] * d_output).sum())
 
-    check_gradients(weights, found, of_av)
+    check_gradients(weights, gradients, of_av)
 
 
-def check_gradients(arrays: Arrays, found: Arrays, loss: Any) -> None:
+def check_gradients(arrays: Arrays, gradients: Arrays, loss: Any) -> None:
     """Compare each gradient with the change of the loss along random directions."""
     random = np.random.default_rng(9).standard_normal
     step = 1e-5
     for name, array in arrays.items():
         if array is None:
-            assert f"d_{name}" not in found
+            assert f"d_{name}" not in gradients
             continue
         for _ in range(3):
             direction = random(array.shape)
             ahead = loss({**arrays, name: array + step * direction})
             behind = loss({**arrays, name: array - step * direction})
-            expected = (ahead - behind) / (2 * step)
-            assert (found[f"d_{name}"] * direction).sum() == pytest.approx(expected, 1e-7, 1e-8)
+            slope = (gradients[f"d_{name}"] * direction).sum()
+            assert slope == pytest.approx((ahead - behind) / (2 * step), 1e-7, 1e-8)
 
 
 @each_option
@@ -227,15 +227,15 @@ def test_the_reference_matches_brute_force(options: tuple[Any, ...]) -> None:
     }
     output, lse = neighborhood_attention(**tensors, **where, scale=0.7, return_lse=True)
     d_output, d_lse = torch.randn_like(output), torch.randn_like(lse)
-    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    gradients = torch.autograd.grad((output, lse), list(given.values()), (d_output, d_lse))
+    inputs = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    gradients = torch.autograd.grad((output, lse), list(inputs.values()), (d_output, d_lse))
     expected = brute_force.attention(
         **arrays, **where, scale=0.7, d_output=d_output.numpy(), d_lse=d_lse.numpy()
     )
-    found = {f"d_{name}": gradient for name, gradient in zip(given, gradients, strict=True)}
-    found |= {"output": output, "lse": lse}
-    assert set(found) == set(expected)
-    for name, result in found.items():
+    results = {f"d_{name}": gradient for name, gradient in zip(inputs, gradients, strict=True)}
+    results |= {"output": output, "lse": lse}
+    assert set(results) == set(expected)
+    for name, result in results.items():
         torch.testing.assert_close(result.detach(), torch.from_numpy(expected[name]).clone())
 
 
@@ -254,5 +254,5 @@ def test_the_unfused_reference_matches_brute_force(options: tuple[Any, ...]) -> 
     torch.testing.assert_close(logits.movedim(-2, 1), torch.from_numpy(attn))
     weights = np.exp(attn)
     output = brute_force.av(weights, value, **where, additional_values=extra)["output"]
-    found = neighborhood_sum(logits.exp(), of_value[0], **where, additional_values=of_value[1])
-    torch.testing.assert_close(found.movedim(-2, 1), torch.from_numpy(output))
+    sums = neighborhood_sum(logits.exp(), of_value[0], **where, additional_values=of_value[1])
+    torch.testing.assert_close(sums.movedim(-2, 1), torch.from_numpy(output))

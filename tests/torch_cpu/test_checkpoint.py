@@ -43,20 +43,20 @@ def test_gradients_are_the_same_bits(
     module = module_of().train()
 
     def again(x: Tensor) -> Tensor:
-        found: Any = checkpoint(module, x, use_reentrant=use_reentrant)
-        return found
+        output: Any = checkpoint(module, x, use_reentrant=use_reentrant)
+        return output
 
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         if use_reentrant:  # It takes `backward` only.
             x = torch.randn(3, 5, 4, 8).requires_grad_()
-            found = []
+            output = []
             for run in (module, again):
                 torch.manual_seed(2)
                 module.zero_grad()
                 x.grad = None
                 run(x).sin().sum().backward()
-                found.append([t.grad.clone() for t in (x, *module.parameters())])
-            plain, checkpointed = found
+                output.append([t.grad.clone() for t in (x, *module.parameters())])
+            plain, checkpointed = output
         else:
             plain, checkpointed = gradients(module, module), gradients(module, again)
     assert all(torch.equal(*pair) for pair in zip(plain, checkpointed, strict=True))
@@ -76,8 +76,8 @@ def test_selected_results_are_kept(doubles: Doubles) -> None:
 
     def again(x: Tensor) -> Tensor:
         contexts = lambda: create_selective_checkpoint_contexts(keep)  # noqa: E731
-        found: Any = checkpoint(module, x, use_reentrant=False, context_fn=contexts)
-        return found
+        output: Any = checkpoint(module, x, use_reentrant=False, context_fn=contexts)
+        return output
 
     plain, selected = gradients(module, module), gradients(module, again)
     assert all(torch.equal(*pair) for pair in zip(plain, selected, strict=True))
@@ -89,14 +89,14 @@ def test_a_compiled_module_with_checkpoints(doubles: Doubles) -> None:
     module = NeighborhoodAttention2D(8, 2, 3)
 
     def again(x: Tensor) -> Tensor:
-        found: Any = checkpoint(module, x, use_reentrant=False)
-        return found
+        output: Any = checkpoint(module, x, use_reentrant=False)
+        return output
 
     compiled = torch.compile(again, fullgraph=True, backend="aot_eager")
     plain = gradients(module, module)
     doubles.calls.clear()
-    found = gradients(module, compiled)
-    torch.testing.assert_close(found, plain)
+    output = gradients(module, compiled)
+    torch.testing.assert_close(output, plain)
     assert doubles.operations.count("forward_lse_packed") == 2
     doubles.calls.clear()
     gradients(module, torch.compile(module, fullgraph=True, backend="aot_eager"))
@@ -111,12 +111,12 @@ def test_the_unfused_operators(doubles: Doubles, use_reentrant: bool) -> None:
         attn = natc.functional.na1d_qk(query, key, 3, is_causal=True).softmax(-1)
         return natc.functional.na1d_av(attn, value, 3, is_causal=True)
 
-    found = []
+    gradients = []
     for run in (attend, lambda *t: checkpoint(attend, *t, use_reentrant=use_reentrant)):
         tensors = [t.clone().requires_grad_() for t in (query, key, value)]
         run(*tensors).sin().sum().backward()
-        found.append([t.grad for t in tensors])
-    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+        gradients.append([t.grad for t in tensors])
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
 
 
 def test_deterministic_mode_takes_every_operation(doubles: Doubles) -> None:

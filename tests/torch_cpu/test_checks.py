@@ -11,29 +11,31 @@ from natc.checks.inputs import make_inputs, misaligned, noncontiguous, poisoned
 from natc.checks.tolerance import RELATIVE_TOLERANCE, check_close
 from natc.errors import CheckError
 
+pytestmark = pytest.mark.quick
+
 
 def test_inputs_depend_on_the_seed_alone() -> None:
     shape = (2, 4, 5, 3, 8)
-    one, same = make_inputs(shape, kernel_size=3), make_inputs(shape, kernel_size=3)
-    assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
-    other = make_inputs(shape, kernel_size=3, seed=1)
-    assert not any(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    first, same = make_inputs(shape, kernel_size=3), make_inputs(shape, kernel_size=3)
+    assert all(torch.equal(a, b) for a, b in zip(first, same, strict=True))
+    another = make_inputs(shape, kernel_size=3, seed=1)
+    assert not any(torch.equal(a, b) for a, b in zip(first, another, strict=True))
     half = make_inputs(shape, dtype=torch.float16)
-    assert torch.equal(half.query, one.query.half())
+    assert torch.equal(half.query, first.query.half())
     assert torch.equal(half.to_float64().query, half.query.double())
 
 
 def test_shapes_of_inputs() -> None:
-    made = make_inputs(
+    inputs = make_inputs(
         (2, 4, 5, 6, 8), kernel_size=(3, 4), heads_kv=2, value_dim=1, dtype=torch.bfloat16
     )
-    assert [tuple(tensor.shape) for tensor in made] == [
+    assert [tuple(tensor.shape) for tensor in inputs] == [
         (2, 4, 5, 6, 8),
         (2, 4, 5, 2, 8),
         (2, 4, 5, 2, 1),
         (6, 5, 7),
     ]
-    assert made.rpb.dtype == torch.float32
+    assert inputs.rpb.dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

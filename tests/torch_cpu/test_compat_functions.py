@@ -14,7 +14,10 @@ from torch import Tensor
 from natc.checks.tolerance import check_close
 from natc.reference import neighborhood_attention, neighborhood_logits
 
-pytestmark = pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning")
+pytestmark = [
+    pytest.mark.quick,
+    pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning"),
+]
 
 CASES = golden_cases(Path(__file__).parents[1] / "data" / "golden")
 UNFUSED = [case for case in CASES if case.kind != "fused"]

@@ -110,9 +110,9 @@ def test_a_network_is_compiled_once_for_its_batches(doubles: Doubles, train: boo
             with torch.inference_mode():
                 torch.testing.assert_close(call(image), model(image))
             continue
-        found = torch.autograd.grad(call(image).square().mean(), weights)
+        gradients = torch.autograd.grad(call(image).square().mean(), weights)
         torch.testing.assert_close(
-            found, torch.autograd.grad(model(image).square().mean(), weights)
+            gradients, torch.autograd.grad(model(image).square().mean(), weights)
         )
     assert graphs() == 2  # the first size, and any other
 
@@ -140,7 +140,7 @@ def test_inductor_compiles_what_is_around_a_kernel(
     kernels: LibraryDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if shutil.which(os.environ.get("CXX", "g++")) is None:
-        pytest.skip("NOT RUN: inductor needs a C++ compiler, g++ or that of CXX")
+        pytest.skip("NOT RUN: inductor needs a C++ compiler, g++ or CXX")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
 
     def block(x: Tensor, rpb: Tensor) -> Tensor:

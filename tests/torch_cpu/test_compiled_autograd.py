@@ -32,12 +32,12 @@ def gradients(dilation: int, only_rpb: bool) -> list[Tensor | None]:
 def test_the_backward_pass_is_one_graph(doubles: Doubles) -> None:
     torch._dynamo.reset()
     try:
-        # Options and what is wanted are part of a graph, not of the first one only.
+        # Every graph has its own options and its own list of wanted gradients.
         for case in ((1, False), (2, True)):
             expected = gradients(*case)
             with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
-                found = gradients(*case)
-            assert (found[0] is None) is case[1]
-            torch.testing.assert_close(found, expected)
+                actual = gradients(*case)
+            assert (actual[0] is None) is case[1]
+            torch.testing.assert_close(actual, expected)
     finally:
         torch._dynamo.reset()

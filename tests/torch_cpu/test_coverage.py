@@ -1,4 +1,4 @@
-"""The table of what serves what: true to the operations that exist and to what the calls do."""
+"""The table of supported features agrees with the operations that exist and with calls."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from natc.runtime import registry
 from natc.spec import RANKS, KernelSpec
 from natc.store import workspace
 
-# What no kernel computes of the fused functions. For these the reference may serve, and elsewhere
-# it may not.
+pytestmark = pytest.mark.quick
+
+# Derivatives of the fused functions that no kernel computes. Only for these may the reference
+# serve.
 DERIVED = ("double backward", "forward-mode")
 
 
@@ -90,8 +92,8 @@ def test_without_an_operation_its_rows_fall_to_the_reference(
         if missing in cell.operations and not cell.feature.startswith(DERIVED)
     )
 
-    def fewer(spec: KernelSpec, *rest: Any) -> tuple[str, ...]:
-        return tuple(name for name in operations_of(spec, *rest) if name != missing)
+    def fewer(spec: KernelSpec, *options: Any) -> tuple[str, ...]:
+        return tuple(name for name in operations_of(spec, *options) if name != missing)
 
     monkeypatch.setattr(support, "operations_of", fewer)
     assert only(row).supported == REFERENCE

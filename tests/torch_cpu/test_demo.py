@@ -17,7 +17,10 @@ from natc.demo.pictures import feature_picture, principal_colors
 from natc.models import NAT
 from natc.nn import NeighborhoodAttention2D
 
-pytestmark = pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning")
+pytestmark = [
+    pytest.mark.quick,
+    pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning"),
+]
 
 OFFLINE = """
 import socket

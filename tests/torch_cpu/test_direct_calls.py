@@ -25,6 +25,8 @@ from natc.ops.fused import run_backward
 from natc.ops.library import dispatched
 from natc.ops.unfused import run_inverse_av, run_sum_rpb
 
+pytestmark = pytest.mark.quick
+
 # Each operator, and the function by which natc calls it, which may go past the dispatcher.
 RUN = {
     ops.forward: ops.run_forward,
@@ -64,7 +66,7 @@ def tensors_of(operator: Any) -> list[Tensor]:
 
 
 def both_ways(operator: Any, tensors: Callable[[], list[Tensor]]) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the results of an operator, then of natc's call of it, both of tensors made anew."""
+    """Yield the results of an operator, then of natc's call of it, each on fresh tensors."""
     constants = {ops.backward: ((True,) * 4,), ops.qk: (0.0,), ops.sum_rpb: (4,)}
     before = constants.get(operator, ())
     options = Options((3,), (1,), (1,), (False,))
@@ -80,9 +82,9 @@ class Tagged(Tensor):
 
 
 def negative() -> Tensor:
-    found = torch.randn(2, 6, 2, 4, dtype=torch.complex64).conj().imag
-    assert found.is_neg()
-    return found
+    lazy = torch.randn(2, 6, 2, 4, dtype=torch.complex64).conj().imag
+    assert lazy.is_neg()
+    return lazy
 
 
 def zero() -> Tensor:
@@ -107,11 +109,11 @@ def test_a_tensor_that_is_not_plain_takes_the_dispatcher(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["a lazy negation", "a lazy zero", "functionalized"])
 def test_a_tensor_that_is_not_plain_has_the_same_result(name: str, doubles: Doubles) -> None:
-    given = MADE[name]()
-    result = natc.na1d(given, given, given, 3)
+    tensor = MADE[name]()
+    result = natc.na1d(tensor, tensor, tensor, 3)
     if name == "functionalized":
-        given, result = (torch._from_functional_tensor(t) for t in (given, result))
-    solid = given + 0
+        tensor, result = (torch._from_functional_tensor(t) for t in (tensor, result))
+    solid = tensor + 0
     assert not solid.is_neg()
     assert torch.equal(result, natc.na1d(solid, solid, solid, 3))
 
@@ -139,13 +141,13 @@ SHOWS: dict[str, Callable[[Tensor], bool]] = {
 @pytest.mark.parametrize("kind", list(CHANGES))
 @of_each_operator
 def test_each_tensor_has_a_say(operator: Any, kind: str, doubles: Doubles) -> None:
-    """A gradient, a tangent or a class that one of the tensors alone has."""
+    """One of the tensors has a gradient, a tangent or a class; the others have none."""
     for number in range(len(tensors_of(operator))):
 
         def tensors(number: int = number) -> list[Tensor]:
-            made = tensors_of(operator)
-            made[number] = CHANGES[kind](made[number])
-            return made
+            changed = tensors_of(operator)
+            changed[number] = CHANGES[kind](changed[number])
+            return changed
 
         # To `backward`, the forward's results are no variables when a tangent is asked for.
         constant = kind == "tangent" and operator is ops.backward and number >= 6
@@ -159,9 +161,9 @@ def test_what_is_around_a_call_takes_the_dispatcher() -> None:
     x = plain()
     seen = []
 
-    def see(given: Tensor) -> Tensor:
-        seen.append(goes_straight((given,)))
-        return given * 1
+    def see(tensor: Tensor) -> Tensor:
+        seen.append(goes_straight((tensor,)))
+        return tensor * 1
 
     with FlopCounterMode(display=False):
         see(x)
@@ -175,13 +177,13 @@ def test_what_is_around_a_call_takes_the_dispatcher() -> None:
         see(x)
     torch.func.vmap(see)(x)
     torch.func.grad(lambda t: see(t).sum())(x)
-    # Nor what a transform makes nothing of, as it is not its argument.
+    # Also inside a transform that x is no argument of.
     torch.func.vmap(lambda t: t * see(x))(x)
     torch.func.grad(lambda t: (t * see(x)).sum())(x)
     torch.jit.trace(see, x, check_trace=False)
     torch._dynamo.reset()
-    found = torch.compile(lambda t: t + int(goes_straight((t,))), backend="eager")(x)
-    assert seen == [False] * 10 and torch.equal(found, x)
+    compiled = torch.compile(lambda t: t + int(goes_straight((t,))), backend="eager")(x)
+    assert seen == [False] * 10 and torch.equal(compiled, x)
     # Nothing of it stays behind, and these two are nothing to be seen by.
     assert goes_straight((x,))
     with torch.no_grad():
@@ -219,7 +221,9 @@ def test_a_profiler_of_any_thread_takes_the_dispatcher() -> None:
     )  # fmt: skip
     activities = {torch.profiler.ProfilerActivity.CPU}
     torch.autograd._prepare_profiler(config, activities)
-    torch.autograd._enable_profiler(config, activities)  # as one that Python knows nothing of
+    torch.autograd._enable_profiler(
+        config, activities
+    )  # a profiler that torch.profiler does not know
     try:
         seen.append(goes_straight((x,)))
     finally:
@@ -238,7 +242,7 @@ def test_a_profiler_names_the_operators(doubles: Doubles) -> None:
 @of_each_operator
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_both_ways_give_the_same(operator: Any, requires_grad: bool, doubles: Doubles) -> None:
-    found, leaves = [], []
+    values_of_both, leaves = [], []
 
     def tensors() -> list[Tensor]:
         leaves[:] = [t.requires_grad_(requires_grad) for t in tensors_of(operator)]
@@ -255,9 +259,9 @@ def test_both_ways_give_the_same(operator: Any, requires_grad: bool, doubles: Do
             if operator is not ops.backward:
                 again = sum(((t * t).sum() for t in values[len(results) :]), torch.zeros(()))
                 values += torch.autograd.grad(again, wanted)
-        found.append(values)
-    assert len(found[0]) == len(found[1]) > 0
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+        values_of_both.append(values)
+    assert len(values_of_both[0]) == len(values_of_both[1]) > 0
+    assert all(torch.equal(*pair) for pair in zip(*values_of_both, strict=True))
 
 
 @pytest.mark.parametrize("context", [torch.inference_mode, torch._C._AutoDispatchBelowAutograd])
@@ -272,12 +276,12 @@ def test_where_torch_passes_autograd_by_so_does_natc(
             tensors = [CHANGES[kind](t) for t in tensors_of(operator)]
             with context(), torch.enable_grad():
                 assert not tensors[0].sin().requires_grad
-                for results in both_ways(operator, lambda given=tensors: given):
+                for results in both_ways(operator, lambda inputs=tensors: inputs):
                     assert not any(map(has_gradient, results))
                     assert not any(map(has_tangent, results))
                     launched.append(doubles.operations)
                     doubles.calls.clear()
-    # On kernels, and those that return no logsumexp where none is asked for.
+    # On kernels; without a logsumexp unless the operator returns one.
     assert launched == [launched[0]] * 4
     first = "delta" if operator is ops.backward else operator._schema.name.removeprefix("natc::")
     assert launched[0][0] == first
@@ -287,7 +291,7 @@ def test_where_torch_passes_autograd_by_so_does_natc(
 def test_options_are_those_of_the_call(name: str, doubles: Doubles) -> None:
     """A list that is changed before the gradient is made changes nothing of it."""
     after: dict[str, Any] = {"dilation": 2, "stride": 2, "is_causal": True}
-    found = []
+    gradients = []
     for change in (False, True):
         torch.manual_seed(0)
         x = plain(requires_grad=True)
@@ -296,8 +300,8 @@ def test_options_are_those_of_the_call(name: str, doubles: Doubles) -> None:
         if change:
             options[name][0] = after[name]
         output.square().sum().backward()
-        found.append(x.grad)
-    assert torch.equal(*found)
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)
 
 
 def test_integers_of_any_kind_are_options(libraries: Any) -> None:
@@ -305,8 +309,8 @@ def test_integers_of_any_kind_are_options(libraries: Any) -> None:
     x = plain()
     with natc.force_reference():
         expected = natc.na1d(x, x, x, 3, dilation=2)
-        for one, two in ((Size.small, Size.two), ([Size.small], (Size.two,))):
-            assert torch.equal(natc.na1d(x, x, x, one, dilation=two), expected)
+        for size, two in ((Size.small, Size.two), ([Size.small], (Size.two,))):
+            assert torch.equal(natc.na1d(x, x, x, size, dilation=two), expected)
 
 
 ASKED: dict[str, tuple[Callable[[Tensor], Any], int]] = {

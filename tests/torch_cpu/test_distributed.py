@@ -113,10 +113,10 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
         for rank in range(2)
     ]
     try:
-        said = [process.communicate(timeout=500) for process in both]
+        outputs = [process.communicate(timeout=500) for process in both]
     finally:
         for process in both:
             process.kill()
-    for process, (output, errors) in zip(both, said, strict=True):
+    for process, (output, errors) in zip(both, outputs, strict=True):
         assert process.returncode == 0, errors
         assert output.splitlines() == CHECKS

@@ -64,8 +64,8 @@ def test_every_function_of_any_size() -> None:
         Everything(), inputs(2, 7, 3), dynamic_shapes=(sizes, sizes, None, {0: batch, 1: number})
     )
     assert operators(program) == {ops.forward_lse, ops.qk, ops.av}
-    for given in (inputs(3, 5, 4), inputs(1, 12, 9)):
-        torch.testing.assert_close(program.module()(*given), Everything()(*given))
+    for tensors in (inputs(3, 5, 4), inputs(1, 12, 9)):
+        torch.testing.assert_close(program.module()(*tensors), Everything()(*tensors))
 
 
 def test_a_network_in_another_process(tmp_path: Path) -> None:
@@ -75,10 +75,10 @@ def test_a_network_in_another_process(tmp_path: Path) -> None:
     sizes = {0: Dim("batch"), 2: Dim("height", min=32), 3: Dim("width", min=32)}
     image = torch.randn(2, 3, 40, 48)
     program = torch.export.export(model, (image,), dynamic_shapes=(sizes,))
-    other = torch.randn(3, 3, 33, 67)
-    torch.testing.assert_close(program.module()(other), model(other))
+    larger = torch.randn(3, 3, 33, 67)
+    torch.testing.assert_close(program.module()(larger), model(larger))
     torch.export.save(program, tmp_path / "network.pt2")
-    torch.save((other, model(other)), tmp_path / "expected.pt")
+    torch.save((larger, model(larger)), tmp_path / "expected.pt")
     script = """
 import sys, torch
 import natc.ops  # defines the operators
@@ -110,7 +110,7 @@ def test_decompositions_leave_the_operators() -> None:
 
 def test_compiled_ahead_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if shutil.which(os.environ.get("CXX", "g++")) is None:
-        pytest.skip("NOT RUN: AOTInductor needs a C++ compiler, g++ or that of CXX")
+        pytest.skip("NOT RUN: AOTInductor needs a C++ compiler, g++ or CXX")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
 
     class Attention(nn.Module):

@@ -1,4 +1,4 @@
-"""The fused functions: on a kernel, on the reference, and what is said of a bad argument."""
+"""The fused functions: on a kernel, on the reference, and with bad arguments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from natc.reference import neighborhood_attention
 SHAPE = (2, 5, 7, 3, HEAD_DIM)
 
 # A fallback that a test does not expect is a failure: the kernel did not run.
-pytestmark = pytest.mark.filterwarnings("error::natc.dispatch.fallback.NatcFallbackWarning")
+pytestmark = [
+    pytest.mark.quick,
+    pytest.mark.filterwarnings("error::natc.dispatch.fallback.NatcFallbackWarning"),
+]
 
 
 @pytest.mark.parametrize("rpb", [False, True])
@@ -149,7 +152,7 @@ def test_what_no_kernel_covers_is_the_reference(
         actual = natc.na2d(query, key, value, **options)
     assert caught[0].filename == __file__, "it points at the call, not into natc or torch"
     expected = neighborhood_attention(query, key, value, **options)
-    # Of a window beyond the map only what is on the map is added up, in another order.
+    # natc sums only the taps on the map, in another order than the reference.
     tolerance = 1e-6 if options["kernel_size"] == 65 else 0
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
@@ -252,8 +255,8 @@ def test_gradients_with_additional_tokens(libraries: LibraryDirectory) -> None:
     more = make_inputs((1, 2, 1, 2), value_dim=1, seed=1)
     tensors = [t.double().requires_grad_() for t in (*inputs, more.key, more.value)]
 
-    def attend(*given: torch.Tensor) -> Any:
-        query, key, value, rpb, keys, values = given
+    def attend(*leaves: torch.Tensor) -> Any:
+        query, key, value, rpb, keys, values = leaves
         return natc.na1d(
             query, key, value, 3, rpb=rpb, additional_keys=keys, additional_values=values,
             is_causal=True, return_lse=True,
@@ -269,7 +272,7 @@ def test_tokens_are_all_that_is_attended_where_the_window_is_masked(doubles: Dou
     more = make_inputs((1, 2, 2, 2), value_dim=3, seed=1).to_float64()
     assert inputs.rpb is not None
     inputs.rpb[1] = -math.inf
-    found = []
+    results = []
     for attend in (natc.na1d, natc.force_reference()(natc.na1d), neighborhood_attention):
         tensors = [t.clone().requires_grad_() for t in (*inputs, more.key, more.value)]
         query, key, value, rpb, keys, values = tensors
@@ -278,10 +281,10 @@ def test_tokens_are_all_that_is_attended_where_the_window_is_masked(doubles: Dou
             return_lse=True,
         )  # fmt: skip
         loss = output.sin().sum() + lse.cos().sum()
-        found.append((output.detach(), lse.detach(), *torch.autograd.grad(loss, tensors)))
-    torch.testing.assert_close(found[0], found[2])
-    torch.testing.assert_close(found[1], found[2])
-    assert all(t.isfinite().all() for t in found[0])
+        results.append((output.detach(), lse.detach(), *torch.autograd.grad(loss, tensors)))
+    torch.testing.assert_close(results[0], results[2])
+    torch.testing.assert_close(results[1], results[2])
+    assert all(t.isfinite().all() for t in results[0])
 
 
 def test_tokens_are_attended_on_a_kernel_by_merging(kernels: LibraryDirectory) -> None:
@@ -309,7 +312,7 @@ TOKENS = torch.zeros(2, 4, 3, HEAD_DIM)
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "said"),
+    ("changes", "error", "message"),
     [
         ({"query": [1.0]}, ArgumentTypeError, "query is a list; it must be a torch.Tensor"),
         ({"value": None}, ArgumentTypeError, "value is a NoneType"),
@@ -385,9 +388,9 @@ TOKENS = torch.zeros(2, 4, 3, HEAD_DIM)
     ],
 )
 def test_a_bad_argument_is_named_before_anything_runs(
-    kernels: LibraryDirectory, changes: dict[str, Any], error: type[Exception], said: str
+    kernels: LibraryDirectory, changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=said) as raised:
+    with pytest.raises(error, match=message) as raised:
         natc.na2d(**bad(**changes))
     assert isinstance(raised.value, natc.errors.NatcError)
     both = "additional" in next(iter(changes))
@@ -399,9 +402,9 @@ def test_a_bad_argument_is_named_before_anything_runs(
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_a_function_insists_on_its_rank(libraries: LibraryDirectory, rank: int) -> None:
-    for other in (rank - 1, rank + 1):
-        query = torch.zeros(1, *[3] * other, 2, 4)
-        with pytest.raises(ArgumentError, match=f"query has {other + 3} axes.* must have"):
+    for wrong_rank in (rank - 1, rank + 1):
+        query = torch.zeros(1, *[3] * wrong_rank, 2, 4)
+        with pytest.raises(ArgumentError, match=f"query has {wrong_rank + 3} axes.* must have"):
             calls(rank)[0](query, query, query, 3)
     for axes in (3, 7):
         query = torch.zeros(*[1] * axes)

@@ -1,4 +1,4 @@
-"""The unfused functions: what they return without kernels, and what is said of bad arguments."""
+"""The unfused functions: their results on the reference, and bad arguments."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import natc
 from natc.checks.inputs import make_inputs, noncontiguous
 from natc.errors import ArgumentError, ArgumentTypeError, NatcError
 from natc.reference import neighborhood_attention, neighborhood_logits, neighborhood_sum
+
+pytestmark = pytest.mark.quick
 
 
 @pytest.fixture(autouse=True)
@@ -132,9 +134,9 @@ def test_derivatives_of_any_order(options: dict[str, Any]) -> None:
         return natc.functional.na1d_av(attn, value, 3, additional_values=values, **options)
 
     query, key, value, rpb, keys, values = leaves
-    for function, given in ((qk, (query, key, rpb, keys)), (av, (attn, value, values))):
-        assert torch.autograd.gradcheck(function, given, check_forward_ad=True)
-        assert torch.autograd.gradgradcheck(function, given, check_fwd_over_rev=True)
+    for function, arguments in ((qk, (query, key, rpb, keys)), (av, (attn, value, values))):
+        assert torch.autograd.gradcheck(function, arguments, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(function, arguments, check_fwd_over_rev=True)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, 3])
@@ -175,7 +177,7 @@ E = torch.zeros(2, 4, 3, 8)
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "said"),
+    ("changes", "error", "message"),
     [
         ({"query": None}, ArgumentTypeError, "query is a NoneType"),
         ({"query": Q[0]}, ArgumentError, r"query has 4 axes.*5: \[batch, heads, height, width, h"),
@@ -205,15 +207,15 @@ E = torch.zeros(2, 4, 3, 8)
     ],
 )
 def test_a_bad_argument_of_qk_is_named(
-    changes: dict[str, Any], error: type[Exception], said: str
+    changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=said) as raised:
+    with pytest.raises(error, match=message) as raised:
         natc.functional.na2d_qk(**{"query": Q, "key": Q, "kernel_size": 3, **changes})
     assert isinstance(raised.value, NatcError)
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "said"),
+    ("changes", "error", "message"),
     [
         ({"attn": [1]}, ArgumentTypeError, "attn is a list"),
         (
@@ -244,8 +246,8 @@ def test_a_bad_argument_of_qk_is_named(
     ],
 )
 def test_a_bad_argument_of_av_is_named(
-    changes: dict[str, Any], error: type[Exception], said: str
+    changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=said) as raised:
+    with pytest.raises(error, match=message) as raised:
         natc.functional.na2d_av(**{"attn": A, "value": Q, "kernel_size": 3, **changes})
     assert isinstance(raised.value, NatcError)

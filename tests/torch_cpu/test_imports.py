@@ -49,8 +49,8 @@ except AttributeError as error:
 from natc import *
 print(na2d.__name__, models.__name__, merge_attentions.__name__)
 """
-    said = "module 'natc' has no attribute 'absent'\nna2d natc.models merge_attentions\n"
-    assert run_fresh(NO_COMPILER + program) == said
+    expected = "module 'natc' has no attribute 'absent'\nna2d natc.models merge_attentions\n"
+    assert run_fresh(NO_COMPILER + program) == expected
 
 
 def test_every_function_stays_where_it_was() -> None:

@@ -1,4 +1,4 @@
-"""Changes in place: results are the caller's, and what a gradient still needs is watched."""
+"""Changes in place: results belong to the caller, and autograd watches saved tensors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CALLS: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
     "av": lambda x: (na1d_av(heads_first(x)[..., :3], heads_first(x), 3),),
     "gradients": gradients,
 }
-# Where there is one of something, what is put together from parts may be a view of them.
+# With a batch, head or token of size 1, a concatenation of parts could be a view of one part.
 SHAPES = [(2, 6, 2, 4), (1, 6, 1, 4), (2, 1, 2, 4)]
 
 
@@ -60,10 +60,10 @@ def test_results_may_be_changed(name: str, on: str, doubles: Doubles) -> None:
 
 @pytest.mark.parametrize("changed", ["query", "key", "value", "rpb", "output", "lse", "nothing"])
 def test_what_a_gradient_needs_is_watched(changed: str, doubles: Doubles) -> None:
-    made = {name: torch.randn(2, 6, 2, 4) for name in ("query", "key", "value")}
-    made["rpb"] = torch.randn(2, 5)
-    leaves = [t.requires_grad_() for t in made.values()]
-    tensors = {name: leaf * 1 for name, leaf in zip(made, leaves, strict=True)}
+    inputs = {name: torch.randn(2, 6, 2, 4) for name in ("query", "key", "value")}
+    inputs["rpb"] = torch.randn(2, 5)
+    leaves = [t.requires_grad_() for t in inputs.values()]
+    tensors = {name: leaf * 1 for name, leaf in zip(inputs, leaves, strict=True)}
     results = natc.na1d(*list(tensors.values())[:3], 3, rpb=tensors["rpb"], return_lse=True)
     total = results[0].sum() + results[1].sum()
     tensors |= {"output": results[0], "lse": results[1]}

@@ -57,21 +57,21 @@ def test_derivatives() -> None:
     outputs = [torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     lses = [torch.randn(2, dtype=torch.float64, requires_grad=True) for _ in range(3)]
 
-    def merge(*given: Tensor) -> tuple[Tensor, Tensor]:
-        return natc.merge_attentions(given[:3], given[3:])
+    def merge(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+        return natc.merge_attentions(tensors[:3], tensors[3:])
 
     assert torch.autograd.gradcheck(merge, (*outputs, *lses), check_forward_ad=True)
     assert torch.autograd.gradgradcheck(merge, (*outputs, *lses), check_fwd_over_rev=True)
 
 
 def test_derivatives_are_those_of_the_whole() -> None:
-    found = []
+    gradients = []
     for sizes in ((7,), (3, 4)):
         logits, values = (t.requires_grad_() for t in drawn(3, 4))
         output, lse = natc.merge_attentions(*parts_of(logits, values, sizes))
         loss = output.sin().sum() + lse.cos().sum()
-        found.append(torch.autograd.grad(loss, (logits, values)))
-    torch.testing.assert_close(found[0], found[1])
+        gradients.append(torch.autograd.grad(loss, (logits, values)))
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 @pytest.mark.parametrize("garbage", [0.0, 7.0, math.nan, math.inf])
@@ -141,7 +141,7 @@ OUT, LSE = torch.zeros(2, 3), torch.zeros(2)
 
 
 @pytest.mark.parametrize(
-    ("outputs", "lses", "error", "said"),
+    ("outputs", "lses", "error", "message"),
     [
         (
             OUT,
@@ -181,7 +181,7 @@ OUT, LSE = torch.zeros(2, 3), torch.zeros(2)
     ],
 )
 def test_a_bad_argument_is_named(
-    outputs: Any, lses: Any, error: type[Exception], said: str
+    outputs: Any, lses: Any, error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         natc.merge_attentions(outputs, lses)

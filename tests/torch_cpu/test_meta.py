@@ -43,11 +43,11 @@ def everything(rank: int, dtype: torch.dtype) -> list[Any]:
         kind: getattr(natc.functional, f"na{rank}d{kind}")
         for kind in ("", "_qkvpacked", "_qk", "_av")
     }
-    found = []
+    descriptions = []
     options = {"dilation": 2, "is_causal": True}
     with FlopCounterMode(display=False) as counter:
         with torch.no_grad():
-            found += described(named[""](query, key, value, 3, rpb=rpb, **options))
+            descriptions += described(named[""](query, key, value, 3, rpb=rpb, **options))
         output, lse = named[""](
             query, key, value, 3, rpb=rpb, return_lse=True, additional_keys=keys,
             additional_values=values, **options,
@@ -56,11 +56,12 @@ def everything(rank: int, dtype: torch.dtype) -> list[Any]:
             output.sum() + lse.sum(), (query, key, value, rpb), create_graph=True
         )
         second = torch.autograd.grad(first[0].sum(), (key, value, rpb))
-        found += described(output, lse, *first, *second)
+        descriptions += described(output, lse, *first, *second)
 
         qkv = torch.randn(2, *spatial, 3, 4, 8, dtype=dtype, requires_grad=True)
         output, lse = named["_qkvpacked"](qkv, 3, rpb=rpb, return_lse=True)
-        found += described(output, lse, *torch.autograd.grad(output.sum() + lse.sum(), (qkv, rpb)))
+        gradients = torch.autograd.grad(output.sum() + lse.sum(), (qkv, rpb))
+        descriptions += described(output, lse, *gradients)
 
         heads_first = [t.detach().movedim(-2, 1).requires_grad_() for t in (query, key, value)]
         attn = named["_qk"](
@@ -69,8 +70,9 @@ def everything(rank: int, dtype: torch.dtype) -> list[Any]:
         output = named["_av"](
             attn, heads_first[2], 3, additional_values=values.movedim(1, 2), **options
         )
-        found += described(attn, output, *torch.autograd.grad(output.sum(), (*heads_first, rpb)))
-    return [*found, counter.get_total_flops()]
+        gradients = torch.autograd.grad(output.sum(), (*heads_first, rpb))
+        descriptions += described(attn, output, *gradients)
+    return [*descriptions, counter.get_total_flops()]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,7 @@ def test_meta_and_fake_tensors_are_described_as_real_ones(rank: int, dtype: torc
 
 @pytest.fixture
 def autocast_of_cuda() -> Iterator[None]:
-    """As `torch.autocast("cuda", torch.float16)`, which does nothing where there is no GPU."""
+    """Do what `torch.autocast("cuda", torch.float16)` does on a machine with a GPU."""
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     torch.set_autocast_enabled("cuda", True)
     torch.set_autocast_dtype("cuda", torch.float16)

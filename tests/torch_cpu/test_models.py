@@ -19,7 +19,10 @@ from natc.errors import ArgumentError
 from natc.models import NAT
 from natc.models.layers import DropPath
 
-pytestmark = pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning")
+pytestmark = [
+    pytest.mark.quick,
+    pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning"),
+]
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden_model"
 
@@ -79,17 +82,17 @@ def test_golden_network(name: str, dtype: torch.dtype, limit: float) -> None:
     model.to(dtype)
     x = stored["x"].to(dtype).requires_grad_()
     maps = model.forward_features(x)
-    found = {"patch_embed": model.patch_embed(x), "logits": model(x)}
-    found |= {f"feat{level}": feature_map for level, feature_map in enumerate(maps)}
-    found["logits"].backward(stored["d_logits"].to(dtype))
+    results = {"patch_embed": model.patch_embed(x), "logits": model(x)}
+    results |= {f"feat{level}": feature_map for level, feature_map in enumerate(maps)}
+    results["logits"].backward(stored["d_logits"].to(dtype))
     gradients = {f"d_param.{key}": p.grad for key, p in model.named_parameters()}
     assert x.grad is not None
     gradients["d_x"] = x.grad
 
     expected = set(stored) - {"x", "d_logits"}
-    assert set(found) < expected and len(expected) == 13
+    assert set(results) < expected and len(expected) == 13
     for key in expected:
-        actual = (found | gradients)[key]
+        actual = (results | gradients)[key]
         assert relative_errors(actual, stored[key].double()).largest <= limit, key
 
 

@@ -80,7 +80,7 @@ def test_a_function_mode_sees_the_operators(doubles: Doubles) -> None:
 
 
 def test_modes_change_no_bit(doubles: Doubles) -> None:
-    found = []
+    gradients = []
     torch.manual_seed(0)
     leaf = leaves()
     for mode in (None, Dispatched(), Called()):
@@ -90,9 +90,9 @@ def test_modes_change_no_bit(doubles: Doubles) -> None:
         else:
             with mode:
                 everything(*tensors).backward()
-        found.append([t.grad for t in tensors])
-    assert all(torch.equal(one, other) for one, other in zip(found[0], found[1], strict=True))
-    assert all(torch.equal(one, other) for one, other in zip(found[0], found[2], strict=True))
+        gradients.append([t.grad for t in tensors])
+    for in_mode in gradients[1:]:
+        assert all(torch.equal(*pair) for pair in zip(in_mode, gradients[0], strict=True))
 
 
 def test_no_grad_and_inference_mode(doubles: Doubles) -> None:
@@ -100,11 +100,11 @@ def test_no_grad_and_inference_mode(doubles: Doubles) -> None:
     with torch.no_grad():
         assert not everything(x, rpb).requires_grad
     with torch.inference_mode():
-        made = torch.randn(2, 6, 2, 4)
-        result = natc.na1d(made, made, made, 3, rpb=rpb)
+        inference = torch.randn(2, 6, 2, 4)
+        result = natc.na1d(inference, inference, inference, 3, rpb=rpb)
         assert result.is_inference()
         with torch.inference_mode(False), pytest.raises(RuntimeError, match="[Ii]nference"):
-            natc.na1d(made, made, x, 3)  # It would have to be kept for the gradient.
+            natc.na1d(inference, inference, x, 3)  # It would have to be kept for the gradient.
     with torch.no_grad(), torch.enable_grad():
         assert natc.na1d(x, x, x, 3).requires_grad
 
@@ -113,7 +113,7 @@ def test_hooks_of_tensors_and_modules(doubles: Doubles) -> None:
     module = NeighborhoodAttention1D(8, 2, 3)
     seen: list[str] = []
     module.register_forward_pre_hook(lambda *_: seen.append("before"))
-    module.register_forward_hook(lambda m, given, result: result * 2)
+    module.register_forward_hook(lambda m, inputs, result: result * 2)
     module.register_full_backward_hook(lambda *_: seen.append("backward"))
     x = torch.randn(2, 6, 8, requires_grad=True)
     plain = module.forward(x)
@@ -131,12 +131,12 @@ def test_saved_tensors_may_be_packed_away(doubles: Doubles) -> None:
     wanted = torch.autograd.grad(everything(x, rpb), (x, rpb))
     with torch.autograd.graph.save_on_cpu():
         result = everything(x, rpb)
-    for one, other in zip(torch.autograd.grad(result, (x, rpb)), wanted, strict=True):
-        assert torch.equal(one, other)
+    for gradient, expected in zip(torch.autograd.grad(result, (x, rpb)), wanted, strict=True):
+        assert torch.equal(gradient, expected)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t.numpy(), torch.from_numpy):
         result = everything(x, rpb)
-    for one, other in zip(torch.autograd.grad(result, (x, rpb)), wanted, strict=True):
-        assert torch.equal(one, other)
+    for gradient, expected in zip(torch.autograd.grad(result, (x, rpb)), wanted, strict=True):
+        assert torch.equal(gradient, expected)
 
 
 def test_parametrized_and_pruned_modules(doubles: Doubles) -> None:
@@ -173,9 +173,9 @@ def test_an_exchanged_projection_is_used(doubles: Doubles) -> None:
     x = torch.randn(2, 6, 8)
     exact = module(x)
     for name in ("qkv", "proj"):
-        other = Rounded(*reversed(getattr(module, name).weight.shape))
-        other.load_state_dict(getattr(module, name).state_dict())
-        setattr(module, name, other)
+        rounded_layer = Rounded(*reversed(getattr(module, name).weight.shape))
+        rounded_layer.load_state_dict(getattr(module, name).state_dict())
+        setattr(module, name, rounded_layer)
     rounded = module(x)
     assert not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded, exact, rtol=0.1, atol=0.05)

@@ -1,4 +1,4 @@
-"""The modules around neighborhood attention: options, parameters, what they refuse."""
+"""The modules around neighborhood attention: options, parameters, refusals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from natc.nn import (
 )
 from natc.reference import neighborhood_attention
 
-pytestmark = pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning")
+pytestmark = [
+    pytest.mark.quick,
+    pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning"),
+]
 
 
 MODULES = {1: NeighborhoodAttention1D, 2: NeighborhoodAttention2D, 3: NeighborhoodAttention3D}

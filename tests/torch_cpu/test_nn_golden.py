@@ -66,14 +66,14 @@ def test_module_matches_released_versions(case: GoldenCase, dtype: torch.dtype) 
     )
     x = stored["x"].to(dtype).requires_grad_()
     output = module(x)
-    found = {"out": output}
+    results = {"out": output}
     if "d_out" in stored:  # 0.21.7 computes no gradients on a CPU
         output.backward(stored["d_out"].to(dtype))
-        found |= {"d_x": x.grad}
-        found |= {f"d_param.{name}": p.grad for name, p in module.named_parameters()}
+        results |= {"d_x": x.grad}
+        results |= {f"d_param.{name}": p.grad for name, p in module.named_parameters()}
     expected = {n for n in stored if n not in ("x", "d_out") and not n.startswith(prefix)}
-    assert set(found) == expected
-    for name, result in found.items():
+    assert set(results) == expected
+    for name, result in results.items():
         assert result is not None, name
         errors = check_close(result, stored[name], torch.float32, name)
         if dtype == torch.float64:

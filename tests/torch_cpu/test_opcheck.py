@@ -88,8 +88,8 @@ def test_on_the_reference(name: str) -> None:
 @pytest.mark.parametrize("name", OPERATORS)
 def test_empty_batches(name: str) -> None:
     arguments = tuple(
-        given[:0].detach() if isinstance(given, Tensor) and given.shape[0] == 3 else given
-        for given in calls("3D", False)[name]
+        x[:0].detach() if isinstance(x, Tensor) and x.shape[0] == 3 else x
+        for x in calls("3D", False)[name]
     )
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     result = torch.library.opcheck(getattr(ops, name), arguments, test_utils=tests)

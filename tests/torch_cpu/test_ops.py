@@ -186,14 +186,14 @@ def test_flops_of_fewer_channels_and_gradients(libraries: LibraryDirectory, quie
 def test_gradients_are_those_of_the_reference(
     kernels: LibraryDirectory, quiet: None, name: str | None
 ) -> None:
-    found = []
+    gradients = []
     for function in (attend, expected):
         inputs = with_rpb()
         for field, tensor in inputs._asdict().items():
             tensor.requires_grad_(name in (None, field))
         loss_of(function)(*inputs).backward()
-        found.append([tensor.grad for tensor in inputs if tensor is not None])
-    for actual, wanted in zip(*found, strict=True):
+        gradients.append([tensor.grad for tensor in inputs if tensor is not None])
+    for actual, wanted in zip(*gradients, strict=True):
         assert (actual is None) == (wanted is None)
         if wanted is not None:
             torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
@@ -202,25 +202,25 @@ def test_gradients_are_those_of_the_reference(
 
 def test_only_one_result_needs_a_gradient(kernels: LibraryDirectory, quiet: None) -> None:
     for index in (0, 1):
-        found = []
+        gradients = []
         for function in (attend, expected):
             inputs = with_rpb(requires_grad=True)
             function(*inputs)[index].sum().backward()
-            found.append([tensor.grad for tensor in inputs if tensor is not None])
-        for actual, wanted in zip(*found, strict=True):
+            gradients.append([tensor.grad for tensor in inputs if tensor is not None])
+        for actual, wanted in zip(*gradients, strict=True):
             wanted = torch.zeros_like(actual) if wanted is None else wanted
             torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_one_tensor_may_be_query_key_and_value(kernels: LibraryDirectory, quiet: None) -> None:
-    found = []
+    derivatives = []
     for function in (attend, expected):
         tensor = make_inputs(SHAPE).query.requires_grad_()
         loss = loss_of(function)(tensor, tensor, tensor, None)
         (first,) = torch.autograd.grad(loss, tensor, create_graph=True)
         (second,) = torch.autograd.grad(first.square().sum(), tensor)
-        found.append((first.detach(), second))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3)
+        derivatives.append((first.detach(), second))
+    torch.testing.assert_close(derivatives[0], derivatives[1], rtol=1e-3, atol=1e-3)
     assert kernels.calls(SPECS[False]) == 1
 
 
@@ -235,8 +235,8 @@ def test_gradients_of_gradients_in_float64(
     rpb = inputs.rpb.detach().double().requires_grad_()
     tensors = (*inputs[:3], rpb)
 
-    def function(*given: Tensor) -> Any:
-        return attend(*given, **options)
+    def function(*tensors: Tensor) -> Any:
+        return attend(*tensors, **options)
 
     assert torch.autograd.gradcheck(function, tensors, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, tensors, check_fwd_over_rev=True)
@@ -263,17 +263,17 @@ def test_forward_mode(kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPatch
         forward_ad = torch.autograd.forward_ad
         with forward_ad.dual_level():
             duals = [forward_ad.make_dual(*pair) for pair in zip(inputs, tangents, strict=True)]
-            found = [forward_ad.unpack_dual(result) for result in attend(*duals)]
+            results = [forward_ad.unpack_dual(result) for result in attend(*duals)]
             alone, _ = forward_ad.unpack_dual(natc.na2d(*duals[:3], KERNEL_SIZE, rpb=duals[3]))
             # A tangent of one tensor, and none.
-            one = forward_ad.unpack_dual(attend(duals[0], *inputs[1:])[0]).tangent
+            only_query = forward_ad.unpack_dual(attend(duals[0], *inputs[1:])[0]).tangent
             none = forward_ad.unpack_dual(attend(*inputs)[0]).tangent
-    torch.testing.assert_close(tuple(d.primal for d in found), wanted[0])
-    torch.testing.assert_close(tuple(d.tangent for d in found), wanted[1])
+    torch.testing.assert_close(tuple(d.primal for d in results), wanted[0])
+    torch.testing.assert_close(tuple(d.tangent for d in results), wanted[1])
     torch.testing.assert_close(alone, wanted[0][0])
     zeros = tuple(torch.zeros_like(t) for t in tangents[1:])
     only = torch.func.jvp(expected, inputs, (tangents[0], *zeros))[1][0]
-    torch.testing.assert_close(one, only)
+    torch.testing.assert_close(only_query, only)
     assert none is None
     assert kernels.calls(SPECS[True]) == 1
 
@@ -283,19 +283,19 @@ def test_forward_over_reverse(
     kernels: LibraryDirectory, quiet: None, inner: Callable[..., Any]
 ) -> None:
     inputs, tangents = tuple(with_rpb()), tuple(with_rpb(seed=1))
-    found = [
+    tangents_of_both = [
         torch.func.jvp(inner(loss_of(f), argnums=(0, 1, 2, 3)), inputs, tangents)
         for f in (attend, expected)
     ]
-    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(tangents_of_both[0], tangents_of_both[1], rtol=1e-4, atol=1e-4)
 
 
 def test_reverse_over_forward(kernels: LibraryDirectory) -> None:
     inputs, tangents = tuple(with_rpb()), tuple(with_rpb(seed=1))
 
     def of(function: Any) -> Any:
-        def slope(*given: Any) -> Tensor:
-            return torch.func.jvp(loss_of(function), given, tangents)[1]
+        def slope(*primals: Any) -> Tensor:
+            return torch.func.jvp(loss_of(function), primals, tangents)[1]
 
         return torch.func.grad(slope, argnums=(0, 1, 2, 3))(*inputs)
 
@@ -396,8 +396,8 @@ def test_a_warning_that_is_an_error_is_one_each_time(libraries: LibraryDirectory
 
 
 def test_the_backward_on_the_reference_is_said_once(kernels: LibraryDirectory) -> None:
-    said = "no kernel covers delta of na2d_k3_d8_float32_rpb on cpu; .*\n*.*natc build --kernel 3 "
-    with pytest.warns(natc.NatcFallbackWarning, match=said) as caught:
+    text = "no kernel covers delta of na2d_k3_d8_float32_rpb on cpu; .*\n*.*natc build --kernel 3 "
+    with pytest.warns(natc.NatcFallbackWarning, match=text) as caught:
         for _ in range(2):
             loss_of(attend)(*with_rpb(requires_grad=True)).backward()
         inputs = with_rpb()

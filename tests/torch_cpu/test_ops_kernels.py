@@ -1,7 +1,7 @@
-"""What is made of kernels: which are launched, with what, and what becomes of their results.
+"""Which kernels a call launches, with which tensors, and how it combines their results.
 
-The kernels are doubles in plain PyTorch; see `kernel_double`. Compiled ones are tested with the
-compiler.
+The kernels are doubles in plain PyTorch; see `kernel_double`. Compiled kernels are tested in
+tests/compiler.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from natc.errors import ArgumentError, NotCoveredError
 from natc.reference import neighborhood_attention
 from natc.reference.attention import neighborhood_logits, neighborhood_sum
 
-pytestmark = pytest.mark.filterwarnings("error::natc.dispatch.fallback.NatcFallbackWarning")
+pytestmark = [
+    pytest.mark.quick,
+    pytest.mark.filterwarnings("error::natc.dispatch.fallback.NatcFallbackWarning"),
+]
 
 CASES = [
     # shape of the query, heads_kv, value_dim, options
@@ -86,8 +89,8 @@ def test_the_fused_operations(
     tensors = tensors_of(shape, heads_kv, value_dim, options["kernel_size"], rpb)
     wanted = fused(tensors, neighborhood_attention, options)
     limit(*tensors[:3], wanted[0], heads_axis=-2, rpb=tensors[3] if rpb else None)
-    found = fused(tensors, natc.neighborhood_attention, options)
-    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    actual = fused(tensors, natc.neighborhood_attention, options)
+    torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-12)
     assert set(doubles.operations) == {
         "forward_lse", "delta", "d_query", "d_key", "d_value", *(["d_rpb"] if rpb else []),
     }  # fmt: skip
@@ -109,7 +112,7 @@ def test_the_unfused_operations(
     options: dict[str, Any],
     rpb: bool,
 ) -> None:
-    options = {name: given for name, given in options.items() if name != "scale"}
+    options = {name: option for name, option in options.items() if name != "scale"}
     rank = len(shape) - 3
     qk, av = (getattr(natc.functional, f"na{rank}d_{name}") for name in ("qk", "av"))
     tensors = tensors_of(shape, heads_kv, value_dim, options["kernel_size"], rpb)
@@ -125,7 +128,7 @@ def test_the_unfused_operations(
         output = av(logits.softmax(-1), value, **options)
         return logits.movedim(1, -2), output.movedim(1, -2)
 
-    found = []
+    results = []
     for function in (plain, on_kernels):
         logits, output = function()
         if function is plain:
@@ -134,8 +137,8 @@ def test_the_unfused_operations(
         loss = output.sin().sum() + logits.exp().sum()
         first = torch.autograd.grad(loss, tensors, create_graph=True)
         second = torch.autograd.grad(sum(t.square().sum() for t in first), tensors)
-        found.append([t.detach() for t in (logits, output, *first, *second)])
-    torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-10)
+        results.append([t.detach() for t in (logits, output, *first, *second)])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-8, atol=1e-10)
     assert set(doubles.operations) == {"qk", "av", "inverse_av", *(["sum_rpb"] if rpb else [])}
 
 
@@ -144,8 +147,8 @@ def test_what_is_too_large_for_one_head_is_refused(
 ) -> None:
     monkeypatch.setattr(launch, "MOST_ELEMENTS", 9 * 8 - 1)
     query, key, value, _ = make_inputs((2, 9, 2, 8))
-    said = r"query has shape \[1, 9, 1, 8\]|query has shape \[2, 9, 2, 8\]"
-    with pytest.raises(ArgumentError, match=f"({said}), 72 elements in one head.*at most 71"):
+    shapes = r"query has shape \[1, 9, 1, 8\]|query has shape \[2, 9, 2, 8\]"
+    with pytest.raises(ArgumentError, match=f"({shapes}), 72 elements in one head.*at most 71"):
         natc.na1d(query, key, value, 3)
     attn = torch.zeros(2, 1, 9, 9)
     with pytest.raises(ArgumentError, match="attn has shape .*, 81 elements in one head"):
@@ -158,8 +161,8 @@ def test_a_bias_too_large_is_split_by_heads(
     tensors = tensors_of((2, 4, 3, 1), 3, 1, 7)
     wanted = fused(tensors, neighborhood_attention, {"kernel_size": 7})
     monkeypatch.setattr(launch, "MOST_ELEMENTS", 26)  # [3, 13] of the bias is more
-    found = fused(tensors, natc.na1d, {"kernel_size": 7})
-    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    actual = fused(tensors, natc.na1d, {"kernel_size": 7})
+    torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-12)
     assert all(shapes["rpb"][0] <= 2 for _, shapes in doubles.calls if "rpb" in shapes)
 
 
@@ -204,21 +207,20 @@ def test_heads_that_share_are_added_up_in_float32(doubles: Doubles, dtype: torch
     inputs = make_inputs((2, 9, 16, 4), heads_kv=1, kernel_size=3, dtype=dtype)
     tensors = [t.requires_grad_() for t in inputs if t is not None]
     exact = [t.detach().double().requires_grad_() for t in tensors]
-    found = fused(tensors, natc.na1d, {"kernel_size": 3})
+    actual = fused(tensors, natc.na1d, {"kernel_size": 3})
     wanted = fused(exact, neighborhood_attention, {"kernel_size": 3})
-    for one, other, tensor in zip(found[2:], wanted[2:], tensors, strict=True):
-        assert one.dtype == tensor.dtype
-        tolerance = 4 * torch.finfo(dtype).eps
-        torch.testing.assert_close(
-            one.double(), other, rtol=tolerance, atol=tolerance * other.abs().max().item()
-        )
+    tolerance = 4 * torch.finfo(dtype).eps
+    for gradient, expected, tensor in zip(actual[2:], wanted[2:], tensors, strict=True):
+        assert gradient.dtype == tensor.dtype
+        atol = tolerance * expected.abs().max().item()
+        torch.testing.assert_close(gradient.double(), expected, rtol=tolerance, atol=atol)
 
 
 @pytest.mark.parametrize("change", [noncontiguous, misaligned])
 def test_any_layout_is_taken_by_every_operation(
     doubles: Doubles, change: Callable[[Tensor], Tensor]
 ) -> None:
-    # The doubles refuse what is not compact and aligned.
+    # The doubles refuse tensors that are not compact or not aligned.
     tensors = tensors_of((2, 4, 5, 2, 4), 2, 4, 3)
     changed = [change(t) for t in tensors]
     assert_same = torch.testing.assert_close
@@ -253,7 +255,7 @@ def test_the_number_of_partial_sums_depends_on_sizes_alone(
         ((1, 8, 14, 2, 32), torch.float32, 2 * 13 * 13 * 4, 3, 3),
         ((1, 56, 56, 2, 32), torch.float32, 2 * 13 * 13 * 4, 64, 98),
         ((128, 56, 56, 2, 32), torch.float16, 2 * 13 * 13 * 4, 64, 8192),
-        # No more than 4 MiB, or what the query takes.
+        # At most 4 MiB, or as much memory as the query.
         ((1, 64, 64, 2, 32), torch.float32, 2**20, 4, 4),
         ((16, 64, 64, 2, 64), torch.float32, 2**20, 32, 32),
         ((1, 64, 64, 2, 32), torch.float32, 2**30, 1, 1),
@@ -293,8 +295,8 @@ def test_a_kernel_with_a_bias_serves_where_there_is_no_other(doubles: Doubles) -
 def test_derivatives_by_design_of_the_reference_are_no_fallback(doubles: Doubles) -> None:
     tensors = tensors_of((1, 5, 2, 2), 1, 3, 3)
 
-    def function(*given: Tensor) -> Any:
-        return natc.na1d(*given[:3], 3, rpb=given[3], return_lse=True)
+    def function(*inputs: Tensor) -> Any:
+        return natc.na1d(*inputs[:3], 3, rpb=inputs[3], return_lse=True)
 
     # The fixture forbids the reference.
     assert torch.autograd.gradcheck(function, tensors, check_forward_ad=True)
@@ -327,7 +329,7 @@ def test_derivatives_of_a_call_that_asked_for_the_reference_run_on_it(
 
 
 def test_gradients_of_gradients_with_keys_that_are_shared(doubles: Doubles) -> None:
-    found = []
+    derivatives = []
     for attend in (natc.na1d, neighborhood_attention):
         tensors = tensors_of((2, 6, 4, 2), 2, 3, 3)
         output, lse = attend(
@@ -337,8 +339,8 @@ def test_gradients_of_gradients_with_keys_that_are_shared(doubles: Doubles) -> N
         first = torch.autograd.grad(loss, tensors, create_graph=True)
         second = torch.autograd.grad(sum(t.sin().sum() for t in first), tensors, create_graph=True)
         third = torch.autograd.grad(sum(t.square().sum() for t in second), tensors)
-        found.append([t.detach() for t in (*first, *second, *third)])
-    torch.testing.assert_close(found[0], found[1], rtol=1e-8, atol=1e-10)
+        derivatives.append([t.detach() for t in (*first, *second, *third)])
+    torch.testing.assert_close(derivatives[0], derivatives[1], rtol=1e-8, atol=1e-10)
 
 
 def test_deterministic_algorithms_are_kept_to_in_silence(doubles: Doubles) -> None:
@@ -353,7 +355,7 @@ def test_deterministic_algorithms_are_kept_to_in_silence(doubles: Doubles) -> No
                 fused(tensors, natc.na1d, {"kernel_size": 3})
     finally:
         torch.use_deterministic_algorithms(False)
-    assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(once, again, strict=True))
 
 
 def test_nothing_as_large_as_the_weights_is_kept(doubles: Doubles) -> None:
@@ -394,13 +396,13 @@ def test_vmap_of_the_unfused(doubles: Doubles) -> None:
 
     gradient = torch.func.grad(of, argnums=(0, 1, 2, 3))
     for biases, in_dim in ((rpb, None), (torch.stack((rpb, rpb * 2, rpb - 1)), 0)):
-        found = torch.vmap(gradient, (0, 0, 0, in_dim))(*heads_first, biases)
+        mapped = torch.vmap(gradient, (0, 0, 0, in_dim))(*heads_first, biases)
         each = [
             gradient(*(t[i] for t in heads_first), biases if in_dim is None else biases[i])
             for i in range(3)
         ]
-        wanted = tuple(torch.stack(one) for one in zip(*each, strict=True))
-        torch.testing.assert_close(found, wanted)
+        wanted = tuple(torch.stack(gradients) for gradients in zip(*each, strict=True))
+        torch.testing.assert_close(mapped, wanted)
 
 
 # Query, key and value in one tensor
@@ -409,7 +411,7 @@ PACKED = {1: "na1d_qkvpacked", 2: "na2d_qkvpacked", 3: "na3d_qkvpacked"}
 
 
 def packed(rank: int) -> Callable[..., Any]:
-    """The function that takes them apart, as the one of `PACKED` does not."""
+    """Return a packed function that takes query, key and value as three tensors."""
     function = getattr(natc.functional, PACKED[rank])
 
     def attend(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Any:
@@ -427,8 +429,8 @@ def test_packed(
     wanted = fused(tensors, neighborhood_attention, options)
     qkv = torch.stack(tensors[:3], -3)
     limit(qkv, *tensors[:3], heads_axis=-2, rpb=tensors[3] if rpb else None)
-    found = fused(tensors, packed(len(shape) - 3), options)
-    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    actual = fused(tensors, packed(len(shape) - 3), options)
+    torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-12)
     assert "forward_lse_packed" in doubles.operations
     assert "forward_lse" not in doubles.operations
 
@@ -471,12 +473,12 @@ def test_derivatives_of_packed(doubles: Doubles) -> None:
         return neighborhood_attention(*qkv.unbind(-3), 3, rpb=rpb, is_causal=True)
 
     mapped = torch.stack((qkv, qkv * 2)).detach(), torch.stack((rpb, rpb - 1)).detach()
-    for in_dims, given in (((0, 0), mapped), ((0, None), (mapped[0], rpb.detach()))):
-        found = [
-            torch.vmap(torch.func.grad(loss(attend), argnums=(0, 1)), in_dims)(*given)
+    for in_dims, inputs in (((0, 0), mapped), ((0, None), (mapped[0], rpb.detach()))):
+        gradients = [
+            torch.vmap(torch.func.grad(loss(attend), argnums=(0, 1)), in_dims)(*inputs)
             for attend in (lambda *t: function(*t)[0], plain)
         ]
-        torch.testing.assert_close(*found)
+        torch.testing.assert_close(*gradients)
 
 
 def test_an_empty_packed_tensor(doubles: Doubles) -> None:
@@ -489,13 +491,13 @@ def test_an_empty_packed_tensor(doubles: Doubles) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "said"),
+    ("shape", "message"),
     [
         ((2, 4, 3, 2, 4), r"qkv has 5 axes.* 6: \[batch, height, width, 3, heads, head_dim\]"),
         ((2, 4, 5, 2, 2, 4), "qkv has shape .*; its axis before the heads must be 3"),
         ((2, 4, 5, 3, 2, 0), "qkv has shape .*head_dim must be at least 1"),
     ],
 )
-def test_a_bad_packed_tensor_is_named(shape: tuple[int, ...], said: str) -> None:
-    with pytest.raises(ArgumentError, match=said):
+def test_a_bad_packed_tensor_is_named(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
         natc.functional.na2d_qkvpacked(torch.zeros(shape), 3)

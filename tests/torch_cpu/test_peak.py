@@ -9,6 +9,8 @@ import torch
 
 from natc.bench import peak
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

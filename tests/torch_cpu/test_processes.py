@@ -107,15 +107,15 @@ def test_copies_compute_the_same(
     torch.save(module.state_dict(), tmp_path / "weights.pt")
     loaded = make().eval()
     loaded.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
-    for other in (
+    for copied in (
         copy.deepcopy(module),
         pickle.loads(pickle.dumps(module)),
         torch.load(tmp_path / "module.pt", weights_only=False),
         loaded,
     ):
-        assert torch.equal(other(x), expected)
-        assert repr(other) == repr(module)
-        assert not {p.data_ptr() for p in other.parameters()} & {
+        assert torch.equal(copied(x), expected)
+        assert repr(copied) == repr(module)
+        assert not {p.data_ptr() for p in copied.parameters()} & {
             p.data_ptr() for p in module.parameters()
         }
 
@@ -163,8 +163,8 @@ def test_eight_threads_through_one_model(doubles: Doubles, train: bool) -> None:
         return [step(image) for _ in range(2)]
 
     with ThreadPoolExecutor(len(images)) as threads:
-        found = list(threads.map(work, images))
+        results = list(threads.map(work, images))
     torch.set_num_threads(before)
-    for runs, wanted in zip(found, expected, strict=True):
+    for runs, wanted in zip(results, expected, strict=True):
         for tensors in runs:
             assert all(torch.equal(*pair) for pair in zip(tensors, wanted, strict=True))

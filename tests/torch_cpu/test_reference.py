@@ -24,6 +24,8 @@ from natc.reference import (
     rpb_sum,
 )
 
+pytestmark = pytest.mark.quick
+
 
 def looped(query, key, value, kernel_size, dilation, scale, rpb):
     """Neighborhood attention, a query at a time; arrays [batch, *spatial, heads, channels]."""
@@ -63,10 +65,10 @@ def nearest(position: int, length: int, kernel_size: int, dilation: int) -> list
     group = [p for p in range(length) if p % dilation == position % dilation]
     before = [p for p in group if p < position]
     after = [p for p in group if p > position]
-    left, right = kernel_size // 2, kernel_size - kernel_size // 2 - 1
-    left = max(left, kernel_size - 1 - len(after))
+    before_it, right = kernel_size // 2, kernel_size - kernel_size // 2 - 1
+    before_it = max(before_it, kernel_size - 1 - len(after))
     right = max(right, kernel_size - 1 - len(before))
-    return before[max(len(before) - left, 0) :] + [position] + after[:right]
+    return before[max(len(before) - before_it, 0) :] + [position] + after[:right]
 
 
 @st.composite
@@ -131,7 +133,7 @@ def test_window_as_large_as_the_map_is_self_attention(spatial, kernel_size, is_c
 )
 def test_gradients_of_both_results(options) -> None:
     kernel_size = options.get("kernel_size", 3)
-    options = {name: given for name, given in options.items() if name != "kernel_size"}
+    options = {name: option for name, option in options.items() if name != "kernel_size"}
     inputs = make_inputs((1, 7, 4, 2), heads_kv=2, value_dim=1, kernel_size=kernel_size)
     tokens = make_inputs((1, 2, 2, 2), value_dim=1, seed=1)
     tensors = [*inputs, tokens.key, tokens.value]
@@ -217,7 +219,7 @@ def test_logits_and_sum_compose_to_attention() -> None:
         *inputs[:2], 3, rpb=inputs.rpb, additional_keys=tokens.key, **where
     )
     assert logits.shape == (2, 6, 5, 4, 9 + 3)
-    # A weight where there is no key is ignored, whatever it is.
+    # The weight of a tap without a key is ignored, even 5.
     weights = logits.softmax(-1).masked_fill(logits == -math.inf, 5.0)
     out = neighborhood_sum(weights, inputs.value, 3, additional_values=tokens.value, **where)
     expected = neighborhood_attention(
@@ -252,20 +254,20 @@ def test_gradients_written_out_are_those_of_autograd(shape, options) -> None:
     d_output, d_lse = (torch.randn_like(result, requires_grad=True) for result in results)
     expected = torch.autograd.grad(results, tensors, (d_output, d_lse), create_graph=True)
     call = (*tensors[:3], kernel_size, d_output, d_lse)
-    found = neighborhood_gradients(*call, rpb=tensors[3], **options)
-    torch.testing.assert_close(found, expected)
+    gradients = neighborhood_gradients(*call, rpb=tensors[3], **options)
+    torch.testing.assert_close(gradients, expected)
     for index in range(4):
-        wanted = [index == other for other in range(4)]
+        wanted = [index == position for position in range(4)]
         alone = neighborhood_gradients(*call, rpb=tensors[3], wanted=wanted, **options)
-        assert [one is not None for one in alone] == wanted
+        assert [gradient is not None for gradient in alone] == wanted
         torch.testing.assert_close(alone[index], expected[index])
 
     directions = [torch.randn_like(tensor) for tensor in tensors]
-    given = (d_output, d_lse, *tensors)
-    expected = torch.autograd.grad(expected, given, directions)
+    inputs_and_upstream = (d_output, d_lse, *tensors)
+    expected = torch.autograd.grad(expected, inputs_and_upstream, directions)
     call = (*tensors[:3], kernel_size, d_output, d_lse, directions)
-    found = neighborhood_second_gradients(*call, rpb=tensors[3], **options)
-    torch.testing.assert_close(found, expected)
+    gradients = neighborhood_second_gradients(*call, rpb=tensors[3], **options)
+    torch.testing.assert_close(gradients, expected)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -305,7 +307,7 @@ def test_infinite_biases_are_those_of_a_softmax(masked) -> None:
     else:
         rpb[:] = -math.inf
     offsets = torch.arange(length)[None, :] - torch.arange(length)[:, None] + length - 1
-    found = []
+    results = []
     for of_torch in (False, True):
         inputs = make_inputs((1, length, 1, 2)).to_float64()
         tensors = [tensor.requires_grad_() for tensor in (*inputs[:3], rpb.clone())]
@@ -316,17 +318,17 @@ def test_infinite_biases_are_those_of_a_softmax(masked) -> None:
                 *tensors[:3], length, rpb=tensors[3], return_lse=True
             )
         first = torch.autograd.grad(output.sin().sum() + output.sum(), tensors)
-        found.append((output.detach(), lse.detach(), *first))
+        results.append((output.detach(), lse.detach(), *first))
         if not of_torch:
             d_output = output.detach().cos() + 1
             written = neighborhood_gradients(
                 *tensors[:3], length, d_output, rpb=tensors[3], scale=None
             )
             torch.testing.assert_close(written, first, equal_nan=True)
-    torch.testing.assert_close(*found, equal_nan=True)
+    torch.testing.assert_close(*results, equal_nan=True)
     dead = {"some": 0, "a query": 1, "all": length}[masked]
-    assert found[0][0].isnan().any(-1).sum() == dead
-    assert found[0][1].isneginf().sum() == dead
+    assert results[0][0].isnan().any(-1).sum() == dead
+    assert results[0][1].isneginf().sum() == dead
 
 
 def test_huge_and_infinite_scores_are_those_of_a_softmax() -> None:

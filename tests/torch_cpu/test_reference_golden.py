@@ -1,7 +1,7 @@
 """natc.reference against vectors computed by released NATTEN versions.
 
-tests/data/golden holds a part of them and is always tested. The whole set is tested where it is:
-in shared/golden beside the checkout.
+tests/data/golden holds a part of them, which is always tested. The whole set is tested if
+shared/golden lies beside the checkout.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def test_reference_matches_released_versions(case: GoldenCase, dtype: torch.dtyp
     upstream = "logits" if case.kind == "unfused_qk" else "out"
     gradient = to_heads_last(stored[f"d_{upstream}"], heads_last).to(dtype)
     gradients = torch.autograd.grad(results[upstream], list(inputs.values()), gradient)
-    results |= {f"d_{name}": found for name, found in zip(inputs, gradients, strict=True)}
+    results |= {f"d_{name}": d_input for name, d_input in zip(inputs, gradients, strict=True)}
 
     expected = {
         name: values
@@ -72,7 +72,7 @@ def test_reference_matches_released_versions(case: GoldenCase, dtype: torch.dtyp
             values = to_heads_last(values, heads_last, channels=name != "logsumexp")
         errors = check_close(results[name], values, torch.float32, name)
         if dtype == torch.float64:
-            # What is left are the files: rounded to float32, a 0.21.7 forward computed in it.
+            # The files cause these errors: float32 values, and a 0.21.7 forward in float32.
             assert errors.relative < 3e-7, name
 
 

@@ -25,6 +25,8 @@ from natc.spec import KernelSpec
 from natc.store import manifest
 from natc.targets import CUDA_ARCHS, LLVM_ARCHS, Target
 
+pytestmark = pytest.mark.quick
+
 SPEC = SPECS[False]
 SHAPE = (1, 5, 6, 2, HEAD_DIM)
 VERSION = f": {manifest.SCHEMA_VERSION},"

@@ -1,6 +1,6 @@
 """Random calls of the reference against brute force: what kernels are compared with elsewhere.
 
-More of them, drawn anew each time: `pytest -k sweep --hypothesis-profile=natc-long`.
+More cases, and new ones at each run: `pytest -k sweep --hypothesis-profile=natc-long`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def test_sweep_of_the_operators(spec: KernelSpec, data: st.DataObject) -> None:
 def logits_heads_first(
     query: torch.Tensor, key: torch.Tensor, rpb: Any = None, additional_keys: Any = None, **o: Any
 ) -> torch.Tensor:
-    found = neighborhood_logits(
+    logits = neighborhood_logits(
         query.movedim(1, -2),
         key.movedim(1, -2),
         rpb=rpb,
@@ -64,19 +64,19 @@ def logits_heads_first(
         scale=1.0,
         **o,
     )
-    return found.movedim(-2, 1).to(query.dtype)
+    return logits.movedim(-2, 1).to(query.dtype)
 
 
 def sums_heads_first(
     attn: torch.Tensor, value: torch.Tensor, additional_values: Any = None, **o: Any
 ) -> torch.Tensor:
-    found = neighborhood_sum(
+    sums = neighborhood_sum(
         attn.movedim(1, -2),
         value.movedim(1, -2),
         additional_values=None if additional_values is None else additional_values.movedim(1, -2),
         **o,
     )
-    return found.movedim(-2, 1)
+    return sums.movedim(-2, 1)
 
 
 def call_of(spec: str, spatial: tuple[int, ...], **options: Any) -> Call:
@@ -86,7 +86,7 @@ def call_of(spec: str, spatial: tuple[int, ...], **options: Any) -> Call:
 
 
 def test_the_sweep_sees_what_is_wrong() -> None:
-    """Each of these mistakes is one that a kernel might make."""
+    """A kernel might make each of these mistakes."""
     call = call_of("na2d_k3_d4_float32_rpb", (5, 6), heads=4, heads_kv=2, tokens=2, batch=2)
 
     def wrong(**changes: Any) -> Any:

@@ -34,11 +34,11 @@ def loss_of(module: nn.Module) -> Any:
 @pytest.mark.parametrize("rank", MODULES)
 def test_functional_call_takes_other_weights(doubles: Doubles, rank: int) -> None:
     module, x = module_and_input(rank, pad_small_maps=True, dilation=2)
-    other, _ = module_and_input(rank, pad_small_maps=True, dilation=2)
+    scaled, _ = module_and_input(rank, pad_small_maps=True, dilation=2)
     state = {name: p.detach() * 0.5 for name, p in module.named_parameters()}
-    other.load_state_dict(state)
-    assert_close(functional_call(module, state, (x,)), other(x))
-    assert not torch.allclose(module(x), other(x))
+    scaled.load_state_dict(state)
+    assert_close(functional_call(module, state, (x,)), scaled(x))
+    assert not torch.allclose(module(x), scaled(x))
 
 
 @pytest.mark.parametrize("rank", MODULES)
@@ -49,12 +49,12 @@ def test_gradients_of_each_sample(doubles: Doubles, rank: int) -> None:
     def of_sample(state: dict[str, Tensor], sample: Tensor) -> Tensor:
         return loss_of(module)(state, sample[None])
 
-    found = vmap(grad(of_sample), (None, 0))(state, x)
+    gradients = vmap(grad(of_sample), (None, 0))(state, x)
     for index, sample in enumerate(x):
         module.zero_grad()
         module(sample[None]).sin().sum().backward()
         for name, parameter in module.named_parameters():
-            assert_close(found[name][index], parameter.grad)
+            assert_close(gradients[name][index], parameter.grad)
 
 
 @pytest.mark.parametrize("rank", [1, 2])
@@ -76,8 +76,8 @@ def test_an_ensemble_is_one_module(doubles: Doubles, rank: int) -> None:
     own = torch.stack([x * factor for factor in (1, 2, 3)])
     output = vmap(call)(state, buffers, own)
     assert_close(output, torch.stack([m(each) for m, each in zip(members, own, strict=True)]))
-    found = torch.autograd.grad(output.sin().sum(), list(state.values()))
-    for name, gradients in zip(state, found, strict=True):
+    stacked = torch.autograd.grad(output.sin().sum(), list(state.values()))
+    for name, gradients in zip(state, stacked, strict=True):
         for index, member in enumerate(members):
             loss = member(own[index]).sin().sum()
             (wanted,) = torch.autograd.grad(loss, member.get_parameter(name))
@@ -87,8 +87,8 @@ def test_an_ensemble_is_one_module(doubles: Doubles, rank: int) -> None:
 def test_jacobians_of_a_module(doubles: Doubles) -> None:
     module, x = module_and_input(1, batch=1, is_causal=True)
 
-    def flat(given: Tensor) -> Tensor:
-        return module(given.reshape(x.shape)).flatten()
+    def flat(flattened: Tensor) -> Tensor:
+        return module(flattened.reshape(x.shape)).flatten()
 
     exact = torch.autograd.functional.jacobian(flat, x.flatten())
     assert_close(jacrev(flat)(x.flatten()), exact)
@@ -100,15 +100,15 @@ def test_jacobians_of_a_module(doubles: Doubles) -> None:
     assert_close(pull(tangent)[0].flatten(), tangent.flatten() @ exact)
     # Several at once: batching rules inside out.
     tangents = torch.randn(4, *x.shape, dtype=x.dtype)
-    pushed = vmap(lambda one: jvp(module, (x,), (one,))[1])(tangents)
+    pushed = vmap(lambda direction: jvp(module, (x,), (direction,))[1])(tangents)
     assert_close(pushed.flatten(1), tangents.flatten(1) @ exact.T)
 
 
 def test_vmap_in_vmap(doubles: Doubles) -> None:
     module, _ = module_and_input(2)
     x = torch.randn(2, 3, 1, 5, 4, 8, dtype=torch.float64)
-    found = vmap(vmap(module), in_dims=1, out_dims=1)(x)
-    assert_close(found, module(x.flatten(0, 2)).reshape(x.shape))
+    output = vmap(vmap(module), in_dims=1, out_dims=1)(x)
+    assert_close(output, module(x.flatten(0, 2)).reshape(x.shape))
 
 
 def test_a_network_under_transforms(doubles: Doubles) -> None:
@@ -120,8 +120,8 @@ def test_a_network_under_transforms(doubles: Doubles) -> None:
     def of_image(state: dict[str, Tensor], image: Tensor) -> Tensor:
         return functional_call(model, state, (image[None],)).square().sum()
 
-    found = vmap(grad(of_image), (None, 0))(state, images)
+    gradients = vmap(grad(of_image), (None, 0))(state, images)
     for index, image in enumerate(images):
         wanted = torch.autograd.grad(model(image[None]).square().sum(), list(model.parameters()))
-        for one, other in zip(found.values(), wanted, strict=True):
-            assert_close(one[index], other)
+        for per_image, expected in zip(gradients.values(), wanted, strict=True):
+            assert_close(per_image[index], expected)

@@ -50,12 +50,12 @@ def test_the_gradient_of_one_result_is_that_with_zeros_for_the_other(
 ) -> None:
     x = torch.randn(2, 6, 2, 4, requires_grad=True)
     results = CALLS[name](x)
-    (found,) = torch.autograd.grad(results[used].sin().sum(), x, retain_graph=True)
+    (gradient,) = torch.autograd.grad(results[used].sin().sum(), x, retain_graph=True)
     weights = (1.0, 0.0) if used == 0 else (0.0, 1.0)
     total = sum(weight * t.sin().sum() for weight, t in zip(weights, results, strict=True))
     (expected,) = torch.autograd.grad(total, x)
-    assert found.abs().max() > 0
-    torch.testing.assert_close(found, expected)
+    assert gradient.abs().max() > 0
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_a_gradient_of_gradients_that_is_not_there(doubles: Doubles) -> None:
@@ -63,9 +63,9 @@ def test_a_gradient_of_gradients_that_is_not_there(doubles: Doubles) -> None:
     leaves = [torch.randn(2, 6, 2, 4, requires_grad=True) for _ in range(3)]
     output = natc.na1d(*leaves, 3)
     grads = torch.autograd.grad(output.sin().sum(), leaves, create_graph=True)
-    found = torch.autograd.grad(grads[0].sin().sum(), leaves, retain_graph=True)
+    gradients = torch.autograd.grad(grads[0].sin().sum(), leaves, retain_graph=True)
     total = grads[0].sin().sum() + sum((0 * grad).sum() for grad in grads[1:])
-    torch.testing.assert_close(found, torch.autograd.grad(total, leaves, retain_graph=True))
+    torch.testing.assert_close(gradients, torch.autograd.grad(total, leaves, retain_graph=True))
     dropped = Dropped.apply(*grads)
     nothing = torch.autograd.grad(sum(grad.sum() for grad in dropped), leaves, allow_unused=True)
     assert all(grad is None or not grad.any() for grad in nothing)
