@@ -101,8 +101,8 @@ def poisoned(
 
 def expanded(tensor: Tensor, axis: int) -> Tensor:
     """Return a leaf that repeats the first entry of an axis without a copy: stride 0 there."""
-    one = tensor.detach().narrow(axis, 0, 1).clone() if tensor.shape[axis] else tensor.detach()
-    return one.expand(tensor.shape).requires_grad_(tensor.requires_grad)
+    first = tensor.detach().narrow(axis, 0, 1).clone() if tensor.shape[axis] else tensor.detach()
+    return first.expand(tensor.shape).requires_grad_(tensor.requires_grad)
 
 
 def one_of_three(tensor: Tensor) -> Tensor:

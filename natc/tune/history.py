@@ -79,6 +79,6 @@ class History:
         return list(self._found.values())
 
 
-def same_machine(one: Environment, other: Environment) -> bool:
+def same_machine(a: Environment, b: Environment) -> bool:
     """Return whether two environments have the same CPU, cores and GPU: their times compare."""
-    return (one.cpu, one.cores, one.gpu) == (other.cpu, other.cores, other.gpu)
+    return (a.cpu, a.cores, a.gpu) == (b.cpu, b.cores, b.gpu)

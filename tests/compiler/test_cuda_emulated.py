@@ -160,8 +160,8 @@ def test_softmax_of_infinities_and_nan(
     same(lse[decided], exact[1][decided])
 
 
-def same(found: Tensor, exact: Tensor) -> None:
-    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5, equal_nan=True)
+def same(actual: Tensor, exact: Tensor) -> None:
+    torch.testing.assert_close(actual.double(), exact, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 # Mistakes are found
@@ -242,16 +242,16 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], cuda.Generated]:
     directory = tmp_path_factory.mktemp("generated")
-    made: dict[str, cuda.Generated] = {}
+    sources: dict[str, cuda.Generated] = {}
 
     def of(operation: str) -> cuda.Generated:
-        if operation not in made:
+        if operation not in sources:
             decisions = {"lanes": 4}
-            made[operation] = cuda.generate(MISTAKEN, GPU, decisions, directory, [operation])
+            sources[operation] = cuda.generate(MISTAKEN, GPU, decisions, directory, [operation])
             own = directory / f"{operation}.o"
-            made[operation].host_object.rename(own)
-            made[operation] = dataclasses.replace(made[operation], host_object=own)
-        return made[operation]
+            sources[operation].host_object.rename(own)
+            sources[operation] = dataclasses.replace(sources[operation], host_object=own)
+        return sources[operation]
 
     return of
 
@@ -272,8 +272,8 @@ def test_mistakes_are_found(
     library = emulate_code(code, names, tmp_path)
 
     def call() -> None:
-        for one in (Call((5, 6)), Call((3, 7), heads_kv=1)):
-            check_operations(library.__getitem__, MISTAKEN, one, [operation])
+        for shape in (Call((5, 6)), Call((3, 7), heads_kv=1)):
+            check_operations(library.__getitem__, MISTAKEN, shape, [operation])
 
     if not what:
         call()

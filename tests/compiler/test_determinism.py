@@ -56,28 +56,28 @@ def attention(call: Call) -> dict[str, Tensor]:
 
 
 def operators(call: Call) -> dict[str, Tensor]:
-    found = {}
+    results = {}
     for draw, name in ((draw_qk, "qk"), (draw_av, "av")):
         inputs, upstream = draw(call)
         function = getattr(functional, f"na{call.spec.rank}d_{name}")
         result = function(**inputs, **call.options)
         of_this = named(inputs, (result,), list(upstream.values()))
-        found |= {f"{name}: {key}": tensor for key, tensor in of_this.items()}
-    return found
+        results |= {f"{name}: {key}": tensor for key, tensor in of_this.items()}
+    return results
 
 
 def named(
     inputs: dict[str, Tensor], results: tuple[Tensor, ...], upstream: list[Tensor]
 ) -> dict[str, Tensor]:
     gradients = torch.autograd.grad(results, list(inputs.values()), upstream)
-    found = {str(index): result.detach() for index, result in enumerate(results)}
-    return found | {f"d_{name}": x for name, x in zip(inputs, gradients, strict=True)}
+    tensors = {str(index): result.detach() for index, result in enumerate(results)}
+    return tensors | {f"d_{name}": x for name, x in zip(inputs, gradients, strict=True)}
 
 
-def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert set(one) == set(other)
-    for name, tensor in one.items():
-        assert torch.equal(bits(tensor), bits(other[name])), name
+def assert_same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert set(first) == set(second)
+    for name, tensor in first.items():
+        assert torch.equal(bits(tensor), bits(second[name])), name
 
 
 def bits(tensor: Tensor) -> Tensor:

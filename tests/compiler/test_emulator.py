@@ -197,14 +197,14 @@ def test_what_is_wrong_is_said(kernels: EmulatedSource, name: str) -> None:
 
 
 def test_threads_run_in_the_order_that_is_asked_for(kernels: EmulatedSource) -> None:
-    said = {}
+    orders = {}
     for order in (0, 1, 5, 6, 5):
         kernels.run_in_order(order)
         with pytest.raises(RuntimeError) as caught:
             kernels.launch("out_of_bounds_write", (1,), (64,), torch.ones(0))
-        assert said.setdefault(order, str(caught.value)) == str(caught.value)
-    assert "thread (0, 0, 0)" in said[0] and "thread (63, 0, 0)" in said[1]
-    assert len(set(said.values())) == 4
+        assert orders.setdefault(order, str(caught.value)) == str(caught.value)
+    assert "thread (0, 0, 0)" in orders[0] and "thread (63, 0, 0)" in orders[1]
+    assert len(set(orders.values())) == 4
 
 
 @pytest.mark.parametrize(
@@ -259,10 +259,10 @@ def test_votes_of_lanes_that_are_there(kernels: EmulatedSource, threads: int) ->
         kernels.launch("votes", (1,), (threads,), x, y)
         for i in range(threads):
             warp = x[i // 32 * 32 :][:32] != 0
-            found = [number & 0xFFFFFFFF for number in y[i].tolist()]
+            votes = [number & 0xFFFFFFFF for number in y[i].tolist()]
             ballot = sum(1 << lane for lane, holds in enumerate(warp.tolist()) if holds)
             everyone = (1 << len(warp)) - 1
-            assert found == [everyone, ballot, bool(warp.any()), bool(warp.all())]
+            assert votes == [everyone, ballot, bool(warp.any()), bool(warp.all())]
 
 
 def test_lanes_that_are_not_there_give_nan(kernels: EmulatedSource) -> None:
@@ -351,9 +351,9 @@ def test_matrix_products(kernels: EmulatedSource, name: str, dtype: torch.dtype)
         kernels.launch(f"product_{name}", (1,), (31,), a, b, c)
 
 
-def same(found: Tensor, expected: Tensor) -> None:
+def same(actual: Tensor, expected: Tensor) -> None:
     """Equal bits, but for those of NaN."""
     number = ~expected.isnan()
-    assert torch.equal(found.isnan(), ~number)
-    kind = torch.int32 if found.dtype == torch.float32 else torch.int16
-    assert torch.equal(found[number].view(kind), expected[number].view(kind))
+    assert torch.equal(actual.isnan(), ~number)
+    kind = torch.int32 if actual.dtype == torch.float32 else torch.int16
+    assert torch.equal(actual[number].view(kind), expected[number].view(kind))

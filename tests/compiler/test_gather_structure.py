@@ -28,11 +28,11 @@ SPECS = [
 
 
 def operations_by_space(spec: KernelSpec) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    spaces: dict[str, list[str]] = {}
     for operation in operations_of(spec):
         if operation in GATHERING:
-            found.setdefault(space_for(HOST, operation, spec).name, []).append(operation)
-    return found
+            spaces.setdefault(space_for(HOST, operation, spec).name, []).append(operation)
+    return spaces
 
 
 def build(spec: KernelSpec, decisions: Mapping[str, int], operations: list[str]) -> tvm_ffi.Module:

@@ -92,8 +92,8 @@ def test_golden_fused(built: BuiltKernels, case: GoldenCase, dtype: torch.dtype)
         additional_values=inputs.get("additional_v"),
         return_lse=True,
     )
-    found = {"out": output, "logsumexp": lse} | gradients(output, inputs, d_output)
-    compare(found, stored, inputs, dtype, leave_out={"logits"})
+    results = {"out": output, "logsumexp": lse} | gradients(output, inputs, d_output)
+    compare(results, stored, inputs, dtype, leave_out={"logits"})
 
 
 # The whole of an unfused attention rounds its weights; in 16 bits only the operators are exact.
@@ -115,8 +115,8 @@ def test_golden_unfused(built: BuiltKernels, case: GoldenCase, dtype: torch.dtyp
         **case.options,
         additional_values=inputs.get("additional_v"),
     )
-    found = {"out": output, "logits": logits, "logsumexp": logits.logsumexp(-1)}
-    compare(found | gradients(output, inputs, d_output), stored, inputs, dtype)
+    results = {"out": output, "logits": logits, "logsumexp": logits.logsumexp(-1)}
+    compare(results | gradients(output, inputs, d_output), stored, inputs, dtype)
 
 
 @parameters(("unfused_qk", "unfused_av"), SOME_OPERATORS)
@@ -125,11 +125,11 @@ def test_golden_operators(built: BuiltKernels, case: GoldenCase, dtype: torch.dt
     stored, inputs, upstream = prepare(case, dtype, heads_last=False)
     qk, av = operators(case)
     if case.kind == "unfused_qk":
-        found = {"logits": qk(inputs["q"], inputs["k"], **case.options, rpb=inputs.get("rpb"))}
+        results = {"logits": qk(inputs["q"], inputs["k"], **case.options, rpb=inputs.get("rpb"))}
     else:
-        found = {"out": av(inputs["attn"], inputs["v"], **case.options)}
-    (result,) = found.values()
-    compare(found | gradients(result, inputs, upstream), stored, inputs, dtype)
+        results = {"out": av(inputs["attn"], inputs["v"], **case.options)}
+    (result,) = results.values()
+    compare(results | gradients(result, inputs, upstream), stored, inputs, dtype)
 
 
 WITH_TOKENS = [case for case in CASES.values() if case.params.get("num_additional")]
@@ -158,8 +158,8 @@ def test_golden_tokens_by_merging(built: BuiltKernels, case: GoldenCase) -> None
         logits.logsumexp(-1),
     )
     output, lse = natc.merge_attentions(*zip(of_windows, of_tokens))
-    found = {"out": output, "logsumexp": lse} | gradients(output, inputs, d_output)
-    compare(found, stored, inputs, dtype, leave_out={"logits"})
+    results = {"out": output, "logsumexp": lse} | gradients(output, inputs, d_output)
+    compare(results, stored, inputs, dtype, leave_out={"logits"})
 
 
 def spec_of(case: GoldenCase, dtype: torch.dtype, *, rpb: bool) -> KernelSpec:
@@ -197,29 +197,31 @@ def prepare(
         moved["logsumexp"] = stored["logsumexp"].movedim(1, -1)
         stored |= moved
     # Values that bfloat16 can represent: nothing is rounded but what float16 holds as subnormal.
-    given = {"q", "k", "v", "rpb", "additional_k", "additional_v"}
+    inputs_of_fused = {"q", "k", "v", "rpb", "additional_k", "additional_v"}
     upstream = "d_logits" if case.kind == "unfused_qk" else "d_out"
     if case.kind == "unfused_av":
-        given.add("attn")
+        inputs_of_fused.add("attn")
     inputs = {
         name: x.to(torch.promote_types(dtype, torch.float32) if name == "rpb" else dtype)
         for name, x in stored.items()
-        if name in given
+        if name in inputs_of_fused
     }
     for name, x in inputs.items():
         torch.testing.assert_close(x.double(), stored[name], rtol=0, atol=1e-7)
         x.requires_grad_()
-    expected = {name: x for name, x in stored.items() if name not in given and name != upstream}
+    expected = {
+        name: x for name, x in stored.items() if name not in inputs_of_fused and name != upstream
+    }
     return expected, inputs, stored[upstream].to(dtype)
 
 
 def gradients(result: Tensor, inputs: Tensors, upstream: Tensor) -> Tensors:
-    found = torch.autograd.grad(result, list(inputs.values()), upstream)
-    return {f"d_{name}": gradient for name, gradient in zip(inputs, found, strict=True)}
+    grads = torch.autograd.grad(result, list(inputs.values()), upstream)
+    return {f"d_{name}": gradient for name, gradient in zip(inputs, grads, strict=True)}
 
 
 def compare(
-    found: Tensors,
+    results: Tensors,
     stored: Mapping[str, Tensor],
     inputs: Tensors,
     dtype: torch.dtype,
@@ -227,9 +229,9 @@ def compare(
     leave_out: set[str] = frozenset(),  # type: ignore[assignment]
 ) -> None:
     """Compare every array that a file holds, and every result that the call gave."""
-    assert set(stored) - leave_out == set(found)
-    assert {f"d_{name}" for name in inputs} <= set(found)
-    for name, result in found.items():
+    assert set(stored) - leave_out == set(results)
+    assert {f"d_{name}" for name in inputs} <= set(results)
+    for name, result in results.items():
         if name != "logsumexp":
             assert result.dtype == (inputs["rpb"].dtype if name == "d_rpb" else dtype), name
         # The files are float32 where they do not say otherwise, and so is a 0.21.7 forward.

@@ -87,9 +87,9 @@ def fused(built: BuiltKernels, call: Call) -> tuple[Callable[..., Any], tuple[Te
     inputs, _ = draw_fused(call)
 
     def compute(*tensors: Tensor) -> Any:
-        given = dict(zip(inputs, tensors, strict=True))
+        arguments = dict(zip(inputs, tensors, strict=True))
         return natc.neighborhood_attention(
-            **given, **call.options, scale=call.scale, return_lse=True
+            **arguments, **call.options, scale=call.scale, return_lse=True
         )
 
     return compute, plain(inputs)
@@ -107,9 +107,9 @@ def operator(
     missing = missing_taps(call)
 
     def compute(*tensors: Tensor) -> Any:
-        found = function(**dict(zip(inputs, tensors, strict=True)), **call.options)
+        result = function(**dict(zip(inputs, tensors, strict=True)), **call.options)
         # Taps without a key are -inf, of which no difference can be taken.
-        return found.masked_fill(missing, 0.0) if name == "qk" else found
+        return result.masked_fill(missing, 0.0) if name == "qk" else result
 
     return compute, plain(inputs)
 

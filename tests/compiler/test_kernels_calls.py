@@ -33,8 +33,8 @@ def attend(inputs: Inputs, **options: Any) -> Any:
     return natc.na2d(*inputs[:3], 7, rpb=inputs.rpb, return_lse=True, **options)
 
 
-def assert_same(one: Any, other: Any) -> None:
-    for a, b in zip(one, other, strict=True):
+def assert_same(actual: Any, expected: Any) -> None:
+    for a, b in zip(actual, expected, strict=True):
         assert torch.equal(a, b)
 
 
@@ -66,13 +66,13 @@ def test_the_same_call_gives_the_same_bits(built: BuiltKernels, threads: Any, dt
 def test_a_batch_is_its_entries(inputs: Inputs) -> None:
     output, lse = attend(inputs)
     for entry in range(SHAPE[0]):
-        one = Inputs(*(t[entry : entry + 1] for t in inputs[:3]), inputs.rpb)
-        assert_same(attend(one), (output[entry : entry + 1], lse[entry : entry + 1]))
+        alone = Inputs(*(t[entry : entry + 1] for t in inputs[:3]), inputs.rpb)
+        assert_same(attend(alone), (output[entry : entry + 1], lse[entry : entry + 1]))
 
 
 def test_threads_of_python_call_at_once(inputs: Inputs) -> None:
     different = [make_inputs(SHAPE, kernel_size=7, seed=seed) for seed in range(4)]
-    expected = [attend(one) for one in different]
+    expected = [attend(entry) for entry in different]
     barrier = threading.Barrier(len(different))
 
     def work(index: int) -> None:
@@ -102,7 +102,7 @@ def test_any_layout_and_alignment(inputs: Inputs) -> None:
 @pytest.mark.parametrize("dilation", [2**31 - 1, 2**31, 2**32 + 1, 2**40, (1, 2**33)], ids=str)
 def test_a_dilation_beyond_32_bits_is_one_beyond_the_map(inputs: Inputs, dilation: Any) -> None:
     wide = dilation if isinstance(dilation, tuple) else (dilation, dilation)
-    narrow = [min(one, 15) for one in wide]
+    narrow = [min(dilation, 15) for dilation in wide]
     assert_same(attend(inputs, dilation=dilation), attend(inputs, dilation=narrow))
 
 
@@ -132,7 +132,7 @@ def test_a_call_beyond_32_bits_is_made_in_parts(
 @pytest.fixture
 def entries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Each launch of a kernel that copies, in order: its operation, and entries of the batch."""
-    found: list[tuple[str, int]] = []
+    launched: list[tuple[str, int]] = []
     few_entries, on_cpu = launch._few_entries, launch._on_cpu
     operations = [""]
 
@@ -144,13 +144,13 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     def counting(kernel: Any, arguments: tuple[Any, ...]) -> None:
         tensors = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
         assert not any(t.data_ptr() % kernel.alignment for t in tensors)
-        found.append((operations.pop() if len(operations) > 1 else "", len(arguments[0])))
+        launched.append((operations.pop() if len(operations) > 1 else "", len(arguments[0])))
         on_cpu(kernel, arguments)
 
     monkeypatch.setattr(launch, "COPIED_TOGETHER", 2**30)
     monkeypatch.setattr(launch, "_few_entries", noting)
     monkeypatch.setattr(launch, "_on_cpu", counting)
-    return found
+    return launched
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -169,10 +169,10 @@ def test_a_large_batch_is_given_a_few_entries_at_a_time(
     def results() -> tuple[torch.Tensor, ...]:
         options: dict[str, Any] = {"rpb": inputs.rpb, "return_lse": with_lse}
         if packed:
-            found = na2d_qkvpacked(qkv, 7, **options)
+            result = na2d_qkvpacked(qkv, 7, **options)
         else:
-            found = natc.na2d(*inputs[:3], 7, **options)
-        return found if with_lse else (found,)
+            result = natc.na2d(*inputs[:3], 7, **options)
+        return result if with_lse else (result,)
 
     expected = results()
     assert [size for _, size in entries] == [19]
@@ -363,9 +363,9 @@ maps = open("/proc/self/maps").read() if sys.platform == "linux" else ""
 print(any(name in maps for name in ("libgomp", "libomp", "libtorch")))
 """
     assert run_fresh(program).strip() == "False"
-    found = np.load(tmp_path / "out.npz")
-    assert torch.equal(torch.from_numpy(found["output"]), expected[0])
-    assert torch.equal(torch.from_numpy(found["lse"]), expected[1])
+    arrays = np.load(tmp_path / "out.npz")
+    assert torch.equal(torch.from_numpy(arrays["output"]), expected[0])
+    assert torch.equal(torch.from_numpy(arrays["lse"]), expected[1])
 
 
 def test_the_guards_see_what_a_kernel_must_not_do() -> None:

@@ -81,10 +81,10 @@ def check(
     check_forward(both, inputs, spec.kernel_size, scale=used, dilation=dilation)
     check_forward([output], inputs, spec.kernel_size, scale=used, dilation=dilation)
     options = {"dilation": dilation, "scale": scale, "rpb": inputs.rpb}
-    found = natc.na2d(*inputs[:3], spec.kernel_size, **options)
+    attended = natc.na2d(*inputs[:3], spec.kernel_size, **options)
     found_both = natc.na2d(*inputs[:3], spec.kernel_size, **options, return_lse=True)
-    for one, other in zip((output, *both), (found, *found_both), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    for actual, expected in zip((output, *both), (attended, *found_both), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -142,8 +142,8 @@ def test_a_window_of_the_whole_map_is_torchs_self_attention(
         bias = inputs.rpb.double()[:, down, across].reshape(heads, height * width, -1)
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     expected = expected.transpose(1, 2).unflatten(1, (height, width))
-    found = natc.na2d(*inputs[:3], 7, rpb=inputs.rpb)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    output = natc.na2d(*inputs[:3], 7, rpb=inputs.rpb)
+    torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def in_scope(case: GoldenCase) -> bool:
@@ -252,7 +252,7 @@ def test_code_for_an_older_cpu_runs_here(tmp_path: Path, arch: str) -> None:
     spec = KernelSpec.parse("na2d_k3x5_d20_float16_rpb")
     manifest = build_library(spec, target, tmp_path, untuned=True)
     inputs = inputs_of(spec, (2, 9, 8, 3))
-    found = call_forward(
+    results = call_forward(
         open_entry(manifest, "forward_lse"), inputs, scale=0.3, dilation=(2, 1), with_lse=True
     )
-    check_forward(found, inputs, spec.kernel_size, scale=0.3, dilation=(2, 1))
+    check_forward(results, inputs, spec.kernel_size, scale=0.3, dilation=(2, 1))

@@ -56,12 +56,12 @@ def choices(spec: KernelSpec, target: Target, most: int = MOST) -> tuple[dict[st
     """
     every = list(combinations(space_for(target, spec=spec).structure(spec, target)))
     random.Random(0).shuffle(every)
-    found = []
+    drawn = []
     for seed, structure in enumerate(every[:most], start=1):
         with contextlib.suppress(ScheduleError):
-            found.append(read_decisions(sampled(spec, target, structure, seed).trace))
-    assert len(found) >= min(most, len(every)) / 2
-    return tuple(found)
+            drawn.append(read_decisions(sampled(spec, target, structure, seed).trace))
+    assert len(drawn) >= min(most, len(every)) / 2
+    return tuple(drawn)
 
 
 def check(spec: KernelSpec, decisions: Mapping[str, int]) -> None:
@@ -74,28 +74,28 @@ def check(spec: KernelSpec, decisions: Mapping[str, int]) -> None:
             value_dim=spec.value_dim,
             dtype=getattr(torch, spec.dtype),
         )
-        found = call_forward(function, inputs, scale=0.4, dilation=dilation, with_lse=True)
-        check_forward(found, inputs, spec.kernel_size, scale=0.4, dilation=dilation)
+        results = call_forward(function, inputs, scale=0.4, dilation=dilation, with_lse=True)
+        check_forward(results, inputs, spec.kernel_size, scale=0.4, dilation=dilation)
 
 
 @pytest.mark.parametrize("spec", [SPEC, DIRECT], ids=str)
 def test_every_structure_computes_the_same(spec: KernelSpec) -> None:
     every = choices(spec, HOST, most=36)
-    assert len({tuple(sorted(found.items())) for found in every}) == len(every) > 1
-    for found in every:
+    assert len({tuple(sorted(decisions.items())) for decisions in every}) == len(every) > 1
+    for decisions in every:
         try:
-            check(spec, found)
+            check(spec, decisions)
         except Exception as error:
-            raise AssertionError(f"with {found}: {error}") from error
+            raise AssertionError(f"with {decisions}: {error}") from error
 
 
 @pytest.mark.parametrize("spec", OTHERS, ids=str)
 def test_other_kernels_under_some_structures(spec: KernelSpec) -> None:
-    for found in choices(spec, HOST, most=6):
+    for decisions in choices(spec, HOST, most=6):
         try:
-            check(spec, found)
+            check(spec, decisions)
         except Exception as error:
-            raise AssertionError(f"with {found}: {error}") from error
+            raise AssertionError(f"with {decisions}: {error}") from error
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ def test_vectors_have_lengths_that_registers_have(name: str) -> None:
 def test_what_a_search_drew_is_built_again_exactly(target: Target) -> None:
     space = space_for(target, spec=SPEC)
     every = [
-        {name: found[name] for name in space.structure(SPEC, target)}
-        for found in choices(SPEC, target, most=8)
+        {name: decisions[name] for name in space.structure(SPEC, target)}
+        for decisions in choices(SPEC, target, most=8)
     ]
     drawn = set()
     for seed in range(1, 9):
@@ -135,13 +135,13 @@ def test_what_a_search_drew_is_built_again_exactly(target: Target) -> None:
 @pytest.mark.parametrize("operation", ["forward", "forward_lse"])
 def test_the_same_decisions_are_lowered_to_the_same_source(target: Target, operation: str) -> None:
     decisions = choices(SPEC, target, most=8)[-1]
-    one = scheduled(SPEC, target, decisions, operation=operation)
+    first = scheduled(SPEC, target, decisions, operation=operation)
     two = scheduled(SPEC, target, dict(reversed(decisions.items())), operation=operation)
-    assert one.script() == two.script()
+    assert first.script() == two.script()
     # Free: lowering notes a loop that is unrolled by its variable, outside of the loop.
-    tvm.ir.assert_structural_equal(one, two, map_free_vars=True)
+    tvm.ir.assert_structural_equal(first, two, map_free_vars=True)
     # And other decisions to another.
-    assert scheduled(SPEC, target, {}, operation=operation).script() != one.script()
+    assert scheduled(SPEC, target, {}, operation=operation).script() != first.script()
 
 
 @pytest.mark.parametrize("target", [HOST, Target("cuda", "sm_80")], ids=str)

@@ -57,14 +57,14 @@ def test_a_kernel_beside_one_for_tensor_cores_is_not_measured() -> None:
     assert measured(both, SOURCE) == both
     body = "  natc_mma_f16(a, 1, 2, 3, 4, 5, 6);\n}\n"
     last = SOURCE + body
-    assert [one.kernel for one in measured(both, last)] == ["na2d_k7_kernel_1"]
+    assert [kernel.kernel for kernel in measured(both, last)] == ["na2d_k7_kernel_1"]
     declared, first, second = SOURCE.strip().splitlines()
     source = "\n".join([declared, first, body, second, "}"])
-    assert [one.kernel for one in measured(both, source)] == ["na2d_k7_kernel"]
+    assert [kernel.kernel for kernel in measured(both, source)] == ["na2d_k7_kernel"]
 
 
 @pytest.mark.parametrize(
-    "kernel, said",
+    "kernel, message",
     [
         (Resources(kernel="k", registers=255, threads=256), None),
         (Resources(kernel="k", registers=64, threads=1024), None),
@@ -77,10 +77,10 @@ def test_a_kernel_beside_one_for_tensor_cores_is_not_measured() -> None:
     ],
     ids=["many", "full", "stack", "spills", "registers", "threads", "shared", "more-shared"],
 )
-def test_what_cannot_run_or_cannot_be_fast(kernel: Resources, said: str | None) -> None:
+def test_what_cannot_run_or_cannot_be_fast(kernel: Resources, message: str | None) -> None:
     fine = Resources(kernel="fine", registers=32, threads=128)
-    found = hopeless([fine, kernel], H100, SHARED)
-    assert found is None if said is None else found is not None and found.startswith(said)
+    reason = hopeless([fine, kernel], H100, SHARED)
+    assert reason is None if message is None else reason is not None and reason.startswith(message)
     if kernel.spilled_bytes:
         assert hopeless([fine, kernel], H100, SHARED, may_spill=True) is None
 
@@ -96,14 +96,14 @@ def test_decisions_of_operations_are_kept_apart() -> None:
 
 def test_schedules_of_near_kernels_come_nearest_first() -> None:
     spec = KernelSpec.make(7, rpb=True, dtype="float16")
-    found = list(near(spec))
-    assert found[:2] == [spec, dataclasses.replace(spec, rpb=False)]
-    assert found[2:4] == [dataclasses.replace(one, dtype="bfloat16") for one in found[:2]]
-    distances = [abs(one.kernel_size[0] - 7) for one in found]
-    assert distances == sorted(distances) and len(set(found)) == len(found) == 36
+    specs = list(near(spec))
+    assert specs[:2] == [spec, dataclasses.replace(spec, rpb=False)]
+    assert specs[2:4] == [dataclasses.replace(kernel, dtype="bfloat16") for kernel in specs[:2]]
+    distances = [abs(kernel.kernel_size[0] - 7) for kernel in specs]
+    assert distances == sorted(distances) and len(set(specs)) == len(specs) == 36
     # Neither another element size nor a window that there is not.
     short = list(near(KernelSpec.make((2, 63))))
-    assert {(one.dtype, one.kernel_size) for one in short} == {("float32", (2, 63))}
+    assert {(kernel.dtype, kernel.kernel_size) for kernel in short} == {("float32", (2, 63))}
 
 
 # As if the table of architectures had this line more, before anything of natc reads it.

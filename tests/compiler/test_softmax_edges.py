@@ -55,7 +55,7 @@ def call_of(spec: KernelSpec, **options: Any) -> Call:
     return Call(
         spec,
         MAPS[spec.rank],
-        **{name: (options.pop(name, given),) * spec.rank for name, given in plain.items()},
+        **{name: (options.pop(name, value),) * spec.rank for name, value in plain.items()},
         batch=2,
         heads=2,
         heads_kv=1,
@@ -145,11 +145,11 @@ def check(built: BuiltKernels, call: Call, apply: Callable[[Tensors], None]) -> 
     inputs, upstream = draw_fused(call)
     with torch.no_grad():
         apply(inputs | upstream)
-    found = results_of(natc.neighborhood_attention, call, inputs, upstream)
+    results = results_of(natc.neighborhood_attention, call, inputs, upstream)
     expected = exactly(
         brute_force.attention, inputs | upstream, **call.options, scale=scale_of(call)
     )
-    for name, result in found.items():
+    for name, result in results.items():
         compare(result, expected[name], call.dtype, name)
 
 
@@ -157,8 +157,8 @@ def exactly(oracle: Callable[..., Any], tensors: Tensors, **options: Any) -> Ten
     """Return what brute force makes of tensors, in float64."""
     arrays = {name: x.detach().double().numpy() for name, x in tensors.items()}
     with np.errstate(invalid="ignore", over="ignore"):
-        found = oracle(**arrays, **options)
-    return {name: torch.from_numpy(array.copy()) for name, array in found.items()}
+        results = oracle(**arrays, **options)
+    return {name: torch.from_numpy(array.copy()) for name, array in results.items()}
 
 
 def scale_of(call: Call) -> float:
@@ -169,14 +169,14 @@ def results_of(
     function: Callable[..., Any], call: Call, inputs: Tensors, upstream: Tensors
 ) -> Tensors:
     output, lse = function(**inputs, **call.options, scale=call.scale, return_lse=True)
-    found = torch.autograd.grad((output, lse), list(inputs.values()), list(upstream.values()))
-    gradients = {f"d_{name}": x for name, x in zip(inputs, found, strict=True)}
+    grads = torch.autograd.grad((output, lse), list(inputs.values()), list(upstream.values()))
+    gradients = {f"d_{name}": x for name, x in zip(inputs, grads, strict=True)}
     return {"output": output.detach(), "lse": lse.detach(), **gradients}
 
 
-def compare(found: Tensor, expected: Tensor, dtype: torch.dtype, name: str) -> None:
+def compare(actual: Tensor, expected: Tensor, dtype: torch.dtype, name: str) -> None:
     """Compare kinds of numbers element by element, and finite ones by value."""
-    same(found, expected, 2 * RELATIVE_TOLERANCE[dtype], name)
+    same(actual, expected, 2 * RELATIVE_TOLERANCE[dtype], name)
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf], ids=str)
@@ -213,9 +213,9 @@ def test_very_large_scores(built: BuiltKernels, dtype: str, size: float, where: 
     with torch.no_grad():
         inputs["query"].mul_(size**0.5)
         inputs["key"].mul_(size**0.5)
-    found = results_of(natc.neighborhood_attention, call, inputs, upstream)
+    results = results_of(natc.neighborhood_attention, call, inputs, upstream)
     expected = exactly(brute_force.attention, inputs | upstream, **call.options, scale=1.0)
-    for name, result in found.items():
+    for name, result in results.items():
         assert bool(result.isfinite().all()), f"{name} is not finite"
         if name.startswith("d_") and size > 1e4:
             continue
@@ -261,17 +261,17 @@ def test_operators_of_spoilt_inputs(
     tensors["attn"] = torch.randn(2, 2, *call.spatial, 9).to(call.dtype)
     spoil(name, value)(tensors)
     if name in ("query", "key"):
-        function, oracle, result = functional.na2d_qk, brute_force.qk, "attn"
-        given = {one: tensors[one] for one in ("query", "key", "rpb")}
+        function, oracle, kind = functional.na2d_qk, brute_force.qk, "attn"
+        inputs = {key: tensors[key] for key in ("query", "key", "rpb")}
     else:
-        function, oracle, result = functional.na2d_av, brute_force.av, "output"
-        given = {one: tensors[one] for one in ("attn", "value")}
-    leaves = {one: x.requires_grad_() for one, x in given.items()}
-    found = function(**leaves, **call.options)
-    upstream = torch.randn(found.shape, generator=torch.Generator().manual_seed(5))
+        function, oracle, kind = functional.na2d_av, brute_force.av, "output"
+        inputs = {key: tensors[key] for key in ("attn", "value")}
+    leaves = {key: x.requires_grad_() for key, x in inputs.items()}
+    result = function(**leaves, **call.options)
+    upstream = torch.randn(result.shape, generator=torch.Generator().manual_seed(5))
     upstream = upstream.to(call.dtype)
-    gradients = torch.autograd.grad(found, list(leaves.values()), upstream)
-    expected = exactly(oracle, leaves | {f"d_{result}": upstream}, **call.options)
-    compare(found.detach(), expected[result], call.dtype, result)
-    for one, gradient in zip(leaves, gradients, strict=True):
-        compare(gradient, expected[f"d_{one}"], call.dtype, f"d_{one}")
+    gradients = torch.autograd.grad(result, list(leaves.values()), upstream)
+    expected = exactly(oracle, leaves | {f"d_{kind}": upstream}, **call.options)
+    compare(result.detach(), expected[kind], call.dtype, kind)
+    for key, gradient in zip(leaves, gradients, strict=True):
+        compare(gradient, expected[f"d_{key}"], call.dtype, f"d_{key}")

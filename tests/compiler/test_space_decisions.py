@@ -22,25 +22,25 @@ EACH_SPACE.append(("llvm-x86-64-v4", BLOCKED))
 TARGETS = ["llvm-x86-64-v3", "cuda-sm_90"]
 
 
-def proposer(target: str, spec: KernelSpec = SPEC) -> Proposer:
+def make_proposer(target: str, spec: KernelSpec = SPEC) -> Proposer:
     return Proposer(spec, Target.parse(target), (1, 8, 8, 1), batch=6, seed=0)
 
 
-def every_combination(made: Proposer) -> list[dict[str, int]]:
-    names = list(made.candidates)
+def every_combination(proposer: Proposer) -> list[dict[str, int]]:
+    names = list(proposer.candidates)
     return [
         dict(zip(names, values, strict=True))
-        for values in itertools.product(*made.candidates.values())
+        for values in itertools.product(*proposer.candidates.values())
     ]
 
 
 @pytest.mark.parametrize("target, spec", EACH_SPACE, ids=str)
 def test_every_combination_is_read_back_from_its_schedule(target: str, spec: KernelSpec) -> None:
-    made = proposer(target, spec)
+    proposer = make_proposer(target, spec)
     refused = 0
-    for decisions in every_combination(made):
+    for decisions in every_combination(proposer):
         try:
-            candidate = made.candidate(decisions)
+            candidate = proposer.candidate(decisions)
         except ScheduleError:
             refused += 1
             continue
@@ -49,7 +49,7 @@ def test_every_combination_is_read_back_from_its_schedule(target: str, spec: Ker
         assert read_decisions(candidate.sch.trace.simplified(True)) == decisions
     # One lane has no sum over lanes: the only two decisions that exclude each other.
     excluded = [
-        d for d in every_combination(made) if d.get("lanes") == 1 and d.get("lane_sum") == 1
+        d for d in every_combination(proposer) if d.get("lanes") == 1 and d.get("lane_sum") == 1
     ]
     assert refused == len(excluded)
     assert bool(excluded) == (target == "llvm-x86-64-v3")
@@ -60,22 +60,22 @@ def test_a_trace_replayed_makes_the_same_kernel(target: str, spec: KernelSpec) -
     import tvm
     from tvm.s_tir import Schedule
 
-    made = proposer(target, spec)
-    for decisions in every_combination(made)[:: 7 if target.startswith("llvm") else 11]:
+    proposer = make_proposer(target, spec)
+    for decisions in every_combination(proposer)[:: 7 if target.startswith("llvm") else 11]:
         try:
-            candidate = made.candidate(decisions)
+            candidate = proposer.candidate(decisions)
         except ScheduleError:
             continue
-        again = Schedule(made._module, debug_mask="none")
+        again = Schedule(proposer._module, debug_mask="none")
         candidate.sch.trace.apply_to_schedule(again, remove_postproc=False)
         tvm.ir.assert_structural_equal(again.mod, candidate.sch.mod)
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_missing_decisions_are_the_untuned_schedules(target: str) -> None:
-    made = proposer(target)
-    defaults = {name: values[0] for name, values in made.candidates.items()}
-    assert decisions_of(made.candidate({})) == defaults
+    proposer = make_proposer(target)
+    defaults = {name: values[0] for name, values in proposer.candidates.items()}
+    assert decisions_of(proposer.candidate({})) == defaults
     structure = space_for(Target.parse(target)).structure(SPEC, Target.parse(target))
     first = next(combinations(structure))
     assert first == {name: defaults[name] for name in structure}
@@ -86,28 +86,28 @@ def test_a_build_and_a_trial_make_the_same_decisions() -> None:
 
     decisions = {"lanes": 4, "lane_sum": 1, "unroll_taps": 3}
     target = Target.parse("llvm-x86-64-v3")
-    one = scheduled(SPEC, target, decisions)
-    two = scheduled(SPEC, target, decisions_of(proposer(target.name).candidate(decisions)))
-    tvm.ir.assert_structural_equal(one, two, map_free_vars=True)
-    other = scheduled(SPEC, target, {**decisions, "lanes": 8})
+    built = scheduled(SPEC, target, decisions)
+    two = scheduled(SPEC, target, decisions_of(make_proposer(target.name).candidate(decisions)))
+    tvm.ir.assert_structural_equal(built, two, map_free_vars=True)
+    different = scheduled(SPEC, target, {**decisions, "lanes": 8})
     with pytest.raises(ValueError, match="[Ss]tructural"):
-        tvm.ir.assert_structural_equal(one, other, map_free_vars=True)
+        tvm.ir.assert_structural_equal(built, different, map_free_vars=True)
 
 
 @pytest.mark.parametrize(
-    "decisions, said",
+    "decisions, message",
     [
         ({"lanes": 3}, "decision lanes is 3; space llvm_direct allows 4, 8, 1"),
         ({"unroll_taps": 7}, "decision unroll_taps is 7; space llvm_direct allows 0, 3"),
         ({"warps": 2}, "decision warps is not of space llvm_direct, which has lanes"),
     ],
 )
-def test_foreign_decisions_are_refused_with_what_is_allowed(decisions: Any, said: str) -> None:
-    with pytest.raises(ScheduleError, match=said):
+def test_foreign_decisions_are_refused_with_what_is_allowed(decisions: Any, message: str) -> None:
+    with pytest.raises(ScheduleError, match=message):
         scheduled(SPEC, Target.parse("llvm-x86-64-v3"), decisions)
 
 
 def test_combinations_are_all_of_them_each_once() -> None:
-    found = list(combinations({"a": (1, 2), "b": (0, 1, 2), "c": (5,)}))
-    assert found[0] == {"a": 1, "b": 0, "c": 5}
-    assert len(found) == len({tuple(choice.items()) for choice in found}) == 6
+    combined = list(combinations({"a": (1, 2), "b": (0, 1, 2), "c": (5,)}))
+    assert combined[0] == {"a": 1, "b": 0, "c": 5}
+    assert len(combined) == len({tuple(choice.items()) for choice in combined}) == 6

@@ -93,7 +93,7 @@ def test_what_lies_beside_a_window_stays_out(
 
     pairs = attended(options)
     clean = gradients(tensors)
-    assert all(bool(found.isfinite().all()) for found in clean.values())
+    assert all(bool(gradient.isfinite().all()) for gradient in clean.values())
     for token in ((0, 0), (2, 6), (4, 12), (3, 4)):
         of_keys, of_queries = dict(tensors), dict(tensors)
         for names, poisoned in ((("key", "value"), of_keys),
@@ -103,14 +103,14 @@ def test_what_lies_beside_a_window_stays_out(
                 poisoned[name][0, token[0], token[1]] = poison
         by_key = [query for query, keys in pairs.items() if token in keys]
         assert_only(gradients(of_keys)["d_query"], clean["d_query"], by_key, poison)
-        found = gradients(of_queries)
+        gradient = gradients(of_queries)
         for name in ("d_key", "d_value"):
-            assert_only(found[name], clean[name], pairs[token], poison)
+            assert_only(gradient[name], clean[name], pairs[token], poison)
         dilation = options.get("dilation", (1, 1))
         reached = torch.zeros(clean["d_rpb"].shape[-2:], dtype=torch.bool)
         for key in pairs[token]:
             reached[offset(token, key, dilation)] = True
-        total = found["d_rpb"].sum(0)
+        total = gradient["d_rpb"].sum(0)
         assert bool(total[:, reached].isnan().all())
         assert torch.equal(total[:, ~reached], clean["d_rpb"].sum(0)[:, ~reached])
 
@@ -119,17 +119,19 @@ def call(kernels: Any, operation: str, tensors: dict[str, Tensor], tail: Any) ->
     taken = OPERATIONS[operation].tensors[:-1]
     shape = (CHUNKS, *tensors["rpb"].shape) if operation == "d_rpb" else tensors["query"].shape
     function: Callable[..., Any] = kernels[llvm.function_name(SPEC, operation)]
-    given = [tensors[name] for name in taken]
-    return call_guarded(function, operation, given, [(shape, torch.float32)], tail)[0]
+    inputs = [tensors[name] for name in taken]
+    return call_guarded(function, operation, inputs, [(shape, torch.float32)], tail)[0]
 
 
-def assert_only(found: Tensor, clean: Tensor, sites: list[tuple[int, int]], poison: float) -> None:
+def assert_only(
+    actual: Tensor, clean: Tensor, sites: list[tuple[int, int]], poison: float
+) -> None:
     """Compare results with clean ones: not finite at some sites, and the same bits elsewhere."""
     reached = torch.zeros(SIZES, dtype=torch.bool)
     for site in sites:
         reached[site] = True
-    assert not bool(found[0][reached].isfinite().any()), poison
-    assert torch.equal(found[0][~reached], clean[0][~reached]), poison
+    assert not bool(actual[0][reached].isfinite().any()), poison
+    assert torch.equal(actual[0][~reached], clean[0][~reached]), poison
 
 
 def test_which_kernels_have_vectors_of_taps() -> None:

@@ -29,9 +29,9 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def scratch(tmp_path: Path) -> Path:
-    found = tmp_path / "scratch"
-    found.mkdir()
-    return found
+    directory = tmp_path / "scratch"
+    directory.mkdir()
+    return directory
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def wait_for(happened: Callable[[], Any], process: subprocess.Popen[str] | None 
 
 def using(scratch: Path) -> list[str]:
     """Return the processes that have the test's temporary directory in their environment."""
-    found = []
+    processes = []
     for directory in Path("/proc").iterdir():
         if not directory.name.isdigit():
             continue
@@ -76,8 +76,8 @@ def using(scratch: Path) -> list[str]:
         except OSError:
             continue
         if str(scratch).encode() in environment:
-            found.append((directory / "cmdline").read_bytes().decode(errors="replace"))
-    return found
+            processes.append((directory / "cmdline").read_bytes().decode(errors="replace"))
+    return processes
 
 
 def test_one_json_document_and_nothing_left(start: Start, scratch: Path) -> None:
@@ -113,14 +113,14 @@ def test_a_killed_search_keeps_what_it_measured_and_the_same_command_goes_on(
     assert out.startswith("stopped: ")
     assert f"go on with: natc {' '.join(COMMAND)}" in out
     # The untuned kernel alone is measured anew, to compare with.
-    found = trials()
-    assert [trial.trial for trial in found] == list(range(len(found)))
-    decided = [tuple(trial.decisions.items()) for trial in found]
+    records = trials()
+    assert [trial.trial for trial in records] == list(range(len(records)))
+    decided = [tuple(trial.decisions.items()) for trial in records]
     assert len(set(decided)) == len(decided) - 1
-    assert all(trial.error is None for trial in found)
+    assert all(trial.error is None for trial in records)
     # Which is the best, times on a busy machine say: that of tables does in test_tune_search.
     saved = schedules.read_schedule(workspace.schedule_path(SPEC, detect_host_cpu()))
-    assert saved.decisions in [trial.decisions for trial in found]
+    assert saved.decisions in [trial.decisions for trial in records]
     assert list(scratch.iterdir()) == [] and using(scratch) == []
 
 

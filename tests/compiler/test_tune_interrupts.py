@@ -68,12 +68,12 @@ def test_other_threads_may_search_too() -> None:
 def test_proposing_survives_an_interruption() -> None:
     spec = KernelSpec.parse("na2d_k3_d8_float32")
     proposer = Proposer(spec, detect_host_cpu(), (1, 8, 8, 1), batch=6, seed=0)
-    found = []
+    proposed = []
     # In the midst of MetaSchedule's work, where its calls into Python would be interrupted.
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt), deferred():
         timer.start()
-        found = proposer.propose()
+        proposed = proposer.propose()
         timer.join()
-    assert len(found) == 6
-    assert all(read_decisions(candidate.sch.trace) for candidate in found)
+    assert len(proposed) == 6
+    assert all(read_decisions(candidate.sch.trace) for candidate in proposed)

@@ -68,17 +68,17 @@ def measure_or_hang(
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where temporary directories are made; none is left when the test ends."""
-    found = tmp_path / "scratch"
-    found.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(found))
-    yield found
-    assert list(found.iterdir()) == []
+    directory = tmp_path / "scratch"
+    directory.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    yield directory
+    assert list(directory.iterdir()) == []
 
 
 @pytest.fixture
 def measuring(scratch: Path) -> Iterator[Measurer]:
-    with Measurer(SPEC, HOST, [SHAPE]) as found:
-        yield found
+    with Measurer(SPEC, HOST, [SHAPE]) as measurer:
+        yield measurer
 
 
 def test_a_search_from_end_to_end(scratch: Path, place: Path) -> None:
@@ -108,9 +108,9 @@ def test_a_search_from_end_to_end(scratch: Path, place: Path) -> None:
 def test_a_candidate_is_built_once_and_measured_when_nothing_is_built(
     measuring: Measurer,
 ) -> None:
-    one, two = measuring.build(GOOD), measuring.build(SLOW)
-    assert measuring.build(dict(GOOD)) == one
-    first = measuring.measure(one)
+    first_build, two = measuring.build(GOOD), measuring.build(SLOW)
+    assert measuring.build(dict(GOOD)) == first_build
+    first = measuring.measure(first_build)
     assert two.done.done()
     assert first.error is None and first.seconds is not None and 0 < first.seconds[0] < 1
     assert measuring.measure(two).error is None
@@ -150,7 +150,7 @@ def test_a_kernel_that_computes_something_else_is_refused(
 
 
 @pytest.mark.parametrize(
-    "marker, function, said",
+    "marker, function, message",
     [
         ("die", measure_or_die, "crashed: the process was ended by SIGABRT"),
         ("hang", measure_or_hang, "took too long to run: it took longer than 8 s"),
@@ -161,7 +161,7 @@ def test_a_kernel_that_crashes_or_hangs_costs_only_itself(
     monkeypatch: pytest.MonkeyPatch,
     marker: str,
     function: Callable[..., Any],
-    said: str,
+    message: str,
 ) -> None:
     monkeypatch.setattr(worker, "measure", function)
     monkeypatch.setattr(measurer, "_MEASURE_LIMIT", 8)
@@ -169,7 +169,7 @@ def test_a_kernel_that_crashes_or_hangs_costs_only_itself(
         built = measuring.build(GOOD)
         flag = built.path.parent / marker
         flag.touch()
-        assert measuring.measure(built).error == said
+        assert measuring.measure(built).error == message
         flag.unlink()
         monkeypatch.setattr(measuring._measure, "_limit", 60)
         assert measuring.measure(built).error is None

@@ -17,10 +17,10 @@ from natc.errors import BuildError
 from natc.tune.measure.processes import JobError, Processes
 
 
-def add(one: int, two: int) -> int:
+def add(a: int, b: int) -> int:
     print("this must not come among the answers")
     os.write(1, b"nor this")
-    return one + two
+    return a + b
 
 
 def fail(kind: type[Exception], text: str) -> None:
@@ -81,8 +81,8 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Processes]]:
         return opened[-1]
 
     yield processes
-    for found in opened:
-        found.close()
+    for pool in opened:
+        pool.close()
 
 
 def test_jobs_run_elsewhere_and_return_their_results(

@@ -28,12 +28,12 @@ def seconds(decisions: dict[str, int]) -> float:
 
 
 def rounds(proposer: Proposer, count: int) -> list[list[dict[str, int]]]:
-    found = []
+    batches = []
     for _ in range(count):
         candidates = proposer.propose()
-        found.append([decisions_of(candidate) for candidate in candidates])
-        proposer.finish_round(candidates, [seconds(decisions) for decisions in found[-1]])
-    return found
+        batches.append([decisions_of(candidate) for candidate in candidates])
+        proposer.finish_round(candidates, [seconds(decisions) for decisions in batches[-1]])
+    return batches
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_the_model_tells_fast_candidates_from_slow_ones(target: str, name: str) 
     choice = random.Random(0)
     values = proposer.candidates[name]
     decided = [
-        {key: choice.choice(found) for key, found in proposer.candidates.items()}
+        {key: choice.choice(allowed) for key, allowed in proposer.candidates.items()}
         | {name: values[index % len(values)]}
         | ({"lane_sum": 0} if "lane_sum" in proposer.candidates else {})
         for index in range(36)

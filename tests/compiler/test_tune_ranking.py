@@ -23,26 +23,26 @@ def test_every_candidate_is_proposed_once_and_what_was_learnt_decides_the_order(
         slow = (decisions["threads"] != 64) + (decisions["unroll"] != 16)
         return 1e-3 * (1 + slow)
 
-    found, seen = ranked(), []
-    while batch := found.propose():
+    ranking, seen = ranked(), []
+    while batch := ranking.propose():
         assert batch == batch[:10]
         seen += batch
-        found.pass_over(batch)
-    assert len(seen) == len({tuple(one.items()) for one in seen}) > 20
-    assert found.untuned in seen
+        ranking.pass_over(batch)
+    assert len(seen) == len({tuple(candidate.items()) for candidate in seen}) > 20
+    assert ranking.untuned in seen
 
     taught = ranked()
     sample = seen[:60]
-    taught.learn(sample, [seconds(one) for one in sample])
+    taught.learn(sample, [seconds(candidate) for candidate in sample])
     proposed = taught.propose()
-    assert [one for one in proposed if one in sample] == []
-    left = [one for one in seen if one not in sample]
+    assert [candidate for candidate in proposed if candidate in sample] == []
+    unmeasured = [candidate for candidate in seen if candidate not in sample]
     # All but those by chance are of the fastest kind, of which there are more than that.
-    assert [seconds(one) for one in proposed[:8]] == [1e-3] * 8
-    assert 8 < [seconds(one) for one in left].count(1e-3) < len(left) / 5
-    assert found.propose() == [] and ranked().propose() == seen[:10]
+    assert [seconds(candidate) for candidate in proposed[:8]] == [1e-3] * 8
+    assert 8 < [seconds(candidate) for candidate in unmeasured].count(1e-3) < len(unmeasured) / 5
+    assert ranking.propose() == [] and ranked().propose() == seen[:10]
     with pytest.raises(NatcError, match="no candidate"):
-        found.candidate({"threads": 7})
+        ranking.candidate({"threads": 7})
 
 
 def test_what_tensor_cores_leave_as_it_is_makes_no_candidates() -> None:
@@ -50,7 +50,7 @@ def test_what_tensor_cores_leave_as_it_is_makes_no_candidates() -> None:
     spec = KernelSpec.make(7, rpb=True, dtype="float16")
     ranking = Ranking(spec, Target.parse("cuda-sm_90"), "forward", batch=1000, seed=1)
     by_choice: dict[int, list[dict[str, int]]] = {0: [], 1: []}
-    for one in ranking.propose():
-        by_choice[one["tensor_cores"]].append(one)
-    assert len({one["lanes"] for one in by_choice[0]}) == 3
-    assert len({one["lanes"] for one in by_choice[1]}) == 1 and len(by_choice[1]) > 10
+    for candidate in ranking.propose():
+        by_choice[candidate["tensor_cores"]].append(candidate)
+    assert len({candidate["lanes"] for candidate in by_choice[0]}) == 3
+    assert len({candidate["lanes"] for candidate in by_choice[1]}) == 1 and len(by_choice[1]) > 10

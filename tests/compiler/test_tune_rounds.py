@@ -79,13 +79,13 @@ def natc(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_search_from_end_to_end(copied: Path, place: Path) -> None:
-    made = rounds.read(place_in(copied))
-    assert (made.spec, made.operation, made.present) == (SPEC.name, OPERATION, False)
+    round_ = rounds.read(place_in(copied))
+    assert (round_.spec, round_.operation, round_.present) == (SPEC.name, OPERATION, False)
     done = natc("measure", str(copied), "--json", "--quiet")
     assert (done.returncode, done.stderr) == (0, "")
     (summary,) = json.loads(done.stdout)["searches"]
     assert summary["complete"] and summary["failures"] == 0
-    assert summary["candidates"] == len(made.candidates) == 2
+    assert summary["candidates"] == len(round_.candidates) == 2
     assert 0 < summary["best"] <= summary["untuned"]
 
     again = natc("measure", str(copied))
@@ -101,7 +101,7 @@ def test_a_search_from_end_to_end(copied: Path, place: Path) -> None:
     saved = schedules.load_schedule(SPEC, HOST, OPERATION)
     assert saved is not None and saved.operation == OPERATION
     assert saved.measured.score == about(summary["best"], rel=1e-3)
-    assert saved.decisions in [one.decisions for one in made.candidates]
+    assert saved.decisions in [item.decisions for item in round_.candidates]
     assert schedules.load_schedule(SPEC, HOST) is None
 
     records, problems = read_log(imported.log_path)
@@ -113,14 +113,14 @@ def test_a_search_from_end_to_end(copied: Path, place: Path) -> None:
     assert {trial.environment for trial in trials} <= machines
     # Every candidate is there: measured, or dropped and why.
     failed = [trial for trial in trials if trial.error]
-    assert len(failed) == len(made.dropped)
+    assert len(failed) == len(round_.dropped)
 
     before = imported.log_path.read_bytes()
     assert import_round(place_in(copied)).trials == 0
     assert imported.log_path.read_bytes() == before
 
     chosen = choose(SPEC, HOST, operations=(OPERATION,))
-    assert chosen.origin == "untuned" and [one.operation for one in chosen.others] == [OPERATION]
+    assert chosen.origin == "untuned" and [item.operation for item in chosen.others] == [OPERATION]
     assert chosen.decisions == {f"{OPERATION}.{n}": v for n, v in saved.decisions.items()}
     assert f"{OPERATION}: its tuned schedule" in chosen.note
     assert chosen.record()["others"][OPERATION]["of"] == SPEC.name
@@ -161,9 +161,9 @@ def test_what_others_are_compared_with_may_spill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(builder, "build", spill)
-    made = export(SPEC, HOST, tmp_path / "round", shapes=[SHAPE], candidates=4)
-    assert len(made.candidates) == 1 and not made.present
-    assert {one.error for one in made.dropped} == {"spills 8 bytes of registers"}
+    round_ = export(SPEC, HOST, tmp_path / "round", shapes=[SHAPE], candidates=4)
+    assert len(round_.candidates) == 1 and not round_.present
+    assert {candidate.error for candidate in round_.dropped} == {"spills 8 bytes of registers"}
 
 
 # --- rounds of made-up candidates, whose times are looked up ---
@@ -199,9 +199,9 @@ def write_round(directory: Path, count: int, **changes: Any) -> Round:
         "seed": 0,
         "exported_on": environment.collect(0),
     }
-    made = Round(**{**fields, **changes})
-    rounds.write(directory, made)
-    return made
+    round_ = Round(**{**fields, **changes})
+    rounds.write(directory, round_)
+    return round_
 
 
 class Table:
@@ -268,29 +268,29 @@ def test_a_kill_costs_what_was_being_measured(tmp_path: Path, after: int) -> Non
         measuring.measure(tmp_path, with_=table)
     log = tmp_path / rounds.MEASURED
     log.write_bytes(log.read_bytes() + b'{"type":"tri')  # it was killed in mid-line
-    known = len(trials(tmp_path))
-    rest = Table()
-    rest.unchecked = set(table.calls)
+    measured = len(trials(tmp_path))
+    resumed = Table()
+    resumed.unchecked = set(table.calls)
     notes: list[Event] = []
-    summary = measuring.measure(tmp_path, with_=rest, on_event=notes.append)
+    summary = measuring.measure(tmp_path, with_=resumed, on_event=notes.append)
     assert summary.complete and summary.best == about(1e-3)
     assert any("damaged record was skipped" in n.message for n in notes if isinstance(n, Note))
     whole = Table()
     write_round(tmp_path / "whole", 64)
     measuring.measure(tmp_path / "whole", with_=whole)
     # Only the confirmation, which is done in turns, starts anew.
-    assert len(rest.calls) + known <= len(whole.calls) + 15
-    assert set(rest.samples) >= {0, 40} or after > 66
+    assert len(resumed.calls) + measured <= len(whole.calls) + 15
+    assert set(resumed.samples) >= {0, 40} or after > 66
     assert import_scores(tmp_path) == import_scores(tmp_path / "whole")
 
 
 def import_scores(directory: Path) -> dict[int, float]:
     """Return what counts for each candidate."""
-    found = {}
+    scores = {}
     for trial in trials(directory):
         assert trial.seconds is not None
-        found[trial.decisions["number"]] = trial.seconds[KEY]
-    return found
+        scores[trial.decisions["number"]] = trial.seconds[KEY]
+    return scores
 
 
 def test_time_ends_it_and_the_next_call_goes_on(tmp_path: Path) -> None:
@@ -329,8 +329,8 @@ def test_what_another_machine_measured_does_not_count(
 ) -> None:
     write_round(tmp_path, 4)
     here = environment.collect()
-    other = msgspec.structs.replace(here, id="other", cpu="another CPU")
-    monkeypatch.setattr(environment, "collect", lambda seed=None: other)
+    another = msgspec.structs.replace(here, id="other", cpu="another CPU")
+    monkeypatch.setattr(environment, "collect", lambda seed=None: another)
     measuring.measure(tmp_path, with_=Table())
     monkeypatch.setattr(environment, "collect", lambda seed=None: here)
     summary = measuring.measure(tmp_path, with_=Table())
@@ -347,7 +347,7 @@ def edit(directory: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, message",
     [
         ({"schema_version": 2}, "with version 2 of rounds"),
         ({"abi": rounds.ABI - 1, "natc": "0.0.9"}, "written by natc 0.0.9"),
@@ -363,12 +363,12 @@ def edit(directory: Path, **changes: Any) -> None:
     ids=["schema", "abi", "spec", "operation", "shapes", "none", "elsewhere"],
 )
 def test_rounds_of_another_natc_are_refused(
-    tmp_path: Path, changes: dict[str, Any], said: str
+    tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     write_round(tmp_path, 2)
     edit(tmp_path, **changes)
     table = Table()
-    with pytest.raises(TuneError, match=said) as raised:
+    with pytest.raises(TuneError, match=message) as raised:
         measuring.measure(tmp_path, with_=table)
     assert str(tmp_path / rounds.NAME) in str(raised.value)
     assert "natc tune --export" in str(raised.value) and not table.calls
@@ -397,9 +397,9 @@ def test_other_files_are_not_run(tmp_path: Path) -> None:
 
 
 def test_a_round_for_another_machine_is_refused(tmp_path: Path) -> None:
-    other = "llvm-aarch64" if HOST.arch != "aarch64" else "llvm-x86-64-v2"
-    write_round(tmp_path, 2, target=other)
-    with pytest.raises(TargetError, match=f"{other} does not run on this machine"):
+    arch = "llvm-aarch64" if HOST.arch != "aarch64" else "llvm-x86-64-v2"
+    write_round(tmp_path, 2, target=arch)
+    with pytest.raises(TargetError, match=f"{arch} does not run on this machine"):
         measuring.measure(tmp_path, with_=Table())
     write_round(tmp_path, 2, target="cuda-sm_90")
     with pytest.raises(TargetError, match=r"no NVIDIA GPU|does not run on this machine"):
@@ -410,15 +410,15 @@ def test_taking_in_what_is_not_there_or_stale(copied: Path) -> None:
     place = place_in(copied)
     with pytest.raises(TuneError, match="was not measured yet: natc measure"):
         import_round(place)
-    made = rounds.read(place)
+    round_ = rounds.read(place)
     old = msgspec.structs.replace(
-        made, space=SpaceVersion(made.space.name, made.space.version + 1)
+        round_, space=SpaceVersion(round_.space.name, round_.space.version + 1)
     )
     rounds.write(place, old)
-    version = made.space.version
+    version = round_.space.version
     with pytest.raises(TuneError, match=f"version {version + 1}, and this natc has .* {version}:"):
         import_round(place)
-    rounds.write(place, made)
+    rounds.write(place, round_)
 
     def fail(candidate: Candidate, samples: int, checked: bool) -> list[float]:
         raise JobError("no GPU any more")
@@ -450,27 +450,27 @@ def only_the_first(then: BaseException) -> measuring.MeasureCandidate:
     ids=["cut short", "failed"],
 )
 def test_the_untuned_kernel_alone_does_not_become_a_schedule(
-    copied: Path, then: BaseException, said: str, there: float | None
+    copied: Path, then: BaseException, message: str, there: float | None
 ) -> None:
     place = place_in(copied)
-    made = rounds.read(place)
+    round_ = rounds.read(place)
     path, before = workspace.schedule_path(SPEC, HOST, OPERATION), None
     if there is not None:
         # The candidate that was to be measured: as it is exported where it was tuned before.
-        old = schedule_of(SPEC, OPERATION, made.candidates[1].decisions)
+        old = schedule_of(SPEC, OPERATION, round_.candidates[1].decisions)
         measured = msgspec.structs.replace(old.measured, score=there)
         schedules.save_schedule(msgspec.structs.replace(old, measured=measured))
         before = path.read_text()
     with contextlib.suppress(KeyboardInterrupt):
         measuring.measure(place, with_=only_the_first(then))
     imported = import_round(place)
-    assert said in imported.problem and not imported.replaced
+    assert message in imported.problem and not imported.replaced
     assert imported.schedule_path == (path if there is not None else None)
     assert imported.best == imported.untuned == about(4e-3)
     assert before == (path.read_text() if path.exists() else None)
     # What was measured is known from now on.
     logged = [record for record in read_log(imported.log_path)[0] if isinstance(record, Trial)]
-    assert imported.trials == len(logged) > len(made.dropped)
+    assert imported.trials == len(logged) > len(round_.dropped)
     assert import_round(place).trials == 0
 
     measuring.measure(place, with_=times(2))
@@ -481,22 +481,22 @@ def test_the_untuned_kernel_alone_does_not_become_a_schedule(
 
 def test_a_round_of_the_untuned_kernel_alone_has_its_winner(copied: Path) -> None:
     place = place_in(copied)
-    made = rounds.read(place)
-    rounds.write(place, msgspec.structs.replace(made, candidates=made.candidates[:1]))
+    round_ = rounds.read(place)
+    rounds.write(place, msgspec.structs.replace(round_, candidates=round_.candidates[:1]))
     measuring.measure(place, with_=times(2))
     imported = import_round(place)
     assert imported.replaced and not imported.problem
     saved = schedules.load_schedule(SPEC, HOST, OPERATION)
-    assert saved is not None and saved.decisions == made.candidates[0].decisions
+    assert saved is not None and saved.decisions == round_.candidates[0].decisions
 
 
 def test_a_schedule_that_was_not_measured_is_not_beaten_by_a_slower_one(copied: Path) -> None:
     """Though the round names it."""
     place = place_in(copied)
-    made = rounds.read(place)
-    other = msgspec.structs.replace(made.candidates[1], decisions={"another": 1})
-    rounds.write(place, msgspec.structs.replace(made, candidates=[*made.candidates, other]))
-    old = schedule_of(SPEC, OPERATION, other.decisions)
+    round_ = rounds.read(place)
+    slower = msgspec.structs.replace(round_.candidates[1], decisions={"another": 1})
+    rounds.write(place, msgspec.structs.replace(round_, candidates=[*round_.candidates, slower]))
+    old = schedule_of(SPEC, OPERATION, slower.decisions)
     path = schedules.save_schedule(old)
     before, count = path.read_text(), 0
 
@@ -544,12 +544,12 @@ def test_a_process_is_started_anew_only_when_it_must(
 ) -> None:
     monkeypatch.setattr(worker, "measure", crash_hang_or_err)
     monkeypatch.setattr(measuring, "_MEASURE_LIMIT", 20.0)
-    made = write_round(tmp_path, 5)
-    with measuring.Workers(tmp_path, made) as workers:
+    round_ = write_round(tmp_path, 5)
+    with measuring.Workers(tmp_path, round_) as workers:
         ids = []
         for number in (0, 3, 4, 1, 0, 2, 4):
             try:
-                ids.append(workers(made.candidates[number], 3, False)[0])
+                ids.append(workers(round_.candidates[number], 3, False)[0])
             except (JobError, ChildProcessError, TimeoutError) as error:
                 ids.append(type(error).__name__)
         first, wrong, same, crashed, second, hung, third = ids

@@ -92,7 +92,7 @@ class Table:
     @property
     def candidates(self) -> set[Any]:
         """What was measured besides the untuned kernel."""
-        return {key_of(found) for found in self.measured} - {key_of(UNTUNED)}
+        return {key_of(decisions) for decisions in self.measured} - {key_of(UNTUNED)}
 
 
 class Listing:
@@ -122,16 +122,16 @@ class Listing:
         self, candidates: Sequence[dict[str, int]], scores: Sequence[float | None]
     ) -> None:
         self.learn(candidates, scores)
-        self.left = [found for found in self.left if found not in candidates]
+        self.left = [candidate for candidate in self.left if candidate not in candidates]
 
 
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> Table:
-    found = Table()
-    monkeypatch.setattr(engine, "Measurer", found)
+    double = Table()
+    monkeypatch.setattr(engine, "Measurer", double)
     monkeypatch.setattr(engine, "Proposer", Listing)
     monkeypatch.setattr(engine, "decisions_of", lambda candidate: candidate)
-    return found
+    return double
 
 
 class Search:
@@ -172,13 +172,13 @@ def test_a_search_finds_the_fastest_and_ends_when_nothing_is_left(
     assert (finished.trials, finished.failures, finished.interrupted) == (15, 0, False)
     assert (finished.best, finished.baseline) == (about(1e-3), about(3e-3))
     assert len(table.candidates) == 15 and table.left == 1
-    found = schedules.read_schedule(finished.schedule_path)
+    saved = schedules.read_schedule(finished.schedule_path)
     assert finished.schedule_path == search.schedule
-    assert found.decisions == FASTEST
-    assert found.measured.seconds == {KEY: 1e-3}
-    assert found.measured.baseline_seconds == {KEY: 3e-3}
-    assert found.measured.score == about(1e-3)
-    assert found.space == SpaceVersion(space_for(HOST).name, space_for(HOST).version)
+    assert saved.decisions == FASTEST
+    assert saved.measured.seconds == {KEY: 1e-3}
+    assert saved.measured.baseline_seconds == {KEY: 3e-3}
+    assert saved.measured.score == about(1e-3)
+    assert saved.space == SpaceVersion(space_for(HOST).name, space_for(HOST).version)
 
 
 def test_what_is_told(search: Search) -> None:
@@ -227,7 +227,7 @@ def test_the_number_of_trials_is_kept_exactly(search: Search, table: Table, tria
     assert search(trials=trials).trials == trials
     assert len(table.candidates) == trials
     # Nor is anything built that will not be measured.
-    assert len({key_of(found) for found in table.built}) == trials + 1
+    assert len({key_of(decisions) for decisions in table.built}) == trials + 1
 
 
 def test_the_time_limit_leaves_room_for_the_confirmation(
@@ -261,8 +261,8 @@ def test_a_second_run_measures_only_what_is_new(search: Search, table: Table) ->
     # The finalists are measured again, next to the untuned kernel.
     assert len(table.candidates & before) <= 3
     assert second.best == about(1e-3)
-    found = [line["trial"] for line in search.lines() if line["type"] == "trial"]
-    assert found == list(range(len(found)))
+    numbers_now = [line["trial"] for line in search.lines() if line["type"] == "trial"]
+    assert numbers_now == list(range(len(numbers_now)))
 
 
 def test_a_third_run_has_nothing_left_to_try(search: Search) -> None:
@@ -455,7 +455,7 @@ def test_without_a_candidate_no_schedule_is_written(
             raise KeyboardInterrupt
 
         monkeypatch.setattr(Listing, "propose", stop)
-    known = 1 if decisions is None else 2
+    trials = 1 if decisions is None else 2
     # Nor does what the first run measured make up for it in the second.
     for _ in range(2):
         finished = search(minutes=1)
@@ -465,8 +465,8 @@ def test_without_a_candidate_no_schedule_is_written(
         assert finished.best == about(min(3e-3, seconds(decisions or UNTUNED)))
         assert before == (search.schedule.read_text() if search.schedule.exists() else None)
     measured = [line["decisions"] for line in search.lines() if line["type"] == "trial"]
-    assert {key_of(found) for found in measured} == {key_of(UNTUNED), key_of(decisions or UNTUNED)}
-    assert len(measured) == known + 1, "the untuned kernel, once for each run"
+    assert {key_of(tried) for tried in measured} == {key_of(UNTUNED), key_of(decisions or UNTUNED)}
+    assert len(measured) == trials + 1, "the untuned kernel, once for each run"
 
 
 def test_a_candidate_of_an_earlier_run_is_one(search: Search, table: Table, clock: Clock) -> None:
@@ -515,18 +515,18 @@ def test_a_space_of_the_untuned_kernel_alone_has_its_winner(
 def test_a_space_that_time_cut_short_is_not_used_up(
     search: Search, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
+    listings = []
 
     def propose(listing: Listing) -> list[dict[str, int]]:
-        found.append(listing)
-        if len(found) < engine._IDLE_ROUNDS:
+        listings.append(listing)
+        if len(listings) < engine._IDLE_ROUNDS:
             return []
         clock.let_an_hour_pass()
         return listing.left[: listing.batch]
 
     monkeypatch.setattr(Listing, "propose", propose)
     assert search(minutes=1).schedule_path is None
-    assert len(found) == engine._IDLE_ROUNDS and not search.schedule.exists()
+    assert len(listings) == engine._IDLE_ROUNDS and not search.schedule.exists()
 
 
 def replaced(there: schedules.Schedule, **changes: Any) -> schedules.Schedule:
@@ -541,7 +541,7 @@ def test_a_schedule_of_an_older_space_is_replaced(search: Search) -> None:
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         ({"schema_version": 99}, "newer natc"),
         (
@@ -552,12 +552,12 @@ def test_a_schedule_of_an_older_space_is_replaced(search: Search) -> None:
     ],
 )
 def test_a_schedule_of_a_newer_natc_is_not_replaced(
-    search: Search, table: Table, change: dict[str, Any], said: str
+    search: Search, table: Table, change: dict[str, Any], message: str
 ) -> None:
     path = schedules.save_schedule(make_host_schedule(SMALL))
     text = json.dumps(json.loads(path.read_text()) | change)
     path.write_text(text)
-    with pytest.raises(ScheduleError, match=said) as caught:
+    with pytest.raises(ScheduleError, match=message) as caught:
         search()
     assert str(path) in str(caught.value)
     assert path.read_text() == text
@@ -593,8 +593,8 @@ def test_ctrl_c_keeps_everything_and_the_next_run_goes_on(
     finished = search()
     assert finished.interrupted and finished.trials == min(count - 2, 15)
     assert finished == search.events[-1] and table.left == 1
-    known = [line for line in search.lines() if line["type"] == "trial"]
-    best = min(known, key=lambda line: line["seconds"][KEY])
+    trials = [line for line in search.lines() if line["type"] == "trial"]
+    best = min(trials, key=lambda line: line["seconds"][KEY])
     assert finished.best == about(best["seconds"][KEY])
     assert schedules.read_schedule(search.schedule).measured.score == about(finished.best)
     table.before = lambda measured: None

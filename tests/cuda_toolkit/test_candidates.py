@@ -34,14 +34,14 @@ def test_what_nvcc_says_is_understood(tmp_path: Path, threads: int, spills: bool
     source = tmp_path / "sums.cu"
     source.write_text(text)
     words = ("-arch=sm_90", "-Xptxas=-v", "-cubin", "-o", str(tmp_path / "sums.cubin"))
-    said = run([find_nvcc(), *words, str(source)], "compiling a test")
-    (found,) = resources(said, text)
-    assert isinstance(found, Resources)
-    assert (found.kernel, found.threads, found.shared_bytes) == ("sums", threads, 1024)
-    assert 40 < found.registers <= 65536 // threads or not spills
-    assert (found.spilled_bytes > 0) == spills
-    reason = hopeless([found], H100, 227 * 1024)
-    assert reason == (f"spills {found.spilled_bytes} bytes of registers" if spills else None)
+    report = run([find_nvcc(), *words, str(source)], "compiling a test")
+    (kernel,) = resources(report, text)
+    assert isinstance(kernel, Resources)
+    assert (kernel.kernel, kernel.threads, kernel.shared_bytes) == ("sums", threads, 1024)
+    assert 40 < kernel.registers <= 65536 // threads or not spills
+    assert (kernel.spilled_bytes > 0) == spills
+    reason = hopeless([kernel], H100, 227 * 1024)
+    assert reason == (f"spills {kernel.spilled_bytes} bytes of registers" if spills else None)
 
 
 def test_a_candidate_is_compiled_and_judged(
@@ -49,9 +49,9 @@ def test_a_candidate_is_compiled_and_judged(
 ) -> None:
     seen: list[list[Resources]] = []
 
-    def judge(found: list[Resources], target: Target, most: int, *, may_spill: bool) -> str:
+    def judge(kernels: list[Resources], target: Target, most: int, *, may_spill: bool) -> str:
         assert target == H100 and most == 227 * 1024 and not may_spill
-        seen.append(found)
+        seen.append(kernels)
         return "as the test says"
 
     monkeypatch.setattr("natc.compiler.build.resources.hopeless", judge)
@@ -59,5 +59,5 @@ def test_a_candidate_is_compiled_and_judged(
     useless = builder.build(*names, {"threads": 64}, str(tmp_path / "x.so"), "delta")
     assert useless == "as the test says" and (tmp_path / "x.so").stat().st_size > 0
     (kernels,) = seen
-    assert kernels and all(one.registers > 0 for one in kernels)
-    assert {one.threads for one in kernels} == {64}
+    assert kernels and all(kernel.registers > 0 for kernel in kernels)
+    assert {kernel.threads for kernel in kernels} == {64}

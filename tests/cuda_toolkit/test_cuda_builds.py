@@ -55,8 +55,8 @@ def cuobjdump() -> str:
         files = metadata.files("nvidia-cuda-cuobjdump") or []
     except metadata.PackageNotFoundError:
         files = []
-    found = [str(file.locate()) for file in files if file.name == "cuobjdump"]
-    path = found[0] if found else shutil.which("cuobjdump")
+    programs = [str(file.locate()) for file in files if file.name == "cuobjdump"]
+    path = programs[0] if programs else shutil.which("cuobjdump")
     if path is None:
         pytest.skip("cuobjdump is not installed: pip install nvidia-cuda-cuobjdump")
     return path
@@ -114,15 +114,15 @@ def test_it_holds_the_kernel_of_each_entry(library: Path) -> None:
 
 
 def test_the_manifest_names_the_architectures(library: Path) -> None:
-    found = load_manifest(manifest_of(library))
-    assert found.target == manifest.LibraryTarget("cuda", ARCHS)
-    assert found.alignment == 16
-    assert found.sha256 == manifest.file_sha256(library)
-    assert found.entries == {
+    content = load_manifest(manifest_of(library))
+    assert content.target == manifest.LibraryTarget("cuda", ARCHS)
+    assert content.alignment == 16
+    assert content.sha256 == manifest.file_sha256(library)
+    assert content.entries == {
         entry: {arch: f"{SPEC.name}_{entry}_{arch}" for arch in ARCHS}
         for entry in operations_of(SPEC)
     }
-    assert set(found.schedule) == set(ARCHS)
+    assert set(content.schedule) == set(ARCHS)
 
 
 def built(spec: KernelSpec, directory: Path, families: Sequence[str] = FAMILIES) -> str:
@@ -176,18 +176,18 @@ def where_lanes_part(code: str) -> int:
     none does, it does not say where they meet: those are not looked at.
     """
     parted: dict[str, bool] = {}
-    found = 0
+    number = 0
     pattern = re.compile(r"\*/\s+(@!?U?P\d\s+)?([A-Z0-9_]+)(?:[.\w]*\s+(B\d+)\b)?")
     for condition, instruction, place in pattern.findall(code):
         if instruction == "BSSY":
             parted[place] = False
         elif instruction == "BSYNC":
-            found += parted.pop(place)
+            number += parted.pop(place)
         elif instruction in ("BRA", "EXIT") and condition:
             parted = dict.fromkeys(parted, True)
         elif instruction in ("HMMA", "SHFL", "VOTE", "WARPSYNC"):
             assert not any(parted.values()) and not condition, instruction
-    return found
+    return number
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -216,11 +216,11 @@ def test_other_architectures_compile(place: Path, arch: str) -> None:
 def test_the_same_library_is_built_again(place: Path) -> None:
     spec = KernelSpec.parse("na2d_k3_d8_float16")
     targets = [Target("cuda", "sm_90"), Target("cuda", "sm_80")]
-    one, two = (
+    first, second = (
         build_library(spec, chosen, place / directory, untuned=True, families=["unfused"])
         for chosen, directory in ((targets, "one"), ([*reversed(targets)], "two"))
     )
-    assert load_manifest(one).sha256 == load_manifest(two).sha256
+    assert load_manifest(first).sha256 == load_manifest(second).sha256
 
 
 def test_where_and_when_and_by_whom_it_is_built_changes_nothing(place: Path) -> None:
@@ -233,7 +233,7 @@ def test_where_and_when_and_by_whom_it_is_built_changes_nothing(place: Path) -> 
         "build_library(KernelSpec.parse('na2d_k3_d8_float16'), Target('cuda', 'sm_80'), 'lib',"
         " untuned=True, operations=['forward', 'd_key'])"
     )
-    found = []
+    libraries = []
     for mask, seed, zone in (("022", "1", "UTC"), ("077", "2", "Asia/Tokyo")):
         folder = place / f"folder of {mask}"
         (folder / "scratch").mkdir(parents=True)
@@ -245,9 +245,9 @@ def test_where_and_when_and_by_whom_it_is_built_changes_nothing(place: Path) -> 
             [sys.executable, "-c", program, mask], cwd=folder, env=environment, check=True
         )
         (code,) = (folder / "lib").glob("*.so")
-        found.append(code.read_bytes())
-        assert str(folder).encode() not in found[-1]
-    assert found[0] == found[1]
+        libraries.append(code.read_bytes())
+        assert str(folder).encode() not in libraries[-1]
+    assert libraries[0] == libraries[1]
 
 
 # What goes wrong
@@ -376,9 +376,9 @@ for arch in ("sm_80", "sm_90"):
     attempt(module[name.format("")], query, key, value, rpb, output)
     attempt(module[name.format("_lse")], query, key, value, rpb, output, lse)
 """
-    found = messages(library, program)
-    assert len(found) == 4
-    for line in found:
+    printed = messages(library, program)
+    assert len(printed) == 4
+    for line in printed:
         assert "device_type" in line or "cuda" in line, line
         assert not line.startswith("no error")
 
@@ -439,13 +439,15 @@ given = [tvm_ffi.from_dlpack(OnGpu(t)) for t in (query, key, value, rpb, output)
 attempt(module["na2d_k7_d32_float16_rpb_forward_sm_90"], *given)
 """
     toolkit = c_compiler.cuda_version()
-    made = load_manifest(manifest_of(library)).versions["cuda"]
-    assert toolkit > (12,) and made == ".".join(map(str, toolkit))
-    said = "RuntimeError natc: loading the kernel's machine code"
+    version = load_manifest(manifest_of(library)).versions["cuda"]
+    assert toolkit > (12,) and version == ".".join(map(str, toolkit))
+    message = "RuntimeError natc: loading the kernel's machine code"
     if toolkit >= (13,):
-        said += f", which was compiled by CUDA {made}, by a driver for CUDA 12.4 (update the "
-        said += "driver, or build with an older CUDA)"
-    assert messages(library, program) == [f"{said} failed: no kernel image"]
+        message += (
+            f", which was compiled by CUDA {version}, by a driver for CUDA 12.4 (update the "
+        )
+        message += "driver, or build with an older CUDA)"
+    assert messages(library, program) == [f"{message} failed: no kernel image"]
 
 
 def test_a_map_with_too_many_tiles_is_refused(library: Path) -> None:

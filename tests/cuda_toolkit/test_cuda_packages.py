@@ -48,18 +48,18 @@ def run(*words: str, **variables: str) -> Any:
 
 
 def test_a_package_for_a_gpu_is_small_and_needs_nothing(tmp_path: Path) -> None:
-    found = run(*WORDS.split(), "-o", str(tmp_path / "dist"), NATC_CACHE_DIR=str(tmp_path))
-    assert (found["name"], found["archs"]) == ("natc-kernels-cuda-sm-90", ["sm_90"])
-    assert set(found["sizes"]) == {"sm_90", "compute_90", "host"}
-    (library,) = found["libraries"]
+    printed = run(*WORDS.split(), "-o", str(tmp_path / "dist"), NATC_CACHE_DIR=str(tmp_path))
+    assert (printed["name"], printed["archs"]) == ("natc-kernels-cuda-sm-90", ["sm_90"])
+    assert set(printed["sizes"]) == {"sm_90", "compute_90", "host"}
+    (library,) = printed["libraries"]
     assert library["operations"] == ["forward", "backward"]
-    (file,) = found["files"]
+    (file,) = printed["files"]
     wheel = Path(file["path"])
     machine = detect.host_machine()
     name = f"natc_kernels_cuda_sm_90-{natc.__version__}-py3-none-manylinux_2_28_{machine}.whl"
     assert wheel == tmp_path / "dist" / name
-    one = plan.SETS["nat"]
-    assert 2 * len(one.kernels) * len(one.head_dims) * len(one.dtypes) == KERNELS
+    nat = plan.SETS["nat"]
+    assert 2 * len(nat.kernels) * len(nat.head_dims) * len(nat.dtypes) == KERNELS
     assert wheel.stat().st_size < OF_MEAN * MOST / KERNELS
 
     assert run("verify", str(wheel))["ok"]

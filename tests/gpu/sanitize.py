@@ -52,7 +52,9 @@ def calls_of(spec: KernelSpec) -> list[Call]:
 
 def main(names: list[str]) -> int:
     """Run the sweep and return the exit status: 0 where something was run."""
-    specs = {KernelSpec.parse(name) for name in names} or {one.spec for one in runtime.kernels()}
+    specs = {KernelSpec.parse(name) for name in names} or {
+        library.spec for library in runtime.kernels()
+    }
     done = 0
     for spec in sorted(specs, key=str):
         if not has(spec, ("forward", "backward")):

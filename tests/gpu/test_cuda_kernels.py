@@ -66,8 +66,8 @@ def function_of(spec: KernelSpec, operation: str) -> Any:
     return tvm_ffi.load_module(str(choice.library.path))[choice.function]
 
 
-def assert_same(one: Any, other: Any) -> None:
-    for a, b in zip(one, other, strict=True):
+def assert_same(actual: Any, expected: Any) -> None:
+    for a, b in zip(actual, expected, strict=True):
         assert torch.equal(a, b)
 
 
@@ -88,10 +88,10 @@ def check(
     check_forward(both, inputs, spec.kernel_size, scale=used, dilation=dilation)
     check_forward(output, inputs, spec.kernel_size, scale=used, dilation=dilation)
     assert_same(attend(spec, inputs, dilation=dilation, scale=scale), both)
-    found = natc.na2d(
+    attended = natc.na2d(
         *inputs[:3], spec.kernel_size, dilation=dilation, scale=scale, rpb=inputs.rpb
     )
-    assert_same([found], output)
+    assert_same([attended], output)
 
 
 @each_spec
@@ -195,20 +195,20 @@ def test_any_layout_and_alignment() -> None:
 
 def test_it_runs_on_the_current_stream() -> None:
     shape = (2, 28, 28, 4)
-    late, other = inputs_of(SPEC, shape), inputs_of(SPEC, shape, seed=1)
+    late, wrong = inputs_of(SPEC, shape), inputs_of(SPEC, shape, seed=1)
     expected = attend(SPEC, late)
-    query = other.query.clone()
+    query = wrong.query.clone()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        attend(SPEC, other)  # to have memory for the results, which may take long to get
+        attend(SPEC, wrong)  # to have memory for the results, which may take long to get
         torch.cuda._sleep(200_000_000)  # clock cycles, about 0.1 s
         query.copy_(late.query)
-        found = attend(SPEC, Inputs(query, *late[1:]))
+        output = attend(SPEC, Inputs(query, *late[1:]))
         assert not stream.query(), "the call waited for the GPU"
     # On any other stream it would have read the query before it was copied.
     stream.synchronize()
-    assert_same(found, expected)
+    assert_same(output, expected)
 
 
 def test_it_is_captured_in_a_graph() -> None:
@@ -258,9 +258,9 @@ def test_threads_of_python_call_at_once() -> None:
             barrier.wait()
             with torch.cuda.stream(torch.cuda.Stream()):
                 for _ in range(50):
-                    found = attend(SPEC, different[index])
+                    output = attend(SPEC, different[index])
                 torch.cuda.current_stream().synchronize()
-            assert_same(found, expected[index])
+            assert_same(output, expected[index])
         except BaseException as error:
             problems.append(error)
 
@@ -355,8 +355,8 @@ def test_it_runs_where_the_tensors_are() -> None:
     expected = attend(SPEC, inputs)
     for index in reversed(range(torch.cuda.device_count())):
         there = Inputs(*(None if t is None else t.to(f"cuda:{index}") for t in inputs))
-        found = attend(SPEC, there)
-        assert {t.device.index for t in found} == {index}
+        output = attend(SPEC, there)
+        assert {t.device.index for t in output} == {index}
         if torch.cuda.get_device_capability(index) == torch.cuda.get_device_capability(0):
-            assert_same([t.cuda(0) for t in found], expected)
+            assert_same([t.cuda(0) for t in output], expected)
         assert torch.cuda.current_device() == 0

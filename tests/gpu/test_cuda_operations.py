@@ -30,13 +30,13 @@ from natc.window import taps
 @functools.cache
 def functions(spec: KernelSpec) -> dict[str, Any]:
     """Return the packed function of each operation of a kernel that runs here."""
-    found = {}
+    compiled = {}
     for operation in operations_of(spec):
         choice = runtime.explain(spec, "cuda", operation=operation).choice
         if choice is not None and choice.library.spec == spec:
             module = tvm_ffi.load_module(str(choice.library.path))
-            found[operation] = module[choice.function]
-    return found
+            compiled[operation] = module[choice.function]
+    return compiled
 
 
 SPECS = specs(functions, "at all")
@@ -59,29 +59,31 @@ LARGE = {
 
 @each_spec
 def test_every_operation(spec: KernelSpec) -> None:
-    found = functions(spec)
-    for seed, one in enumerate((*calls(spec.rank), *LARGE[spec.rank])):
-        check_operations(found.__getitem__, spec, one, list(found), device="cuda", seed=seed)
+    compiled = functions(spec)
+    for seed, call in enumerate((*calls(spec.rank), *LARGE[spec.rank])):
+        check_operations(
+            compiled.__getitem__, spec, call, list(compiled), device="cuda", seed=seed
+        )
 
 
 @each_spec
 def test_many_sums_of_rpb(spec: KernelSpec) -> None:
     """More chunks than queries: the last are empty."""
-    found = functions(spec)
-    some = [operation for operation in ("d_rpb", "sum_rpb") if operation in found]
+    compiled = functions(spec)
+    some = [operation for operation in ("d_rpb", "sum_rpb") if operation in compiled]
     if not some:
         pytest.skip("only kernels with a bias have these")
     for chunks in (1, 64, 1000):
-        one = Call((7, 6, 5)[-spec.rank :], chunks=chunks)
-        check_operations(found.__getitem__, spec, one, some, device="cuda")
+        call = Call((7, 6, 5)[-spec.rank :], chunks=chunks)
+        check_operations(compiled.__getitem__, spec, call, some, device="cuda")
 
 
 @each_spec
 def test_tensors_of_the_cpu_are_refused(spec: KernelSpec) -> None:
-    found = functions(spec)
-    for operation in found:
+    compiled = functions(spec)
+    for operation in compiled:
         with pytest.raises(Exception, match="device_type"):
-            check_operations(found.__getitem__, spec, next(calls(spec.rank)), [operation])
+            check_operations(compiled.__getitem__, spec, next(calls(spec.rank)), [operation])
 
 
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.rank == 1], ids=str)
@@ -98,8 +100,8 @@ def test_a_sequence_of_ten_million(spec: KernelSpec) -> None:
     whole = call_forward(function, inputs, scale=0.3, with_lse=True)
     part = call_forward(function, end, scale=0.3, with_lse=True)
     check_forward(part, end, spec.kernel_size, scale=0.3)
-    for one, other in zip(whole, part):
-        assert torch.equal(one[:, -compared:], other[:, -compared:])
+    for long, expected in zip(whole, part):
+        assert torch.equal(long[:, -compared:], expected[:, -compared:])
 
 
 @each_spec
@@ -147,7 +149,7 @@ def test_an_upstream_gradient_that_is_not_finite(
     plain = torch.autograd.grad(output, leaves, d_output, retain_graph=True)
     at = [size // 2 for size in sizes]
     d_output[(0, *at, 0, -1)] = value
-    found = torch.autograd.grad(output, leaves, d_output)
+    gradients = torch.autograd.grad(output, leaves, d_output)
 
     lost = [torch.zeros_like(tensor, dtype=torch.bool) for tensor in leaves]
     lost[0][(0, *at, 0)] = True
@@ -156,7 +158,7 @@ def test_an_upstream_gradient_that_is_not_finite(
         lost[1][(0, *key, 0)] = True
         lost[2][(0, *key, 0, -1)] = True
     tolerance = 2 * RELATIVE_TOLERANCE[output.dtype]
-    for gradient, without, gone in zip(found, plain, lost, strict=True):
+    for gradient, without, gone in zip(gradients, plain, lost, strict=True):
         assert torch.equal(~gradient.isfinite(), gone)
         largest = without.abs().max().item()
         torch.testing.assert_close(
@@ -180,14 +182,14 @@ def test_gradients_beside_what_is_not_finite(spec: KernelSpec) -> None:
     exact = neighborhood_gradients(**wide, **options, d_output=d_output.cpu().double())[0]
     assert exact is not None
     result = torch.empty_like(inputs.query)
-    given = [t for t in inputs if t is not None]
-    given += [d_output, lse.float().to(result.device), delta.float().to(result.device)]
-    function(*given, result, 0.3, *[1] * spec.rank, *[1] * spec.rank, *[0] * spec.rank, 1)
-    found = result.cpu().double()
+    arguments = [t for t in inputs if t is not None]
+    arguments += [d_output, lse.float().to(result.device), delta.float().to(result.device)]
+    function(*arguments, result, 0.3, *[1] * spec.rank, *[1] * spec.rank, *[0] * spec.rank, 1)
+    actual = result.cpu().double()
     assert 0 < exact.isnan().sum() < exact.numel() / 2
-    assert torch.equal(found.isnan(), exact.isnan())
+    assert torch.equal(actual.isnan(), exact.isnan())
     tolerance = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}[spec.dtype]
-    torch.testing.assert_close(found, exact, rtol=tolerance, atol=tolerance, equal_nan=True)
+    torch.testing.assert_close(actual, exact, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def call_plain(function: Any, inputs: Inputs) -> tuple[torch.Tensor, ...]:

@@ -84,10 +84,10 @@ def gradients(function: Callable[..., Tensor], inputs: list[Tensor]) -> list[Ten
     return [output.detach(), *torch.autograd.grad(output.float().square().sum(), inputs)]
 
 
-def assert_same(found: Any, expected: Any) -> None:
-    for one, other in zip(found, expected, strict=True):
-        assert one.dtype == other.dtype and torch.equal(one, other)
-        assert bool(one.isfinite().all()) and bool(one.any())
+def assert_same(results: Any, expected: Any) -> None:
+    for actual, wanted in zip(results, expected, strict=True):
+        assert actual.dtype == wanted.dtype and torch.equal(actual, wanted)
+        assert bool(actual.isfinite().all()) and bool(actual.any())
 
 
 class Attention(nn.Module):
@@ -101,8 +101,8 @@ class Attention(nn.Module):
         self.to(DEVICE, getattr(torch, spec.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.attention(x)
-        return found
+        output: Tensor = self.attention(x)
+        return output
 
 
 def image(spec: KernelSpec, batch: int, *size: int) -> Tensor:
@@ -130,11 +130,11 @@ def test_a_compiled_graph_trains(spec: KernelSpec, options: dict[str, str]) -> N
         inputs = inputs_of(spec, batch, seed=seed)
         # What a graph of CUDA's returned, its next run overwrites.
         torch.compiler.cudagraph_mark_step_begin()
-        found = [tensor.clone() for tensor in gradients(compiled, inputs)]
+        results = [tensor.clone() for tensor in gradients(compiled, inputs)]
         expected = gradients(attend, inputs)
         if exact:
-            assert_same(found, expected)
-        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+            assert_same(results, expected)
+        torch.testing.assert_close(results, expected, rtol=1e-2, atol=1e-2)
     assert counters["stats"]["unique_graphs"] == 2, "the first batch, and any other"
 
 
@@ -178,8 +178,8 @@ def test_every_operator_keeps_its_promises(spec: KernelSpec) -> None:
                        output, lse, wanted, *options),
     }  # fmt: skip
     for operator, arguments in calls.items():
-        found = torch.library.opcheck(operator, arguments)
-        assert list(found.values()) == ["SUCCESS"] * 4, operator
+        outcome = torch.library.opcheck(operator, arguments)
+        assert list(outcome.values()) == ["SUCCESS"] * 4, operator
 
 
 # Autocast, checkpoints
@@ -197,14 +197,14 @@ def test_autocast_runs_kernels_of_float16() -> None:
         assert output.dtype == torch.float16
         return output
 
-    found = gradients(cast, inputs)
-    assert {tensor.dtype for tensor in found[1:]} == {torch.float32}
+    results = gradients(cast, inputs)
+    assert {tensor.dtype for tensor in results[1:]} == {torch.float32}
 
     def by_hand(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor) -> Tensor:
         low = [tensor.half() for tensor in (2 * query, key, value)]
         return natc.na2d(*low, spec.kernel_size, dilation=2, rpb=rpb)
 
-    assert_same(found, gradients(by_hand, inputs))
+    assert_same(results, gradients(by_hand, inputs))
 
 
 @each_spec
@@ -229,21 +229,21 @@ def test_what_a_checkpoint_recomputes_is_the_same(spec: KernelSpec, use_reentran
 
 @each_spec
 def test_a_step_runs_on_the_stream_of_its_forward(spec: KernelSpec) -> None:
-    late, other = inputs_of(spec), inputs_of(spec, seed=1)
+    late, second = inputs_of(spec), inputs_of(spec, seed=1)
     attend = attention(spec)
     expected = gradients(attend, late)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        gradients(attend, other)  # to have memory for the results, which may take long to get
+        gradients(attend, second)  # to have memory for the results, which may take long to get
         torch.cuda._sleep(200_000_000)  # clock cycles, about 0.1 s
         with torch.no_grad():
-            for tensor, new in zip(other, late):
+            for tensor, new in zip(second, late):
                 tensor.copy_(new)
-        found = gradients(attend, other)
+        results = gradients(attend, second)
     # On any other stream it would have read the tensors before they were copied.
     stream.synchronize()
-    assert_same(found, expected)
+    assert_same(results, expected)
 
 
 @each_spec

@@ -120,8 +120,8 @@ def test_sweep_of_partial_tiles(spec: KernelSpec) -> None:
     """Where an axis ends with its last tile, one before, or one after; memory around is NaN."""
     lengths = {1: (1, 31, 32, 33, 127, 129, 257), 2: (1, 7, 8, 9, 16, 17), 3: (1, 4, 5, 8)}
     for length in lengths[spec.rank]:
-        for other in (length, 3):
-            spatial = (other,) * (spec.rank - 1) + (length,)
+        for width in (length, 3):
+            spatial = (width,) * (spec.rank - 1) + (length,)
             call = call_of(spec, spatial, heads=3, heads_kv=1, batch=2, seed=length)
             check_fused(call, natc.neighborhood_attention, "cuda")
 
@@ -139,13 +139,13 @@ def test_gradients_are_the_same_bits(spec: KernelSpec) -> None:
 
     first = run()
     for _ in range(3):
-        for one, other in zip(run(), first, strict=True):
-            assert torch.equal(one, other)
+        for again, gradient in zip(run(), first, strict=True):
+            assert torch.equal(again, gradient)
 
 
 def test_gradients_beyond_32_bits_are_right_at_their_end() -> None:
     """Positions of 2^31 elements and more; NATTEN computed them in 32 bits (pull request 337)."""
-    spec = min(SPECS, key=lambda one: (getattr(torch, one.dtype).itemsize, -one.head_dim))
+    spec = min(SPECS, key=lambda kernel: (getattr(torch, kernel.dtype).itemsize, -kernel.head_dim))
     dtype, heads = getattr(torch, spec.dtype), 8
     spatial = {1: (4096,), 2: (64, 64), 3: (16, 16, 16)}[spec.rank]
     entry = 4096 * heads * min(spec.head_dim, spec.value_dim)
@@ -171,8 +171,8 @@ def test_gradients_beyond_32_bits_are_right_at_their_end() -> None:
         name: (tensor.detach() if name == "rpb" else among_zeros(tensor)).requires_grad_()
         for name, tensor in inputs.items()
     }
-    found = run(wide, among_zeros(upstream["d_output"]))
-    for name, tensor in found.items():
+    gradients = run(wide, among_zeros(upstream["d_output"]))
+    for name, tensor in gradients.items():
         if name == "rpb":
             torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-4)
         else:

@@ -48,32 +48,32 @@ def qk(
     Returns:
         attn `[batch, heads, *spatial, taps + tokens]`, -inf at a tap without a key.
     """
-    found = _pairs(query.shape[2:-1], kernel_size, dilation, stride, is_causal)
+    ends = _pairs(query.shape[2:-1], kernel_size, dilation, stride, is_causal)
     tokens = 0 if additional_keys is None else additional_keys.shape[2]
-    attn = np.full((*query.shape[:2], found.positions, found.taps + tokens), -np.inf)
-    given: dict[str, Any] = {
+    attn = np.full((*query.shape[:2], ends.positions, ends.taps + tokens), -np.inf)
+    inputs: dict[str, Any] = {
         "query": query, "key": key, "rpb": rpb, "additional_keys": additional_keys
     }  # fmt: skip
-    gradients = {name: np.zeros(a.shape) for name, a in given.items() if a is not None}
+    gradients = {name: np.zeros(a.shape) for name, a in inputs.items() if a is not None}
     upstream = None if d_attn is None else d_attn.reshape(attn.shape)
 
     for b, h, g in _heads(query, key):
         queries, keys = _rows(query[b, h]), _rows(key[b, g])
-        logits = scale * (queries[found.query] * keys[found.key]).sum(-1)
+        logits = scale * (queries[ends.query] * keys[ends.key]).sum(-1)
         if rpb is not None:
-            logits = logits + rpb[h].ravel()[found.bias]
-        attn[b, h, found.query, found.tap] = logits
+            logits = logits + rpb[h].ravel()[ends.bias]
+        attn[b, h, ends.query, ends.tap] = logits
         if additional_keys is not None:
-            attn[b, h, :, found.taps :] = scale * queries @ additional_keys[b, g].T
+            attn[b, h, :, ends.taps :] = scale * queries @ additional_keys[b, g].T
         if upstream is None:
             continue
-        of_pairs = upstream[b, h, found.query, found.tap]
-        of_tokens = upstream[b, h, :, found.taps :]
+        of_pairs = upstream[b, h, ends.query, ends.tap]
+        of_tokens = upstream[b, h, :, ends.taps :]
         d_query, d_key = _rows(gradients["query"][b, h]), _rows(gradients["key"][b, g])
-        np.add.at(d_query, found.query, scale * of_pairs[:, None] * keys[found.key])
-        np.add.at(d_key, found.key, scale * of_pairs[:, None] * queries[found.query])
+        np.add.at(d_query, ends.query, scale * of_pairs[:, None] * keys[ends.key])
+        np.add.at(d_key, ends.key, scale * of_pairs[:, None] * queries[ends.query])
         if rpb is not None:
-            np.add.at(gradients["rpb"][h].reshape(-1), found.bias, of_pairs)
+            np.add.at(gradients["rpb"][h].reshape(-1), ends.bias, of_pairs)
         if additional_keys is not None:
             d_query += scale * of_tokens @ additional_keys[b, g]
             gradients["additional_keys"][b, g] += scale * of_tokens.T @ queries
@@ -102,29 +102,29 @@ def av(
         d_output: gradient of output, `[batch, heads, *spatial, value_dim]`.
         Others as for `qk`.
     """
-    found = _pairs(value.shape[2:-1], kernel_size, dilation, stride, is_causal)
-    weights = attn.reshape(*attn.shape[:2], found.positions, attn.shape[-1])
+    ends = _pairs(value.shape[2:-1], kernel_size, dilation, stride, is_causal)
+    weights = attn.reshape(*attn.shape[:2], ends.positions, attn.shape[-1])
     output = np.zeros((*attn.shape[:-1], value.shape[-1]))
-    given: dict[str, Any] = {"attn": attn, "value": value, "additional_values": additional_values}
-    gradients = {name: np.zeros(a.shape) for name, a in given.items() if a is not None}
+    inputs: dict[str, Any] = {"attn": attn, "value": value, "additional_values": additional_values}
+    gradients = {name: np.zeros(a.shape) for name, a in inputs.items() if a is not None}
     d_attn = gradients["attn"].reshape(weights.shape)
 
     for b, h, g in _heads(attn, value):
-        of_pairs, values = weights[b, h, found.query, found.tap], _rows(value[b, g])
+        of_pairs, values = weights[b, h, ends.query, ends.tap], _rows(value[b, g])
         sums = _rows(output[b, h])
-        np.add.at(sums, found.query, of_pairs[:, None] * values[found.key])
+        np.add.at(sums, ends.query, of_pairs[:, None] * values[ends.key])
         if additional_values is not None:
-            sums += weights[b, h, :, found.taps :] @ additional_values[b, g]
+            sums += weights[b, h, :, ends.taps :] @ additional_values[b, g]
         if d_output is None:
             continue
         upstream, d_value = _rows(d_output[b, h]), _rows(gradients["value"][b, g])
-        d_attn[b, h, found.query, found.tap] = (
-            upstream[found.query] * values[found.key]
+        d_attn[b, h, ends.query, ends.tap] = (
+            upstream[ends.query] * values[ends.key]
         ).sum(-1)  # fmt: skip
-        np.add.at(d_value, found.key, of_pairs[:, None] * upstream[found.query])
+        np.add.at(d_value, ends.key, of_pairs[:, None] * upstream[ends.query])
         if additional_values is not None:
-            d_attn[b, h, :, found.taps :] = upstream @ additional_values[b, g].T
-            gradients["additional_values"][b, g] += weights[b, h, :, found.taps :].T @ upstream
+            d_attn[b, h, :, ends.taps :] = upstream @ additional_values[b, g].T
+            gradients["additional_values"][b, g] += weights[b, h, :, ends.taps :].T @ upstream
     return {"output": output} if d_output is None else {"output": output} | _prefixed(gradients)
 
 
@@ -197,7 +197,7 @@ def _cached_pairs(*axes: tuple[Any, ...]) -> Pairs:
 
 
 def _pairs(*axes: Sequence[Any]) -> Pairs:
-    return _cached_pairs(*(tuple(one) for one in axes))
+    return _cached_pairs(*(tuple(axis) for axis in axes))
 
 
 def _heads(query: Array, key: Array) -> Iterator[tuple[int, int, int]]:

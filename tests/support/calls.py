@@ -72,18 +72,18 @@ def check_fused(call: Call, compute: Compute, device: str = "cpu") -> None:
     inputs, upstream = draw_fused(call, device)
     options: dict[str, Any] = {**call.options, "scale": call.scale}
     with poisoned_results():
-        found = compute(**inputs, **options, return_lse=not call.without_lse)
-        results = (found,) if call.without_lse else found
-        made = dict(zip(("output", "lse"), results))
-        gradients = _gradients(made, inputs, upstream)
-    assert made["output"].dtype == call.dtype
-    if "lse" in made:
-        assert made["lse"].dtype == _accumulator(call.spec)
+        results_of_call = compute(**inputs, **options, return_lse=not call.without_lse)
+        results = (results_of_call,) if call.without_lse else results_of_call
+        named = dict(zip(("output", "lse"), results))
+        gradients = _gradients(named, inputs, upstream)
+    assert named["output"].dtype == call.dtype
+    if "lse" in named:
+        assert named["lse"].dtype == _accumulator(call.spec)
     arrays = _arrays(inputs | upstream)
     options["scale"] = call.spec.head_dim**-0.5 if call.scale is None else call.scale
     expected = brute_force.attention(**arrays, **options)
     magnitude = magnitudes.attention(**arrays, **options)
-    _compare(call, made | gradients, expected, magnitude)
+    _compare(call, named | gradients, expected, magnitude)
 
 
 def check_qk(call: Call, compute: Compute, device: str = "cpu") -> None:
@@ -156,10 +156,10 @@ def draw_av(call: Call, device: str = "cpu") -> tuple[Tensors, Tensors]:
 
 def missing_taps(call: Call) -> Tensor:
     """Return which taps have no key, `[*spatial, taps + tokens]`; tokens are never missing."""
-    found = pairs(call.spatial, call.spec.kernel_size, call.dilation, call.stride, call.is_causal)
-    missing = torch.ones(found.positions, found.taps + call.tokens, dtype=torch.bool)
-    missing[torch.from_numpy(found.query), torch.from_numpy(found.tap)] = False
-    missing[:, found.taps :] = False
+    ends = pairs(call.spatial, call.spec.kernel_size, call.dilation, call.stride, call.is_causal)
+    missing = torch.ones(ends.positions, ends.taps + call.tokens, dtype=torch.bool)
+    missing[torch.from_numpy(ends.query), torch.from_numpy(ends.tap)] = False
+    missing[:, ends.taps :] = False
     return missing.unflatten(0, call.spatial)
 
 
@@ -215,11 +215,11 @@ class _Draw:
 
 def _packed(inputs: Tensors) -> Tensors:
     """Return query, key and value as parts of one tensor, as one linear layer makes them."""
-    given = {name: inputs[name] for name in ("query", "key", "value")}
-    parts = torch.stack([tensor.detach() for tensor in given.values()], dim=-3).unbind(-3)
+    parted = {name: inputs[name] for name in ("query", "key", "value")}
+    parts = torch.stack([tensor.detach() for tensor in parted.values()], dim=-3).unbind(-3)
     return {
         name: part.requires_grad_(tensor.requires_grad)
-        for (name, tensor), part in zip(given.items(), parts, strict=True)
+        for (name, tensor), part in zip(parted.items(), parts, strict=True)
     }
 
 
@@ -233,28 +233,30 @@ def _check_linear(
 ) -> None:
     """Check one of the operators, which are linear in each of their tensors."""
     with poisoned_results():
-        made = {result: compute(**inputs, **call.options)}
-        gradients = _gradients(made, inputs, upstream)
-    assert made[result].dtype == call.dtype
+        named = {result: compute(**inputs, **call.options)}
+        gradients = _gradients(named, inputs, upstream)
+    assert named[result].dtype == call.dtype
     arrays = _arrays(inputs | upstream)
     expected = oracle(**arrays, **call.options)
     magnitude = magnitudes.linear(oracle, **arrays, **call.options)
-    _compare(call, made | gradients, expected, magnitude)
+    _compare(call, named | gradients, expected, magnitude)
 
 
-def _gradients(made: Tensors, inputs: Tensors, upstream: Tensors) -> Tensors:
+def _gradients(results_by_name: Tensors, inputs: Tensors, upstream: Tensors) -> Tensors:
     """Return the gradients of the inputs that require one."""
     wanted = {name: tensor for name, tensor in inputs.items() if tensor.requires_grad}
-    results = {f"d_{name}": result for name, result in made.items() if result.requires_grad}
+    results = {
+        f"d_{name}": result for name, result in results_by_name.items() if result.requires_grad
+    }
     if not wanted:
         assert not results
         return {}
-    found = torch.autograd.grad(
+    gradients = torch.autograd.grad(
         list(results.values()), list(wanted.values()), [upstream[name] for name in results]
     )
-    for (name, tensor), gradient in zip(wanted.items(), found, strict=True):
+    for (name, tensor), gradient in zip(wanted.items(), gradients, strict=True):
         assert gradient.dtype == tensor.dtype and gradient.shape == tensor.shape, name
-    return {f"d_{name}": gradient for name, gradient in zip(wanted, found, strict=True)}
+    return {f"d_{name}": gradient for name, gradient in zip(wanted, gradients, strict=True)}
 
 
 def _accumulator(spec: KernelSpec) -> torch.dtype:
@@ -267,9 +269,9 @@ def _arrays(tensors: Tensors) -> dict[str, Any]:
 
 
 def _compare(
-    call: Call, found: Tensors, expected: dict[str, Any], magnitude: dict[str, Any]
+    call: Call, actual: Tensors, expected: dict[str, Any], magnitude: dict[str, Any]
 ) -> None:
-    for name, result in found.items():
+    for name, result in actual.items():
         of_lse = name == "lse" and call.spec.dtype != "float64"
         check_close(
             result,

@@ -63,12 +63,12 @@ def golden_directories(root: Path) -> list[Path]:
 
 def every_golden_case(root: Path) -> list[GoldenCase]:
     """List each case of an operator once, whichever directories hold it; modules are left out."""
-    found: dict[str, GoldenCase] = {}
+    cases: dict[str, GoldenCase] = {}
     for directory in golden_directories(root):
         for case in golden_cases(directory):
             if case.kind in OPERATORS:
-                found.setdefault(case.name, case)
-    return list(found.values())
+                cases.setdefault(case.name, case)
+    return list(cases.values())
 
 
 def golden_cases(directory: Path) -> list[GoldenCase]:

@@ -24,7 +24,8 @@ MACHINE = cuda_target_for(torch.cuda.get_device_capability(0))
 def has(spec: KernelSpec, *operations: str) -> bool:
     """Return whether libraries for this GPU hold these operations of a kernel."""
     return all(
-        runtime.explain(spec, "cuda", operation=one).choice is not None for one in operations
+        runtime.explain(spec, "cuda", operation=operation).choice is not None
+        for operation in operations
     )
 
 
@@ -33,12 +34,14 @@ def specs(wanted: Callable[[KernelSpec], object], what: str) -> list[KernelSpec]
 
     what: the kernels that are wanted, in words, after `no library`.
     """
-    found = sorted({one.spec for one in runtime.kernels() if wanted(one.spec)}, key=str)
-    if not found:
+    available = sorted(
+        {library.spec for library in runtime.kernels() if wanted(library.spec)}, key=str
+    )
+    if not available:
         pytest.skip(
             f"no library {what} for {MACHINE} was found in NATC_LIB_PATH or natc's own "
             f"directories; build some: natc build --kernel 7 --target cuda --arch {MACHINE.arch} "
             "-o DIRECTORY, and set NATC_LIB_PATH=DIRECTORY",
             allow_module_level=True,
         )
-    return found
+    return available

@@ -49,8 +49,10 @@ class GuardedKernel:
         tail = (*options.scalars(query.shape[1:-2]), query.shape[-2] // key.shape[-2])
         inputs = [query, key, value, rpb]
         if not return_lse and not any(t is not None and t.requires_grad for t in inputs):
-            found = self.run("forward", inputs, [_output(query, value)], tail, with_rpb=_any(rpb))
-            return found[0]
+            results = self.run(
+                "forward", inputs, [_output(query, value)], tail, with_rpb=_any(rpb)
+            )
+            return results[0]
         output, lse = _Attention.apply(self, query, key, value, rpb, tail)
         return (output, lse) if return_lse else output
 
@@ -98,8 +100,8 @@ class GuardedKernel:
         if not all(tensor.numel() for tensor in inputs if tensor is not None):
             return torch.zeros_like(rpb)
         shape = ((self._chunks, *rpb.shape), rpb.dtype)
-        (found,) = self.run(operation, inputs, [shape], tail, with_rpb=True)
-        return found.sum(0)
+        (chunks,) = self.run(operation, inputs, [shape], tail, with_rpb=True)
+        return chunks.sum(0)
 
 
 class _Attention(torch.autograd.Function):

@@ -53,8 +53,8 @@ class Doubles(dict[Any, Any]):
             double.check(key.head_dim, key.value_dim)
             # Of what a compiled kernel does, torch knows nothing.
             with torch._C._AutoDispatchBelowAutograd():
-                found = getattr(double, operation)()
-                for name, tensor in zip(OPERATIONS[operation].results, found, strict=True):
+                results = getattr(double, operation)()
+                for name, tensor in zip(OPERATIONS[operation].results, results, strict=True):
                     assert double.tensors[name].shape == tensor.shape, (operation, name)
                     double.tensors[name].copy_(tensor)
 
@@ -120,9 +120,9 @@ class _Call:
 
     def last(self, *names: str) -> list[Tensor]:
         """Tensors heads-last, in the accumulator's dtype."""
-        found = [self.tensors[name].to(self.acc) for name in names]
+        tensors = [self.tensors[name].to(self.acc) for name in names]
         heads_first = self.operation.layout == HEADS_FIRST
-        return [t.movedim(1, -2) for t in found] if heads_first else found
+        return [t.movedim(1, -2) for t in tensors] if heads_first else tensors
 
     def logits(self, fill: float = -math.inf) -> Tensor:
         return neighborhood_logits(
@@ -193,12 +193,12 @@ class _Call:
         return [self.logits(self.fill).movedim(-2, 1)]
 
     def av(self) -> list[Tensor]:
-        found = neighborhood_sum(*self.last("attn", "value"), self.kernel_size, **self.where)
-        return [found.movedim(-2, 1)]
+        output = neighborhood_sum(*self.last("attn", "value"), self.kernel_size, **self.where)
+        return [output.movedim(-2, 1)]
 
     def inverse_av(self) -> list[Tensor]:
-        found = attended_sum(*self.last("attn", "vector"), self.kernel_size, **self.where)
-        return [found.movedim(-2, 1)]
+        output = attended_sum(*self.last("attn", "vector"), self.kernel_size, **self.where)
+        return [output.movedim(-2, 1)]
 
     def sum_rpb(self) -> list[Tensor]:
         (d_attn,) = self.last("d_attn")

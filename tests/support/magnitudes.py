@@ -22,8 +22,8 @@ _ARRAYS = (
 
 def linear(function: Callable[..., Results], **arguments: Any) -> Results:
     """Return the size of `qk` and `av`, which are linear in each of their arrays."""
-    found = function(**_absolute(arguments))
-    return {name: np.where(np.isneginf(array), 0.0, array) for name, array in found.items()}
+    sizes = function(**_absolute(arguments))
+    return {name: np.where(np.isneginf(array), 0.0, array) for name, array in sizes.items()}
 
 
 def attention(
@@ -61,10 +61,10 @@ def attention(
     d_logits = weights * (d_weights + (weights * d_weights).sum(-1, keepdims=True))
     if d_lse is not None:
         d_logits += weights * np.abs(np.moveaxis(d_lse, -1, 1))[..., None]
-    found = linear(brute_force.qk, **of_qk, d_attn=d_logits)
-    lse = np.moveaxis(found.pop("attn").max(-1) + 1.0, 1, -1)
-    found |= of_av
-    results = {name: a if name == "d_rpb" else heads_last(a) for name, a in found.items()}
+    sizes = linear(brute_force.qk, **of_qk, d_attn=d_logits)
+    lse = np.moveaxis(sizes.pop("attn").max(-1) + 1.0, 1, -1)
+    sizes |= of_av
+    results = {name: a if name == "d_rpb" else heads_last(a) for name, a in sizes.items()}
     return results | {"lse": lse}
 
 

@@ -38,7 +38,7 @@ def neighbors(
         stride: so many successive members of a dilation group share a window, <= kernel_size.
         is_causal: a query attends to no key after itself.
     """
-    found: list[list[Neighbor]] = []
+    rows: list[list[Neighbor]] = []
     for query in range(length):
         group = [position for position in range(length) if (position - query) % dilation == 0]
         own = group.index(query)
@@ -49,13 +49,13 @@ def neighbors(
             window = [m for m in window if m <= own]
         else:
             window = _around(sharing[min(stride // 2, len(sharing) - 1)], len(group), kernel_size)
-        found.append(
+        rows.append(
             [
                 Neighbor(group[m], tap, (group[m] - query) // dilation + kernel_size - 1)
                 for tap, m in enumerate(window)
             ]
         )
-    return found
+    return rows
 
 
 def _around(leader: int, members: int, kernel_size: int) -> list[int]:
@@ -107,9 +107,13 @@ def pairs(
             rows.append(
                 (
                     at,
-                    _row_major([one.position for one in neighbor], spatial),
-                    _row_major([one.tap for one in neighbor], kernel_size),
-                    _row_major([one.bias for one in neighbor], relative),
+                    _row_major(
+                        [neighbor_of_axis.position for neighbor_of_axis in neighbor], spatial
+                    ),
+                    _row_major(
+                        [neighbor_of_axis.tap for neighbor_of_axis in neighbor], kernel_size
+                    ),
+                    _row_major([neighbor_of_axis.bias for neighbor_of_axis in neighbor], relative),
                 )
             )
     at_query, at_key, tap, bias = np.array(rows, dtype=np.int64).reshape(-1, 4).T
@@ -120,6 +124,6 @@ def pairs(
 
 def _row_major(index: Sequence[int], shape: Sequence[int]) -> int:
     flat = 0
-    for one, length in zip(index, shape, strict=True):
-        flat = flat * length + one
+    for position, length in zip(index, shape, strict=True):
+        flat = flat * length + position
     return flat

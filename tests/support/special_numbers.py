@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 
-def same(found: Tensor, expected: Tensor, tolerance: float, name: str = "result") -> None:
+def same(actual: Tensor, expected: Tensor, tolerance: float, name: str = "result") -> None:
     """Compare kinds of numbers element by element, and finite ones by value.
 
     expected: of the same shape; what the dtype of `found` cannot hold is infinite. tolerance: of
     a number, and of the largest one or 1. name: what a failure calls them.
     """
-    assert found.shape == expected.shape
-    expected = expected.to(found.dtype)
+    assert actual.shape == expected.shape
+    expected = expected.to(actual.dtype)
     for kind in ("isnan", "isposinf", "isneginf"):
-        here, there = getattr(found, kind)(), getattr(expected, kind)()
+        here, there = getattr(actual, kind)(), getattr(expected, kind)()
         assert torch.equal(here, there), (
             f"{name}: {kind} holds of {int(here.sum())} elements, and should of "
             f"{int(there.sum())}; first difference at {(here != there).nonzero()[0].tolist()}"
@@ -23,5 +23,5 @@ def same(found: Tensor, expected: Tensor, tolerance: float, name: str = "result"
     finite = expected.isfinite()
     largest = expected[finite].abs().max().item() if bool(finite.any()) else 0.0
     torch.testing.assert_close(
-        found[finite], expected[finite], rtol=tolerance, atol=tolerance * max(largest, 1.0)
+        actual[finite], expected[finite], rtol=tolerance, atol=tolerance * max(largest, 1.0)
     )

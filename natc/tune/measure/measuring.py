@@ -66,8 +66,8 @@ class Summary:
 class Workers:
     """Measures candidates in a separate process; starts a new one after a crash or a hang."""
 
-    def __init__(self, directory: Path, found: Round) -> None:
-        self._directory, self._round = directory, found
+    def __init__(self, directory: Path, round_: Round) -> None:
+        self._directory, self._round = directory, round_
         self._scratch = Path(tempfile.mkdtemp(prefix="natc-measure-"))
         self._process = Process(self._scratch)
         self._started = False
@@ -83,14 +83,14 @@ class Workers:
 
     def __call__(self, candidate: Candidate, samples: int, checked: bool) -> list[float]:
         """Return the seconds of each shape; raises what `Process.run` raises."""
-        found = self._round
+        round_ = self._round
         if not self._started:
             # The first job waits for torch, and on a GPU for the driver.
-            self._process.run(worker.is_well, (found.target,), _START_LIMIT)
+            self._process.run(worker.is_well, (round_.target,), _START_LIMIT)
             self._started = True
         arguments = (
-            *(found.spec, found.target, str(self._directory / candidate.library)),
-            *(found.shapes, found.operation, samples, checked),
+            *(round_.spec, round_.target, str(self._directory / candidate.library)),
+            *(round_.shapes, round_.operation, samples, checked),
         )
         try:
             return list(self._process.run(worker.measure, arguments, _MEASURE_LIMIT))
@@ -126,24 +126,24 @@ def measure(
     on this machine does. Raises TuneError or TargetError, before anything is measured, if this
     machine cannot or may not measure the round.
     """
-    found = rounds.read(directory)
-    rounds.check(directory, found)
+    round_ = rounds.read(directory)
+    rounds.check(directory, round_)
     tell = on_event or (lambda event: None)
     with contextlib.ExitStack() as stack:
-        run = with_ or stack.enter_context(Workers(directory, found))
-        return _Measuring(directory, found, run, tell).run(until)
+        run = with_ or stack.enter_context(Workers(directory, round_))
+        return _Measuring(directory, round_, run, tell).run(until)
 
 
 class _Measuring:
     def __init__(
-        self, directory: Path, found: Round, run: MeasureCandidate, tell: Callable[[Event], None]
+        self, directory: Path, round_: Round, run: MeasureCandidate, tell: Callable[[Event], None]
     ) -> None:
-        self._directory, self._round, self._measure, self._tell = directory, found, run, tell
-        self._spec, self._target = KernelSpec.parse(found.spec), Target.parse(found.target)
-        self._shapes = [shape_key((*shape, self._spec.head_dim)) for shape in found.shapes]
+        self._directory, self._round, self._measure, self._tell = directory, round_, run, tell
+        self._spec, self._target = KernelSpec.parse(round_.spec), Target.parse(round_.target)
+        self._shapes = [shape_key((*shape, self._spec.head_dim)) for shape in round_.shapes]
         self._log = directory / rounds.MEASURED
         self._machine = environment.collect()
-        self._summary = Summary(directory, found.name, len(found.candidates))
+        self._summary = Summary(directory, round_.name, len(round_.candidates))
         self._latest: dict[Key, Trial] = {}
         self._next = 0
         self._recall()
@@ -169,23 +169,24 @@ class _Measuring:
 
     def _recall(self) -> None:
         """Read the trials that this machine measured before."""
-        known = rounds.measured(self._directory)
+        records = rounds.measured(self._directory)
         same = {
             record.id
-            for record in known.records
+            for record in records.records
             if isinstance(record, Environment) and same_machine(record, self._machine)
         }
-        others = 0
-        for trial in known.trials:
+        elsewhere = 0
+        for trial in records.trials:
             self._next = max(self._next, trial.trial + 1)
             if trial.environment in same:
                 self._latest[key_of(trial.decisions)] = trial
             else:
-                others += 1
-        notes = known.problems
-        if others:
+                elsewhere += 1
+        notes = records.problems
+        if elsewhere:
             notes.append(
-                f"{self._log}: {others} trials were measured on another machine; measuring again."
+                f"{self._log}: {elsewhere} trials were measured on another machine; "
+                "measuring again."
             )
         self._summary.notes = notes
         for note in notes:
@@ -194,61 +195,63 @@ class _Measuring:
     def _ahead(self, share: float) -> list[Candidate]:
         """Return the kernels to beat, then the fastest `share` of the other candidates."""
         always = self._round.candidates[: 1 + self._round.present]
-        rest = self._round.candidates[len(always) :]
+        candidates = self._round.candidates[len(always) :]
         if share < 1:
-            scored = [(self._score(one), one) for one in rest]
-            alive = [(score, one) for score, one in scored if score is not None]
+            scored = [(self._score(candidate), candidate) for candidate in candidates]
+            alive = [(score, candidate) for score, candidate in scored if score is not None]
             alive.sort(key=lambda pair: (pair[0], key_of(pair[1].decisions)))
             most = max(_FINALISTS, math.ceil(share * len(self._round.candidates)))
-            rest = [one for _, one in alive[:most]]
-        return [*always, *rest]
+            candidates = [candidate for _, candidate in alive[:most]]
+        return [*always, *candidates]
 
     def _rung(
         self, candidates: Sequence[Candidate], samples: int, is_over: Callable[[], bool]
     ) -> None:
-        for one in candidates:
-            known = self._latest.get(key_of(one.decisions))
-            done = known is not None and (known.error is not None or _samples(known) >= samples)
+        for candidate in candidates:
+            trial = self._latest.get(key_of(candidate.decisions))
+            done = trial is not None and (trial.error is not None or _samples(trial) >= samples)
             if done:
                 continue
             if is_over():
                 raise _TimeIsUp
-            self._record(one, self._try(one, samples, checked=known is not None), samples)
+            outcome = self._try(candidate, samples, checked=trial is not None)
+            self._record(candidate, outcome, samples)
 
     def _confirm(self, is_over: Callable[[], bool]) -> None:
         """Measure the finalists and the kernels to beat again, in turn."""
         always = 1 + self._round.present
         finalists = self._ahead(RUNGS[-1][1])[: always + _FINALISTS]
-        latest = [self._latest[key_of(one.decisions)] for one in finalists]
+        latest = [self._latest[key_of(candidate.decisions)] for candidate in finalists]
         pairs = list(zip(finalists, latest, strict=True))
         # A candidate that failed, or that an earlier run confirmed, is not measured again.
-        left = [one for one, t in pairs if t.error is None and _samples(t) < _CONFIRM]
-        found: list[list[list[float]]] = [[] for _ in left]
+        unconfirmed = [c for c, t in pairs if t.error is None and _samples(t) < _CONFIRM]
+        samples: list[list[list[float]]] = [[] for _ in unconfirmed]
         errors: dict[int, str] = {}
         for _ in range(_REPEATS):
-            for index, one in enumerate(left):
+            for index, candidate in enumerate(unconfirmed):
                 if is_over():
                     raise _TimeIsUp
-                seconds, error = self._try(one, RUNGS[-1][0], checked=True)
+                seconds, error = self._try(candidate, RUNGS[-1][0], checked=True)
                 if error is not None:
                     errors[index] = error
                 elif seconds is not None:
-                    found[index].append(seconds)
-        for index, one in enumerate(left):
+                    samples[index].append(seconds)
+        for index, candidate in enumerate(unconfirmed):
             error = errors.get(index)
-            least = None if error else [min(column) for column in zip(*found[index], strict=True)]
-            self._record(one, (least, error), _CONFIRM)
+            columns = zip(*samples[index], strict=True)
+            least = None if error else [min(column) for column in columns]
+            self._record(candidate, (least, error), _CONFIRM)
 
     def _try(
-        self, one: Candidate, samples: int, *, checked: bool
+        self, candidate: Candidate, samples: int, *, checked: bool
     ) -> tuple[list[float] | None, str | None]:
         try:
-            return self._measure(one, samples, checked), None
+            return self._measure(candidate, samples, checked), None
         except (JobError, TimeoutError, ChildProcessError) as error:
             return None, why(error, "to run")
 
     def _record(
-        self, one: Candidate, outcome: tuple[list[float] | None, str | None], samples: int
+        self, candidate: Candidate, outcome: tuple[list[float] | None, str | None], samples: int
     ) -> None:
         seconds, error = outcome
         trial = Trial(
@@ -256,7 +259,7 @@ class _Measuring:
             target=self._round.target,
             operation=self._round.operation,
             space=self._round.space,
-            decisions=one.decisions,
+            decisions=candidate.decisions,
             seconds=None if seconds is None else dict(zip(self._shapes, seconds, strict=True)),
             error=error,
             environment=self._machine.id,
@@ -266,7 +269,7 @@ class _Measuring:
         )
         append(self._log, trial)
         self._next += 1
-        self._latest[key_of(one.decisions)] = trial
+        self._latest[key_of(candidate.decisions)] = trial
         summary = self._summary
         summary.measured += 1
         summary.failures += error is not None
@@ -274,15 +277,15 @@ class _Measuring:
         self._tell(
             TrialMeasured(
                 index=summary.measured,
-                score=self._score(one),
+                score=self._score(candidate),
                 best=min(scores, default=math.inf),
                 failures=summary.failures,
                 error=error,
             )
         )
 
-    def _score(self, one: Candidate) -> float | None:
-        trial = self._latest.get(key_of(one.decisions))
+    def _score(self, candidate: Candidate) -> float | None:
+        trial = self._latest.get(key_of(candidate.decisions))
         return None if trial is None else score(trial, self._shapes)
 
 

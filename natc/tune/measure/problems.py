@@ -58,18 +58,18 @@ def arguments(
 
     shape: (batch, size of each axis, heads). Key and value have as many heads; dilation is 1.
     """
-    found = OPERATIONS[operation]
-    tensors = _Tensors(spec, found.layout, shape, device)
-    given = [
+    signature = OPERATIONS[operation]
+    tensors = _Tensors(spec, signature.layout, shape, device)
+    inputs = [
         getattr(tensors, name)()
-        for name in found.tensors
-        if name not in found.results and (name != "rpb" or spec.rpb)
+        for name in signature.tensors
+        if name not in signature.results and (name != "rpb" or spec.rpb)
     ]
-    results = [poisoned(*tensors.result(name), device) for name in found.results]
+    results = [poisoned(*tensors.result(name), device) for name in signature.results]
     ones = (1,) * spec.rank
     options = Options(spec.kernel_size, ones, ones, (False,) * spec.rank, spec.head_dim**-0.5)
     extra = (-math.inf,) if operation == "qk" else ()
-    return (*given, *results, *options.scalars(shape[1:-1]), 1, *extra)
+    return (*inputs, *results, *options.scalars(shape[1:-1]), 1, *extra)
 
 
 class _Tensors:
@@ -126,9 +126,9 @@ class _Tensors:
         if name in ("lse", "delta"):
             return self.sites, self.acc
         if name == "partial":
-            one = self.acc.itemsize * self.heads * math.prod(self.offsets)
+            chunk_bytes = self.acc.itemsize * self.heads * math.prod(self.offsets)
             like = torch.empty(0, dtype=self.dtype, device=self.device)
             query = like.new_empty((1,)).expand((*self.leading, self.heads, self.spec.head_dim))
-            return (chunks(query, one), self.heads, *self.offsets), self.acc
+            return (chunks(query, chunk_bytes), self.heads, *self.offsets), self.acc
         last = {"attn": self.taps, "output": self.spec.value_dim, "d_value": self.spec.value_dim}
         return (*self.sites, last.get(name, self.spec.head_dim)), self.dtype

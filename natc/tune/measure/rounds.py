@@ -131,18 +131,18 @@ class Imported:
 
 def find(directory: Path) -> list[Path]:
     """Return the rounds below a directory, sorted; raises TuneError when there is none."""
-    found = sorted(path.parent for path in directory.rglob(NAME))
-    if not found:
+    directories = sorted(path.parent for path in directory.rglob(NAME))
+    if not directories:
         raise TuneError(
             f"directory {directory} holds no candidates (no {NAME} in it or below it); make some: "
             f"natc tune --kernel 7 --target cuda --arch sm_90 --export {directory}"
         )
-    return found
+    return directories
 
 
-def write(directory: Path, made: Round) -> None:
+def write(directory: Path, round_: Round) -> None:
     """Write `round.json` atomically; the libraries that it names must exist already."""
-    text = msgspec.json.format(msgspec.json.encode(made), indent=2).decode()
+    text = msgspec.json.format(msgspec.json.encode(round_), indent=2).decode()
     write_atomically(directory / NAME, text + "\n")
 
 
@@ -177,9 +177,9 @@ def measured(directory: Path) -> RoundLog:
     return RoundLog(records, [str(problem) for problem in problems])
 
 
-def check(directory: Path, found: Round) -> None:
+def check(directory: Path, round_: Round) -> None:
     """Raise TuneError or TargetError unless this machine can and may measure a round."""
-    target = Target.parse(found.target)
+    target = Target.parse(round_.target)
     if target.kind == "cuda" and not gpu.driver().gpus:
         raise TargetError(
             f"this machine has no NVIDIA GPU (or its driver does not answer); measure {directory} "
@@ -194,18 +194,18 @@ def check(directory: Path, found: Round) -> None:
     danger = distrust(directory)
     if danger:
         raise TuneError(f"libraries in {directory} are not loaded: {danger}.")
-    for one in libraries(directory, found):
-        danger = distrust_file(one)
+    for library in libraries(directory, round_):
+        danger = distrust_file(library)
         if danger:
-            raise TuneError(f"library {one} is not loaded: {danger}.")
+            raise TuneError(f"library {library} is not loaded: {danger}.")
 
 
-def libraries(directory: Path, found: Round) -> Iterator[Path]:
+def libraries(directory: Path, round_: Round) -> Iterator[Path]:
     """Yield the paths of a round's libraries, after checking each file's hash.
 
     Raises TuneError if a library is missing or has another hash.
     """
-    for candidate in found.candidates:
+    for candidate in round_.candidates:
         path = directory / candidate.library
         try:
             actual = file_sha256(path)

@@ -92,13 +92,13 @@ def _cpu_seconds(call: Callable[[], None], samples: int | None = None) -> float:
         return _lower_quartile([_seconds(call) for _ in range(samples)])
     best = math.inf
     for _ in range(_ATTEMPTS):
-        found: list[float] = []
+        times: list[float] = []
         begin = time.perf_counter()
-        while len(found) < _FEWEST or (
-            len(found) < _MOST and time.perf_counter() - begin < _SECONDS
+        while len(times) < _FEWEST or (
+            len(times) < _MOST and time.perf_counter() - begin < _SECONDS
         ):
-            found.append(_seconds(call))
-        low, _, high = statistics.quantiles(found, n=4)
+            times.append(_seconds(call))
+        low, _, high = statistics.quantiles(times, n=4)
         best = min(best, low)
         if high <= _STEADY * low:
             break

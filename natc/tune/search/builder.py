@@ -45,7 +45,7 @@ def build(
             build_llvm(spec, target, own, Path(output), directory, **options)
             return None
         build_cuda(spec, {target: own}, Path(output), directory, **options)
-        said = (directory / f"{target.arch}.ptxas").read_text()
+        report = (directory / f"{target.arch}.ptxas").read_text()
         source = (directory / f"{target.arch}.cu").read_text()
-        found = measured(resources(said, source), source)
-        return hopeless(found, target, most_shared_bytes(target), may_spill=may_spill)
+        kernels = measured(resources(report, source), source)
+        return hopeless(kernels, target, most_shared_bytes(target), may_spill=may_spill)

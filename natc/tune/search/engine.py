@@ -66,8 +66,8 @@ def tune(
     chosen = list(shapes or default_shapes(spec, target))
     _check(spec, target, operation, chosen, trials, minutes)
     log = workspace.log_path(spec, target, operation)
-    found = space_for(target, operation, spec)
-    space = SpaceVersion(found.name, found.version)
+    design = space_for(target, operation, spec)
+    space = SpaceVersion(design.name, design.version)
     present = present_schedule(spec, target, operation, space)
     machine = environment.collect(seed)
     keys = [shape_key(with_head_dim(shape, spec)) for shape in chosen]
@@ -231,9 +231,9 @@ def _search(
             idle = 0
         elif not is_over():  # else new candidates may exist that were not measured in time
             idle += 1
-        known = [session.history.get(decisions) for decisions in decided]
+        earlier = [session.history.get(decisions) for decisions in decided]
         # Candidates without a trial were cut off by the time limit.
-        done = [(c, t) for c, t in zip(candidates, known, strict=True) if t is not None]
+        done = [(c, t) for c, t in zip(candidates, earlier, strict=True) if t is not None]
         with deferred():
             proposer.finish_round([c for c, _ in done], [session.score(t) for _, t in done])
     return idle >= _IDLE_ROUNDS

@@ -59,8 +59,8 @@ def export(
     if candidates < 2:
         raise ArgumentError(f"candidates is {candidates}; a round has 2 or more.")
     check_compilers(target)
-    found = space_for(target, operation, spec)
-    space = SpaceVersion(found.name, found.version)
+    design = space_for(target, operation, spec)
+    space = SpaceVersion(design.name, design.version)
     present = present_schedule(spec, target, operation, space)
     place = directory / target.name / workspace.tuned_name(spec, operation)
     if place.exists():
@@ -94,7 +94,7 @@ def export(
                     break
                 builders.build(first)
                 tell(CandidatesBuilt(len(builders.made), candidates, len(builders.dropped)))
-        made = Round(
+        round_ = Round(
             natc=environment.versions()["natc"] or "",
             spec=spec.name,
             target=target.name,
@@ -107,11 +107,11 @@ def export(
             seed=seed,
             exported_on=environment.collect(seed),
         )
-        rounds.write(place, made)
+        rounds.write(place, round_)
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
-    return made
+    return round_
 
 
 def _teach(
@@ -130,7 +130,7 @@ def _teach(
     last = max((t for t in trials if t.seconds), key=lambda t: t.timestamp, default=None)
     machines = {record.id: record for record in records if isinstance(record, Environment)}
     keys = [shape_key(with_head_dim(shape, spec)) for shape in shapes]
-    known: dict[Key, float | None] = {
+    scores: dict[Key, float | None] = {
         # A candidate that did not compile, or that spilled, does so on every machine.
         key_of(trial.decisions): None
         for trial in trials
@@ -140,9 +140,9 @@ def _teach(
         history = History(log, spec, space, keys, machines[last.environment], operation)
         for note in history.notes:
             tell(Note(note))
-        known |= {key_of(trial.decisions): score(trial, keys) for trial in history.all()}
+        scores |= {key_of(trial.decisions): score(trial, keys) for trial in history.all()}
     usable: dict[Key, float | None] = {}
-    for key, seconds in known.items():
+    for key, seconds in scores.items():
         with contextlib.suppress(ScheduleError):
             usable[key_of(ranking.candidate(dict(key)))] = seconds
     ranking.learn([dict(key) for key in usable], list(usable.values()))

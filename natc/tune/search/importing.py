@@ -37,36 +37,36 @@ def import_round(directory: Path) -> Imported:
     and the schedule does not change. Raises TuneError if the round was not measured, if it belongs
     to another version of its design space, or if its untuned kernel failed.
     """
-    found = rounds.read(directory)
-    spec, target = KernelSpec.parse(found.spec), Target.parse(found.target)
-    space = space_for(target, found.operation, spec)
-    if found.space != SpaceVersion(space.name, space.version):
+    round_ = rounds.read(directory)
+    spec, target = KernelSpec.parse(round_.spec), Target.parse(round_.target)
+    space = space_for(target, round_.operation, spec)
+    if round_.space != SpaceVersion(space.name, space.version):
         raise TuneError(
-            f"{directory / rounds.NAME} belongs to design space {found.space.name} version "
-            f"{found.space.version}, and this natc has {space.name} version {space.version}: its "
+            f"{directory / rounds.NAME} belongs to design space {round_.space.name} version "
+            f"{round_.space.version}, and this natc has {space.name} version {space.version}: its "
             "decisions mean other kernels. Export it again: natc tune --export."
         )
-    known = rounds.measured(directory)
-    machines = {r.id: r for r in known.records if isinstance(r, Environment)}
-    trials = [trial for trial in known.trials if trial.environment in machines]
+    measured = rounds.measured(directory)
+    machines = {r.id: r for r in measured.records if isinstance(r, Environment)}
+    trials = [trial for trial in measured.trials if trial.environment in machines]
     if not trials:
         raise TuneError(f"{directory} was not measured yet: natc measure {directory}")
-    keys = [shape_key((*shape, spec.head_dim)) for shape in found.shapes]
+    keys = [shape_key((*shape, spec.head_dim)) for shape in round_.shapes]
     machine = machines[trials[-1].environment]
     latest = {
         key_of(trial.decisions): trial
         for trial in trials
         if same_machine(machines[trial.environment], machine)
     }
-    untuned = latest.get(key_of(found.candidates[0].decisions))
+    untuned = latest.get(key_of(round_.candidates[0].decisions))
     base = None if untuned is None else score(untuned, keys)
     if untuned is None or base is None:
         reason = "was not measured" if untuned is None else f"failed: {untuned.error}"
         raise TuneError(
             f"the untuned kernel of {directory} {reason}, so there is nothing to compare with."
         )
-    log = workspace.log_path(spec, target, found.operation)
-    added = _add(log, found, known.records)
+    log = workspace.log_path(spec, target, round_.operation)
+    added = _add(log, round_, measured.records)
 
     ranked = sorted(
         (not confirmed(trial), seconds, key)
@@ -75,19 +75,19 @@ def import_round(directory: Path) -> Imported:
     )
     unconfirmed, best, key = ranked[0]
     winner = latest[key]
-    problem = _unmeasured(directory, found, latest, {key for _, _, key in ranked})
-    kept = "" if problem else _better(spec, target, found, keys, best, machine, latest)
+    problem = _unmeasured(directory, round_, latest, {key for _, _, key in ranked})
+    kept = "" if problem else _better(spec, target, round_, keys, best, machine, latest)
     path: Path | None
     if problem or kept:
-        path = workspace.find_schedule(spec, target, found.operation)
+        path = workspace.find_schedule(spec, target, round_.operation)
     else:
         counted = sum(isinstance(record, Trial) for record in read_log(log)[0])
         path = save_schedule(
             Schedule(
                 spec=spec.name,
                 target=target.name,
-                operation=found.operation,
-                space=found.space,
+                operation=round_.operation,
+                space=round_.space,
                 decisions=winner.decisions,
                 measured=Measurement(
                     seconds=seconds_of(winner, keys),
@@ -102,38 +102,39 @@ def import_round(directory: Path) -> Imported:
         )
     replaced = not (problem or kept)
     return Imported(
-        *(found.name, path, log, best, base, added, replaced, kept, problem, not unconfirmed)
+        *(round_.name, path, log, best, base, added, replaced, kept, problem, not unconfirmed)
     )
 
 
 def _unmeasured(
-    directory: Path, found: Round, latest: Mapping[Key, Trial], scored: Collection[Key]
+    directory: Path, round_: Round, latest: Mapping[Key, Trial], scored: Collection[Key]
 ) -> str:
     """Return why no candidate has a time, or "" if one has."""
-    candidates = [key_of(candidate.decisions) for candidate in found.candidates]
+    candidates = [key_of(candidate.decisions) for candidate in round_.candidates]
     # The untuned kernel and the existing schedule do not count: they are there to be beaten.
-    others = candidates[1 + found.present :]
-    if any(key in scored for key in others):
+    challengers = candidates[1 + round_.present :]
+    if any(key in scored for key in challengers):
         return ""
     if not all(key in latest for key in candidates):
         return f"no candidate was measured yet; go on with: natc measure {directory}"
-    if not others:
+    if not challengers:
         return ""
-    return f"{len(others)} of {len(others)} candidates failed ({latest[others[-1]].error})"
+    number = len(challengers)
+    return f"{number} of {number} candidates failed ({latest[challengers[-1]].error})"
 
 
 def _better(
     spec: KernelSpec,
     target: Target,
-    found: Round,
+    round_: Round,
     keys: list[str],
     best: float,
     machine: Environment,
     latest: Mapping[Key, Trial],
 ) -> str:
     """Return why the existing schedule stays, or "" if the round's winner replaces it."""
-    there = load_schedule(spec, target, found.operation)
-    if there is None or there.space != found.space:
+    there = load_schedule(spec, target, round_.operation)
+    if there is None or there.space != round_.space:
         return ""
     gpu = machine.gpu.name if machine.gpu else None
     same = (there.environment.gpu, there.environment.cpu) == (gpu, machine.cpu)
@@ -144,30 +145,30 @@ def _better(
     return f"the schedule of {there.created} took {there.measured.score:.3g} s"
 
 
-def _add(log: Path, found: Round, records: list[Record]) -> int:
+def _add(log: Path, round_: Round, records: list[Record]) -> int:
     """Append the trials that a log lacks, dropped candidates included; return their number."""
-    known = read_log(log)[0]
-    machines = {record.id for record in known if isinstance(record, Environment)}
-    old = [record for record in known if isinstance(record, Trial)]
+    logged = read_log(log)[0]
+    machines = {record.id for record in logged if isinstance(record, Environment)}
+    old = [record for record in logged if isinstance(record, Trial)]
     seen = {_identity(trial) for trial in old}
     number = max((trial.trial + 1 for trial in old), default=0)
     dropped = [
         Trial(
-            spec=found.spec,
-            target=found.target,
-            operation=found.operation,
-            space=found.space,
-            decisions=one.decisions,
+            spec=round_.spec,
+            target=round_.target,
+            operation=round_.operation,
+            space=round_.space,
+            decisions=candidate.decisions,
             seconds=None,
-            error=one.error,
-            environment=found.exported_on.id,
-            timestamp=found.exported_on.timestamp,
+            error=candidate.error,
+            environment=round_.exported_on.id,
+            timestamp=round_.exported_on.timestamp,
             trial=0,
         )
-        for one in found.dropped
+        for candidate in round_.dropped
     ]
     added = 0
-    for record in [found.exported_on, *dropped, *records]:
+    for record in [round_.exported_on, *dropped, *records]:
         if isinstance(record, Environment):
             if record.id not in machines:
                 machines.add(record.id)

@@ -72,22 +72,22 @@ class Measurer:
 
     def build(self, decisions: Mapping[str, int]) -> PendingLibrary:
         """Start building a candidate, unless it was built before."""
-        made = self._made.get(key_of(decisions))
-        if made is None or made.done.cancelled():
+        library = self._made.get(key_of(decisions))
+        if library is None or library.done.cancelled():
             self._files += 1
             path = self._directory / f"candidate{self._files}.so"
             arguments = (self._spec.name, self._target.name, dict(decisions), str(path))
-            made = PendingLibrary(
+            library = PendingLibrary(
                 path, self._build.submit(builder.build, *arguments, self._operation)
             )
-            self._made[key_of(decisions)] = made
-        return made
+            self._made[key_of(decisions)] = library
+        return library
 
     def measure(self, built: PendingLibrary) -> CandidateResult:
         """Wait for a candidate's library and measure it."""
         if self._target.kind == "llvm":
             # A CPU that compiles at the same time gives wrong times.
-            wait([made.done for made in self._made.values()])
+            wait([library.done for library in self._made.values()])
         try:
             built.done.result()
         except CancelledError:

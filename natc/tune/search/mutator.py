@@ -40,8 +40,8 @@ class MutateDecision(PyMutator):
         if not free:
             return None
         name = self.rng.choice(free)
-        others = [value for value in self.candidates[name] if value != decisions[name]]
-        return self.schedule({**decisions, name: self.rng.choice(others)})
+        alternatives = [value for value in self.candidates[name] if value != decisions[name]]
+        return self.schedule({**decisions, name: self.rng.choice(alternatives)})
 
     def clone(self) -> MutateDecision:
         """Return a mutator for another thread."""

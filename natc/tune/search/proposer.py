@@ -159,8 +159,8 @@ class Proposer:
         sch = Schedule(self._module, seed=self._seed, debug_mask="none")
         self._space.apply(sch, self._spec, self._target, answers)
         for name, values in answers.candidates.items():
-            known = self.candidates.setdefault(name, values)
-            known.extend(value for value in values if value not in known)
+            allowed = self.candidates.setdefault(name, values)
+            allowed.extend(value for value in values if value not in allowed)
         return sch
 
 

@@ -42,7 +42,7 @@ class Ranking:
         self._chance = random.Random(seed)
         self.untuned, self._left = _all(spec, target, operation)
         self._names = list(self.untuned)
-        self._known = {key_of(found) for found in self._left}
+        self._known = {key_of(candidate) for candidate in self._left}
         self._seen: dict[Key, float | None] = {}
         self._passed: set[Key] = set()
 
@@ -56,17 +56,17 @@ class Ranking:
     def propose(self) -> list[dict[str, int]]:
         """Return the next candidates, most promising first; none when all were proposed."""
         gone = self._seen.keys() | self._passed
-        left = [found for found in self._left if key_of(found) not in gone]
-        self._chance.shuffle(left)
+        candidates = [candidate for candidate in self._left if key_of(candidate) not in gone]
+        self._chance.shuffle(candidates)
         taught = {key: score for key, score in self._seen.items() if score is not None}
         if len(taught) >= _FEWEST:
-            guesses = self._guesses(left)
-            best = sorted(range(len(left)), key=lambda index: guesses[index])
+            guesses = self._guesses(candidates)
+            best = sorted(range(len(candidates)), key=lambda index: guesses[index])
             by_chance = math.floor(_EXPLORED * self._batch)
             order = best[: self._batch - by_chance]
-            order += [i for i in range(len(left)) if i not in set(order)]
-            left = [left[i] for i in order]
-        return left[: self._batch]
+            order += [i for i in range(len(candidates)) if i not in set(order)]
+            candidates = [candidates[i] for i in order]
+        return candidates[: self._batch]
 
     def learn(self, candidates: Sequence[dict[str, int]], scores: Sequence[float | None]) -> None:
         """Keep the candidates' times, in seconds, for the model; None marks a failure."""
@@ -76,7 +76,7 @@ class Ranking:
 
     def pass_over(self, candidates: Sequence[Mapping[str, int]]) -> None:
         """Never propose these candidates, although they have no time."""
-        self._passed |= {key_of(found) for found in candidates}
+        self._passed |= {key_of(candidate) for candidate in candidates}
 
     def _guesses(self, candidates: Sequence[dict[str, int]]) -> list[float]:
         if not candidates:
@@ -90,7 +90,7 @@ class Ranking:
         return [float(x) for x in model.predict(xgboost.DMatrix(self._features(candidates)))]
 
     def _features(self, candidates: Sequence[Mapping[str, int]]) -> np.ndarray:
-        rows = [[found.get(name, 0) for name in self._names] for found in candidates]
+        rows = [[candidate.get(name, 0) for name in self._names] for candidate in candidates]
         return np.array(rows, dtype=float)
 
 
@@ -100,7 +100,7 @@ def _all(
     """Return an operation's untuned decisions, and all its candidates, the untuned one first."""
     space = space_for(target, operation, spec)
     function = space.definition(operation, spec, space.exponential)
-    found: dict[Key, dict[str, int]] = {}
+    candidates: dict[Key, dict[str, int]] = {}
     for choices in combinations(space.structure(spec, target)):
         answers = Decisions(choices, space.name)
         sch = Schedule(IRModule({"main": function}), debug_mask="none")
@@ -113,8 +113,8 @@ def _all(
             *([choices[name]] if name in choices else names[name] for name in names)
         ):
             decisions = dict(zip(names, values, strict=True))
-            found.setdefault(key_of(decisions), decisions)
-    if not found:
+            candidates.setdefault(key_of(decisions), decisions)
+    if not candidates:
         raise ScheduleError(f"space {space.name} has no schedule for {operation} of {spec.name}.")
-    everything = list(found.values())
+    everything = list(candidates.values())
     return everything[0], everything

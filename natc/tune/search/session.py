@@ -90,8 +90,8 @@ class Session:
     ) -> None:
         """Measure candidates that have no trial yet, at most `most`, until `stop` is true."""
         new = {key_of(decisions): decisions for decisions in batch}
-        unknown = [found for found in new.values() if self.history.get(found) is None]
-        building = [(found, self.measurer.build(found)) for found in unknown[:most]]
+        unknown = [decisions for decisions in new.values() if self.history.get(decisions) is None]
+        building = [(decisions, self.measurer.build(decisions)) for decisions in unknown[:most]]
         for decisions, built in building:
             if stop():
                 built.done.cancel()
@@ -172,8 +172,8 @@ class Session:
             for index, built in enumerate(started):
                 outcomes[index].append(self.measurer.measure(built))
         trials = [
-            _least(before, self._record(decisions, _best(found)))
-            for before, decisions, found in zip(earlier, contestants, outcomes, strict=True)
+            _least(before, self._record(decisions, _best(result)))
+            for before, decisions, result in zip(earlier, contestants, outcomes, strict=True)
         ]
         if trials[0].error is None:
             self.untuned = trials[0]
@@ -225,9 +225,9 @@ def _least(before: Trial | None, now: Trial) -> Trial:
     return msgspec.structs.replace(now, seconds=seconds)
 
 
-def _best(found: list[CandidateResult]) -> CandidateResult:
+def _best(results: list[CandidateResult]) -> CandidateResult:
     """Return the lowest seconds of each shape, or the first error."""
-    samples = [outcome.seconds for outcome in found if outcome.seconds is not None]
-    if len(samples) < len(found):
-        return next(outcome for outcome in found if outcome.seconds is None)
+    samples = [outcome.seconds for outcome in results if outcome.seconds is not None]
+    if len(samples) < len(results):
+        return next(outcome for outcome in results if outcome.seconds is None)
     return CandidateResult([min(column) for column in zip(*samples, strict=True)], None)

@@ -97,8 +97,8 @@ class Emulated(_Library):
                 self.run_in_order(order)
                 function(*own)
                 runs.append([_bits(value) for value in own if isinstance(value, Tensor)])
-            for found in runs[:-1]:
-                assert all(map(torch.equal, found, runs[-1])), f"{operation}: order matters"
+            for earlier in runs[:-1]:
+                assert all(map(torch.equal, earlier, runs[-1])), f"{operation}: order matters"
 
         return call
 
