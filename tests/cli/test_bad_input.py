@@ -48,9 +48,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("words", "expected"), BAD, ids=lambda value: " ".join(value))
-def test_bad_input_is_refused_in_one_line(
-    natc: Natc, words: list[str], expected: list[str]
-) -> None:
+def test_bad_input_is_refused_in_a_line(natc: Natc, words: list[str], expected: list[str]) -> None:
     if words[-1] == "cuda" and words[0] == "bench":
         import torch
 
@@ -109,9 +107,7 @@ except SystemExit as stop:
     assert run_fresh(program) == "2 []\n"
 
 
-def test_tuning_for_a_cpu_that_this_is_not_is_refused(
-    natc: Natc, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tuning_for_a_newer_cpu_is_refused(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
     from natc.cli.verbs import tune
     from natc.targets import Target
 
@@ -122,9 +118,7 @@ def test_tuning_for_a_cpu_that_this_is_not_is_refused(
 
 
 @pytest.mark.parametrize("verb", ["tune", "build"])
-def test_without_the_compiler_the_extra_is_named(
-    natc: Natc, monkeypatch: pytest.MonkeyPatch, verb: str
-) -> None:
+def test_missing_compiler_extra(natc: Natc, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, out, err = natc(verb, "--kernel", "7")
     assert (code, out) == (1, "")
@@ -133,7 +127,7 @@ def test_without_the_compiler_the_extra_is_named(
 
 
 @pytest.mark.parametrize("verb", ["tune", "build"])
-def test_versions_that_would_crash_are_refused(
+def test_crashing_versions_are_refused(
     natc: Natc, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     from natc.host import environment

@@ -24,9 +24,7 @@ from natc.targets import Target
 pytestmark = pytest.mark.quick
 
 
-def test_both_variants_are_built_into_natcs_own_directory(
-    natc: Natc, builder: Builder, place: Path
-) -> None:
+def test_both_variants_are_built_into_the_cache(natc: Natc, builder: Builder, place: Path) -> None:
     code, out, err = natc("build", "--kernel", "7")
     host, where = detect_host_cpu().name, place / "cache" / "lib"
     assert code == 0
@@ -76,16 +74,14 @@ def test_one_cuda_library_holds_every_architecture(natc: Natc, builder: Builder)
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
-def test_the_options_name_the_kernel(
+def test_options_name_the_kernel(
     natc: Natc, builder: Builder, words: list[str], name: str
 ) -> None:
     assert natc("build", "--no-rpb", "--kernel", *words).code == 0
     assert [asked[0] for asked in builder.asked] == [name]
 
 
-def test_a_library_holds_the_operations_that_were_asked_for(
-    natc: Natc, builder: Builder, place: Path
-) -> None:
+def test_a_library_holds_the_asked_operations(natc: Natc, builder: Builder, place: Path) -> None:
     words = ["build", "--kernel", "7", "--no-rpb", "--operations", "unfused, forward"]
     assert "(forward, unfused; " in natc(*words).out
     assert builder.families == [("forward", "unfused")]
@@ -130,9 +126,7 @@ def test_json_is_one_document(natc: Natc, builder: Builder, place: Path) -> None
     assert document["built"][0]["notes"]
 
 
-def test_a_machine_without_a_c_compiler_says_so(
-    natc: Natc, monkeypatch: pytest.MonkeyPatch, builder: Builder
-) -> None:
+def test_missing_c_compiler(natc: Natc, monkeypatch: pytest.MonkeyPatch, builder: Builder) -> None:
     def none(*_: object, **__: object) -> Path:
         raise CompilerNotFound("there is no C compiler: pip install ziglang.")
 
@@ -155,9 +149,7 @@ def test_a_directory_that_cannot_be_written_is_named_before_anything_is_built(
     assert builder.asked == []
 
 
-def test_quickstart_keeps_what_a_library_is_there_for(
-    natc: Natc, builder: Builder, place: Path
-) -> None:
+def test_quickstart_keeps_a_librarys_families(natc: Natc, builder: Builder, place: Path) -> None:
     natc("build", "--kernel", "7", "--rpb", "--operations", "backward")
     where, host = place / "cache" / "lib", detect_host_cpu()
     runtime.clear()

@@ -87,9 +87,7 @@ def test_a_library_without_its_file_is_listed_as_missing(natc: Natc) -> None:
     assert f"problem: {library} is missing" in natc("list").err
 
 
-def test_directories_that_cannot_be_written_are_named(
-    natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unwritable_directories(natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "file").touch()
     monkeypatch.setenv("NATC_WORKSPACE", str(place / "file"))
     monkeypatch.setenv("NATC_CACHE_DIR", str(place / "file" / "cache"))
@@ -105,9 +103,7 @@ def test_a_compiler_that_is_none_is_named(natc: Natc, monkeypatch: pytest.Monkey
     assert report["environment"]["NATC_CC"] == "no-such-compiler -O2"
 
 
-def test_versions_that_crash_together_are_a_problem(
-    natc: Natc, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_crashing_versions_are_a_problem(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
     real = environment.version_of
     wrong = {"apache-tvm": "0.27.0", "apache-tvm-ffi": "0.1.15.post1"}
     monkeypatch.setattr(environment, "version_of", lambda name: wrong.get(name) or real(name))
@@ -128,9 +124,7 @@ def test_coverage_tells_what_is_supported_from_what_is_installed(natc: Natc) -> 
     assert document["libraries"] == {"llvm": [row], "cuda": []}
 
 
-def test_the_coverage_table_has_a_line_for_each_feature(
-    natc: Natc, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_coverage_has_a_line_for_each_feature(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
     from natc.checks import support
     from natc.checks.support import Cell
 
@@ -157,9 +151,7 @@ def test_the_coverage_table_fits_a_page(natc: Natc) -> None:
     assert max(len(line) for line in natc("doctor", "--coverage").out.splitlines()) <= 100
 
 
-def test_bench_times_the_reference_and_says_what_kernel_is_missing(
-    natc: Natc, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bench_names_the_missing_kernel(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NATC_JIT", "off")
     monkeypatch.setattr("natc.cli.verbs.bench._CEILING_SECONDS", 0.01)
     words = ["bench", "--kernel", "3", "--head-dim", "8", "--shape", "1x6x5x2"]
@@ -177,9 +169,7 @@ def test_bench_times_the_reference_and_says_what_kernel_is_missing(
     assert "1x6x5x2x8" in text and "natc build --kernel 3" in text
 
 
-def test_quickstart_names_the_extra_that_is_missing(
-    natc: Natc, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_quickstart_names_its_missing_extra(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     monkeypatch.setattr(
@@ -190,9 +180,7 @@ def test_quickstart_names_the_extra_that_is_missing(
     assert "needs skimage: pip install 'natc[compiler,demo]'" in err
 
 
-def test_quickstart_finds_out_early_that_it_cannot_write(
-    natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_quickstart_cannot_write(natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
@@ -203,9 +191,7 @@ def test_quickstart_finds_out_early_that_it_cannot_write(
 
 
 @pytest.mark.parametrize("seen", [False, True])
-def test_a_gpu_that_torch_does_not_see_is_a_problem(
-    natc: Natc, monkeypatch: pytest.MonkeyPatch, seen: bool
-) -> None:
+def test_a_gpu_unseen_by_torch(natc: Natc, monkeypatch: pytest.MonkeyPatch, seen: bool) -> None:
     import torch
 
     card = gpu.Gpu("Card", (9, 0), 1 << 30)

@@ -69,9 +69,7 @@ def test_without_any_library_the_reference_serves_and_it_says_why(natc: Natc) ->
     assert "served by: the reference" in out and "NATC_JIT is readonly" in out
 
 
-def test_where_the_compiler_is_a_call_builds_the_kernel(
-    natc: Natc, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_the_compiler_a_call_builds(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NATC_JIT", "on")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     account = natc.json("show", *KERNEL)
@@ -80,9 +78,7 @@ def test_where_the_compiler_is_a_call_builds_the_kernel(
     assert places == [str(workspace.jit_dir(name)) for name in ("forward", "backward", "unfused")]
 
 
-def test_a_call_builds_no_kernel_whose_compiler_is_missing(
-    natc: Natc, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_nvcc_a_call_builds_nothing(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does `natc show` say so: of a GPU without nvcc, of a CPU without a C compiler."""
     monkeypatch.setenv("NATC_JIT", "on")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
@@ -117,9 +113,7 @@ def test_strict_refuses_what_no_kernel_serves(natc: Natc, monkeypatch: pytest.Mo
     assert "NATC_STRICT forbids the reference" in account["why"]
 
 
-def test_the_first_directory_wins_and_each_other_candidate_has_its_reason(
-    natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_first_directory_wins(natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NATC_LIB_PATH", str(place / "mine"))
     chosen = add_library(place / "mine")
     add_library(workspace.library_dir())
@@ -196,9 +190,7 @@ def test_a_directory_that_others_can_write_is_passed_over(natc: Natc) -> None:
         ("sm_120", "cuda-sm_90", "PTX for cuda-sm_90, which the driver compiles for this GPU"),
     ],
 )
-def test_any_gpu_can_be_asked_about_without_one(
-    natc: Natc, arch: str, code_for: str, why: str
-) -> None:
+def test_any_gpu_may_be_named(natc: Natc, arch: str, code_for: str, why: str) -> None:
     spec = KernelSpec.make(7, dtype="float16", rpb=True)
     cuda_library(workspace.library_dir(), spec, ("sm_80", "sm_90"), "sm_90")
     words = ("show", *KERNEL, "--target", "cuda", "--arch", arch)
@@ -349,9 +341,7 @@ def test_a_schedule_file_is_shown(natc: Natc) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_question_that_makes_no_sense_is_refused(
-    natc: Natc, words: list[str], message: str
-) -> None:
+def test_senseless_questions_are_refused(natc: Natc, words: list[str], message: str) -> None:
     code, out, err = natc("show", *words)
     assert (code, out) == (2, "")
     assert message in err and err.count("\n") == 1
@@ -364,9 +354,7 @@ def test_a_file_that_is_neither_is_refused(natc: Natc, place: Path, text: str) -
     assert (code, out) == (2, "") and "x.json" in err
 
 
-def test_the_doctor_says_of_each_library_whether_it_is_used(
-    natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doctor_says_why(natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NATC_LIB_PATH", str(place / "mine"))
     first = add_library(place / "mine")
     second = add_library(workspace.library_dir())

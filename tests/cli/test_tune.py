@@ -135,9 +135,7 @@ def test_who_tunes_for_the_cpu_beside_a_gpu_is_told(
     assert for_cuda.out.endswith("To build it: natc build --kernel 9 --target cuda --arch sm_90\n")
 
 
-def test_a_search_without_gain_does_not_claim_one(
-    natc: Natc, search: Callable[..., Search]
-) -> None:
+def test_a_search_without_gain_claims_none(natc: Natc, search: Callable[..., Search]) -> None:
     search(START, replace(finish(), best=4.001e-3, baseline=4.003e-3))
     assert natc("tune", "--kernel", "7").out.splitlines()[0] == (
         "done: 4 candidates in 12 s (1 failed); best 4 ms, untuned 4 ms, which none beats"
@@ -300,9 +298,7 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return install
 
 
-def test_taking_in_several_rounds_shows_each_and_its_problem(
-    natc: Natc, rounds: Callable[..., None]
-) -> None:
+def test_importing_rounds_shows_each_problem(natc: Natc, rounds: Callable[..., None]) -> None:
     unmeasured = replace(
         IMPORTED,
         schedule_path=None,

@@ -107,7 +107,7 @@ def test_json_is_one_document_and_nothing_else(run: Natc, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_text_in_a_pipe_is_plain_and_whole(
+def test_plain_in_pipes(
     run: Natc, case: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What makes others color their output regardless, and a terminal that is not there.
@@ -193,9 +193,7 @@ def process(place: Path, *words: str, **changes: str) -> dict[str, object]:
     }
 
 
-def test_whatever_loading_makes_of_ctrl_c_it_is_a_stop(
-    natc: Natc, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_during_an_import_stops(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
     def loading() -> None:
         try:
             signal.raise_signal(signal.SIGINT)
@@ -289,9 +287,7 @@ def test_shells_complete_values(
     assert complete(natc, monkeypatch, line) == words
 
 
-def test_shells_complete_the_kernels_that_have_schedules(
-    natc: Natc, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shells_complete_tuned_kernels(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
     path, _ = write_schedule_and_log()
     path.with_name("na2d_k17x5_d32_float32.json").write_text("{}")
     path.with_name("dance.json").write_text("{}")
@@ -299,7 +295,7 @@ def test_shells_complete_the_kernels_that_have_schedules(
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_can_be_had_for_each_shell(
+def test_every_shell_has_completion(
     natc: Natc, monkeypatch: pytest.MonkeyPatch, shell: str
 ) -> None:
     monkeypatch.setenv("_NATC_COMPLETE", f"source_{shell}")

@@ -31,7 +31,7 @@ def site() -> ModuleType:
         ("README.md", "benchmarks/results/a.json", "files/benchmarks/results/a.json", ""),
     ],
 )
-def test_links_lead_to_pages_and_files_of_the_site(
+def test_links_in_the_site(
     site: ModuleType, source: str, link: str, uri: str, anchor: str
 ) -> None:
     path, target_anchor = site._target(source, link)

@@ -67,9 +67,7 @@ def alive(process: int) -> bool:
     return state not in "ZX"
 
 
-def test_every_step_has_a_share_and_names_what_is_there(
-    session: ModuleType, tmp_path: Path
-) -> None:
+def test_every_step_has_a_share_and_existing_files(session: ModuleType, tmp_path: Path) -> None:
     steps = session.steps(tmp_path, tmp_path / "rounds", 600.0)
     assert [step.name for step in steps] == list(session.SHARES)
     assert sum(session.SHARES.values()) == pytest.approx(1.0)

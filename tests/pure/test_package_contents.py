@@ -180,9 +180,7 @@ def test_device_code_is_counted_by_architecture() -> None:
     ],
     ids=str,
 )
-def test_what_a_manifest_says_and_is_not_so_is_named(
-    changes: dict[str, str], problems: list[str]
-) -> None:
+def test_false_claims_of_manifests_are_named(changes: dict[str, str], problems: list[str]) -> None:
     device = fat(entry(2, 80, b"a" * 8), entry(2, 90, b"b"), entry(1, 90, b"c"))
     code = replace(symbols("GLIBC_2.28"), defined=("__tvm_ffi_f",), device_code=device)
     archs = ("sm_80", "sm_90")
@@ -202,9 +200,7 @@ def test_what_a_manifest_says_and_is_not_so_is_named(
 
 
 @pytest.mark.parametrize("form", assemble.FORMATS)
-def test_two_packages_of_equal_libraries_are_equal(
-    libraries: Path, tmp_path: Path, form: str
-) -> None:
+def test_equal_libraries_make_equal_packages(libraries: Path, tmp_path: Path, form: str) -> None:
     """Though built at other times, in another order, under another umask."""
     for folder, specs in (("a", (OTHER, SPEC)), ("b", (SPEC, OTHER))):
         for spec in specs:
@@ -225,9 +221,7 @@ def content(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
-def test_a_wheel_is_one_by_the_format(
-    libraries: Path, pieces: list[Piece], tmp_path: Path
-) -> None:
+def test_a_wheel_follows_the_format(libraries: Path, pieces: list[Piece], tmp_path: Path) -> None:
     (path,) = written(pieces, tmp_path, "wheel", version="1.02")
     word = f"natc_kernels_llvm_{ARCH.replace('-', '_')}"
     assert path.name == f"{word}-1.2-py3-none-manylinux_2_28_{detect.host_machine()}.whl"
@@ -251,9 +245,7 @@ def test_a_wheel_is_one_by_the_format(
         assert "Requires-Dist: natc>=0.1.0\n" in metadata
 
 
-def test_an_archive_unpacks_into_one_folder_that_anybody_may_read(
-    pieces: list[Piece], tmp_path: Path
-) -> None:
+def test_an_archive_is_one_folder_with_public_files(pieces: list[Piece], tmp_path: Path) -> None:
     (path,) = written(pieces, tmp_path, "archive")
     with tarfile.open(path) as archive:
         members = archive.getmembers()
@@ -310,9 +302,7 @@ def test_a_version_that_pip_would_not_take_is_refused(pieces: list[Piece]) -> No
         assemble.names_of(pieces, "new")
 
 
-def test_the_time_of_files_is_the_commits_or_the_one_that_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_time_of_files_in_a_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
     assert assemble.epoch() == 86400
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
@@ -333,7 +323,7 @@ def installed(wheel: Path, folder: Path) -> None:
     subprocess.run([*command, "--target", str(folder), str(wheel)], check=True)
 
 
-def test_an_installed_wheel_is_found_without_importing_it(
+def test_installed_wheel(
     pieces: list[Piece], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (wheel,) = written(pieces, tmp_path, "wheel")
@@ -352,9 +342,7 @@ def test_an_installed_wheel_is_found_without_importing_it(
     assert module not in sys.modules
 
 
-def test_a_wheel_whose_files_are_elsewhere_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_editable_wheel_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As an editable installation has them."""
     info = tmp_path / "site" / "natc_kernels_tiny-1.dist-info"
     info.mkdir(parents=True)
@@ -369,9 +357,7 @@ def test_a_wheel_whose_files_are_elsewhere_is_found(
     assert workspace.library_places()[0].path == package / "lib"
 
 
-def test_a_directory_named_in_the_program_comes_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_use_library_dir_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workspace, "_used", [])
     monkeypatch.setenv("NATC_LIB_PATH", str(tmp_path / "named"))
     for name in ("a", "b", "a"):
@@ -418,9 +404,7 @@ def test_what_is_no_key_is_refused(keys: tuple[Path, Path], tmp_path: Path) -> N
         Verifier(private)
 
 
-def test_without_cryptography_the_extra_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_signing_names_its_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives", None)
     with pytest.raises(NatcError, match="pip install 'natc\\[sign\\]'"):
         Signer(tmp_path / "key.pem")
@@ -477,9 +461,7 @@ def test_a_list_that_is_none_is_refused(parse: object, text: str, message: str) 
         ("__init__.py", False),
     ],
 )
-def test_a_library_is_built_again_if_a_module_that_makes_code_differs(
-    file: str, counts: bool
-) -> None:
+def test_a_changed_code_module_rebuilds_libraries(file: str, counts: bool) -> None:
     assert (jobs.PACKAGE / file).is_file()
     assert (jobs.PACKAGE / file in jobs.code_files()) == counts
 
@@ -518,9 +500,7 @@ def test_imports_are_followed_to_their_end_and_made_relative(tmp_path: Path) -> 
         modules_of("natc.gone", package=package)
 
 
-def test_a_library_is_built_again_if_anything_that_makes_it_differs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_changed_input_rebuilds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NATC_WORKSPACE", str(tmp_path / "workspace"))
     job = jobs.Job(SPEC, (Target("llvm", "x86-64-v3"),), ("forward",))
     first = jobs.directory_of(job, "tools 1")

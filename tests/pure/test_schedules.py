@@ -142,9 +142,7 @@ def test_the_list_holds_the_good_and_the_bad() -> None:
     assert unusable.problem is not None and str(bad) in unusable.problem
 
 
-def test_a_workspace_that_cannot_be_written_is_named(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unwritable_workspace_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "file").touch()
     monkeypatch.setenv("NATC_WORKSPACE", str(place / "file"))
     with pytest.raises(NatcError) as caught:

@@ -101,7 +101,7 @@ def test_other_names_are_refused(name: str) -> None:
         ({"kernel_size": (7.0, 7)}, ["kernel_size", "7.0"]),
     ],
 )
-def test_a_refusal_names_the_field_the_value_and_what_is_allowed(
+def test_refusals_name_field_value_and_allowed(
     fields: dict[str, object], words: list[str]
 ) -> None:
     with pytest.raises(SpecError) as caught:

@@ -95,9 +95,7 @@ def test_cpu_flags_give_the_level(flags: frozenset[str], level: str) -> None:
 @pytest.mark.parametrize(
     ("machine", "name"), [("arm64", "llvm-aarch64"), ("aarch64", "llvm-aarch64")]
 )
-def test_arm_machines_are_aarch64(
-    monkeypatch: pytest.MonkeyPatch, machine: str, name: str
-) -> None:
+def test_arm_is_called_aarch64(monkeypatch: pytest.MonkeyPatch, machine: str, name: str) -> None:
     monkeypatch.setattr("platform.machine", lambda: machine)
     assert detect.detect_host_cpu.__wrapped__().name == name
 
@@ -119,9 +117,7 @@ def test_another_cpu_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None
         ((12, 1), "sm_120"),
     ],
 )
-def test_a_gpu_runs_the_newest_code_of_its_generation(
-    capability: tuple[int, int], arch: str
-) -> None:
+def test_a_gpu_runs_its_generations_newest_code(capability: tuple[int, int], arch: str) -> None:
     assert cuda_target_for(capability).arch == arch
 
 

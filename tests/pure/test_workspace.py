@@ -21,9 +21,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(variable.name, raising=False)
 
 
-def test_the_workspace_is_the_checkout_when_there_is_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkout_is_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workspace, "_PACKAGE", tmp_path / "natc")
     assert workspace.workspace() == platformdirs.user_data_path("natc", appauthor=False)
     (tmp_path / "schedules").mkdir()
@@ -44,7 +42,7 @@ def test_files_have_the_documented_names(tmp_path: Path, monkeypatch: pytest.Mon
     )
 
 
-def test_the_workspace_hides_what_the_package_ships(
+def test_the_workspace_hides_shipped_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine, shipped = tmp_path / "mine", tmp_path / "shipped"
@@ -62,7 +60,7 @@ def test_the_workspace_hides_what_the_package_ships(
         assert list(workspace.schedule_files()) == [path]
 
 
-def test_what_natc_ships_is_found_from_another_workspace(
+def test_every_workspace_has_shipped_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NATC_WORKSPACE", str(tmp_path))
@@ -71,9 +69,7 @@ def test_what_natc_ships_is_found_from_another_workspace(
     assert list(workspace.log_files())
 
 
-def test_libraries_are_looked_for_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_order_of_library_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, cache = tmp_path / "first", tmp_path / "second", tmp_path / "cache"
     monkeypatch.setenv("NATC_LIB_PATH", os.pathsep.join([str(first), "", str(second)]))
     monkeypatch.setenv("NATC_CACHE_DIR", str(cache))

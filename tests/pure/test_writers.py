@@ -278,9 +278,7 @@ def test_packers_take_turns(tmp_path: Path, pieces: list[Piece]) -> None:
 # Builds by calls
 
 
-def test_a_call_that_is_killed_while_it_builds_holds_up_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_build_blocks_no_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path))
     spec, target = KernelSpec.parse(SPEC), Target("llvm", "x86-64-v2")
 

@@ -161,7 +161,7 @@ def make(options: tuple[Any, ...], *, heads_last: bool) -> tuple[Arrays, Arrays]
 
 
 @each_option
-def test_gradients_by_hand_are_those_of_finite_differences(options: tuple[Any, ...]) -> None:
+def test_gradients_by_hand_match_finite_differences(options: tuple[Any, ...]) -> None:
     arrays, where = make(options, heads_last=True)
     random = np.random.default_rng(8).standard_normal
     # Tokens and rpb are keywords of the same names.
@@ -177,9 +177,7 @@ def test_gradients_by_hand_are_those_of_finite_differences(options: tuple[Any, .
 
 
 @each_option
-def test_unfused_gradients_by_hand_are_those_of_finite_differences(
-    options: tuple[Any, ...],
-) -> None:
+def test_unfused_gradients_by_hand_match_finite_differences(options: tuple[Any, ...]) -> None:
     arrays, where = make(options, heads_last=False)
     value, extra = arrays.pop("value"), arrays.pop("additional_values")
     random = np.random.default_rng(8).standard_normal

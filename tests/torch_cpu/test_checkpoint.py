@@ -37,9 +37,7 @@ def gradients(module: nn.Module, run: Any) -> list[Tensor]:
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_gradients_are_the_same_bits(
-    doubles: Doubles, use_reentrant: bool, autocast: bool
-) -> None:
+def test_gradients_have_equal_bits(doubles: Doubles, use_reentrant: bool, autocast: bool) -> None:
     module = module_of().train()
 
     def again(x: Tensor) -> Tensor:

@@ -128,9 +128,7 @@ def test_nothing_is_left_behind() -> None:
     assert sys.getprofile() is None
 
 
-def test_installed_are_features_whose_kernels_a_library_here_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_installed_needs_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Tiny libraries hold no kernels; their manifests say what they would serve.
     for name, operations in {
         "na2d_k7_d32_float32": operations_of(KernelSpec.parse("na2d_k7_d32_float32")),

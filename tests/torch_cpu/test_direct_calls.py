@@ -266,7 +266,7 @@ def test_both_ways_give_the_same(operator: Any, requires_grad: bool, doubles: Do
 
 @pytest.mark.parametrize("context", [torch.inference_mode, torch._C._AutoDispatchBelowAutograd])
 @of_each_operator
-def test_where_torch_passes_autograd_by_so_does_natc(
+def test_below_autograd_there_are_no_gradients(
     operator: Any, context: Any, doubles: Doubles
 ) -> None:
     """Gradients may be enabled there: `torch.enable_grad` says nothing in inference mode."""
@@ -326,7 +326,7 @@ ASKED: dict[str, tuple[Callable[[Tensor], Any], int]] = {
 
 
 @pytest.mark.parametrize("name", list(ASKED))
-def test_a_call_that_goes_straight_is_not_dispatched(
+def test_direct_is_undispatched(
     name: str, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of forward and backward: else the way would be there and nobody on it."""

@@ -149,7 +149,7 @@ def test_every_test_that_a_page_names_exists(page: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", sorted(OPTIONS.verbs()))
-def test_tables_of_options_are_those_of_the_command_line(verb: str) -> None:
+def test_tables_of_options_match_the_command_line(verb: str) -> None:
     page = OPTIONS.page(verb)
     assert page.is_file(), f"natc {verb} has no page {name(page)}"
     text = page.read_text(encoding="utf-8")
@@ -225,9 +225,7 @@ def test_every_picture_is_drawn_by_the_script_and_shown() -> None:
 
 
 @pytest.mark.parametrize("name", VECTOR_PICTURES)
-def test_a_picture_is_drawn_from_what_the_code_and_the_results_say(
-    name: str, tmp_path: Path
-) -> None:
+def test_pictures_are_drawn_from_code_and_results(name: str, tmp_path: Path) -> None:
     committed = (PICTURES.FOLDER / name).read_text(encoding="utf-8")
     drawn_by = re.search(r"Matplotlib v([\d.]+)", committed)
     assert drawn_by

@@ -104,7 +104,7 @@ def test_slices_of_one_projection_are_taken(kernels: LibraryDirectory) -> None:
     assert kernels.calls(SPECS[False]) == 1
 
 
-def test_inputs_that_a_kernel_can_read_are_not_copied(
+def test_readable_is_not_copied(
     kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     query, key, value, rpb = make_inputs(SHAPE, kernel_size=KERNEL_SIZE)
@@ -117,9 +117,7 @@ def test_inputs_that_a_kernel_can_read_are_not_copied(
 
 @pytest.mark.parametrize("axis", [0, 1, 2, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_an_empty_axis_gives_an_empty_result(
-    kernels: LibraryDirectory, axis: int, dtype: torch.dtype
-) -> None:
+def test_empty_axes(kernels: LibraryDirectory, axis: int, dtype: torch.dtype) -> None:
     shape = list(SHAPE)
     shape[axis] = 0
     inputs = make_inputs(shape, kernel_size=KERNEL_SIZE, dtype=dtype, requires_grad=True)
@@ -143,9 +141,7 @@ def test_an_empty_axis_gives_an_empty_result(
         ({"kernel_size": 65}, "65"),
     ],
 )
-def test_what_no_kernel_covers_is_the_reference(
-    kernels: LibraryDirectory, changes: dict[str, Any], reason: str
-) -> None:
+def test_uncovered_calls(kernels: LibraryDirectory, changes: dict[str, Any], reason: str) -> None:
     query, key, value, _ = make_inputs(SHAPE)
     options = {"kernel_size": KERNEL_SIZE, **changes}
     with pytest.warns(natc.NatcFallbackWarning, match=reason) as caught:

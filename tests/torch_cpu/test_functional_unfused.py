@@ -206,7 +206,7 @@ E = torch.zeros(2, 4, 3, 8)
         ),
     ],
 )
-def test_a_bad_argument_of_qk_is_named(
+def test_bad_arguments_of_qk(
     changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message) as raised:
@@ -245,7 +245,7 @@ def test_a_bad_argument_of_qk_is_named(
         ),
     ],
 )
-def test_a_bad_argument_of_av_is_named(
+def test_bad_arguments_of_av(
     changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message) as raised:

@@ -180,8 +180,6 @@ OUT, LSE = torch.zeros(2, 3), torch.zeros(2)
         ([OUT], [LSE.to("meta")], ArgumentError, r"lses\[0\] is on device meta"),
     ],
 )
-def test_a_bad_argument_is_named(
-    outputs: Any, lses: Any, error: type[Exception], message: str
-) -> None:
+def test_bad_arguments(outputs: Any, lses: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         natc.merge_attentions(outputs, lses)

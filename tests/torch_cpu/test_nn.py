@@ -126,9 +126,7 @@ def test_small_map_shrinks_the_window_to_self_attention_unless_padded() -> None:
 @pytest.mark.parametrize(
     ("height", "width", "dilation"), [(2, 3, 1), (9, 4, 1), (8, 20, 3), (7, 7, 1)]
 )
-def test_padding_is_zeros_at_the_bottom_and_right_before_the_projection(
-    height: int, width: int, dilation: int
-) -> None:
+def test_padding_is_zeros_before_the_projection(height: int, width: int, dilation: int) -> None:
     torch.manual_seed(0)
     padding = NeighborhoodAttention2D(16, 2, 5, dilation=dilation, pad_small_maps=True).double()
     torch.nn.init.normal_(padding.qkv.bias)
@@ -232,9 +230,7 @@ def test_settings_show_in_print() -> None:
     ],
     ids=str,
 )
-def test_bad_settings_are_named(
-    arguments: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_bad_settings(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     good: dict[str, Any] = {"dim": 32, "num_heads": 4, "kernel_size": 3}
     with pytest.raises(error, match=message):
         NeighborhoodAttention2D(**(good | arguments))

@@ -98,9 +98,7 @@ def test_opcheck_of_packed(
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
-def test_opcheck_of_the_unfused(
-    libraries: LibraryDirectory, quiet: None, requires_grad: bool
-) -> None:
+def test_opcheck_of_unfused(libraries: LibraryDirectory, quiet: None, requires_grad: bool) -> None:
     inputs = make_inputs((2, 2, 5, 6, 4), kernel_size=3, requires_grad=requires_grad)
     heads_first = [t.detach().requires_grad_(requires_grad) for t in inputs[:3]]
     rpb = make_inputs(SHAPE, kernel_size=3, requires_grad=requires_grad).rpb
@@ -183,9 +181,7 @@ def test_flops_of_fewer_channels_and_gradients(libraries: LibraryDirectory, quie
 
 
 @pytest.mark.parametrize("name", ["query", "key", "value", "rpb", None])
-def test_gradients_are_those_of_the_reference(
-    kernels: LibraryDirectory, quiet: None, name: str | None
-) -> None:
+def test_gradients(kernels: LibraryDirectory, quiet: None, name: str | None) -> None:
     gradients = []
     for function in (attend, expected):
         inputs = with_rpb()
@@ -225,9 +221,7 @@ def test_one_tensor_may_be_query_key_and_value(kernels: LibraryDirectory, quiet:
 
 
 @pytest.mark.parametrize("options", [{}, {"dilation": 2, "is_causal": (True, False)}])
-def test_gradients_of_gradients_in_float64(
-    libraries: LibraryDirectory, quiet: None, options: dict[str, Any]
-) -> None:
+def test_gradgradcheck(libraries: LibraryDirectory, quiet: None, options: dict[str, Any]) -> None:
     inputs = make_inputs(
         (1, 3, 4, 1, 2), kernel_size=KERNEL_SIZE, dtype=torch.float64, requires_grad=True
     )
@@ -242,9 +236,7 @@ def test_gradients_of_gradients_in_float64(
     assert torch.autograd.gradgradcheck(function, tensors, check_fwd_over_rev=True)
 
 
-def test_inputs_changed_after_the_forward_are_noticed(
-    kernels: LibraryDirectory, quiet: None
-) -> None:
+def test_inputs_changed_after_the_forward(kernels: LibraryDirectory, quiet: None) -> None:
     inputs = with_rpb(requires_grad=True)
     key = inputs.key * 1
     output, _ = attend(inputs.query, key, inputs.value, inputs.rpb)
@@ -279,9 +271,7 @@ def test_forward_mode(kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("inner", [torch.func.grad, torch.func.jacrev], ids=["grad", "jacrev"])
-def test_forward_over_reverse(
-    kernels: LibraryDirectory, quiet: None, inner: Callable[..., Any]
-) -> None:
+def test_jvp_of_grad(kernels: LibraryDirectory, quiet: None, inner: Callable[..., Any]) -> None:
     inputs, tangents = tuple(with_rpb()), tuple(with_rpb(seed=1))
     tangents_of_both = [
         torch.func.jvp(inner(loss_of(f), argnums=(0, 1, 2, 3)), inputs, tangents)
@@ -407,17 +397,13 @@ def test_the_backward_on_the_reference_is_said_once(kernels: LibraryDirectory) -
     assert caught[0].filename == caught[1].filename == __file__
 
 
-def test_what_was_said_of_the_forward_is_not_said_of_its_gradients(
-    libraries: LibraryDirectory,
-) -> None:
+def test_one_warning_for_forward_and_gradients(libraries: LibraryDirectory) -> None:
     with pytest.warns(natc.NatcFallbackWarning) as caught:
         loss_of(attend)(*with_rpb(requires_grad=True)).backward()
     assert len(caught) == 1
 
 
-def test_strict_refuses_what_would_run_on_the_reference(
-    kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_strict_refusals(kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NATC_STRICT", "1")
     inputs = with_rpb(requires_grad=True)
     output, _ = attend(*inputs)
@@ -447,9 +433,7 @@ def test_strict_refuses_what_would_run_on_the_reference(
         natc.functional.na2d_av(torch.zeros(1, 1, 4, 4, 49), heads_first[2], 7)
 
 
-def test_the_reference_can_be_asked_for(
-    kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_force_reference(kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NATC_STRICT", "1")
     inputs = with_rpb(requires_grad=True)
     with warnings.catch_warnings():

@@ -142,9 +142,7 @@ def test_the_unfused_operations(
     assert set(doubles.operations) == {"qk", "av", "inverse_av", *(["sum_rpb"] if rpb else [])}
 
 
-def test_what_is_too_large_for_one_head_is_refused(
-    doubles: Doubles, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_large_heads_are_refused(doubles: Doubles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "MOST_ELEMENTS", 9 * 8 - 1)
     query, key, value, _ = make_inputs((2, 9, 2, 8))
     shapes = r"query has shape \[1, 9, 1, 8\]|query has shape \[2, 9, 2, 8\]"
@@ -155,9 +153,7 @@ def test_what_is_too_large_for_one_head_is_refused(
         natc.functional.na1d_av(attn, torch.zeros(2, 1, 9, 1), 9)
 
 
-def test_a_bias_too_large_is_split_by_heads(
-    doubles: Doubles, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_bias_is_split_by_heads(doubles: Doubles, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = tensors_of((2, 4, 3, 1), 3, 1, 7)
     wanted = fused(tensors, neighborhood_attention, {"kernel_size": 7})
     monkeypatch.setattr(launch, "MOST_ELEMENTS", 26)  # [3, 13] of the bias is more
@@ -217,9 +213,7 @@ def test_heads_that_share_are_added_up_in_float32(doubles: Doubles, dtype: torch
 
 
 @pytest.mark.parametrize("change", [noncontiguous, misaligned])
-def test_any_layout_is_taken_by_every_operation(
-    doubles: Doubles, change: Callable[[Tensor], Tensor]
-) -> None:
+def test_operations_take_any_layout(doubles: Doubles, change: Callable[[Tensor], Tensor]) -> None:
     # The doubles refuse tensors that are not compact or not aligned.
     tensors = tensors_of((2, 4, 5, 2, 4), 2, 4, 3)
     changed = [change(t) for t in tensors]
@@ -231,9 +225,7 @@ def test_any_layout_is_taken_by_every_operation(
     natc.functional.na2d_av(change(attn), heads_first[2].requires_grad_(), 3).sum().backward()
 
 
-def test_the_number_of_partial_sums_depends_on_sizes_alone(
-    doubles: Doubles, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sizes_alone_decide_the_chunks(doubles: Doubles, monkeypatch: pytest.MonkeyPatch) -> None:
     def partial_of(shape: tuple[int, ...]) -> tuple[int, ...]:
         inputs = make_inputs(shape, kernel_size=3, requires_grad=True)
         doubles.calls.clear()
@@ -314,7 +306,7 @@ def test_derivatives_by_design_of_the_reference_are_no_fallback(doubles: Doubles
     ],
     ids=["fused", "packed", "qk", "av"],
 )
-def test_derivatives_of_a_call_that_asked_for_the_reference_run_on_it(
+def test_forced_reference_has_derivatives(
     call: Callable[[Tensor], Tensor], doubles: Doubles
 ) -> None:
     x = torch.randn(1, 5, 2, 4, requires_grad=True)

@@ -45,9 +45,7 @@ def test_no_gradient_of_any_result_launches_nothing(name: str, doubles: Doubles)
 
 @pytest.mark.parametrize("name", ["fused", "packed"])
 @pytest.mark.parametrize("used", [0, 1])
-def test_the_gradient_of_one_result_is_that_with_zeros_for_the_other(
-    name: str, used: int, doubles: Doubles
-) -> None:
+def test_an_undefined_gradient_counts_as_zero(name: str, used: int, doubles: Doubles) -> None:
     x = torch.randn(2, 6, 2, 4, requires_grad=True)
     results = CALLS[name](x)
     (gradient,) = torch.autograd.grad(results[used].sin().sum(), x, retain_graph=True)
