@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from rivals import full_sdpa, natten
 
 from natc.bench import ceilings, peers, results, times
-from natc.bench.problem import Problem
+from natc.bench.problem import BenchProblem
 from natc.cli.views import times_table
 from natc.spec import KernelSpec
 from natc.store.files import write_atomically
@@ -45,14 +45,14 @@ def two_d(
     kernel: int,
     dtype: str,
     **options: bool | int,
-) -> Problem:
+) -> BenchProblem:
     """Return a problem on a square map."""
     rpb = bool(options.pop("rpb", False))
     spec = KernelSpec.make(kernel, head_dim=head_dim, dtype=dtype, rpb=rpb)
-    return Problem.make(spec, (batch, side, side, heads), **options)
+    return BenchProblem.make(spec, (batch, side, side, heads), **options)
 
 
-def nat(dtype: str) -> list[Problem]:
+def nat(dtype: str) -> list[BenchProblem]:
     """Return NAT's levels at batch 128, a level of DiNAT, and shapes of image generators."""
     levels = [two_d(128, side, heads, 32, 7, dtype) for side, heads in LEVELS]
     return [
@@ -65,22 +65,22 @@ def nat(dtype: str) -> list[Problem]:
     ]
 
 
-def curve(dtype: str) -> list[Problem]:
+def curve(dtype: str) -> list[BenchProblem]:
     """Return maps of 7x7 to 256x256 with about as many tokens together."""
     sides = (7, 10, 14, 20, 28, 40, 56, 80, 112, 160, 224, 256)
     return [two_d(max(1, 128 * 28**2 // side**2), side, 4, 32, 7, dtype) for side in sides]
 
 
-def cpu(dtype: str) -> list[Problem]:
+def cpu(dtype: str) -> list[BenchProblem]:
     """Return NAT's levels at batch 1, and other head dims, windows, maps, ranks and 16 bits."""
 
     def attention(
         shape: tuple[int, ...], kernel: int, head_dim: int = 32, name: str = dtype
-    ) -> Problem:
+    ) -> BenchProblem:
         spec = KernelSpec.make(
             kernel, rank=len(shape) - 2, head_dim=head_dim, dtype=name, rpb=True
         )
-        return Problem.make(spec, shape)
+        return BenchProblem.make(spec, shape)
 
     large = (1, 56, 56, 2)
     return [
@@ -95,7 +95,7 @@ def cpu(dtype: str) -> list[Problem]:
     ]
 
 
-def small(dtype: str) -> list[Problem]:
+def small(dtype: str) -> list[BenchProblem]:
     """Return two problems that show in seconds that the script works."""
     return [
         two_d(2, 9, 2, 8, 3, dtype),

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as torch_functional
 
 from natc import functional, reference, runtime
-from natc.bench.problem import Case, Problem, reference_bytes
+from natc.bench.problem import BenchProblem, Case, reference_bytes
 from natc.bench.times import Contestant, Prepared, Unavailable
 from natc.dispatch.call import Options
 from natc.dispatch.fallback import NatcFallbackWarning
@@ -207,7 +207,7 @@ def _product(outer: Tensor, inner: Tensor, combine: Callable[..., Tensor]) -> Te
     return combined.flatten(2).flatten(0, 1)
 
 
-def _axes(problem: Problem, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+def _axes(problem: BenchProblem, device: torch.device) -> list[tuple[Tensor, Tensor]]:
     """For each axis, return whether each query attends to each key, and the index into rpb.
 
     The index is 0 where the query does not attend to the key.

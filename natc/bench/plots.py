@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from natc.bench.problem import Problem, work
+from natc.bench.problem import BenchProblem, work
 from natc.bench.results import Results, Row
 from natc.errors import ArgumentError, NatcError
 
@@ -186,7 +186,7 @@ def _label_groups(axes: Any, results: Results, groups: list[list[Row]]) -> None:
     axes.set_ylim(number - 1.3, -0.7)
 
 
-def _roof(results: Results, problem: Problem) -> str:
+def _roof(results: Results, problem: BenchProblem) -> str:
     ceilings = results.ceilings
     if ceilings is None:
         return ""

@@ -26,7 +26,7 @@ _REFERENCE_BYTES = 2**30
 _CORNER = 8
 
 
-class Problem(msgspec.Struct, frozen=True):
+class BenchProblem(msgspec.Struct, frozen=True):
     """One call of neighborhood attention, or with `backward` one call and its gradients.
 
     spec: name of the kernel. shape: of the query, `[batch, *spatial, heads, head_dim]`.
@@ -85,7 +85,7 @@ class Problem(msgspec.Struct, frozen=True):
         stride: int | tuple[int, ...] = 1,
         is_causal: bool | tuple[bool, ...] = False,
         backward: bool = False,
-    ) -> Problem:
+    ) -> BenchProblem:
         """Return a problem; a single dilation, stride or flag counts for every axis.
 
         shape: batch, one size for each axis, and heads. heads_kv: by default, heads.
@@ -140,7 +140,7 @@ class Work(msgspec.Struct, frozen=True):
 
 
 @functools.lru_cache(maxsize=256)
-def work(problem: Problem) -> Work:
+def work(problem: BenchProblem) -> Work:
     """Return the work of a problem: forward, two products of every query with its window.
 
     Backward, five: fused kernels compute the logits again. Each tensor is moved once in the
@@ -173,12 +173,14 @@ def work(problem: Problem) -> Work:
 class Case:
     """A problem with its tensors; d_output is the gradient of the output in a backward."""
 
-    problem: Problem
+    problem: BenchProblem
     inputs: Inputs
     d_output: Tensor | None
 
     @classmethod
-    def make(cls, problem: Problem, device: str | torch.device = "cpu", seed: int = 0) -> Case:
+    def make(
+        cls, problem: BenchProblem, device: str | torch.device = "cpu", seed: int = 0
+    ) -> Case:
         """Return a problem with random tensors: the same for a seed on every device."""
         spec = problem.kernel
         shape = (*problem.shape[:-1], spec.value_dim)
@@ -255,7 +257,7 @@ class Oracle:
         return max(errors, key=lambda error: (math.isnan(error), error))
 
 
-def reference_bytes(problem: Problem, dtype: torch.dtype) -> int:
+def reference_bytes(problem: BenchProblem, dtype: torch.dtype) -> int:
     """Return about how much memory the reference takes: it copies every window."""
     tokens = math.prod(problem.shape) * dtype.itemsize
     return (4 if problem.backward else 2) * tokens * math.prod(problem.kernel.kernel_size)

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from natc.bench.problem import Problem, Work, work
+from natc.bench.problem import BenchProblem, Work, work
 from natc.errors import ArgumentError, NatcError
 from natc.host import environment
 from natc.store.files import reason
@@ -32,7 +32,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     second as a share of the first ceiling. Both are None without ceilings.
     """
 
-    problem: Problem
+    problem: BenchProblem
     contestant: str
     median_seconds: float | None = None
     quartile_seconds: tuple[float, float] | None = None
@@ -107,7 +107,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("times must be positive")
 
     @property
-    def problems(self) -> list[Problem]:
+    def problems(self) -> list[BenchProblem]:
         """The problems, in their order."""
         return list(dict.fromkeys(row.problem for row in self.rows))
 
@@ -125,7 +125,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
         shared = [facts[0] for facts in self._facts() if len(set(facts)) == 1 and facts[0]]
         return f"{', '.join(shared or ['attention'])}, on {self.machine}"
 
-    def label(self, problem: Problem) -> str:
+    def label(self, problem: BenchProblem) -> str:
         """Return a problem's shape and the facts that distinguish it from other problems here."""
         differ = [len(set(facts)) > 1 for facts in self._facts()]
         facts = [fact for fact, flag in zip(problem.facts, differ, strict=True) if flag and fact]
@@ -134,7 +134,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     def _facts(self) -> list[tuple[str, ...]]:
         return list(zip(*(problem.facts for problem in self.problems), strict=True))
 
-    def of(self, problem: Problem) -> dict[str, Row]:
+    def of(self, problem: BenchProblem) -> dict[str, Row]:
         """Return the rows of a problem, by contestant."""
         return {row.contestant: row for row in self.rows if row.problem == problem}
 

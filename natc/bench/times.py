@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from natc.bench import clocks
-from natc.bench.problem import Case, Oracle, Problem
+from natc.bench.problem import BenchProblem, Case, Oracle
 from natc.bench.results import Row
 from natc.checks.tolerance import ELEMENT_FACTOR, RELATIVE_TOLERANCE
 from natc.errors import NatcError
@@ -62,7 +62,7 @@ Contestant = Callable[[Case], Prepared]
 
 
 def time_problems(
-    problems: Sequence[Problem],
+    problems: Sequence[BenchProblem],
     contestants: Mapping[str, Contestant],
     *,
     device: str = "cpu",

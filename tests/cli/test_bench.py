@@ -18,7 +18,7 @@ from support.command_line import Natc
 
 import natc as package
 from natc.bench import ceilings, peers, plots, results
-from natc.bench.problem import Case, Problem, Work, work
+from natc.bench.problem import BenchProblem, Case, Work, work
 from natc.bench.results import Ceilings, Results, Row
 from natc.checks.inputs import make_inputs
 from natc.errors import NatcError
@@ -33,7 +33,7 @@ CEILINGS = Ceilings(
     operations_per_second={"float32, 2 threads": 100e9, "float32, 1 thread": 50e9},
     method="by hand",
 )
-PROBLEM = Problem.make(KernelSpec.make(7, rpb=True), (1, 14, 14, 8))
+PROBLEM = BenchProblem.make(KernelSpec.make(7, rpb=True), (1, 14, 14, 8))
 
 
 def row(contestant: str, **fields: Any) -> Row:
@@ -70,7 +70,7 @@ def save(path: Path, document: Results) -> str:
     return str(path)
 
 
-def attended_pairs(case: Problem) -> int:
+def attended_pairs(case: BenchProblem) -> int:
     """Count the pairs of query and key by running attention on one-hot values, per axis."""
     pairs = case.shape[0] * case.shape[-2]
     for axis, size in enumerate(case.shape[1:-2]):
@@ -101,7 +101,7 @@ def test_the_share_of_the_peak_counts_the_pairs_that_attend(
     spec: KernelSpec, shape: tuple[int, ...], options: dict[str, Any]
 ) -> None:
     for backward in (False, True):
-        case = Problem.make(spec, shape, backward=backward, **options)
+        case = BenchProblem.make(spec, shape, backward=backward, **options)
         # Two products forward and five backward, of 32 channels; a multiply-add is two.
         operations = attended_pairs(case) * (7 if backward else 2) * 32 * 2
         assert work(case).operations == operations
@@ -114,7 +114,7 @@ def test_the_share_of_the_peak_counts_the_pairs_that_attend(
 
 def test_bytes_are_those_of_each_tensor_once() -> None:
     spec = KernelSpec.make(7, dtype="float16", rpb=True, value_dim=16)
-    case = Case.make(Problem.make(spec, (2, 9, 8, 4), heads_kv=2, backward=True))
+    case = Case.make(BenchProblem.make(spec, (2, 9, 8, 4), heads_kv=2, backward=True))
     query, key, value, rpb = case.inputs
     assert rpb is not None and case.d_output is not None
     forward = [query, key, value, case.d_output, rpb]  # the output has d_output's shape
@@ -168,7 +168,7 @@ def test_a_run_has_floors_and_its_command(natc: Natc) -> None:
     document = msgspec.json.decode(out, type=Results)
     assert document.command == "natc " + " ".join([*words, "--json"])
     assert document.load_average == 0
-    case = Problem.make(KernelSpec.make(3, head_dim=8, rpb=True), (1, 6, 5, 2))
+    case = BenchProblem.make(KernelSpec.make(3, head_dim=8, rpb=True), (1, 6, 5, 2))
     assert document.problems == [case]
     floor = results.floor(work(case), CEILINGS)
     assert {row.floor_seconds for row in document.rows} == {floor}
@@ -249,7 +249,7 @@ def test_every_rank_has_maps_of_its_own(
 ) -> None:
     from natc.bench import times
 
-    def record(problems: list[Problem], contestants: Any, **_: Any) -> list[Row]:
+    def record(problems: list[BenchProblem], contestants: Any, **_: Any) -> list[Row]:
         return [Row(problem=case, contestant=name) for case in problems for name in contestants]
 
     monkeypatch.setattr(times, "time_problems", record)

@@ -1,7 +1,7 @@
 """A kernel with wrong results never wins a search, whatever `python -O` does to asserts.
 
 Expectations here are raised or left to `pytest.raises`, so that they hold under `-O` as well:
-PYTHONOPTIMIZE=1 pytest tests/compiler/test_wrong_kernels.py
+PYTHONOPTIMIZE=1 pytest -m quick tests/compiler
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from natc.errors import TuneError
 from natc.operations import OPERATIONS, operations_of
 from natc.spec import KernelSpec
 from natc.tune.measure.problems import check
+
+pytestmark = pytest.mark.quick
 
 SPEC = KernelSpec.parse("na2d_k3_d8_float32_rpb")
 Kernel = Callable[..., None]

@@ -15,7 +15,7 @@ from natc.bench import clocks, peers
 from natc.bench import problem as problem_module
 from natc.bench.clocks import MIN_SAMPLES, interleave
 from natc.bench.peers import PEERS, from_function, from_kernel
-from natc.bench.problem import Case, Oracle, Problem
+from natc.bench.problem import BenchProblem, Case, Oracle
 from natc.bench.results import Row
 from natc.bench.times import Prepared, Unavailable, time_problems
 from natc.errors import ArgumentError
@@ -29,13 +29,13 @@ SHAPE = (2, 5, 9, 2)
 
 def problem(
     kernel_size: Any = 3, shape: tuple[int, ...] = SHAPE, *, head_dim: int = 8, **options: Any
-) -> Problem:
+) -> BenchProblem:
     """Return a problem; options of the spec and of the call by name."""
     of_spec = {
         name: options.pop(name) for name in ("dtype", "rpb", "value_dim") if name in options
     }
     spec = KernelSpec.make(kernel_size, rank=len(shape) - 2, head_dim=head_dim, **of_spec)
-    return Problem.make(spec, shape, **options)
+    return BenchProblem.make(spec, shape, **options)
 
 
 PROBLEMS = [
@@ -56,7 +56,7 @@ PROBLEMS = [
 
 @pytest.mark.parametrize("case", PROBLEMS, ids=lambda p: f"{p.spec} {' '.join(p.facts[1:])}")
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-def test_masked_sdpa_is_right(case: Problem, backward: bool) -> None:
+def test_masked_sdpa_is_right(case: BenchProblem, backward: bool) -> None:
     contestants = {name: PEERS[name] for name in ("reference", "torch SDPA")}
     plain, sdpa = time_problems([replace(case, backward=backward)], contestants, seconds=0.01)
     assert plain.ratio_to_first == 1.0
@@ -84,7 +84,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("case", PROBLEMS[2:5], ids=lambda p: p.spec)
 def test_flex_attention_runs_uncompiled_and_says_why(
-    case: Problem, monkeypatch: pytest.MonkeyPatch
+    case: BenchProblem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uncompiled(monkeypatch)
     case = replace(case, spec=case.spec.replace("bfloat16", "float32"))

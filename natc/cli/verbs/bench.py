@@ -16,7 +16,7 @@ from natc.errors import ArgumentError, NatcError, TargetError
 from natc.store.files import write_atomically
 
 if TYPE_CHECKING:
-    from natc.bench.problem import Problem
+    from natc.bench.problem import BenchProblem
     from natc.bench.results import Ceilings, Results
 
 KERNEL = "natc kernel"
@@ -108,13 +108,13 @@ def bench(
         strides = options.parse_per_axis("stride", stride, spec.rank)
         names = _parse_peers(peers)
         _require_device(device)
-        from natc.bench.problem import Problem
+        from natc.bench.problem import BenchProblem
         from natc.host.detect import detect_gpu, detect_host_cpu
         from natc.tune.measure.workload import default_shapes
 
         target = detect_gpu() if device is Device.cuda else detect_host_cpu()
         problems = [
-            Problem.make(
+            BenchProblem.make(
                 spec,
                 sizes,
                 heads_kv=heads_kv,
@@ -199,7 +199,9 @@ def _require_device(device: Device) -> None:
         )
 
 
-def _measure(problems: list[Problem], names: list[str], device: Device, seconds: float) -> Results:
+def _measure(
+    problems: list[BenchProblem], names: list[str], device: Device, seconds: float
+) -> Results:
     from natc.bench import peers, results, times
     from natc.cli.views import times_table
 

@@ -173,12 +173,12 @@ def _contestant(spec: KernelSpec, directory: Path, note: str) -> Contestant:
 
 def _time(spec: KernelSpec, target: Target, kernels: dict[str, Contestant]) -> Results:
     from natc.bench import peers, results, times
-    from natc.bench.problem import Problem
+    from natc.bench.problem import BenchProblem
     from natc.cli.views import times_table
     from natc.tune.measure.workload import default_shapes
 
     rows = times.time_problems(
-        [Problem.make(spec, shape) for shape in default_shapes(spec, target)],
+        [BenchProblem.make(spec, shape) for shape in default_shapes(spec, target)],
         {**kernels, **peers.PEERS},
         seconds=SECONDS_A_SHAPE,
         progress=times_table.progress(),

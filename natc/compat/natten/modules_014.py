@@ -113,7 +113,7 @@ class Padded(Attention):
         )
 
 
-class _Early(Padded):
+class _Before0146(Padded):
     """Up to 0.14.4: kernel_size before num_heads, always a bias."""
 
     def __init__(
@@ -133,7 +133,7 @@ class _Early(Padded):
         )
 
 
-class Late(Padded):
+class Module014(Padded):
     """0.14.5 to 0.15.1."""
 
     def __init__(
@@ -157,13 +157,13 @@ class Late(Padded):
 class UpTo0144:
     """The modules of releases up to 0.14.4."""
 
-    class NeighborhoodAttention1D(_Early):
+    class NeighborhoodAttention1D(_Before0146):
         """Of sequences `[B, length, dim]`."""
 
         rank = 1
         operators = _traced_as_014(1)
 
-    class NeighborhoodAttention2D(_Early):
+    class NeighborhoodAttention2D(_Before0146):
         """Of maps `[B, height, width, dim]`; a string as dilation: the largest that fits."""
 
         rank = 2
@@ -173,7 +173,7 @@ class UpTo0144:
     class NeighborhoodAttention(NeighborhoodAttention2D):
         """The same under an older name."""
 
-        @functools.wraps(_Early.__init__)  # type: ignore[misc]
+        @functools.wraps(_Before0146.__init__)  # type: ignore[misc]
         def __init__(self, *values: Any, **by: Any) -> None:
             super().__init__(*values, **by)
             warnings.warn(
@@ -184,4 +184,4 @@ class UpTo0144:
 
 
 # The modules of 0.14.5 and 0.14.6.
-UpTo0146 = of_each_rank("UpTo0146", Late, _traced_as_014, ranks=(1, 2))
+UpTo0146 = of_each_rank("UpTo0146", Module014, _traced_as_014, ranks=(1, 2))

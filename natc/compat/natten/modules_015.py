@@ -8,19 +8,19 @@ from __future__ import annotations
 from torch import Tensor
 
 from natc.compat.natten import functions_017
-from natc.compat.natten.modules_014 import Late, Padded
+from natc.compat.natten.modules_014 import Module014, Padded
 
 
 class UpTo0151:
     """The modules of 0.15."""
 
-    class NeighborhoodAttention1D(Late):
+    class NeighborhoodAttention1D(Module014):
         """Of sequences `[B, length, dim]`."""
 
         rank = 1
         operators = functions_017.operators(1)[:2]
 
-    class NeighborhoodAttention2D(Late):
+    class NeighborhoodAttention2D(Module014):
         """Of maps `[B, height, width, dim]`."""
 
         rank = 2

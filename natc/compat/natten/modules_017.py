@@ -94,7 +94,7 @@ class Configured(Attention):
         )
 
 
-class Late(Configured):
+class Module017(Configured):
     """0.17.4 and 0.17.5."""
 
     def __init__(
@@ -118,15 +118,15 @@ class Late(Configured):
         )  # fmt: skip
 
 
-class _TakesEven(Late):
+class _TakesEven(Module017):
     takes_even = True
 
 
-class _Early(Late):
-    __init__ = variant(Late.__init__, fixed={"use_experimental_ops": False})
+class _UpTo0173(Module017):
+    __init__ = variant(Module017.__init__, fixed={"use_experimental_ops": False})
 
 
 # The modules of 0.17.0 to 0.17.3, of 0.17.4, and of 0.17.5, which takes even kernel sizes.
-UpTo0173 = of_each_rank("UpTo0173", _Early, operators)
-Of0174 = of_each_rank("Of0174", Late, operators)
+UpTo0173 = of_each_rank("UpTo0173", _UpTo0173, operators)
+Of0174 = of_each_rank("Of0174", Module017, operators)
 Of0175 = of_each_rank("Of0175", _TakesEven, functools.partial(operators, even=True))

@@ -14,7 +14,7 @@ from natc.errors import ArgumentError
 _PerAxis = Any
 
 
-class _Module(Attention):
+class _Module020(Attention):
     def _configure(
         self,
         embed_dim: int,
@@ -66,7 +66,7 @@ class _Module(Attention):
         )
 
 
-class _EmbedDim(_Module):
+class _EmbedDim(_Module020):
     def __init__(
         self,
         embed_dim: int,

@@ -139,7 +139,7 @@ def _with_where(function: Callable[..., Any]) -> inspect.Signature:
     return signature.replace(parameters=parameters)
 
 
-class _Module(Configured):
+class _UnionModule(Configured):
     """A module of 0.17.4 that also takes embed_dim and stride of 0.20, and bias of 0.14."""
 
     takes_even = True
@@ -197,7 +197,7 @@ class _Module(Configured):
         return super()._attend_unfused(*arguments)
 
 
-Union = of_each_rank("Union", _Module, functools.partial(operators, even=True))
+Union = of_each_rank("Union", _UnionModule, functools.partial(operators, even=True))
 
 
 def check_all_args(na_dim: int, kernel_size: Any, *where: Any, **by: Any) -> Any:
