@@ -116,7 +116,7 @@ def test_long_signatures_are_broken_into_lines(built: Path) -> None:
     lines = [
         line for block in blocks for line in unescape(re.sub("<[^>]+>", "", block)).split("\n")
     ]
-    assert max(map(len, lines)) <= 88
+    assert max(map(len, lines)) <= 76
 
 
 @pytest.mark.parametrize(
