@@ -23,6 +23,7 @@ OUTSIDE = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/README.md": "benchmarks.md",
+    "tests/README.md": "tests.md",
     "schedules/README.md": "schedules.md",
     "tuning_logs/README.md": "tuning-logs.md",
 }
