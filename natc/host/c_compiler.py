@@ -1,4 +1,4 @@
-"""Linking libraries, and running compilers with messages a user can act on."""
+"""Linking libraries, and running compilers with messages that a user can act on."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _LAST_LINES = 12
 
 
 def zig_caches(directory: Path) -> dict[str, str]:
-    """Return the variables that tell zig where to keep its files, but for those that are set.
+    """Return the unset environment variables, with values, that tell zig where to keep its files.
 
-    Objects go below `directory`, or they would be kept for ever. What every build needs goes into
-    natc's cache, or below `directory` where that cannot be written: zig's own choice is the
-    user's home, and where it cannot write there, it runs on and on.
+    Objects go below `directory`, because zig would keep them for ever. Files that every build
+    needs go into natc's cache, or below `directory` if the cache cannot be written: by default
+    zig uses the user's home, and never ends if it cannot write there.
     """
     kept = workspace.cache_dir() / "zig"
     with contextlib.suppress(NatcError):
@@ -39,8 +39,8 @@ def cuda_version() -> tuple[int, ...]:
     Raises CompilerNotFound.
     """
     done = subprocess.run([find_nvcc(), "--version"], capture_output=True, text=True, check=False)
-    found = re.search(r"release (\d+)\.(\d+)", done.stdout)
-    return tuple(map(int, found.groups())) if found else ()
+    match = re.search(r"release (\d+)\.(\d+)", done.stdout)
+    return tuple(map(int, match.groups())) if match else ()
 
 
 def link_library(
@@ -55,18 +55,18 @@ def link_library(
     """Link C sources and objects into the shared library `output`.
 
     exported: the only functions that the library shows. directory: for intermediate files.
-    machine: the processor it is for, by default this one. portable: for older systems, too, where
-    `find_c_compiler` finds a compiler that can. Raises CompilerNotFound or BuildError.
+    machine: the processor it is for, by default this one. portable: link for older systems, too,
+    if `find_c_compiler` finds such a compiler. Raises CompilerNotFound or BuildError.
     """
-    # Pointers that another library might overwrite by name stay invisible to it.
+    # Hides symbols that another library might overwrite by name.
     script = directory / "exported"
     names = " ".join(f"{name};" for name in exported)
-    # As a pattern, because lld refuses a name that not every library defines.
+    # With a wildcard, because lld refuses a name that a library does not define.
     script.write_text(f"{{ global: {names} __tvm_ffi__library_ctx*; local: *; }};\n")
     run(
         [
             *find_c_compiler(machine, portable=portable),
-            # Stripped: debug information would carry paths of this machine.
+            # Stripped, because debug information would hold paths of this machine.
             *("-O2", "-fPIC", "-shared", "-s", "-o", str(output)),
             *(str(source) for source in sources),
             *(f"-Wl,--version-script={script}", "-lpthread", "-ldl", "-lm"),
@@ -77,9 +77,9 @@ def link_library(
 
 
 def run(command: Sequence[str], doing: str, **variables: str) -> str:
-    """Run a program and return what it said; raise BuildError with the end of it when it fails.
+    """Run a program and return its output; raise BuildError with the last lines if it fails.
 
-    variables: of its environment, besides those of this process.
+    variables: environment variables to set, besides the variables of this process.
     """
     try:
         done = subprocess.run(
@@ -92,9 +92,9 @@ def run(command: Sequence[str], doing: str, **variables: str) -> str:
     except OSError as error:
         raise BuildError(f"{doing} failed: {command[0]} could not be run: {error}.") from error
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
+        lines = (done.stderr or done.stdout).strip().splitlines()
         raise BuildError(
             f"{doing} failed: {Path(command[0]).name} ended with {done.returncode}.\n"
-            + "\n".join(said[-_LAST_LINES:])
+            + "\n".join(lines[-_LAST_LINES:])
         )
     return done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Detects what this machine is: its CPU, its GPU as a target, its C library."""
+"""Detecting this machine's CPU, GPU and C library."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _MACOS_FLAGS = {"avx1.0": "avx", "lzcnt": "abm"}
 
 
 def parse_target(text: str, arch: str | None = None) -> Target:
-    """Return the target that `llvm`, `cuda` or a full name such as `cuda-sm_90` stands for.
+    """Return the target named `llvm`, `cuda`, or in full, such as `cuda-sm_90`.
 
-    arch: the architecture of a bare kind; by default this machine's own. Raises TargetError for an
-    unknown name, for two architectures that differ, and for `cuda` without an arch on a machine
-    without a GPU.
+    arch: the architecture, if `text` is a kind; by default this machine's. Raises TargetError for
+    an unknown name, for two architectures that differ, and for `cuda` without an arch on a
+    machine without a GPU.
     """
     if text in ARCHS and arch is None:
         return detect_host_cpu() if text == "llvm" else detect_gpu()
@@ -70,14 +70,14 @@ def x86_64_level(flags: frozenset[str]) -> str:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Return this x86 CPU's feature flags in Linux's names; empty where they are not known."""
+    """Return this x86 CPU's feature flags in Linux's names, or an empty set if unknown."""
     if sys.platform == "darwin":
-        found = subprocess.run(
+        words = subprocess.run(
             ["sysctl", "-n", "machdep.cpu.features", "machdep.cpu.leaf7_features",
              "machdep.cpu.extfeatures"],
             capture_output=True, text=True, check=False,
         ).stdout.lower().split()  # fmt: skip
-        return frozenset(_MACOS_FLAGS.get(flag, flag) for flag in found)
+        return frozenset(_MACOS_FLAGS.get(flag, flag) for flag in words)
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -87,7 +87,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def host_target() -> str | None:
-    """Return the name of this CPU's target, or None where natc does not know it."""
+    """Return the name of this CPU's target, or None if natc has none."""
     try:
         return detect_host_cpu().name
     except TargetError:
@@ -102,7 +102,7 @@ def host_machine() -> str:
 
 @functools.cache
 def this_glibc() -> tuple[int, ...]:
-    """Return the version of this system's glibc, such as (2, 28), or (0,) where there is none."""
+    """Return the version of this system's glibc, such as (2, 28), or (0,) without glibc."""
     try:
         return elf.parse_version((os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc "))
     except (AttributeError, ValueError, OSError):
@@ -117,7 +117,7 @@ def cores() -> int:
 
 
 def cpu_model() -> str:
-    """Return the CPU's product name, or its architecture where the name is not known."""
+    """Return the CPU's product name, or its architecture if the name is unknown."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -133,7 +133,7 @@ def cpu_model() -> str:
 
 
 def run(*command: str) -> str | None:
-    """Return what a command prints, stripped; None if it is missing, fails or takes 20 seconds."""
+    """Return a command's output, stripped; None if it is missing, fails or takes 20 seconds."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):

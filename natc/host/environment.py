@@ -1,4 +1,4 @@
-"""What ran a measurement or a build: versions, CPU, GPU, commit. Nothing missing is an error."""
+"""The versions, CPU, GPU and commit behind a measurement or a build; any may be missing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DISTRIBUTIONS = {
 
 
 def collect(seed: int | None = None) -> Environment:
-    """Return this machine and environment as a record, with an id of its own.
+    """Return this machine and environment as a record with a new id.
 
     seed: the seed of the search that is about to run. Imports neither torch nor tvm.
     """
@@ -46,13 +46,13 @@ def collect(seed: int | None = None) -> Environment:
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions of natc, Python and the libraries that matter; None: not installed."""
+    """Return the versions of natc, Python and `_DISTRIBUTIONS`; None: not installed."""
     from natc.version import __version__
 
-    found: dict[str, str | None] = {"natc": __version__, "python": platform.python_version()}
+    numbers: dict[str, str | None] = {"natc": __version__, "python": platform.python_version()}
     for name, distributions in _DISTRIBUTIONS.items():
-        found[name] = next(filter(None, map(version_of, distributions)), None)
-    return found
+        numbers[name] = next(filter(None, map(version_of, distributions)), None)
+    return numbers
 
 
 def version_of(distribution: str) -> str | None:
@@ -85,19 +85,19 @@ def now() -> str:
 
 
 def gpu_facts(device: gpu.Gpu) -> GpuFacts:
-    """Return a GPU in the form that a record holds."""
+    """Return a GPU in the form of a record."""
     major, minor = device.capability
     return GpuFacts(device.name, f"{major}.{minor}", device.memory)
 
 
 def git_state() -> Git | None:
-    """Return the commit of the checkout natc runs from, or None when it is installed."""
+    """Return the commit of the checkout that natc runs from, or None if natc is installed."""
     root = workspace.checkout()
     if root is None:
         return None
     commit = run("git", "-C", str(root), "rev-parse", "HEAD")
     if not commit:
         return None
-    # Only the code counts: tuning itself changes schedules/ and tuning_logs/.
+    # Only the code counts, because tuning changes schedules/ and tuning_logs/.
     changes = run("git", "-C", str(root), "status", "--porcelain", "--", "natc")
     return Git(commit, dirty=bool(changes))

@@ -1,4 +1,4 @@
-"""The NVIDIA GPUs that this machine's driver sees, asked through libcuda with no other library."""
+"""The NVIDIA GPUs of this machine, read from the driver through libcuda alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COMPUTE_CAPABILITY_MINOR = 76
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU: its product name, compute capability (major, minor) and memory in bytes."""
+    """A GPU: its product name, compute capability (major, minor) and memory in bytes."""
 
     name: str
     capability: tuple[int, int]
@@ -23,7 +23,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """What the driver offers: the newest CUDA version it runs, such as `13.0`, and its GPUs."""
+    """A driver: the newest CUDA version that it runs, such as `13.0`, and its GPUs."""
 
     cuda: str | None
     gpus: tuple[Gpu, ...]
@@ -31,9 +31,9 @@ class Driver:
 
 @functools.cache
 def driver() -> Driver:
-    """Return the CUDA driver's version and GPUs; no driver or no GPU is an empty answer.
+    """Return the CUDA driver's version and GPUs; without a driver, None and no GPUs.
 
-    It honours CUDA_VISIBLE_DEVICES, as the driver does, and is asked once a process.
+    The driver leaves out GPUs that CUDA_VISIBLE_DEVICES hides. It is asked once in a process.
     """
     name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:

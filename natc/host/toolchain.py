@@ -1,4 +1,4 @@
-"""Finding the programs that a build needs besides the compiler extra: a C compiler, nvcc."""
+"""Finding the programs that a build needs besides the compiler extra: a C compiler and nvcc."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _ZIG = "ziglang"
 def find_c_compiler(machine: str | None = None, *, portable: bool = False) -> list[str]:
     """Return the command of a C compiler that links for a machine, by default this one.
 
-    NATC_CC if it is set; else cc, gcc or clang here, and `MACHINE-linux-gnu-gcc` for another
-    machine; else the one in the ziglang package, which links for manylinux_2_28. portable: that
-    one comes before the system's, whose libraries need a system as new as this one. Raises
-    CompilerNotFound that says what to install.
+    NATC_CC if it is set; else cc, gcc or clang for this machine, `MACHINE-linux-gnu-gcc` for
+    another; else ziglang's compiler, which links for manylinux_2_28. portable: ziglang's compiler
+    comes before the system's, which links libraries for systems as new as this one. Raises
+    CompilerNotFound, which says what to install.
     """
     machine = machine or host_machine()
     chosen = env.NATC_CC.get()
@@ -43,13 +43,13 @@ def find_c_compiler(machine: str | None = None, *, portable: bool = False) -> li
             )
         return command
     names = _SYSTEM if machine == host_machine() else (f"{machine}-linux-gnu-gcc",)
-    there = [[name] for name in names if shutil.which(name)][:1]
+    compilers = [[name] for name in names if shutil.which(name)][:1]
     if importlib.util.find_spec(_ZIG):
         glibc = ".".join(map(str, PORTABLE_GLIBC))
         zig = [sys.executable, "-m", _ZIG, "cc", "-target", f"{machine}-linux-gnu.{glibc}"]
-        there.insert(0 if portable else len(there), zig)
-    if there:
-        return there[0]
+        compilers.insert(0 if portable else len(compilers), zig)
+    if compilers:
+        return compilers[0]
     raise CompilerNotFound(
         f"no C compiler for {machine} was found to link the library (looked for NATC_CC, "
         f"{', '.join(names)} and the ziglang package); install one, or: pip install ziglang."
@@ -59,24 +59,24 @@ def find_c_compiler(machine: str | None = None, *, portable: bool = False) -> li
 def find_nvcc() -> str:
     """Return the path of the CUDA compiler.
 
-    From PATH, or from CUDA_HOME or CUDA_PATH. Raises CompilerNotFound that says what to install.
+    From PATH, or from CUDA_HOME or CUDA_PATH. Raises CompilerNotFound, which says what to install.
     """
-    found = shutil.which("nvcc")
+    nvcc = shutil.which("nvcc")
     for variable in ("CUDA_HOME", "CUDA_PATH"):
-        if not found and os.environ.get(variable):
-            found = shutil.which("nvcc", path=str(Path(os.environ[variable]) / "bin"))
-    if not found and Path("/usr/local/cuda/bin/nvcc").exists():
-        found = "/usr/local/cuda/bin/nvcc"
-    if not found:
+        if not nvcc and os.environ.get(variable):
+            nvcc = shutil.which("nvcc", path=str(Path(os.environ[variable]) / "bin"))
+    if not nvcc and Path("/usr/local/cuda/bin/nvcc").exists():
+        nvcc = "/usr/local/cuda/bin/nvcc"
+    if not nvcc:
         raise CompilerNotFound(
             "nvcc was not found on PATH, in CUDA_HOME or in /usr/local/cuda; install the CUDA "
             "toolkit to build for cuda (no GPU is needed)."
         )
-    return found
+    return nvcc
 
 
 def check_compilers(target: Target) -> None:
-    """Raise CompilerNotFound, which says what to install, unless a target can be built for."""
+    """Raise CompilerNotFound, which says what to install, if a build for a target lacks one."""
     find_c_compiler(machine_of(target), portable=True)
     if target.kind == "cuda":
         find_nvcc()

@@ -1,4 +1,4 @@
-"""Shipping libraries: collecting, checking and signing them, and packing them reproducibly.
+"""Shipping libraries: collecting, checking, signing and packing them reproducibly.
 
-Needs neither torch nor TVM, except to build kernels, which other processes do.
+Needs neither torch nor TVM; other processes build the kernels.
 """

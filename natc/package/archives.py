@@ -1,7 +1,7 @@
 """Writing wheels and archives whose bytes depend on nothing but their contents.
 
-Times, owners, permissions and order are fixed. Compression is zlib's, so that another version of
-zlib may write other bytes, with the same contents.
+Times, owners, permissions and order are fixed. zlib compresses, so another version of zlib may
+write other bytes for the same contents.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ GENERATOR = "natc"
 def write_wheel(
     path: Path, files: Contents, *, metadata: str, entry_points: str, epoch: int
 ) -> Path:
-    """Write a wheel; `path` has the name that the wheel's format wants.
+    """Write a wheel and return its path, whose name follows the format of wheels.
 
-    files: what is installed. metadata, entry_points: the text of these two files. epoch: the time
-    that files get, in seconds since 1970. Raises NatcError when it cannot be written.
+    files: the files to install. metadata, entry_points: the text of these two files. epoch: the
+    time of all files, in seconds since 1970. Raises NatcError when it cannot be written.
     """
     name, version, *tag = path.name.removesuffix(".whl").split("-")
     folder = f"{name}-{version}.dist-info"
@@ -55,7 +55,7 @@ def write_wheel(
             for member, data in in_order(files):
                 _add(archive, member, data, epoch)
                 record.append(_recorded(member, data))
-            # Installers read these first, and the format wants them last.
+            # The format recommends these at the end, where installers read them first.
             for member, text in described.items():
                 _add(archive, member, text.encode(), epoch)
                 record.append(_recorded(member, text.encode()))
@@ -66,7 +66,7 @@ def write_wheel(
 
 
 def write_zip(path: Path, files: Contents, *, epoch: int) -> Path:
-    """Write a zip archive; epoch: the time that files get. Raises NatcError when it cannot be."""
+    """Write a zip archive; epoch: the time of its files. Raises NatcError if that fails."""
 
     def write(file: IO[bytes]) -> None:
         with zipfile.ZipFile(file, "w") as archive:
@@ -77,7 +77,7 @@ def write_zip(path: Path, files: Contents, *, epoch: int) -> Path:
 
 
 def write_tar(path: Path, files: Contents, *, epoch: int) -> Path:
-    """Write a tar.gz; epoch: the time that files get. Raises NatcError when it cannot be."""
+    """Write a tar.gz; epoch: the time of its files. Raises NatcError if that fails."""
 
     def write(file: IO[bytes]) -> None:
         # Neither the name nor the time of the tar file is in the gzip header.
@@ -94,7 +94,7 @@ def write_tar(path: Path, files: Contents, *, epoch: int) -> Path:
 
 
 def remove_unfinished(directory: Path) -> None:
-    """Remove what writers that were killed left in a directory; none may be at work in it."""
+    """Remove the temporary files of killed writers; no writer may be at work in the directory."""
     for suffix in (".whl", ".tar.gz", ".zip"):
         for path in directory.glob(f".natc[-_]kernels*{suffix}.*.tmp"):
             with contextlib.suppress(OSError):
@@ -114,7 +114,7 @@ def _recorded(member: str, data: bytes) -> str:
 
 
 def _write(path: Path, write: Callable[[IO[bytes]], None]) -> Path:
-    """Write a file in one step: a kill leaves none, or the one that was there."""
+    """Write a file in one step: a kill leaves no file, or the old file."""
     make_directory(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:

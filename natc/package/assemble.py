@@ -1,4 +1,4 @@
-"""From libraries to the files that are shipped: wheels, archives, a repository for the hub."""
+"""Packing libraries into wheels, archives and a repository for the hub."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _NO_EPOCH = 315532800
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What a package and its files are called.
+    """The names of a package and its files.
 
     distribution: for pip, `natc-kernels-cuda`; module: the Python package in the wheel; target:
-    `cuda`, or `cuda-sm_90` where there is one architecture; tag: of the wheel's platform.
+    `cuda`, or `cuda-sm_90` for a single architecture; tag: the wheel's platform.
     """
 
     distribution: str
@@ -43,11 +43,11 @@ class Names:
 
     @property
     def machine(self) -> str:
-        """The processor that host code is for."""
+        """The processor that runs the host code."""
         return "aarch64" if self.tag.endswith("aarch64") else "x86_64"
 
     def file(self, form: str) -> str:
-        """Return the name of a file, or for `hf` of a directory."""
+        """Return the name of a file in a format, or the name of the directory for `hf`."""
         base = f"{self.distribution}-{self.version}-{self.machine}"
         return {
             "wheel": f"{self.module}-{self.version}-py3-none-{self.tag}.whl",
@@ -58,10 +58,10 @@ class Names:
 
 
 def epoch() -> int:
-    """Return the time, in seconds since 1970, that files in packages have.
+    """Return the time of files in packages, in seconds since 1970.
 
     SOURCE_DATE_EPOCH if it is set, else the time of the checkout's commit, else 1980. Raises
-    ArgumentError for a SOURCE_DATE_EPOCH that is no such number.
+    ArgumentError if SOURCE_DATE_EPOCH is not a number of seconds.
     """
     named = os.environ.get(_EPOCH)
     if named:
@@ -78,15 +78,15 @@ def epoch() -> int:
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return _NO_EPOCH
-    found = done.stdout.strip()
-    return int(found) if done.returncode == 0 and found.isdigit() else _NO_EPOCH
+    seconds = done.stdout.strip()
+    return int(seconds) if done.returncode == 0 and seconds.isdigit() else _NO_EPOCH
 
 
 def names_of(pieces: Sequence[Piece], version: str) -> Names:
     """Return the names of a package of libraries.
 
-    Raises ArgumentError for a version that pip would not take, and LibraryError naming a library
-    that does not belong into a package.
+    Raises ArgumentError for a version that pip would refuse, and LibraryError naming a library
+    that would not run on other systems.
     """
     try:
         normal = str(Version(version))
@@ -127,8 +127,8 @@ def write(
 ) -> list[tuple[str, Path]]:
     """Write packages into a directory, one writer at a time, and return each as (format, path).
 
-    forms: of `FORMATS`. when: see `epoch`. cuda: versions that variants for the hub are named
-    after. Raises NatcError when one cannot be written, LibraryError for a library that changed.
+    forms: some of `FORMATS`. when: see `epoch`. cuda: CUDA versions, one for each variant for the
+    hub. Raises NatcError if a package cannot be written, LibraryError if a library has changed.
     """
     files = library_files(pieces, names.distribution, signer)
     variants = hub.variants(pieces, names.machine, cuda) if "hf" in forms else []
@@ -179,7 +179,7 @@ def _metadata(pieces: Sequence[Piece], names: Names) -> str:
         f"Summary: Compiled kernels of neighborhood attention for natc: {archs}",
         "License: Apache-2.0",
         "Requires-Python: >=3.10",
-        # Libraries speak to natc as it was when they were built, or later.
+        # Libraries need the natc that built them, or a later one.
         f"Requires-Dist: natc>={needed}",
         "",
         f"{kind_of(pieces)} kernels for {archs}, found by natc when this is installed:",

@@ -1,4 +1,4 @@
-"""Looking into directories, wheels and archives alike: names and contents of their files."""
+"""Reading the files of directories, wheels and archives through one interface."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from natc.store.files import reason
 DIRECTORY, WHEEL, ARCHIVE, HUB = "directory", "wheel", "archive", "hub"
 _ZIPS = (".whl", ".zip")
 _TARS = (".tar.gz", ".tgz", ".tar", ".tar.xz")
-# What the standard library raises for archives that are damaged, besides OSError.
+# The exceptions of the standard library for damaged archives, besides OSError.
 _DAMAGE = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError),
     *(RuntimeError, NotImplementedError),
@@ -27,7 +27,7 @@ class Container(ABC):
     """Files by name, with `/` between folders.
 
     kind: `directory`, `wheel`, `archive`, or `hub` for a repository with variants.
-    problems: what is wrong with the container itself, as clauses.
+    problems: the container's own problems, as clauses.
     """
 
     kind: str
@@ -46,14 +46,14 @@ class Container(ABC):
 
     def folders(self) -> dict[str, list[str]]:
         """Return the names of the files in each folder, sorted."""
-        found: dict[str, list[str]] = {}
+        folders: dict[str, list[str]] = {}
         for name in self.names():
-            found.setdefault(str(PurePosixPath(name).parent), []).append(name)
-        return found
+            folders.setdefault(str(PurePosixPath(name).parent), []).append(name)
+        return folders
 
 
 class Directory(Container):
-    """A library directory, or a repository of the hub, whose libraries lie deeper."""
+    """A library directory, or a repository of the hub."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -74,7 +74,7 @@ class Directory(Container):
 
 
 class Zip(Container):
-    """A zip archive, or a wheel, which is one."""
+    """A zip archive, which may be a wheel."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -109,7 +109,7 @@ class Tar(Container):
         super().__init__(path)
         self.kind = ARCHIVE
         try:
-            # Open for as long as its files are read.
+            # It stays open while its files are read.
             self._tar = tarfile.open(path)  # noqa: SIM115
             members = self._tar.getmembers()
         except (OSError, *_DAMAGE) as error:
@@ -138,7 +138,7 @@ class Tar(Container):
 
 
 def open_container(path: Path) -> Container:
-    """Return what a path is; raises ArgumentError when there is nothing, or nothing known."""
+    """Open a directory or package; raises ArgumentError if there is none at the path."""
     if path.is_dir():
         return Directory(path)
     if not path.exists():
@@ -156,8 +156,8 @@ def is_package(path: Path) -> bool:
 
 
 def _unreadable(path: Path, error: Exception) -> ArgumentError:
-    said = reason(error) if isinstance(error, OSError) else str(error)
-    return ArgumentError(f"{path} cannot be read: {said or 'it is cut short'}.")
+    message = reason(error) if isinstance(error, OSError) else str(error)
+    return ArgumentError(f"{path} cannot be read: {message or 'it is cut short'}.")
 
 
 def _outside(names: Iterable[str]) -> list[str]:

@@ -8,14 +8,14 @@ from natc.package.pieces import Piece
 from natc.package.signing import SIGNATURE, SUMS, Signer, digest, sums
 from natc.store.manifest import SUFFIX
 
-# Name -> its content, made when it is asked for: a package may be larger than memory.
+# Name -> a function that returns the content, because a package may be larger than memory.
 Contents = Mapping[str, Callable[[], bytes]]
 
 
 def library_files(pieces: Sequence[Piece], name: str, signer: Signer | None = None) -> Contents:
     """Return the files of some libraries, with the list `NAME.sha256` and perhaps its signature.
 
-    Raises LibraryError for a library that its manifest does not vouch for, now or when read.
+    Their functions raise LibraryError for a library whose hash is not the manifest's.
     """
     files: dict[str, Callable[[], bytes]] = {}
     digests: dict[str, str] = {}
@@ -38,11 +38,11 @@ def constant(data: bytes) -> Callable[[], bytes]:
 
 
 def below(folder: str, files: Contents) -> Contents:
-    """Return the same files in a folder."""
+    """Return the files with a folder before their names."""
     return {f"{folder}/{name}": content for name, content in files.items()}
 
 
 def in_order(files: Contents) -> Iterator[tuple[str, bytes]]:
-    """Yield names and contents, sorted by name, so that equal packages are equal files."""
+    """Yield names and contents, sorted by name, so that equal packages have equal bytes."""
     for name in sorted(files):
         yield name, files[name]()

@@ -33,20 +33,21 @@ _METADATA = "metadata.json"
 
 
 def variants(pieces: Sequence[Piece], machine: str, cuda: Sequence[str]) -> list[str]:
-    """Return the names of the variants that serve some libraries.
+    """Return the names of the variants for some libraries.
 
-    machine: `x86_64` or `aarch64`. cuda: versions such as `13.0`; a variant is taken where torch's
-    CUDA has the same major version and is not older. Raises ArgumentError for no such version.
+    machine: `x86_64` or `aarch64`. cuda: versions such as `13.0`; `kernels` takes a variant if
+    torch's CUDA has the same major version and is not older. Raises ArgumentError for a text
+    that is not a version.
     """
     if kind_of(pieces) == "llvm":
         return [f"tvm-ffi{_TVM_FFI}-cpu-{machine}-linux"]
-    found = []
+    names = []
     for version in cuda:
         match = re.fullmatch(r"(\d{2})\.(\d)", version)
         if match is None:
             raise ArgumentError(f"CUDA version {version!r} is not a version such as 13.0.")
-        found.append(f"tvm-ffi{_TVM_FFI}-cu{match[1]}{match[2]}-{machine}-linux")
-    return found
+        names.append(f"tvm-ffi{_TVM_FFI}-cu{match[1]}{match[2]}-{machine}-linux")
+    return names
 
 
 def write_variant(
@@ -54,9 +55,9 @@ def write_variant(
 ) -> Path:
     """Write one variant of a repository and return its directory.
 
-    repository: the directory whose name is the kernel's. files: libraries, manifests and what
-    else lies beside them. version: the kernel's major version, for metadata. What the variant
-    held before is replaced. Raises NatcError when it cannot be written.
+    repository: the directory, with the kernel's name. files: libraries, manifests and the list of
+    hashes. version: the kernel's major version, for metadata. An older variant of this name is
+    replaced. Raises NatcError when it cannot be written.
     """
     name = repository.name
     if not re.fullmatch("[a-z][-a-z0-9]*[a-z0-9]", name):
@@ -85,7 +86,7 @@ def write_variant(
         write_atomically(temporary / _METADATA, metadata)
         make_directory(directory.parent)
         if directory.exists():
-            # In one step, or a kill would leave a part of it.
+            # In one step, so that a kill never leaves a part of it.
             directory.rename(old)
         temporary.rename(directory)
     except OSError as error:
@@ -97,9 +98,9 @@ def write_variant(
 
 
 def remove_unfinished(repository: Path) -> None:
-    """Remove what writers that were killed left in a repository; none may be at work in it.
+    """Remove the temporary files of killed writers; no writer may be at work in the repository.
 
-    A variant that one of them had moved away, and nothing put in its place, comes back.
+    If a killed writer moved a variant away and wrote no new one, the old variant comes back.
     """
     for path in (repository / "build").glob(".tvm-ffi*.old"):
         variant = path.with_name(path.name[1:].rsplit(".", 2)[0])
@@ -120,7 +121,7 @@ def _metadata(
     version: int,
 ) -> bytes:
     kind = kind_of(pieces)
-    # Unique among versions that one process may load, and the same for the same files.
+    # One process may load several versions: equal for equal files, and unique otherwise.
     listed = "".join(f"{name} {digests[name]}\n" for name in sorted(digests))
     short = hashlib.sha256(listed.encode()).hexdigest()[:10]
     backend: dict[str, object] = {"type": "cuda" if kind == "cuda" else "cpu"}

@@ -1,4 +1,4 @@
-"""Building many kernels for a package, in several processes, without building any twice."""
+"""Building many kernels for a package in several processes, each kernel once."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _SOURCES = (".c", ".h", ".cu", ".cuh")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One library to build: a spec, a CPU or some CUDA architectures, families of operations."""
+    """A library to build: a spec, a CPU or some CUDA architectures, families of operations."""
 
     spec: KernelSpec
     targets: tuple[Target, ...]
@@ -51,17 +51,17 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The file name of the library, without its ending."""
-        target = LibraryTarget(self.targets[0].kind, tuple(found.arch for found in self.targets))
-        return f"{self.spec.name}.{target.name}"
+        """The file name of the library's manifest, without its ending."""
+        archs = tuple(target.arch for target in self.targets)
+        return f"{self.spec.name}.{LibraryTarget(self.targets[0].kind, archs).name}"
 
 
 def jobs(
     specs: Sequence[KernelSpec], kind: str, archs: Sequence[str], families: Sequence[str]
 ) -> list[Job]:
-    """Return the libraries that serve specs on architectures; CUDA's share one library.
+    """Return the libraries to build for specs and architectures; CUDA's share one library.
 
-    families: of operations; a spec that has none of them is left out.
+    families: of operations; a spec without any of them is left out.
     """
     targets = [Target(kind, arch) for arch in archs]
     groups = [tuple(targets)] if kind == "cuda" else [(target,) for target in targets]
@@ -74,9 +74,9 @@ def jobs(
 
 
 def directory_of(job: Job, tools: str) -> Path:
-    """Return the directory that a library is built into; another one if anything differs.
+    """Return the directory to build a library in; its name changes if any input changes.
 
-    tools: what `tool_versions` returns.
+    tools: the result of `tool_versions`.
     """
     inputs = {
         "natc": __version__,
@@ -94,34 +94,33 @@ def directory_of(job: Job, tools: str) -> Path:
 
 def tool_versions(kind: str) -> str:
     """Return the versions of the tools that build libraries for a kind of target."""
-    found = [f"{name} {environment.version_of(name)}" for name in _TOOLS]
-    found.append(f"host {platform.machine()}")
+    versions = [f"{name} {environment.version_of(name)}" for name in _TOOLS]
+    versions.append(f"host {platform.machine()}")
     if kind == "cuda":
         try:
             command = [find_nvcc(), "--version"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
-            found.append(done.stdout)
+            versions.append(done.stdout)
         except (OSError, CompilerNotFound):
-            found.append("no nvcc")
-    return "\n".join(found)
+            versions.append("no nvcc")
+    return "\n".join(versions)
 
 
 def built(job: Job, tools: str) -> Library | None:
-    """Return the library of a job if it has been built from the same inputs, else None."""
+    """Return the library of a job if it was built from the same inputs, else None."""
     return _built(directory_of(job, tools))
 
 
 def _built(directory: Path) -> Library | None:
-    # The manifest is written last, so that one with a library is a build that was completed.
-    found = scan([directory]).libraries
-    return next((library for library in found if library.path.is_file()), None)
+    libraries = scan([directory]).libraries
+    return next((library for library in libraries if library.path.is_file()), None)
 
 
 def build_all(todo: Sequence[Job], tools: str, workers: int) -> Iterator[tuple[Job, list[str]]]:
-    """Build libraries in other processes; yield each when it is done, with its notes.
+    """Build libraries in other processes; yield each job when it is done, with its notes.
 
-    What is done stays when this is interrupted. Raises BuildError naming the library that cannot
-    be built, and CompilerNotFound.
+    Finished libraries stay when this is interrupted. Raises BuildError naming the library that
+    cannot be built, and CompilerNotFound.
     """
     if not todo:
         return
@@ -136,7 +135,7 @@ def build_all(todo: Sequence[Job], tools: str, workers: int) -> Iterator[tuple[J
             try:
                 notes = done.result()
             except Locked as error:
-                # Others may be built meanwhile, by this natc.
+                # Another process builds it; this one builds others meanwhile.
                 running[pool.submit(_build, job, directory_of(job, tools))] = job
                 if job not in elsewhere:
                     elsewhere.add(job)
@@ -149,17 +148,17 @@ def build_all(todo: Sequence[Job], tools: str, workers: int) -> Iterator[tuple[J
     except BrokenProcessPool as error:
         raise BuildError(
             "a process that built libraries was ended from outside, perhaps for want of "
-            "memory. What is built is kept: run the command again, with fewer --jobs."
+            "memory. Finished libraries are kept: run the command again, with fewer --jobs."
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        # One that is still building is of no use to anybody.
+        # Nobody would use the results of processes that still build.
         for process in multiprocessing.active_children():
             process.terminate()
 
 
 def linker_note() -> str | None:
-    """Return, as a sentence, why libraries may need a newer system than they could, or None."""
+    """Return a sentence if libraries will need a system as new as this one, else None."""
     if env.NATC_CC.get() or find_spec("ziglang") is None:
         return (
             "libraries are linked by this system's C compiler and run on systems as new as this "
@@ -170,9 +169,9 @@ def linker_note() -> str | None:
 
 
 def _begin() -> None:
-    # Ctrl-C goes to the process that was started by the user, which ends these.
+    # Ctrl-C goes to the process that the user started, which ends these processes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Killed, that process tells nobody, and a worker would wait for its next job for ever.
+    # If that process is killed, a worker would wait for its next job for ever.
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
 
@@ -185,7 +184,7 @@ def _end_with_the_parent() -> None:
 
 def _build(job: Job, directory: Path) -> list[str]:
     notes: list[str] = []
-    # Two packages that are built at once share their libraries, and build each once.
+    # Two packages that are built at once share their libraries and build each once.
     with locked(directory, ".lock", wait=False):
         if _built(directory) is None:
             from natc.compiler.build import build_library
@@ -218,7 +217,7 @@ def code_files(package: Path = PACKAGE) -> list[Path]:
 
 
 def _schedules_digest(spec: KernelSpec, target: Target) -> list[list[str]]:
-    # A kernel may borrow the schedules of near ones.
+    # A kernel may use the schedules of near kernels.
     operations = dict.fromkeys(map(tuned_as, operations_of(spec)))
     paths = [
         workspace.find_schedule(candidate, target, operation)

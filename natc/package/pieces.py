@@ -1,4 +1,4 @@
-"""The libraries that go into a package, read from a directory and made equal for equal inputs."""
+"""The libraries of a package, read from a directory, with manifests that do not depend on time."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from natc.store.manifest import Manifest, dump
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One library: where it lies, and the manifest that the package holds for it."""
+    """A library's file, and its manifest in the package."""
 
     path: Path
     manifest: Manifest
 
     @property
     def spec(self) -> KernelSpec:
-        """What the library computes."""
+        """The spec that the library implements."""
         return KernelSpec.parse(self.manifest.spec)
 
     def code(self) -> bytes:
-        """Return the shared object; raises LibraryError unless the manifest vouches for it."""
+        """Return the shared object; raises LibraryError if its hash is not the manifest's."""
         try:
             data = self.path.read_bytes()
         except OSError as error:
             raise LibraryError(f"library {self.path} cannot be read: {reason(error)}.") from error
-        found = hashlib.sha256(data).hexdigest()
-        if found != self.manifest.sha256:
+        actual = hashlib.sha256(data).hexdigest()
+        if actual != self.manifest.sha256:
             raise LibraryError(
                 f"library {self.path} is not the file that its manifest vouches for: expected "
-                f"sha256 {self.manifest.sha256}, found {found}."
+                f"sha256 {self.manifest.sha256}, found {actual}."
             )
         return data
 
     def manifest_bytes(self) -> bytes:
-        """Return the manifest's file."""
+        """Return the content of the manifest's file."""
         return dump(self.manifest).encode()
 
 
@@ -55,17 +55,17 @@ def read_pieces(directory: Path, epoch: int) -> list[Piece]:
     make equal packages. Raises LibraryError for a damaged manifest, for a library whose hash is
     not the manifest's, and if there is no library.
     """
-    found = scan([directory])
-    if found.unreadable:
-        bad = found.unreadable[0]
+    search = scan([directory])
+    if search.unreadable:
+        bad = search.unreadable[0]
         raise LibraryError(f"{bad.path} cannot be packaged: {bad.reason}.")
-    if not found.libraries:
+    if not search.libraries:
         raise LibraryError(f"directory {directory} holds no library.")
-    return [piece(verify(library), epoch) for library in found.libraries]
+    return [piece(verify(library), epoch) for library in search.libraries]
 
 
 def piece(library: Library, epoch: int) -> Piece:
-    """Return what a package holds of a library."""
+    """Return a library as a piece of a package; epoch: the time of the build in its manifest."""
     built = datetime.datetime.fromtimestamp(epoch, datetime.timezone.utc)
     manifest = dataclasses.replace(library.manifest, built_at=built.isoformat(timespec="seconds"))
     return Piece(library.path, manifest)
@@ -91,7 +91,7 @@ def archs_of(pieces: Sequence[Piece]) -> list[str]:
 
 
 def target_name(pieces: Sequence[Piece]) -> str:
-    """Return the target for names: `cuda-sm_90` where all is for one, else `cuda` or `llvm`."""
+    """Return the target in names: `cuda-sm_90` for one architecture, else `cuda` or `llvm`."""
     kind, archs = kind_of(pieces), archs_of(pieces)
     return f"{kind}-{archs[0]}" if len(archs) == 1 else kind
 

@@ -1,4 +1,4 @@
-"""Which kernels a package holds: lists of sizes and types, and sets that have a name."""
+"""The kernels of a package: lists of sizes and dtypes, and named sets."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class KernelSet:
     families: tuple[str, ...]
 
 
-# What the networks of "Neighborhood Attention Transformer" and "Dilated Neighborhood Attention
-# Transformer" use, and their neighbors: heads of 32 and 64, windows up to 13.
+# The kernels of the networks in "Neighborhood Attention Transformer" and "Dilated Neighborhood
+# Attention Transformer", and near kernels: heads of 32 and 64, windows up to 13.
 SETS = {
     "nat": KernelSet(
         ("3", "5", "7", "9", "11", "13"),
@@ -40,16 +40,17 @@ def specs(
     *,
     rank: int | None = None,
 ) -> list[KernelSpec]:
-    """Return the specs of every combination, each once, in the order given.
+    """Return the specs of every combination, each once, in the order of the lists.
 
     kernels: window sizes, `7` or `7x5`. biases: with a relative positional bias or without.
-    rank: by default 2, or as a size has numbers. Raises SpecError for a value that is not allowed.
+    rank: by default 2, or the count of a size's numbers. Raises SpecError for a value that is not
+    allowed.
     """
-    found = []
+    combinations = []
     for kernel, head_dim, dtype, rpb in product(kernels, head_dims, dtypes, biases):
         sizes = parse_kernel_size(kernel)
         axes = rank or (len(sizes) if len(sizes) > 1 else 2)
-        found.append(
+        combinations.append(
             KernelSpec.make(
                 sizes[0] if len(sizes) == 1 else sizes,
                 rank=axes,
@@ -58,14 +59,14 @@ def specs(
                 rpb=rpb,
             )
         )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(combinations))
 
 
 def parse_list(text: str, what: str) -> tuple[str, ...]:
-    """Return the parts of `3,5,7`; raises SpecError naming `what` where there is none."""
+    """Return the parts of a text such as `3,5,7`; raises SpecError naming `what` without any."""
     parts = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not parts:
-        raise SpecError(f"{what} is {text!r}; write one or more, separated by commas.")
+        raise SpecError(f"{what} is {text!r}; write at least one, separated by commas.")
     return parts
 
 

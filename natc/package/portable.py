@@ -1,4 +1,4 @@
-"""Whether a library runs on other systems: what it shows, what it needs, how old they may be."""
+"""Checks that a library runs on other systems: the symbols, libraries and glibc that it needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TVM_FFI = "TVMFFI"
 
 
 def needs_problems(library: elf.SharedLibrary) -> list[str]:
-    """Return, as clauses, what a library needs or shows that it must not."""
+    """Return, as clauses, the libraries and symbols that a library must not need or show."""
     problems = []
     foreign = [name for name in library.needed if not name.startswith(_SYSTEM)]
     if foreign:
@@ -26,7 +26,7 @@ def needs_problems(library: elf.SharedLibrary) -> list[str]:
     unknown = [
         symbol.name
         for symbol in library.undefined
-        # A symbol of the system has a version; what is weak may be missing.
+        # A symbol of the system has a version; a weak symbol may be missing.
         if not symbol.weak and not symbol.version and not symbol.name.startswith(_TVM_FFI)
     ]
     if unknown:
@@ -35,7 +35,7 @@ def needs_problems(library: elf.SharedLibrary) -> list[str]:
 
 
 def glibc_problem(library: elf.SharedLibrary, ceiling: tuple[int, ...] = CEILING) -> str | None:
-    """Return, as a clause, that a library needs a newer C library than `ceiling`, or None."""
+    """Return a clause if a library needs a glibc newer than `ceiling`, or None."""
     if library.glibc <= ceiling:
         return None
     names = [
@@ -48,7 +48,7 @@ def glibc_problem(library: elf.SharedLibrary, ceiling: tuple[int, ...] = CEILING
 
 
 def manifest_problems(library: elf.SharedLibrary, manifest: Manifest) -> list[str]:
-    """Return, as clauses, what a manifest says of a library that is not so."""
+    """Return, as clauses, the differences of a library from its manifest."""
     problems = []
     kind, archs = manifest.target.kind, manifest.target.archs
     expected = {"aarch64": "aarch64"}.get(archs[0], "x86_64") if kind == "llvm" else None
@@ -79,9 +79,9 @@ def manifest_problems(library: elf.SharedLibrary, manifest: Manifest) -> list[st
 
 
 def platform_tag(libraries: list[elf.SharedLibrary]) -> str:
-    """Return the tag of a wheel that holds some libraries, such as `manylinux_2_28_x86_64`.
+    """Return the tag of a wheel with some libraries, such as `manylinux_2_28_x86_64`.
 
-    Raises ElfError when they are not all for the same processor.
+    Raises ElfError if they are for several processors.
     """
     machines = sorted({library.machine for library in libraries})
     if len(machines) != 1:

@@ -1,7 +1,7 @@
 """A package's list of SHA-256, and its signature.
 
-`NAME.sha256` is in the format of `sha256sum`, which checks it, too. It lists every file beside it
-that belongs to the package; `NAME.sha256.sig` is the signature of its bytes, ed25519 in base64.
+`NAME.sha256` lists every file of the package beside it; `sha256sum --check` reads it, too.
+`NAME.sha256.sig` is the ed25519 signature of its bytes, in base64.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ SUMS, SIGNATURE = ".sha256", ".sha256.sig"
 
 
 def sums(files: Mapping[str, str]) -> bytes:
-    """Return the list for files, given as name -> SHA-256."""
+    """Return the content of a list; files: name -> SHA-256."""
     return "".join(f"{files[name]}  {name}\n" for name in sorted(files)).encode()
 
 
 def parse_sums(data: bytes) -> dict[str, str]:
-    """Return name -> SHA-256 of a list; raises ValueError when it is not one."""
-    found = {}
+    """Return name -> SHA-256 from a list's content; raises ValueError for another format."""
+    files = {}
     for line in data.decode().splitlines():
         digest, _, name = line.partition("  ")
         if len(digest) != 64 or not name or Path(name).name != name:
             raise ValueError(f"{line[:80]!r} is not a SHA-256 and a file name")
-        found[name] = digest
-    return found
+        files[name] = digest
+    return files
 
 
 def digest(data: bytes) -> str:
@@ -52,7 +52,7 @@ class Signer:
         self._key = _load(key, "private", lambda data: from_pem(data, password=None))
 
     def sign(self, data: bytes) -> bytes:
-        """Return the file of the signature of some bytes."""
+        """Return the content of the signature file for some bytes."""
         return base64.b64encode(self._key.sign(data)) + b"\n"
 
 
@@ -67,7 +67,7 @@ class Verifier:
         self._key = _load(key, "public", from_pem)
 
     def verify(self, data: bytes, signature: bytes) -> bool:
-        """Return whether a signature's file is that of some bytes by the key's owner."""
+        """Return whether the key's owner signed some bytes; signature: the file's content."""
         from cryptography.exceptions import InvalidSignature
 
         try:

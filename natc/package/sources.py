@@ -15,7 +15,7 @@ _ROOT = "natc"
 def modules_of(*entries: str, package: Path = PACKAGE) -> dict[str, Path]:
     """Return the modules of natc that `entries` import, directly or not: name -> file.
 
-    Follows every import statement, those in functions too, except under `if TYPE_CHECKING`. The
+    Follows every import statement, also in functions, except under `if TYPE_CHECKING`. The
     packages that hold a module are included, except `natc` itself, which imports its parts by
     name when they are first used. package: natc's folder.
     """
@@ -69,7 +69,7 @@ def _modules(statement: ast.ImportFrom | ast.Import, package: Path) -> list[str]
         return [name for name in names if _is_ours(name)]
     if not _is_ours(statement.module):
         return []
-    # What is imported from a package is a module of it, or else a name in its __init__.py.
+    # A name imported from a package is a module in it, or else a name in its __init__.py.
     parts = [f"{statement.module}.{name}" for name in names]
     return [str(statement.module), *(part for part in parts if _file(part, package))]
 

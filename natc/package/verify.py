@@ -28,7 +28,7 @@ _ATTEMPTS = 3
 
 @dataclass
 class LibraryFindings:
-    """One library: its name in the container, what it is, and what is wrong with it."""
+    """A library: its name in the container, its spec and target, and its problems."""
 
     library: str
     spec: str | None = None
@@ -40,9 +40,9 @@ class LibraryFindings:
 
 @dataclass
 class Report:
-    """What was found in one directory, wheel, archive or repository.
+    """The result for a directory, wheel, archive or repository.
 
-    problems: of the container itself; each row has its own.
+    problems: the container's own; each row has the problems of a library.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there is no problem."""
         return not self.problems and not any(row.problems for row in self.rows)
 
 
@@ -63,11 +63,12 @@ def verify_path(
     portable: bool = False,
     may_be_empty: bool = False,
 ) -> Report:
-    """Check a directory, wheel, archive or repository of the hub; nothing of it is run.
+    """Check a directory, wheel, archive or repository of the hub without running any of it.
 
-    key: every library must be on a list that is signed by its owner. portable: libraries must run
-    on every system of manylinux_2_28, as those of a package must anyway. may_be_empty: it is no
-    problem that a directory holds no library. Raises ArgumentError for what is none of these.
+    key: every library must be on a list that the key's owner signed. portable: libraries in a
+    directory must run on every system of manylinux_2_28, as libraries in packages must.
+    may_be_empty: a directory without libraries is no problem. Raises ArgumentError if `path` is
+    none of these.
     """
     container = open_container(path)
     for _ in range(_ATTEMPTS):
@@ -106,8 +107,9 @@ def _check(
 
 
 def _no_library(path: Path) -> str:
-    found = sorted(each for each in path.iterdir() if is_package(each)) if path.is_dir() else []
-    inside = f", but packages: give {', '.join(map(str, found))}" if found else ""
+    files = path.iterdir() if path.is_dir() else ()
+    packages = sorted(file for file in files if is_package(file))
+    inside = f", but packages: give {', '.join(map(str, packages))}" if packages else ""
     return f"holds no library{inside}"
 
 
@@ -174,7 +176,7 @@ def _why(error: Exception) -> str:
 
 
 def _read(container: Container, name: str) -> bytes:
-    """Return a file's content, or nothing if it cannot be read, so that no hash fits it."""
+    """Return a file's content, or nothing if it cannot be read; then no hash fits."""
     try:
         return container.read(name)
     except OSError:
@@ -225,7 +227,7 @@ def _check_lists(
 
 
 def _wheel_problems(container: Container) -> list[str]:
-    """Return what is wrong with a wheel: its record of hashes, and how natc would find it."""
+    """Return the problems of a wheel's record of hashes and of its entry point."""
     names = container.names()
     records = [name for name in names if name.endswith(".dist-info/RECORD")]
     if len(records) != 1:
@@ -254,7 +256,7 @@ def _wheel_problems(container: Container) -> list[str]:
 
 
 def _hub_problems(container: Container) -> list[str]:
-    """Return which files of a repository are not those that its metadata vouches for."""
+    """Return the files of a repository whose hashes are not the ones in its metadata."""
     problems = []
     for folder, names in container.folders().items():
         if len(PurePosixPath(folder).parts) != 2:

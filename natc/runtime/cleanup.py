@@ -1,7 +1,6 @@
-"""What lies in natc's cache and serves no call: libraries of no use, and pieces of cut-off builds.
+"""Finding and removing files in natc's cache that no call uses: bad libraries, parts of files.
 
-Only what natc wrote into its cache is looked at. What lies elsewhere is somebody's, what a newer
-natc wrote is that one's, and a directory that others can write is left alone.
+Files outside natc's cache, files of a newer natc, and directories that others can write stay.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from natc.store.manifest import SCHEMA_VERSION, SUFFIX, schema_version
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """Files that serve no call. path: the one to name; reason: a clause without a full stop."""
+    """Files that no call uses; path: the file to name; reason: a clause without a full stop."""
 
     path: Path
     reason: str
@@ -32,24 +31,25 @@ class Leftover:
 
 
 def leftovers() -> list[Leftover]:
-    """Return what `prune` would remove; reads every library of the cache."""
-    return [found for directory in _directories() for found in _in(directory)]
+    """Return the files that `prune` would remove; reads every library of the cache."""
+    return [leftover for directory in _directories() for leftover in _in(directory)]
 
 
 def prune() -> list[Leftover]:
-    """Remove from natc's cache what serves no call, and return what that was.
+    """Remove the files in natc's cache that no call uses, and return them.
 
-    Waits for who is writing a library there. Raises NatcError naming what cannot be removed.
+    Waits for processes that write a library there. Raises NatcError naming a file that cannot be
+    removed.
     """
     removed = []
     for directory in _directories():
         if next(_in(directory), None) is None:
             continue
         with locked(directory):
-            for found in list(_in(directory)):
-                for file in found.files:
+            for leftover in list(_in(directory)):
+                for file in leftover.files:
                     _remove(file)
-                removed.append(found)
+                removed.append(leftover)
     registry.clear()
     return removed
 

@@ -1,4 +1,4 @@
-"""The command lines that build what is missing or broken, for messages."""
+"""The command lines that build a missing or broken library, for messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from natc.spec import KernelSpec
 from natc.store import workspace
 from natc.targets import Target
 
-# What `natc build` assumes when it is not told.
+# The defaults of `natc build`.
 _HEAD_DIM = 32
 _DTYPE = {"llvm": "float32", "cuda": "float16"}
 
@@ -22,7 +22,7 @@ def build_command(
 ) -> str:
     """Return the shortest command that builds a kernel for targets of one kind.
 
-    families: of operations, as `natc.operations` names them.
+    families: of operations, in the names of `natc.operations`.
     """
     return shlex.join(build_words(spec, targets, families))
 
@@ -33,7 +33,7 @@ def build_words(
     """Return the words of `build_command`."""
     kind = targets[0].kind
     words = ["natc", "build", "--kernel", spec.kernel_text]
-    # A kernel size with one number for each axis says the rank.
+    # A kernel size with a number for each axis says the rank.
     if spec.rank != 2 and "x" not in spec.kernel_text:
         words += ["--rank", str(spec.rank)]
     if spec.head_dim != _HEAD_DIM:
@@ -61,9 +61,9 @@ def rebuild_command(library: Library) -> str:
 
 
 def families_of(library: Library) -> tuple[str, ...]:
-    """Return the families of operations of which a library holds at least one."""
-    held = {OPERATIONS[name].family for name in library.manifest.entries if name in OPERATIONS}
-    return tuple(family for family in FAMILIES if family in held)
+    """Return the families of operations that a library holds, whole or in part."""
+    names = {OPERATIONS[name].family for name in library.manifest.entries if name in OPERATIONS}
+    return tuple(family for family in FAMILIES if family in names)
 
 
 def _is_host(target: Target) -> bool:

@@ -1,4 +1,4 @@
-"""Verifying and opening the library of a choice; the only place that loads machine code."""
+"""Verifying and opening libraries; the only place that loads machine code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which kernel libraries lie in the library directories, and which manifests cannot be read."""
+"""Finding libraries in directories, and manifests that cannot be read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from natc.targets import Target
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """One library that was found: its manifest, and the file that the manifest came from."""
+    """A library: its manifest, and the manifest's file."""
 
     manifest: Manifest
     manifest_path: Path
@@ -27,7 +27,7 @@ class Library:
 
     @property
     def spec(self) -> KernelSpec:
-        """What the library computes."""
+        """The spec that the library implements."""
         return KernelSpec.parse(self.manifest.spec)
 
     @property
@@ -38,7 +38,7 @@ class Library:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A library or manifest that was passed over, and why, as a clause without a full stop."""
+    """A library or manifest that was passed over; reason: a clause without a full stop."""
 
     path: Path
     reason: str
@@ -46,7 +46,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What a search found: directories in order, readable libraries, unreadable manifests."""
+    """The result of a search: directories in order, libraries, unreadable manifests."""
 
     directories: tuple[Path, ...]
     libraries: tuple[Library, ...]
@@ -54,10 +54,10 @@ class Scan:
 
 
 def scan(directories: Iterable[Path]) -> Scan:
-    """Read every manifest in some directories, in order; one that is bad hides no other.
+    """Read every manifest in some directories, in order; a damaged manifest hides no other.
 
-    directories: where to look, not below; one that does not exist holds nothing, and what lies in
-        one that others can write is not read.
+    Directories below are not searched. A directory that does not exist holds no library. In a
+    directory that others can write, no manifest is read.
     """
     order = tuple(dict.fromkeys(directories))
     libraries: list[Library] = []
@@ -80,12 +80,12 @@ def scan(directories: Iterable[Path]) -> Scan:
             try:
                 libraries.append(Library(load_manifest(path), path))
             except LibraryError as error:
-                # The path is in the rejection already.
-                said = str(error).removeprefix(f"manifest {path} ").rstrip(".")
-                unreadable.append(Rejection(path, said))
+                # Without the path, which is in the rejection already.
+                reason = str(error).removeprefix(f"manifest {path} ").rstrip(".")
+                unreadable.append(Rejection(path, reason))
     return Scan(order, tuple(libraries), tuple(unreadable))
 
 
 def _is_manifest(path: Path) -> bool:
-    # Names with a dot in front are files that a writer has not finished.
+    # A name that begins with a dot is a temporary file of a writer.
     return path.suffix == SUFFIX and not path.name.startswith(".")

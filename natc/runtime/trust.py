@@ -1,8 +1,8 @@
-"""Who could change a library: directories and files that others may write are not loaded from.
+"""Checks that only the user and root can change a library.
 
-A library is machine code, so whoever can write where one is looked for can run code as the user.
-A hash in a manifest beside it does not help against that. Looked at once for a directory, when it
-is searched, and once for a library, when it is opened; never in a call.
+A library is machine code, so whoever can write into a library directory can run code as the user.
+A hash in a manifest beside the library does not prevent that. natc checks a directory when it is
+searched and a library when it is opened, never in a call.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _ROOT = 0
 def distrust(directory: Path) -> str | None:
     """Return why libraries in a directory are not to be loaded, as a clause, or None.
 
-    It and every directory above it must belong to the user or to root, and nobody else may write
-    there. Above it, a directory where nobody can replace what is another's (sticky, as /tmp is)
-    will do; so does a group of the owner alone, which many systems give every user.
+    The directory and its parents must belong to the user or to root, and nobody else may write
+    there. Sticky parents, such as /tmp, are accepted, because nobody can replace another user's
+    files there; so are groups with the owner as the only member, which many systems have.
     """
     if _allowed():
         return None
@@ -43,35 +43,35 @@ def distrust_file(path: Path) -> str | None:
 
 
 def _allowed() -> bool:
-    # Systems without such owners and modes have other means, which are not looked at.
+    # Other systems have no such owners and modes.
     return os.name != "posix" or env.NATC_ALLOW_WRITABLE_LIBRARIES.flag()
 
 
 def _chain(directory: Path) -> Iterator[tuple[Path, bool]]:
-    """Yield a directory and those above it, with whether it is one above."""
+    """Yield a directory with False, and each of its parents with True."""
     for start in dict.fromkeys((directory.resolve(), directory.absolute())):
         yield start, False
         for parent in start.parents:
             yield parent, True
 
 
-def _reason(path: Path, found: os.stat_result, *, sticky_is_fine: bool) -> str | None:
-    mode = stat.S_IMODE(found.st_mode)
+def _reason(path: Path, status: os.stat_result, *, sticky_is_fine: bool) -> str | None:
+    mode = stat.S_IMODE(status.st_mode)
     user = os.geteuid()
-    if found.st_uid not in (_ROOT, user):
+    if status.st_uid not in (_ROOT, user):
         return (
-            f"{path} belongs to user {found.st_uid}, who is neither root nor the user of this "
+            f"{path} belongs to user {status.st_uid}, who is neither root nor the user of this "
             f"process, {user}; {_allow('who')}"
         )
     if sticky_is_fine and mode & stat.S_ISVTX:
         return None
     if mode & stat.S_IWOTH:
         who = "everyone"
-    elif mode & stat.S_IWGRP and not _private(found.st_gid, found.st_uid):
-        who = f"group {found.st_gid}"
+    elif mode & stat.S_IWGRP and not _private(status.st_gid, status.st_uid):
+        who = f"group {status.st_gid}"
     else:
         return None
-    # A directory that all users share, such as /tmp, is to stay as it is.
+    # The mode of a directory that all users share, such as /tmp, must not change.
     shared = mode & stat.S_ISVTX
     remedy = "keep libraries in a directory of their own" if shared else f"chmod go-w '{path}'"
     return (
@@ -92,7 +92,7 @@ def _private(group: int, owner: int) -> bool:
     import pwd
 
     try:
-        found, user = grp.getgrgid(group), pwd.getpwuid(owner)
+        members, user = grp.getgrgid(group), pwd.getpwuid(owner)
     except KeyError:
         return False
-    return found.gr_name == user.pw_name and set(found.gr_mem) <= {user.pw_name}
+    return members.gr_name == user.pw_name and set(members.gr_mem) <= {user.pw_name}

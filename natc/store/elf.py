@@ -1,7 +1,7 @@
-"""What a shared library asks of the system it is loaded on, read from the file itself.
+"""Read from a shared library's file which libraries, symbols and glibc it needs.
 
 The format is ELF, 64 bit, little endian ("System V ABI", and "Linux Standard Base Core", chapter
-10.7, for symbol versions). Nothing of the library is run, and no tool is needed.
+10.7, for symbol versions). The library is not run, and no other program is needed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _WEAK = 2
 
 
 class ElfError(ValueError):
-    """A file that is no shared library, or of which a part is missing; a clause says why."""
+    """The file is no shared library, or is damaged; the message is a clause."""
 
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """A symbol that the library needs: its name, its version or "", and whether it may lack."""
+    """A symbol that a library needs: its name, its version or "", and if it may be missing."""
 
     name: str
     version: str
@@ -43,9 +43,9 @@ class Symbol:
 class SharedLibrary:
     """A shared library as the loader sees it.
 
-    machine: the processor, `x86_64` or `aarch64`, or its number as text where natc knows it not.
+    machine: the processor, `x86_64` or `aarch64`; for any other, its number as text.
     needed: libraries that are loaded with it. defined: symbols it shows; undefined: symbols it
-    needs. device_code: content of section `.nv_fatbin`, empty where there is none.
+    needs. device_code: content of section `.nv_fatbin`, or empty.
     """
 
     machine: str
@@ -83,7 +83,7 @@ def parse_version(text: str) -> tuple[int, ...]:
 def machine_of(start: bytes, size: int) -> str:
     """Return the processor that a library is for, from its first 64 bytes and its size in bytes.
 
-    Raises ElfError when it is no ELF file, or shorter than it says it is.
+    Raises ElfError if it is no ELF file, or shorter than its header says.
     """
     if start[:4] != b"\x7fELF":
         raise ElfError("it is not an ELF file")
@@ -99,7 +99,7 @@ def machine_of(start: bytes, size: int) -> str:
 
 
 def read(data: bytes) -> SharedLibrary:
-    """Return what a shared library asks for; raises ElfError for a file that is not whole."""
+    """Return the contents of a shared library's file; raises ElfError for a damaged file."""
     machine = machine_of(data[: _HEADER.size], len(data))
     try:
         return _read(data, machine)
@@ -152,12 +152,12 @@ def _text(data: bytes, table: _Section, offset: int) -> str:
 
 
 def _needed(data: bytes, sections: list[_Section], dynamic: _Section) -> list[str]:
-    found = []
+    libraries = []
     for start in range(dynamic.offset, dynamic.offset + dynamic.size, _DYNAMIC.size):
         tag, value = _DYNAMIC.unpack_from(data, start)
         if tag == _NEEDED:
-            found.append(_text(data, sections[dynamic.link], value))
-    return found
+            libraries.append(_text(data, sections[dynamic.link], value))
+    return libraries
 
 
 def _versions(

@@ -1,8 +1,8 @@
-"""Which architectures a library's device code is for, and how many bytes each takes.
+"""Find out which architectures a library's device code is for, and how many bytes each takes.
 
-Device code lies in fatbins: a header, then entries of machine code or PTX, each with a header of
-its own. The format is that of `cuobjdump --list-elf`'s input; NVIDIA does not document it, and the
-fields read here have been where they are since CUDA 4.
+Device code lies in fatbins: a header, then entries of machine code or PTX, each with its own
+header. `cuobjdump --list-elf` reads the same format. NVIDIA does not document it; the fields that
+are read here have not moved since CUDA 4.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ class Image:
 
 
 def images(section: bytes) -> list[Image]:
-    """Return the entries of all fatbins in a section, in order; stops at what is none."""
-    found: list[Image] = []
+    """Return the entries of all fatbins in a section, in order."""
+    entries: list[Image] = []
     position = 0
     while True:
         position = section.find(_MAGIC.to_bytes(4, "little"), position)
         if position < 0 or position + _FATBIN.size > len(section):
-            return found
+            return entries
         _, _, header, size = _FATBIN.unpack_from(section, position)
         start, end = position + header, min(position + header + size, len(section))
         while start + _ARCH_AT + _ARCH.size <= end:
             kind, _, header, size = _ENTRY.unpack_from(section, start)
             (number,) = _ARCH.unpack_from(section, start + _ARCH_AT)
             content = section[start + header : start + header + size]
-            found.append(Image(f"{'compute' if kind == _PTX else 'sm'}_{number}", content))
+            entries.append(Image(f"{'compute' if kind == _PTX else 'sm'}_{number}", content))
             start += header + size
             if header + size == 0:
                 break

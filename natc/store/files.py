@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a full disk or a second process cannot damage what was there."""
+"""Writing files so that no crash, full disk or second process damages the old content."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from natc.errors import NatcError
 _log = logging.getLogger("natc")
 
 _LOCK = ".natc.lock"
-# Seconds that one waits for a lock without a word: most are held for less.
+# A process that waits longer than this many seconds for a lock says so.
 _PATIENCE = 1.0
 
 
 class Locked(NatcError):
-    """Another process holds a lock; says which."""
+    """Another process holds a lock; the message names the lock."""
 
 
 def make_directory(path: str | os.PathLike[str]) -> Path:
-    """Create a directory and its parents where they are missing, and return it.
+    """Create a directory and its missing parents, and return it.
 
-    Only the user may write into what is created, whatever the umask: libraries are loaded from
-    such directories. Raises NatcError naming the directory when it cannot be created.
+    Only the user may write into the new directories, whatever the umask, because libraries are
+    loaded from such directories. Raises NatcError naming the directory when it cannot be created.
     """
     directory = Path(path)
     try:
@@ -43,10 +43,10 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Replace a file by new content so that a reader sees the old or the new, never a part.
+    """Write a file in one step: a reader sees the old content or the new, never a part.
 
     data: bytes, or text that is written as UTF-8. Missing parent directories are created. Only
-    the user may write the file later, whatever the umask.
+    the user may write to the file later, whatever the umask.
     Raises NatcError naming the directory when it is not writable; the old file then stays.
     """
     path = Path(path)
@@ -71,16 +71,16 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
 
 @contextlib.contextmanager
 def locked(directory: Path, name: str = _LOCK, *, wait: bool = True) -> Iterator[None]:
-    """Hold a lock of a directory, for which writers wait and readers do not.
+    """Hold the lock of a directory; writers wait for it, readers do not.
 
-    Who waits for more than a second says so once, on natc's logger. wait: False gives up then.
-    Raises Locked where it gave up, and NatcError naming the lock when it cannot be had.
+    After a second of waiting, this logs a warning and goes on waiting, or raises Locked if `wait`
+    is False. Raises NatcError naming the lock file when it cannot be created.
     """
-    # Late, or every command would take longer to start.
+    # Imported late, because every command would take longer to start.
     import filelock
 
     path = make_directory(directory) / name
-    # The system lets go of it when a process ends, however it ends.
+    # The system releases it when the process ends, however it ends.
     lock = filelock.FileLock(path, mode=0o644)
     try:
         try:
@@ -106,8 +106,8 @@ def _for_the_user(path: str, flags: int) -> int:
 def append_line(path: str | os.PathLike[str], line: str) -> None:
     """Append one line of text to a file, on disk when this returns; creates the file.
 
-    line: text with no newline; one is added. A last line that a crash cut short stays as it
-    is and the new line starts on its own.
+    line: text without a newline; this adds one. A last line that a crash cut short stays, and
+    the new line begins after a newline.
     Raises NatcError naming the file when it cannot be written.
     """
     if "\n" in line:
@@ -117,13 +117,14 @@ def append_line(path: str | os.PathLike[str], line: str) -> None:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
-            # Held until the file is closed: between another writer's bytes and its newline, the
-            # last line would look cut short.
+            # Held until the file is closed: without it, another writer's unfinished line would
+            # look cut short.
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             size = os.fstat(descriptor).st_size
             broken = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
             data = (("\n" if broken else "") + line + "\n").encode()
-            # One write: a kill leaves the whole line or its beginning, which the next one mends.
+            # One write: a kill leaves the whole line, or its beginning, which the next call ends
+            # with a newline.
             if os.write(descriptor, data) != len(data):
                 raise OSError("the disk took only a part of the line")
             os.fsync(descriptor)

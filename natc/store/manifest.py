@@ -1,4 +1,4 @@
-"""The manifest of a kernel library: what is in the file beside it, and how that file was made.
+"""The manifest of a kernel library: which functions the library holds, and how it was built.
 
 A library is named after its content, `SPEC.TARGET.HASH.so`; its manifest `SPEC.TARGET.json` names
 it. A manifest is replaced in one step, so a reader sees the old manifest with the old library or

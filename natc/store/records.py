@@ -1,4 +1,4 @@
-"""Tuning logs: each measurement is a line of JSON, read back whatever happened to the file."""
+"""Tuning logs: files of JSON lines, a line for each measurement; damaged lines are skipped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCHEMA_VERSION = 1
 
 
 class SpaceVersion(msgspec.Struct, frozen=True):
-    """The design space that decisions belong to; other versions give them another meaning."""
+    """The design space that decisions belong to; their meaning differs in another version."""
 
     name: str
     version: int
@@ -31,16 +31,16 @@ class GpuFacts(msgspec.Struct, frozen=True):
 
 
 class Git(msgspec.Struct, frozen=True):
-    """The commit natc ran from, and whether its code differed from that commit."""
+    """The commit that natc ran from, and whether its code differed from that commit."""
 
     commit: str
     dirty: bool
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True, tag="environment"):
-    """What measured: the first record of each session, named by the trials that follow.
+    """The machine and software of a session: its first record, which its trials refer to by id.
 
-    id: unique text; versions: distribution -> version or None where it is not installed.
+    id: unique text; versions: distribution -> version, or None if it is not installed.
     cores: logical CPUs this process may use; driver: newest CUDA version the driver runs.
     timestamp: ISO 8601 in UTC; seed: the search's seed.
     """
@@ -60,13 +60,13 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, tag="environment"):
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True, tag="trial"):
-    """One candidate: its decisions, and what they measured or the error they ended in.
+    """A candidate: its decisions, and its times or the error that ended it.
 
     seconds: shape `BxHxWxheadsxhead_dim` -> seconds of one call, positive; None with
     an error. environment: id of an Environment. trial: its number in the log, from 0.
-    operation: what was measured. samples: of each shape, where measuring was cut short for
-    candidates that were behind; None: as many as a measurement takes.
-    Raises RecordError unless exactly one of seconds and error is given.
+    operation: the measured operation. samples: how many were taken of each shape, if measuring
+    stopped early because the candidate was behind; None: the usual number.
+    Raises RecordError if both or none of seconds and error are None.
     """
 
     spec: str
@@ -97,7 +97,7 @@ Record: TypeAlias = Environment | Trial
 
 
 class UnreadableLine(NamedTuple):
-    """A line of a log that was not understood: the file, its number from 1, and why."""
+    """A line of a log that cannot be read: the file, the line's number from 1, and the reason."""
 
     path: Path
     line: int
@@ -115,7 +115,7 @@ _decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Environment | Tria
 
 
 def shape_key(shape: tuple[int, ...]) -> str:
-    """Return the text that stands for an input shape: (1, 56, 56, 2, 32) is `1x56x56x2x32`."""
+    """Return the text of an input shape: (1, 56, 56, 2, 32) is `1x56x56x2x32`."""
     return "x".join(map(str, shape))
 
 
@@ -128,10 +128,10 @@ def append(path: Path, record: Record) -> None:
 
 
 def read_log(path: Path) -> tuple[list[Record], list[UnreadableLine]]:
-    """Return the records of a log in order, and a Problem for each line that is none.
+    """Return the records of a log in order, and an UnreadableLine for each other line.
 
-    A damaged or cut-short line and a record of a newer natc are problems, never fatal. A log
-    that does not exist is empty. Raises RecordError when the file cannot be read at all.
+    Such a line is damaged, cut short, or a record of a newer natc. A log that does not exist is
+    empty. Raises RecordError when the file cannot be read.
     """
     try:
         lines = path.read_bytes().split(b"\n")

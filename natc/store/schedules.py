@@ -24,17 +24,17 @@ SCHEMA_VERSION = 1
 # Timings repeat to about 1 %: more digits would only be noise in a diff.
 _SIGNIFICANT_DIGITS = 4
 _HALVES = {"float16": "bfloat16", "bfloat16": "float16"}
-# How much longer or shorter the window of a kernel may be whose schedule is borrowed.
+# A kernel may use the schedule of another whose window is at most this much longer or shorter.
 _NEAR = 4
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
-    """What the winner measured.
+    """The times of the winner.
 
-    seconds, baseline_seconds: shape `BxHxWxheadsxhead_dim` -> seconds of one call, of the
-    winner and of the untuned kernel in the same run.
-    score: what the search made small; objective: what that number is, in words.
-    trials: candidates measured in all.
+    seconds, baseline_seconds: shape `BxHxWxheadsxhead_dim` -> seconds of a call, of the winner
+    and of the untuned kernel in the same run.
+    score: the number that the search minimized; objective: its meaning, in words.
+    trials: how many candidates were measured.
     """
 
     seconds: dict[str, float]
@@ -45,7 +45,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def speedup(self) -> float | None:
-        """How many times faster the winner is than untuned: geometric mean over the shapes."""
+        """Untuned time / winner's time, geometric mean over the shapes; None without shapes."""
         ratios = [
             untuned / self.seconds[shape]
             for shape, untuned in self.baseline_seconds.items()
@@ -55,7 +55,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MeasuredOn(msgspec.Struct, frozen=True, kw_only=True):
-    """Where it was measured, in short; the tuning log holds the record with this id."""
+    """The machine that measured, in short; the tuning log holds the whole record by its id."""
 
     id: str
     cpu: str
@@ -65,10 +65,10 @@ class MeasuredOn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
-    """The decisions that make one operation of a kernel fast on one target, and the evidence.
+    """The fastest decisions for an operation of a kernel on a target, and their times.
 
-    spec, target: names; decisions: name of a step of the space -> index or value chosen.
-    operation: `forward`, whose schedule all forwards take, or one of the others.
+    spec, target: names; decisions: name of a step of the space -> chosen index or value.
+    operation: an operation of the spec; every forward takes the schedule of `forward`.
     created: time, ISO 8601 in UTC. Raises NatcError for an unknown spec, target or operation.
     """
 
@@ -99,7 +99,7 @@ class _ScheduleHeader(msgspec.Struct):
 
 
 class Listed(NamedTuple):
-    """A schedule file, and what is in it or why it cannot be used."""
+    """A schedule file, with its schedule or the reason why it cannot be used."""
 
     path: Path
     schedule: Schedule | None
@@ -120,14 +120,14 @@ def measured_on(environment: Environment) -> MeasuredOn:
 def dump(schedule: Schedule) -> str:
     """Return a schedule as the text of its file: stable order, rounded numbers, a newline."""
     builtins = _rounded(msgspec.to_builtins(schedule))
-    # Sorted where order means nothing, so that another run changes only what it found.
+    # Sorted, because their order has no meaning and another run should change few lines.
     for field in ("seconds", "baseline_seconds"):
         builtins["measured"][field] = dict(
             sorted(builtins["measured"][field].items(), key=_largest_first)
         )
     builtins["decisions"] = dict(sorted(builtins["decisions"].items()))
     if schedule.operation == FORWARD:
-        del builtins["operation"]  # as in files from before there were others
+        del builtins["operation"]  # the default
     builtins["environment"]["versions"] = dict(sorted(builtins["environment"]["versions"].items()))
     return msgspec.json.format(msgspec.json.encode(builtins), indent=2).decode() + "\n"
 
@@ -144,19 +144,19 @@ def save_schedule(schedule: Schedule) -> Path:
 
 
 def load_schedule(spec: KernelSpec, target: Target, operation: str = FORWARD) -> Schedule | None:
-    """Return the schedule of an operation from the workspace or else the package; None: no file.
+    """Return the schedule of an operation from the workspace or else the package, or None.
 
-    Raises ScheduleError as `read_schedule`, and when the file is of another kernel.
+    Raises ScheduleError as `read_schedule` does.
     """
     path = workspace.find_schedule(spec, target, operation)
     return None if path is None else read_schedule(path)
 
 
 def near(spec: KernelSpec) -> Iterator[KernelSpec]:
-    """Yield a kernel and those whose schedules may serve it, the nearest first.
+    """Yield a kernel and the kernels whose schedules it may use, the nearest first.
 
-    The same with or without a bias; in the other 16-bit dtype; with a window that is a little
-    longer or shorter on every axis.
+    Near kernels have or lack a bias, have the other 16-bit dtype, or have a window that is up to
+    4 longer or shorter on every axis.
     """
     for step in sorted(range(-_NEAR, _NEAR + 1), key=lambda step: (abs(step), step)):
         sizes = tuple(size + step for size in spec.kernel_size)
@@ -196,14 +196,14 @@ def read_schedule(path: Path) -> Schedule:
         ) from error
     if (path.parent.name, path.stem) != (schedule.target, schedule.name):
         raise ScheduleError(
-            f"schedule {path} is of {schedule.name} for {schedule.target}; "
-            "its file must carry that name."
+            f"schedule {path} is the schedule of {schedule.name} for {schedule.target}; "
+            "its file must have that name."
         )
     return schedule
 
 
 def list_schedules() -> list[Listed]:
-    """Return every schedule file that counts, unusable ones with the reason."""
+    """Return every schedule file that natc would use, and the reason for each unusable file."""
     listed = []
     for path in workspace.schedule_files():
         try:
@@ -226,9 +226,9 @@ def _rounded(value: Any) -> Any:
 
 
 def joined(decisions: Mapping[str, int], operation: str) -> dict[str, int]:
-    """Return decisions of an operation in the form in which a kernel's are kept together.
+    """Return an operation's decisions under the names that they have among a kernel's.
 
-    Those of the forward have their own names; those of another begin with its name and a dot.
+    Decisions of the forward keep their names; for another operation, its name and a dot precede.
     """
     if tuned_as(operation) == FORWARD:
         return dict(decisions)
@@ -236,7 +236,7 @@ def joined(decisions: Mapping[str, int], operation: str) -> dict[str, int]:
 
 
 def own_decisions(decisions: Mapping[str, int], operation: str) -> dict[str, int]:
-    """Return an operation's decisions of those that `joined` put together."""
+    """Return the decisions of an operation out of a kernel's; undoes `joined`."""
     owner = tuned_as(operation)
     if owner == FORWARD:
         return {name: value for name, value in decisions.items() if "." not in name}

@@ -1,4 +1,4 @@
-"""Where natc's files lie: schedules and logs (workspace), libraries (cache), packaged data."""
+"""Paths of natc's files: schedules and logs (workspace), libraries (cache), packaged data."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from natc.targets import Target
 _PACKAGE = Path(__file__).resolve().parents[1]
 PACKAGED_DATA = _PACKAGE / "_data"
 
-# Wheels of libraries name their package in this group; the libraries are in its folder `lib`.
+# Wheels of libraries name their package in this group; its folder `lib` holds the libraries.
 ENTRY_POINTS = "natc.kernels"
 WHEEL_FOLDER = "lib"
 
-# Directories that the program named, and one that stands for all others.
+# The directories of `use_library_dir`, and the directory of `use_only`.
 _used: list[Path] = []
 _only: list[Path] = []
 
 
 @dataclass(frozen=True, slots=True)
 class LibraryPlace:
-    """A directory that libraries are looked for in, and how natc came to look there.
+    """A directory that natc searches for libraries, and the reason why it does.
 
     source: `named in the program`, `NATC_LIB_PATH`, `wheel NAME VERSION`, `cache`, `natc`, or
         `package` for the only directory of a package that carries natc.
@@ -41,11 +41,11 @@ class LibraryPlace:
 def checkout() -> Path | None:
     """Return the root of the source checkout that natc runs from, or None when installed."""
     root = _PACKAGE.parent
-    found = (root / "pyproject.toml").is_file() and (root / "schedules").is_dir()
-    return root if found else None
+    is_checkout = (root / "pyproject.toml").is_file() and (root / "schedules").is_dir()
+    return root if is_checkout else None
 
 
-# The schedules and logs that natc comes with.
+# The directory of the schedules and logs that come with natc.
 SHIPPED = checkout() or PACKAGED_DATA
 
 
@@ -58,42 +58,42 @@ def workspace() -> Path:
 
 
 def read_roots() -> list[Path]:
-    """Return the directories to read schedules and logs from, first match wins."""
+    """Return the directories to read schedules and logs from; the first match wins."""
     return list(dict.fromkeys((workspace(), SHIPPED)))
 
 
 def tuned_name(spec: KernelSpec, operation: str) -> str:
-    """Return the name under which schedules and logs lie: the kernel's, for its forward."""
+    """Return the file name, without ending, of an operation's schedule and log."""
     return spec.name if operation == FORWARD else f"{spec.name}.{operation}"
 
 
 def schedule_path(spec: KernelSpec, target: Target, operation: str = FORWARD) -> Path:
-    """Return the file to which the schedule of a kernel's operation is written."""
+    """Return the file that the schedule of a kernel's operation is written to."""
     return workspace() / "schedules" / target.name / f"{tuned_name(spec, operation)}.json"
 
 
 def log_path(spec: KernelSpec, target: Target, operation: str = FORWARD) -> Path:
-    """Return the file to which the tuning records of a kernel's operation are appended."""
+    """Return the file that the tuning records of a kernel's operation are appended to."""
     return workspace() / "tuning_logs" / target.name / f"{tuned_name(spec, operation)}.jsonl"
 
 
 def find_schedule(spec: KernelSpec, target: Target, operation: str = FORWARD) -> Path | None:
-    """Return the schedule file that counts for a kernel's operation, or None without one."""
+    """Return the schedule file that natc uses for a kernel's operation, or None."""
     return _find(Path("schedules") / target.name / f"{tuned_name(spec, operation)}.json")
 
 
 def schedule_files() -> Iterator[Path]:
-    """Yield every schedule file that counts, sorted by target and spec name."""
+    """Yield every schedule file that natc uses, sorted by target and spec name."""
     return _files("schedules", "*.json")
 
 
 def log_files() -> Iterator[Path]:
-    """Yield every tuning log that counts, sorted by target and spec name."""
+    """Yield every tuning log that natc uses, sorted by target and spec name."""
     return _files("tuning_logs", "*.jsonl")
 
 
 def cache_dir() -> Path:
-    """Return the directory for what can be built again; it may not exist yet."""
+    """Return the directory for files that can be built again; it may not exist yet."""
     named = env.NATC_CACHE_DIR.get()
     if named:
         return Path(named).expanduser().absolute()
@@ -114,12 +114,12 @@ def library_dir() -> Path:
 
 
 def jit_dir(family: str) -> Path:
-    """Return the directory of libraries that were built when first called, by their operations."""
+    """Return the directory of a family's libraries that were built when first called."""
     return cache_dir() / "jit" / family
 
 
 def use_library_dir(directory: str | Path) -> None:
-    """Make a directory the first that libraries are looked for in, in this process."""
+    """Search a directory for libraries before all others, in this process."""
     path = Path(directory).expanduser().absolute()
     if path in _used:
         _used.remove(path)
@@ -127,7 +127,7 @@ def use_library_dir(directory: str | Path) -> None:
 
 
 def use_only(directory: Path) -> None:
-    """Look for libraries in one directory and nowhere else, in this process; build none."""
+    """Search no directory for libraries but this one, in this process; calls then build none."""
     _only[:] = [directory.absolute()]
 
 
@@ -137,11 +137,11 @@ def only_directory() -> Path | None:
 
 
 def library_places() -> list[LibraryPlace]:
-    """Return where libraries are looked for, in order; some may not exist.
+    """Return the places that natc searches for libraries, in order; some may not exist.
 
-    Directories named in the program, those in NATC_LIB_PATH, installed wheels of libraries, what
-    `natc build` wrote, what was built when first called (unless NATC_JIT=off), and natc's own.
-    Reads the metadata of what is installed; imports nothing of it.
+    Directories named in the program, directories in NATC_LIB_PATH, installed wheels of libraries,
+    the output of `natc build`, libraries that were built when first called (unless NATC_JIT=off),
+    and natc's own. Reads the metadata of installed packages and imports none.
     """
     if _only:
         return [LibraryPlace(_only[0], "package")]
@@ -162,7 +162,7 @@ def library_dirs() -> list[Path]:
 
 
 def library_place(directory: Path) -> LibraryPlace | None:
-    """Return the first place that a directory is, or None when it is none."""
+    """Return the first place with this directory, or None."""
     return next((place for place in library_places() if place.path == directory), None)
 
 
@@ -171,18 +171,18 @@ def _jit_families() -> tuple[str, ...]:
 
 
 def library_sources() -> dict[Path, str]:
-    """Return, for each directory of `library_places`, how natc came to look there."""
+    """Return the source of each directory of `library_places`."""
     return {place.path: place.source for place in reversed(library_places())}
 
 
 def _wheels() -> list[LibraryPlace]:
-    found: dict[Path, LibraryPlace] = {}
+    places: dict[Path, LibraryPlace] = {}
     for point in sorted(metadata.entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
         path = _package_folder(point)
         if path is not None and point.dist is not None:
             name, version = point.dist.metadata["Name"], point.dist.version
-            found.setdefault(path, LibraryPlace(path, f"wheel {name} {version}", name))
-    return list(found.values())
+            places.setdefault(path, LibraryPlace(path, f"wheel {name} {version}", name))
+    return list(places.values())
 
 
 def _package_folder(point: metadata.EntryPoint) -> Path | None:
@@ -191,8 +191,8 @@ def _package_folder(point: metadata.EntryPoint) -> Path | None:
         folder = Path(str(point.dist.locate_file(point.module.replace(".", "/")))) / WHEEL_FOLDER
         if folder.is_dir():
             return folder.absolute()
-    # Installed in a way that leaves the files elsewhere. Looking up a name with a dot would
-    # import what is before the dot.
+    # Other kinds of installation leave the files elsewhere. A look-up of a name with a dot would
+    # import the part before the dot.
     spec = util.find_spec(point.module) if "." not in point.module else None
     for location in (spec and spec.submodule_search_locations) or ():
         folder = Path(location) / WHEEL_FOLDER
@@ -210,9 +210,9 @@ def _find(relative: Path) -> Path | None:
 
 
 def _files(kind: str, pattern: str) -> Iterator[Path]:
-    found: dict[tuple[str, str], Path] = {}
+    files: dict[tuple[str, str], Path] = {}
     for root in read_roots():
         for path in (root / kind).glob(f"*/{pattern}"):
-            found.setdefault((path.parent.name, path.name), path)
-    for key in sorted(found):
-        yield found[key]
+            files.setdefault((path.parent.name, path.name), path)
+    for key in sorted(files):
+        yield files[key]

@@ -55,26 +55,26 @@ def test_a_directory_becomes_every_kind_of_package(
     natc: Natc, libraries: Path, place: Path
 ) -> None:
     words = ["package", "--from", str(libraries), "--format", "wheel,archive,zip,hf"]
-    found = document(natc, *words, "-o", str(place / "dist"))
+    content = document(natc, *words, "-o", str(place / "dist"))
     name = f"natc-kernels-llvm-{ARCH}"
-    assert found["name"] == name
-    assert found["archs"] == [ARCH]
-    assert [file["format"] for file in found["files"]] == ["wheel", "archive", "zip", "hf"]
-    for file in found["files"]:
+    assert content["name"] == name
+    assert content["archs"] == [ARCH]
+    assert [file["format"] for file in content["files"]] == ["wheel", "archive", "zip", "hf"]
+    for file in content["files"]:
         path = Path(file["path"])
         assert path.parent == place / "dist" or file["format"] == "hf"
         if path.is_file():
             assert path.stat().st_size == file["bytes"]
         assert natc("verify", str(place / "dist" / path.name)).code == 0 or path.is_dir()
     assert natc("verify", str(place / "dist" / "natc-kernels")).code == 0
-    (size,) = found["sizes"].values()
+    (size,) = content["sizes"].values()
     assert size["bytes"] == library_of(libraries / f"{SPEC.name}.llvm-{ARCH}.json").stat().st_size
-    (row,) = found["libraries"]
+    (row,) = content["libraries"]
     assert (row["spec"], row["operations"]) == (SPEC.name, ["forward"])
     text = natc(*words, "-o", str(place / "dist")).out
     assert text.count("To use it: pip install ") == 1
     assert text.count(": unpack it, and name the directory in NATC_LIB_PATH") == 2
-    assert f"wrote {found['files'][0]['path']}" in text and ARCH in text
+    assert f"wrote {content['files'][0]['path']}" in text and ARCH in text
 
 
 def test_a_package_for_the_hub_can_be_imported(natc: Natc, libraries: Path, place: Path) -> None:
@@ -94,12 +94,12 @@ def test_a_package_for_the_hub_can_be_imported(natc: Natc, libraries: Path, plac
 def test_a_dry_run_needs_no_compiler_and_writes_nothing(natc: Natc, place: Path) -> None:
     words = ["package", "--target", "cuda", "--arch", "sm_90,sm_80", "--dry-run"]
     words += ["-o", str(place / "dist")]
-    found = document(natc, *words)
-    assert len(found["libraries"]) == 72, "NAT's set is what is packaged without other options"
-    assert document(natc, *words, "--set", "nat") == found
-    assert {row["built"] for row in found["libraries"]} == {False}
-    assert found["libraries"][0]["archs"] == ["sm_80", "sm_90"]
-    assert found["libraries"][0]["operations"] == ["forward", "backward"]
+    content = document(natc, *words)
+    assert len(content["libraries"]) == 72, "without other options, it packages NAT's set"
+    assert document(natc, *words, "--set", "nat") == content
+    assert {row["built"] for row in content["libraries"]} == {False}
+    assert content["libraries"][0]["archs"] == ["sm_80", "sm_90"]
+    assert content["libraries"][0]["operations"] == ["forward", "backward"]
     text = natc(*words).out
     assert "would build 72 of 72 libraries" in text
     assert not (place / "dist").exists() and not (place / "cache").exists()
@@ -107,18 +107,18 @@ def test_a_dry_run_needs_no_compiler_and_writes_nothing(natc: Natc, place: Path)
 
 def test_options_narrow_a_set(natc: Natc) -> None:
     words = ["--kernel", "7", "--dtype", "float16", "--rpb", "--arch", "x86-64-v3,x86-64-v2"]
-    found = document(natc, "package", "--set", "nat", *words, "--dry-run")
-    assert [row["library"] for row in found["libraries"]] == [
+    content = document(natc, "package", "--set", "nat", *words, "--dry-run")
+    assert [row["library"] for row in content["libraries"]] == [
         f"na2d_k7_d{dim}_float16_rpb.llvm-x86-64-v{level}" for dim in (32, 64) for level in (2, 3)
     ]
-    found = document(natc, "package", "-k", "3", "--target", "llvm-aarch64", "--dry-run")
-    assert [row["library"] for row in found["libraries"]] == [
+    content = document(natc, "package", "-k", "3", "--target", "llvm-aarch64", "--dry-run")
+    assert [row["library"] for row in content["libraries"]] == [
         "na2d_k3_d32_float32_rpb.llvm-aarch64", "na2d_k3_d32_float32.llvm-aarch64"
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("--set vit", "set 'vit' is unknown; it must be nat"),
         ("--kernel 7 --format egg", "format 'egg' is unknown"),
@@ -132,10 +132,10 @@ def test_options_narrow_a_set(natc: Natc) -> None:
         ("--from . --sign no.pem", "no.pem"),
     ],
 )
-def test_bad_options_are_refused_with_2(natc: Natc, words: str, said: str) -> None:
+def test_bad_options_are_refused_with_2(natc: Natc, words: str, message: str) -> None:
     code, out, err = natc("package", *words.split(), "--dry-run")
     assert (code, out) == (2, "")
-    assert said in err
+    assert message in err
 
 
 def test_a_directory_without_libraries_is_refused(natc: Natc, place: Path) -> None:
@@ -162,10 +162,10 @@ class Builds:
 
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch) -> Builds:
-    found = Builds()
-    monkeypatch.setattr(build, "build_all", found)
+    double = Builds()
+    monkeypatch.setattr(build, "build_all", double)
     monkeypatch.setattr(package.options, "require_compiler", lambda verb: None)
-    return found
+    return double
 
 
 WORDS = ["package", "--kernel", "3,5", "--no-rpb", "--target", "llvm", "--arch", ARCH]
@@ -191,7 +191,7 @@ def test_an_interrupted_package_goes_on_where_it_was(
 
 
 class Inline:
-    """Stands for the processes that build: each job is done as soon as it is submitted."""
+    """Stands for the processes that build: each job is done at once when it is submitted."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -263,8 +263,8 @@ def test_a_folder_that_another_packs_into_is_waited_for(
     running = start_natc(*words, cwd=place)
     assert running.stderr is not None
     try:
-        said = running.stderr.readline()
-        assert said == f"natc waits: another process holds the lock {holder.path}\n"
+        message = running.stderr.readline()
+        assert message == f"natc waits: another process holds the lock {holder.path}\n"
         if stopped:
             running.send_signal(signal.SIGINT)
         else:
@@ -273,14 +273,14 @@ def test_a_folder_that_another_packs_into_is_waited_for(
     finally:
         running.kill()
         running.wait()
-    found = {path.name for path in output.iterdir()} - {".natc.lock"}
+    content = {path.name for path in output.iterdir()} - {".natc.lock"}
     if stopped:
         again = f"natc {' '.join(words)}"
-        said = f"natc: stopped. Everything built is kept; go on with: {again}\n"
-        assert (running.returncode, out, err, found) == (130, "", said, set())
+        message = f"natc: stopped. Everything built is kept; go on with: {again}\n"
+        assert (running.returncode, out, err, content) == (130, "", message, set())
     else:
         assert (running.returncode, err) == (0, "")
-        assert found == {Path(file["path"]).name for file in json.loads(out)["files"]}
+        assert content == {Path(file["path"]).name for file in json.loads(out)["files"]}
 
 
 def test_a_resumed_package_has_the_bytes_of_a_fresh_one(
@@ -307,11 +307,11 @@ def test_the_commands_of_the_page_are_understood(
     natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
     monkeypatch.chdir(place)
-    given = shlex.split(words.replace("$NATC_LIB_PATH", "lib"))
-    source = given[given.index("--from") + 1] if "--from" in given else "lib"
+    arguments = shlex.split(words.replace("$NATC_LIB_PATH", "lib"))
+    source = arguments[arguments.index("--from") + 1] if "--from" in arguments else "lib"
     add_library(place / source)
     subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", "key.pem"], check=True)
-    found = document(natc, "package", *given, "--dry-run")
-    assert found["libraries"] or found["from"] == source
-    if found["from"]:
-        assert natc("package", *given).code == 0
+    content = document(natc, "package", *arguments, "--dry-run")
+    assert content["libraries"] or content["from"] == source
+    if content["from"]:
+        assert natc("package", *arguments).code == 0

@@ -75,8 +75,8 @@ def test_all_that_serves_no_call_goes_and_nothing_else(
     assert len(files(place)) > len(kept)
     code, out, err = natc("list", "--prune")
     assert (code, files(place)) == (0, kept)
-    said = [line.removeprefix("removed ") for line in out.splitlines() if "removed" in line]
-    assert len(said) == 6
+    lines = [line.removeprefix("removed ") for line in out.splitlines() if "removed" in line]
+    assert len(lines) == 6
     for path, why in (
         (older, "an older natc built the library"),
         (damaged, "its library is not the file it vouches for"),
@@ -85,8 +85,8 @@ def test_all_that_serves_no_call_goes_and_nothing_else(
         (orphan, "no manifest names it"),
         (piece, "is a part of a file"),
     ):
-        assert any(line.startswith(f"{path}: ") and why in line for line in said), path
-    # What is left to complain about is not for this command to remove.
+        assert any(line.startswith(f"{path}: ") and why in line for line in lines), path
+    # This command does not remove the files behind the remaining problems.
     assert err.count("problem: ") == 4 and "note:" not in err
 
     assert natc("list", "--prune").out.startswith("nothing to remove\n")
@@ -105,11 +105,11 @@ def test_where_others_can_write_nothing_is_removed(natc: Natc, cache: Path) -> N
 def test_what_was_removed_is_in_the_document(natc: Natc, cache: Path) -> None:
     path = build(workspace.library_dir(), 3)
     set_version(path, 1)
-    found = json.loads(natc("list", "--prune", "--json").out)
-    (removed,) = found["removed"]
+    content = json.loads(natc("list", "--prune", "--json").out)
+    (removed,) = content["removed"]
     assert removed["path"] == str(path) and "older natc" in removed["reason"]
     assert "natc build" not in removed["reason"]
-    assert found["libraries"] == []
+    assert content["libraries"] == []
     assert json.loads(natc("list", "--prune", "--json").out)["removed"] == []
     assert "removed" not in json.loads(natc("list", "--json").out)
 

@@ -27,9 +27,9 @@ pytestmark = pytest.mark.quick
 
 def document(natc: Natc, *words: str) -> Any:
     result = natc("verify", *words, "--json")
-    found = json.loads(result.out)
-    assert result.code == (0 if found["ok"] else 1)
-    return found
+    content = json.loads(result.out)
+    assert result.code == (0 if content["ok"] else 1)
+    return content
 
 
 def problems(natc: Natc, *words: str) -> list[str]:
@@ -116,8 +116,8 @@ def rename_function(path: Path) -> None:
 
 
 def other_machine(path: Path) -> None:
-    other = "x86-64-v2" if ARCH == "aarch64" else "aarch64"
-    rewrite(path, target=LibraryTarget("llvm", (other,)))
+    arch = "x86-64-v2" if ARCH == "aarch64" else "aarch64"
+    rewrite(path, target=LibraryTarget("llvm", (arch,)))
 
 
 def claim_cuda(path: Path) -> None:
@@ -127,7 +127,7 @@ def claim_cuda(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "pattern"),
     [
         (lambda path: library_of(path).write_bytes(b"x"), "is not the file that its"),
         (lambda path: library_of(path).unlink(), "is missing, though there is a manifest"),
@@ -146,12 +146,12 @@ def claim_cuda(path: Path) -> None:
     ],
 )
 def test_damage_is_named(
-    natc: Natc, place: Path, damage: Callable[[Path], None], said: str
+    natc: Natc, place: Path, damage: Callable[[Path], None], pattern: str
 ) -> None:
     path = add_library(place / "libraries")
     damage(path)
-    found = problems(natc, str(place / "libraries"))
-    assert any(re.search(said, text) for text in found), found
+    messages = problems(natc, str(place / "libraries"))
+    assert any(re.search(pattern, text) for text in messages), messages
 
 
 def test_a_directory_is_checked_again_if_a_library_is_replaced_meanwhile(
@@ -253,9 +253,9 @@ def test_an_archive_that_would_write_elsewhere_has_a_problem(natc: Natc, place: 
         link = tarfile.TarInfo("link")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
-    found = problems(natc, str(path))
-    assert len(found) == 2
-    assert "'../evil.txt'" in found[1] and "neither a file nor a folder" in found[0]
+    messages = problems(natc, str(path))
+    assert len(messages) == 2
+    assert "'../evil.txt'" in messages[1] and "neither a file nor a folder" in messages[0]
 
 
 # Signatures
@@ -293,9 +293,9 @@ def test_an_unsigned_package_and_another_key_are_refused(
     natc: Natc, place: Path, keys: tuple[Path, Path], wheel: Path
 ) -> None:
     private, public = keys
-    found = problems(natc, str(wheel), "--key", str(public))
-    assert any("is not signed" in text for text in found)
-    assert any("is on no list that this key's owner signed" in text for text in found)
+    messages = problems(natc, str(wheel), "--key", str(public))
+    assert any("is not signed" in text for text in messages)
+    assert any("is on no list that this key's owner signed" in text for text in messages)
     signed = packed(natc, place, "archive", "--sign", str(private))
     private.unlink()
     import subprocess
@@ -306,8 +306,8 @@ def test_an_unsigned_package_and_another_key_are_refused(
     subprocess.run(
         ["openssl", "pkey", "-in", str(private), "-pubout", "-out", str(public)], check=True
     )
-    found = problems(natc, str(signed), "--key", str(public))
-    assert any("is not of this key's owner" in text for text in found)
+    messages = problems(natc, str(signed), "--key", str(public))
+    assert any("is not of this key's owner" in text for text in messages)
 
 
 def test_a_library_slipped_into_a_signed_directory_is_found(
@@ -323,5 +323,5 @@ def test_a_library_slipped_into_a_signed_directory_is_found(
     assert problems(natc, str(folder), "--key", str(public)) == []
     add_library(folder, KernelSpec.make(3))
     assert problems(natc, str(folder)) == []
-    found = problems(natc, str(folder), "--key", str(public))
-    assert found == ["is on no list that this key's owner signed"]
+    messages = problems(natc, str(folder), "--key", str(public))
+    assert messages == ["is on no list that this key's owner signed"]

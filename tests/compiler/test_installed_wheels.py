@@ -80,8 +80,8 @@ def kernel_wheel(place: Path) -> Path:
 
 def required(wheel: Path) -> set[str]:
     """Return the names of the packages that a wheel requires, extras aside."""
-    (found,) = metadata.distributions(path=[str(wheel)])
-    return set(names(found.requires or []))
+    (distribution,) = metadata.distributions(path=[str(wheel)])
+    return set(names(distribution.requires or []))
 
 
 def names(requirements: list[str]) -> Iterator[str]:
@@ -92,22 +92,22 @@ def names(requirements: list[str]) -> Iterator[str]:
 
 
 def closure(first: set[str]) -> dict[str, metadata.Distribution]:
-    """Return packages and all that they require, as they are installed here."""
-    found: dict[str, metadata.Distribution] = {}
+    """Return packages and their requirements, as installed here."""
+    distributions: dict[str, metadata.Distribution] = {}
     todo = sorted(first)
     while todo:
         name = todo.pop()
-        if name not in found:
-            found[name] = metadata.distribution(name)
-            todo += sorted(names(found[name].requires or []))
-    return found
+        if name not in distributions:
+            distributions[name] = metadata.distribution(name)
+            todo += sorted(names(distributions[name].requires or []))
+    return distributions
 
 
 @pytest.fixture(scope="module")
 def python(place: Path, own_wheel: Path, kernel_wheel: Path) -> Path:
     """The interpreter of an environment in which both wheels are installed."""
     venv.create(place / "venv", with_pip=False, symlinks=True)
-    found = place / "venv" / "bin" / "python"
+    interpreter = place / "venv" / "bin" / "python"
     (site,) = (place / "venv" / "lib").glob("python*/site-packages")
     for package in closure(required(own_wheel)).values():
         parts = {file.parts[0] for file in package.files or []}
@@ -115,9 +115,9 @@ def python(place: Path, own_wheel: Path, kernel_wheel: Path) -> Path:
             link = site / part
             if not link.exists():
                 link.symlink_to(Path(str(package.locate_file(part))).resolve())
-    pip = [sys.executable, "-m", "pip", "--python", found, "install", "--quiet"]
+    pip = [sys.executable, "-m", "pip", "--python", interpreter, "install", "--quiet"]
     run([*pip, "--no-deps", "--no-index", own_wheel, kernel_wheel], env=clean())
-    return found
+    return interpreter
 
 
 def test_natc_requires_what_runs_kernels_and_a_command_line(own_wheel: Path) -> None:
@@ -179,16 +179,16 @@ def test_nat_mini_runs_and_trains_on_kernels_where_there_is_no_compiler(
     python: Path, place: Path
 ) -> None:
     environment = clean(NATC_STRICT="1", NATC_CACHE_DIR=str(place / "empty"))
-    found = json.loads(run([python, "-c", NAT_MINI], env=environment, cwd=place))
+    result = json.loads(run([python, "-c", NAT_MINI], env=environment, cwd=place))
     (site,) = (place / "venv" / "lib").glob("python*/site-packages")
-    assert found["natc"] == str(site / "natc")
+    assert result["natc"] == str(site / "natc")
     library = f"na2d_k7_d32_float32_rpb.{detect_host_cpu().name}.json"
     (module,) = site.glob("natc_kernels_llvm_*[0-9_]")
-    assert found["manifest"] == str(module / "lib" / library)
-    assert (found["uncovered"], found["covered"]) == ([], 1) and found["error"] < 1e-4
-    assert {"d_query", "d_key", "d_value", "d_rpb", "delta"} <= set(found["operations"])
-    assert found["gradients"]
-    assert found["compilers"] == found["opened"] == found["imported"] == []
+    assert result["manifest"] == str(module / "lib" / library)
+    assert (result["uncovered"], result["covered"]) == ([], 1) and result["error"] < 1e-4
+    assert {"d_query", "d_key", "d_value", "d_rpb", "delta"} <= set(result["operations"])
+    assert result["gradients"]
+    assert result["compilers"] == result["opened"] == result["imported"] == []
     assert not (place / "empty").exists()
 
 
@@ -196,8 +196,8 @@ def test_the_command_line_works_there(python: Path, place: Path) -> None:
     natc = python.with_name("natc")
     environment = clean(NATC_CACHE_DIR=str(place / "empty"))
     assert run([natc, "--version"], env=environment).split()[-1] == __version__
-    found = json.loads(run([natc, "verify", "--json"], env=environment, cwd=place))
-    assert found["ok"] and sum(len(report["libraries"]) for report in found["checked"]) == 1
+    result = json.loads(run([natc, "verify", "--json"], env=environment, cwd=place))
+    assert result["ok"] and sum(len(report["libraries"]) for report in result["checked"]) == 1
     done = subprocess.run(
         [natc, "build", "--kernel", "3"], env=environment, capture_output=True, text=True
     )

@@ -65,9 +65,9 @@ def test_processes_that_call_at_once_build_once() -> None:
         subprocess.Popen([sys.executable, "-c", CALL], stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = [process.communicate(timeout=300)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
-    assert sum("natc builds" in text for text in said) == 1, said
+    errors = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], errors
+    assert sum("natc builds" in text for text in errors) == 1, errors
 
 
 def test_readonly_uses_and_off_forgets(monkeypatch: pytest.MonkeyPatch) -> None:

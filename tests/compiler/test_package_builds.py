@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +51,11 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_builds_of_one_commit_are_equal(caches: Path, tmp_path: Path) -> None:
     """Built from nothing twice, in folders with other names, by other processes."""
     words = ("--kernel", "3", "--head-dim", "8", "--format", "wheel,archive", "--no-rpb")
-    one = package(caches / "first", tmp_path / "first", *words)
-    two = package(caches / "the second", tmp_path / "the second", *words)
-    assert (one["built"], two["built"]) == (1, 1)
-    assert [file["sha256"] for file in one["files"]] == [file["sha256"] for file in two["files"]]
+    first = package(caches / "first", tmp_path / "first", *words)
+    second = package(caches / "the second", tmp_path / "the second", *words)
+    assert (first["built"], second["built"]) == (1, 1)
+    hashes = [[file["sha256"] for file in result["files"]] for result in (first, second)]
+    assert hashes[0] == hashes[1]
     for folder in (tmp_path, caches, ROOT):
         for path in (caches / "first").rglob("*.so"):
             assert str(folder).encode() not in path.read_bytes()
@@ -63,12 +63,12 @@ def test_two_builds_of_one_commit_are_equal(caches: Path, tmp_path: Path) -> Non
 
 def left(group: int) -> list[int]:
     """Return the processes of a group that still run."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError):
             if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-    return found
+                processes.append(process.pid)
+    return processes
 
 
 def test_a_killed_package_leaves_what_goes_on(tmp_path: Path) -> None:
@@ -87,14 +87,14 @@ def test_a_killed_package_leaves_what_goes_on(tmp_path: Path) -> None:
         running.wait()
         while left(running.pid) and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert left(running.pid) == [], "processes that build end with the one that was killed"
+        assert left(running.pid) == [], "processes that build end when their parent is killed"
     finally:
         for process in left(running.pid):
             os.kill(process, signal.SIGKILL)
         running.wait()
     assert not (tmp_path / "dist").exists()
-    found = package(cache, tmp_path / "dist", *words)
-    assert found["reused"] >= 1 and found["reused"] + found["built"] == 2
+    document = package(cache, tmp_path / "dist", *words)
+    assert document["reused"] >= 1 and document["reused"] + document["built"] == 2
 
 
 def test_the_package_for_the_hub_computes_attention_and_gradients(
@@ -119,27 +119,25 @@ def test_the_package_for_the_hub_computes_attention_and_gradients(
     inputs = [random(2, 6, 7, 4, 8), random(2, 6, 7, 2, 8), random(2, 6, 7, 2, 8)]
     d_output = random(2, 6, 7, 4, 8)
     options = {"dilation": (2, 1), "stride": (1, 2), "is_causal": (False, True), "scale": 0.3}
-    given = [*inputs, random(4, 5, 5)]
-    exact = [t.clone().requires_grad_() for t in given]
+    tensors = [*inputs, random(4, 5, 5)]
+    exact = [t.clone().requires_grad_() for t in tensors]
     query, key, value, rpb = exact
     expected = reference.neighborhood_attention(query, key, value, 3, rpb=rpb, **options)
     # Not aligned.
     single = [
         torch.cat([t.new_zeros(1), t.flatten()]).float()[1:].view(t.shape).requires_grad_()
-        for t in given
+        for t in tensors
     ]
     query, key, value, rpb = single
-    with warnings.catch_warnings():
-        # No part of it runs on the reference.
-        warnings.simplefilter("error")
-        actual = kernel.na2d(query, key, value, 3, rpb=rpb, **options)
-        gradients = torch.autograd.grad(actual, single, d_output.float())
+    # NATC_STRICT is set here, so that no part of it runs on the reference.
+    actual = kernel.na2d(query, key, value, 3, rpb=rpb, **options)
+    gradients = torch.autograd.grad(actual, single, d_output.float())
     assert all(t.data_ptr() % 16 for t in single)
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
     wanted = torch.autograd.grad(expected, exact, d_output)
-    for found, right in zip(gradients, wanted, strict=True):
-        torch.testing.assert_close(found.double(), right, rtol=1e-4, atol=1e-4)
-    with pytest.warns(RuntimeWarning, match="no kernel covers na2d_k5_d8_float32"):
+    for gradient, right in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient.double(), right, rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match="no kernel covers forward.* of na2d_k5_d8_float32"):
         kernel.na2d(query, key, value, 5)
     with pytest.raises(ValueError, match="stride"):
         kernel.na2d(query, key, value, 3, stride=4)

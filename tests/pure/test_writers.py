@@ -144,7 +144,7 @@ def test_a_killed_writer_leaves_the_old_library_or_the_new_one(tmp_path: Path) -
     put(directory, 0)
     for _ in end_at_each_step(lambda: put(directory, 1), directory):
         numbers.append(found_in(directory))
-        # The next writer removes what the killed one left.
+        # The next writer removes the files of the killed writer.
         put(directory, 2)
         assert found_in(directory) == 2 and len(everything(directory)) == 2
         put(directory, 0)
@@ -237,7 +237,7 @@ def pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Piece]:
 
 
 def package(pieces: list[Piece], output: Path) -> None:
-    """Write packages of several kinds; those of two calls have the same bytes."""
+    """Write packages of several kinds; two calls write the same bytes."""
     assemble.write(FORMS, pieces, NAMES, output, when=0)
 
 

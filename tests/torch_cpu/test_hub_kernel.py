@@ -51,7 +51,7 @@ assert torch.equal(output, expected)
 for path, calls in ((first, 2), (second, 2)):
     (library,) = (path / "lib").glob("*.so")
     assert tvm_ffi.load_module(str(library))["calls"]() == calls
-# What no library covers runs on the reference; nothing is built.
+# A call that no library covers runs on the reference; nothing is built.
 with warnings.catch_warnings(record=True, action="always") as warned:
     output.sum().backward()
     packages[1].na2d(query, key, value, 5)

@@ -47,9 +47,9 @@ def described(spec: KernelSpec, kind: str, archs: tuple[str, ...], **changes: An
 def library(folder: Path, spec: KernelSpec, kind: str, *archs: str, **changes: Any) -> Library:
     """A library that exists as far as a choice looks."""
     folder.mkdir(exist_ok=True)
-    found = described(spec, kind, archs, **changes)
-    (folder / found.library).touch()
-    return Library(found, folder / f"{spec}.{archs[0]}.json")
+    content = described(spec, kind, archs, **changes)
+    (folder / content.library).touch()
+    return Library(content, folder / f"{spec}.{archs[0]}.json")
 
 
 def attend() -> torch.Tensor:
@@ -75,7 +75,7 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "message"),
     [
         ("schema_version", manifest.SCHEMA_VERSION + 1, "newer natc.*install a newer checkout"),
         ("schema_version", 0, "schema_version 0"),
@@ -96,12 +96,12 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
         ("alignment", 0, "alignment 0"),
     ],
 )
-def test_a_bad_field_is_named(tmp_path: Path, field: str, value: Any, said: str) -> None:
+def test_a_bad_field_is_named(tmp_path: Path, field: str, value: Any, message: str) -> None:
     content = json.loads(manifest.dump(described(SPEC, "llvm", ("x86-64-v3",))))
     content[field] = value
     path = tmp_path / "bad.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(LibraryError, match=said) as error:
+    with pytest.raises(LibraryError, match=message) as error:
         manifest.load_manifest(path)
     assert str(path) in str(error.value)
 
@@ -174,18 +174,18 @@ def test_the_newest_code_of_the_first_directory_wins(tmp_path: Path) -> None:
 
 def test_every_library_that_does_not_fit_says_why(tmp_path: Path) -> None:
     facts = Facts("cpu", Target("llvm", "x86-64-v4"))
-    other = library(tmp_path, SPECS[True], "llvm", "x86-64-v3")
+    biased = library(tmp_path, SPECS[True], "llvm", "x86-64-v3")
     gpu = library(tmp_path, SPEC, "cuda", "sm_90")
     gone = library(tmp_path, SPEC, "llvm", "x86-64-v2")
     gone.path.unlink()
-    choice, rejections = select([other, gpu, gone], SPEC, facts)
+    choice, rejections = select([biased, gpu, gone], SPEC, facts)
     assert choice is None
     assert [item.reason for item in rejections] == [
         f"implements {SPECS[True]}",
         "made for cuda-sm_90, which does not run on llvm-x86-64-v4",
         f"library file {gone.path} is missing",
     ]
-    choice, rejections = select([other], SPECS[True], facts, operation="forward_lse")
+    choice, rejections = select([biased], SPECS[True], facts, operation="forward_lse")
     assert choice is None and rejections[0].reason == "has no forward_lse, only forward"
     for glibc, reason in (
         (None, None),
@@ -198,7 +198,7 @@ def test_every_library_that_does_not_fit_says_why(tmp_path: Path) -> None:
         assert [item.reason for item in rejections] == ([reason] if reason else [])
         assert (choice is None) == (reason is not None)
     nowhere = Facts("mps", None, "natc compiles nothing for it.")
-    choice, rejections = select([other], SPECS[True], nowhere)
+    choice, rejections = select([biased], SPECS[True], nowhere)
     assert choice is None and rejections[0].reason == "natc compiles nothing for it"
 
 
@@ -236,7 +236,7 @@ def test_nothing_is_opened_before_a_call(
     kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(load, "_open", lambda library: pytest.fail(f"opened {library.path}"))
-    assert [found.spec for found in runtime.kernels()] == [SPECS[False], SPECS[True]]
+    assert [item.spec for item in runtime.kernels()] == [SPECS[False], SPECS[True]]
     explanation = runtime.explain(SPEC)
     assert explanation.choice is not None
     assert f"searched {kernels.path}" in str(explanation)
@@ -245,23 +245,23 @@ def test_nothing_is_opened_before_a_call(
 
 def test_a_library_that_changed_is_not_run(libraries: LibraryDirectory) -> None:
     path = libraries.add(SPEC)
-    found = runtime.kernels()[0]
-    data = bytearray(found.path.read_bytes())
+    changed = runtime.kernels()[0]
+    data = bytearray(changed.path.read_bytes())
     data[len(data) // 2] ^= 1
-    found.path.write_bytes(data)
+    changed.path.write_bytes(data)
     for _ in range(2):  # The second call must not slip through either.
         with pytest.raises(LibraryError) as error:
             attend()
     for part in (
-        str(found.path),
-        found.manifest.sha256,
-        manifest.file_sha256(found.path),
+        str(changed.path),
+        changed.manifest.sha256,
+        manifest.file_sha256(changed.path),
         f"natc build --kernel {KERNEL_SIZE} --head-dim {HEAD_DIM} --operations forward "
         f"--target llvm -o {path.parent}",
     ):
         assert part in str(error.value)
     with pytest.raises(LibraryError, match="expected"):
-        runtime.verify(found)
+        runtime.verify(changed)
 
 
 def test_a_library_that_cannot_be_opened_is_named(libraries: LibraryDirectory) -> None:
@@ -277,7 +277,7 @@ def test_a_function_that_is_not_there_is_named(libraries: LibraryDirectory) -> N
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda path: path.write_text("{"), "is not valid"),
         (
@@ -293,14 +293,14 @@ def test_a_function_that_is_not_there_is_named(libraries: LibraryDirectory) -> N
     ids=["corrupt manifest", "newer manifest", "older manifest", "missing library"],
 )
 def test_what_is_bad_is_passed_over_and_said(
-    libraries: LibraryDirectory, damage: Any, said: str
+    libraries: LibraryDirectory, damage: Any, message: str
 ) -> None:
     path = libraries.add(SPEC)
     libraries.add(SPECS[True])
     damage(path)
-    with pytest.warns(natc.NatcFallbackWarning, match=f"passed over {path}.*{said}"):
+    with pytest.warns(natc.NatcFallbackWarning, match=f"passed over {path}.*{message}"):
         attend()
-    assert said in str(runtime.explain(SPEC))
+    assert message in str(runtime.explain(SPEC))
     query, key, value, rpb = make_inputs(SHAPE, kernel_size=KERNEL_SIZE)
     natc.na2d(query, key, value, KERNEL_SIZE, rpb=rpb)
     assert libraries.calls(SPECS[True]) == 1, "a bad neighbour hides no good library"
@@ -311,16 +311,16 @@ def test_what_keeps_a_call_from_building_is_said(
 ) -> None:
     monkeypatch.setenv("NATC_JIT", "on")
     monkeypatch.setattr("natc.runtime.jit.unavailable", lambda target: "nvcc was not found")
-    said = "Build it: natc build --kernel 3 .*[.] This call did not: nvcc was not found"
-    with pytest.warns(natc.NatcFallbackWarning, match=said):
+    message = "Build it: natc build --kernel 3 .*[.] This call did not: nvcc was not found"
+    with pytest.warns(natc.NatcFallbackWarning, match=message):
         attend()
 
 
 def test_a_library_for_another_machine_is_passed_over(libraries: LibraryDirectory) -> None:
     host = detect_host_cpu().arch
-    other = "aarch64" if host != "aarch64" else "x86-64-v2"
-    libraries.add(SPEC, Target("llvm", other))
-    with pytest.warns(natc.NatcFallbackWarning, match=f"made for llvm-{other}"):
+    arch = "aarch64" if host != "aarch64" else "x86-64-v2"
+    libraries.add(SPEC, Target("llvm", arch))
+    with pytest.warns(natc.NatcFallbackWarning, match=f"made for llvm-{arch}"):
         attend()
 
 
@@ -382,7 +382,7 @@ def test_problems_are_listed(libraries: LibraryDirectory) -> None:
     (libraries.path / ".unfinished.json").write_text("{")
     runtime.clear()
     assert [item.path for item in runtime.problems()] == [bad]
-    assert [found.spec for found in runtime.kernels()] == [SPEC]
+    assert [kernel.spec for kernel in runtime.kernels()] == [SPEC]
 
 
 def test_the_operations_of_a_library_are_independent(libraries: LibraryDirectory) -> None:
@@ -398,6 +398,6 @@ def test_rebuilding_into_the_default_directory_needs_no_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path))
-    found = library(tmp_path / "lib", SPEC, "cuda", "sm_80", "sm_90")
-    command = rebuild_command(found)
+    here = library(tmp_path / "lib", SPEC, "cuda", "sm_80", "sm_90")
+    command = rebuild_command(here)
     assert " -o " not in command and command.endswith("--target cuda --arch sm_80,sm_90")

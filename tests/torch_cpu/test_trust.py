@@ -62,7 +62,7 @@ def test_what_only_the_user_or_root_can_write_is_trusted(disk: Disk, mode: int, 
 
 
 @pytest.mark.parametrize(
-    ("mode", "user", "said"),
+    ("mode", "user", "message"),
     [
         (0o777, 1000, "can be written by everyone (mode 0777): chmod go-w '/nowhere/lib'"),
         (0o757, 0, "can be written by everyone"),
@@ -71,10 +71,10 @@ def test_what_only_the_user_or_root_can_write_is_trusted(disk: Disk, mode: int, 
         (0o755, STRANGER, f"belongs to user {STRANGER}, who is neither root nor the user"),
     ],
 )
-def test_what_another_can_write_is_not(disk: Disk, mode: int, user: int, said: str) -> None:
+def test_what_another_can_write_is_not(disk: Disk, mode: int, user: int, message: str) -> None:
     directory = disk.add("/nowhere/lib", mode, user, STRANGER)
     reason = trust.distrust(directory)
-    assert reason is not None and said in reason and str(directory) in reason
+    assert reason is not None and message in reason and str(directory) in reason
     assert "NATC_ALLOW_WRITABLE_LIBRARIES=1" in reason
 
 
@@ -182,9 +182,9 @@ def test_trust_costs_a_call_nothing(
 
 
 def foreign(data: bytearray) -> str:
-    other, number = ("aarch64", 183) if detect.host_machine() == "x86_64" else ("x86_64", 62)
+    machine, number = ("aarch64", 183) if detect.host_machine() == "x86_64" else ("x86_64", 62)
     struct.pack_into("<H", data, 18, number)
-    return f"is for {other}, and this machine is {detect.host_machine()}"
+    return f"is for {machine}, and this machine is {detect.host_machine()}"
 
 
 def truncated(data: bytearray) -> str:
@@ -226,15 +226,15 @@ def test_a_library_of_a_wheel_is_to_be_installed_again(
     (info / "entry_points.txt").write_text("[natc.kernels]\ntiny = natc_kernels_tiny\n")
     (site / "natc_kernels_tiny").mkdir()
     monkeypatch.syspath_prepend(str(site))
-    found = LibraryDirectory(site / "natc_kernels_tiny" / "lib", libraries.compiled)
-    library = library_of(found.add(SPEC))
+    directory = LibraryDirectory(site / "natc_kernels_tiny" / "lib", libraries.compiled)
+    library = library_of(directory.add(SPEC))
     runtime.clear()
     attend()
-    assert found.calls(SPEC) == 1, "a library of an installed wheel serves calls"
+    assert directory.calls(SPEC) == 1, "a library of an installed wheel serves calls"
     library.write_bytes(library.read_bytes() + b"\0")
     runtime.clear()
-    said = "the wheel of natc-kernels-tiny again: pip install --force-reinstall --no-deps FILE"
-    with pytest.raises(LibraryError, match=said):
+    message = "the wheel of natc-kernels-tiny again: pip install --force-reinstall --no-deps FILE"
+    with pytest.raises(LibraryError, match=message):
         attend()
 
 
