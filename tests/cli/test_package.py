@@ -297,7 +297,7 @@ def test_a_resumed_package_has_the_bytes_of_a_fresh_one(
 PAGE = Path(__file__).parents[2] / "docs" / "ship-kernels.md"
 COMMANDS = [
     line.split(maxsplit=2)[2]
-    for line in PAGE.read_text(encoding="utf-8").splitlines()
+    for line in PAGE.read_text(encoding="utf-8").replace("\\\n", "").splitlines()
     if line.startswith("natc package ")
 ]
 

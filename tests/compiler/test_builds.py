@@ -77,24 +77,24 @@ def files(directory: Path) -> dict[str, bytes]:
 def test_the_manifest_says_what_was_built(make: Any, directory: Path) -> None:
     content = make()
     path = directory / f"{SPEC.name}.{HOST.name}.json"
-    found = manifest.load_manifest(path)
+    written = manifest.load_manifest(path)
     code = library_of(path)
     assert sorted(files(directory)) == sorted((path.name, code.name))
-    assert (found.spec, found.library) == (SPEC.name, code.name)
-    assert found.target == manifest.LibraryTarget("llvm", (HOST.arch,))
-    assert found.sha256 == manifest.file_sha256(code)
-    assert found.alignment == 64
+    assert (written.spec, written.library) == (SPEC.name, code.name)
+    assert written.target == manifest.LibraryTarget("llvm", (HOST.arch,))
+    assert written.sha256 == manifest.file_sha256(code)
+    assert written.alignment == 64
     # The compiler extra brings what links for older systems than this one.
-    assert found.glibc == elf.read(code.read_bytes()).glibc_text
-    assert elf.parse_version(found.glibc) <= elf.PORTABLE_GLIBC
-    assert found.entries == {
+    assert written.glibc == elf.read(code.read_bytes()).glibc_text
+    assert elf.parse_version(written.glibc) <= elf.PORTABLE_GLIBC
+    assert written.entries == {
         operation: {"llvm": f"{SPEC.name}_{operation}"} for operation in operations_of(SPEC)
     }
-    assert found.natc == natc.__version__
-    assert found.schedule[HOST.arch] == {"origin": "untuned", "decisions": {}}
-    assert {"natc", "tvm", "tvm_ffi"} <= set(found.versions)
-    assert all(found.versions.values())
-    assert found.built_at.startswith("20")
+    assert written.natc == natc.__version__
+    assert written.schedule[HOST.arch] == {"origin": "untuned", "decisions": {}}
+    assert {"natc", "tvm", "tvm_ffi"} <= set(written.versions)
+    assert all(written.versions.values())
+    assert written.built_at.startswith("20")
     assert "untuned" in content["notes"][0]
     assert f"natc tune --kernel 3 --target {HOST.name} --head-dim 8" in content["notes"][0]
 
@@ -139,8 +139,8 @@ def test_a_schedule_is_borrowed_from_the_kernel_with_or_without_bias(
     assert used["decisions"] == HOST_DECISIONS
     assert f"the schedule tuned for {tuned.name}" in content["notes"][0]
     attend(wanted)
-    other = KernelSpec.parse("na2d_k3_d16_float32")
-    assert make(other)["schedule"][HOST.arch]["origin"] == "untuned"
+    wider = KernelSpec.parse("na2d_k3_d16_float32")
+    assert make(wider)["schedule"][HOST.arch]["origin"] == "untuned"
 
 
 @pytest.mark.parametrize(
@@ -148,12 +148,12 @@ def test_a_schedule_is_borrowed_from_the_kernel_with_or_without_bias(
 )
 def test_a_schedule_of_another_space_is_not_used_and_said(make: Any, change: Any) -> None:
     space = space_for(HOST)
-    other = SpaceVersion(**({"name": space.name, "version": space.version} | change))
-    schedules.save_schedule(make_host_schedule(SPEC, space=other, decisions={"gone": 1}))
+    old = SpaceVersion(**({"name": space.name, "version": space.version} | change))
+    schedules.save_schedule(make_host_schedule(SPEC, space=old, decisions={"gone": 1}))
     content = make()
     assert content["schedule"][HOST.arch]["origin"] == "untuned"
     note = content["notes"][0]
-    assert f"design space {other.name} version {other.version}" in note
+    assert f"design space {old.name} version {old.version}" in note
     assert f"this natc has {space.name} version {space.version}" in note
 
 
@@ -166,7 +166,7 @@ def test_a_schedule_of_a_newer_natc_stops_the_build(make: Any, directory: Path) 
 
 
 @pytest.mark.parametrize(
-    ("decisions", "said"),
+    ("decisions", "message"),
     [
         ({"colour": 1}, "decision colour is not of space"),
         ({"lanes": 5}, "decision lanes is 5; space .* allows 4, 8, 1"),
@@ -174,10 +174,10 @@ def test_a_schedule_of_a_newer_natc_stops_the_build(make: Any, directory: Path) 
 )
 @pytest.mark.parametrize("spec", [SPEC, WITH_RPB], ids=str)
 def test_a_decision_that_the_space_lacks_stops_the_build(
-    make: Any, directory: Path, spec: KernelSpec, decisions: dict[str, int], said: str
+    make: Any, directory: Path, spec: KernelSpec, decisions: dict[str, int], message: str
 ) -> None:
     path = schedules.save_schedule(make_host_schedule(SPEC, decisions=decisions))
-    with pytest.raises(ScheduleError, match=said) as error:
+    with pytest.raises(ScheduleError, match=message) as error:
         make(spec)
     assert str(path) in str(error.value)
     assert files(directory) == {}
@@ -189,9 +189,9 @@ def test_every_schedule_that_is_committed_is_of_todays_space(
 ) -> None:
     committed = Path(__file__).parents[2]
     monkeypatch.setenv("NATC_WORKSPACE", str(committed))
-    found = [listed for listed in schedules.list_schedules() if committed in listed.path.parents]
-    assert found
-    for listed in found:
+    listings = [item for item in schedules.list_schedules() if committed in item.path.parents]
+    assert listings
+    for listed in listings:
         assert listed.schedule is not None, listed.problem
         kernel = KernelSpec.parse(listed.schedule.spec)
         space = space_for(Target.parse(listed.schedule.target), listed.schedule.operation, kernel)
@@ -216,8 +216,8 @@ def test_kernels_of_the_committed_schedules_are_right(
             dtype=getattr(torch, spec.dtype),
         )
         function = open_entry(path, "forward_lse")
-        found = call_forward(function, inputs, scale=0.2, dilation=(2, 1), with_lse=True)
-        check_forward(found, inputs, spec.kernel_size, scale=0.2, dilation=(2, 1))
+        result = call_forward(function, inputs, scale=0.2, dilation=(2, 1), with_lse=True)
+        check_forward(result, inputs, spec.kernel_size, scale=0.2, dilation=(2, 1))
 
 
 # What goes wrong
@@ -225,14 +225,14 @@ def test_kernels_of_the_committed_schedules_are_right(
 
 def test_operations_that_a_kernel_has_not_are_refused(place: Path) -> None:
     unequal = KernelSpec.make(3, head_dim=8, value_dim=4)
-    for chosen, said in (
+    for chosen, message in (
         ({"families": ["sideways"]}, "operations is sideways; it must be some of forward, backw"),
         ({"families": ["unfused"]}, "of which na2d_k3_d8v4_float32 has forward, backward"),
         ({"families": []}, "operations is empty"),
         ({"operations": ["qk"]}, "operations is qk; na2d_k3_d8v4_float32 has forward, forward_l"),
         ({"operations": []}, "operations is empty"),
     ):
-        with pytest.raises(BuildError, match=said):
+        with pytest.raises(BuildError, match=message):
             build.build_library(unequal, HOST, place / "lib", **chosen)
     with pytest.raises(BuildError, match="dtype is float64; kernels for cuda are float32"):
         double = KernelSpec.make(3, dtype="float64")
@@ -241,8 +241,8 @@ def test_operations_that_a_kernel_has_not_are_refused(place: Path) -> None:
 
 
 def test_targets_that_share_no_library_are_refused(place: Path) -> None:
-    other = Target("llvm", "aarch64" if HOST.arch != "aarch64" else "x86-64-v2")
-    for targets in ([], [HOST, Target("cuda", "sm_90")], [other, HOST]):
+    weaker = Target("llvm", "aarch64" if HOST.arch != "aarch64" else "x86-64-v2")
+    for targets in ([], [HOST, Target("cuda", "sm_90")], [weaker, HOST]):
         with pytest.raises(BuildError, match="one CPU target, or for one or more CUDA"):
             build.build_library(SPEC, targets, place / "lib")
     assert not (place / "lib").exists()
@@ -280,19 +280,19 @@ def test_no_c_compiler_says_what_to_install(
 def test_another_machine_needs_a_compiler_that_links_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    other = "aarch64" if toolchain.host_machine() == "x86_64" else "x86_64"
+    machine = "aarch64" if toolchain.host_machine() == "x86_64" else "x86_64"
     monkeypatch.delenv("NATC_CC", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(toolchain.shutil, "which", lambda name: name if name == "cc" else None)
-    said = f"no C compiler for {other}.*{other}-linux-gnu-gcc"
-    with pytest.raises(CompilerNotFound, match=said):
-        toolchain.find_c_compiler(other)
+    message = f"no C compiler for {machine}.*{machine}-linux-gnu-gcc"
+    with pytest.raises(CompilerNotFound, match=message):
+        toolchain.find_c_compiler(machine)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert toolchain.find_c_compiler(other)[-1] == f"{other}-linux-gnu.2.28"
+    assert toolchain.find_c_compiler(machine)[-1] == f"{machine}-linux-gnu.2.28"
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "message"),
     [
         ("/nowhere/cc -O3", "NATC_CC is '/nowhere/cc -O3', and there is no program '/nowhere/cc'"),
         ("cc 'unfinished", "is not a command: no closing quotation"),
@@ -300,10 +300,10 @@ def test_another_machine_needs_a_compiler_that_links_for_it(
     ],
 )
 def test_a_c_compiler_that_is_not_there_is_named(
-    make: Any, monkeypatch: pytest.MonkeyPatch, command: str, said: str
+    make: Any, monkeypatch: pytest.MonkeyPatch, command: str, message: str
 ) -> None:
     monkeypatch.setenv("NATC_CC", command)
-    with pytest.raises(CompilerNotFound, match=said):
+    with pytest.raises(CompilerNotFound, match=message):
         make()
 
 
@@ -327,9 +327,9 @@ def test_the_compiler_of_the_ziglang_package_is_enough(
 ) -> None:
     monkeypatch.setenv("NATC_CC", f"{sys.executable} -m ziglang cc")
     make()
-    found = attend()
+    output = attend()
     query, key, value, _ = make_inputs((1, 6, 5, 2, 8))
-    torch.testing.assert_close(found, neighborhood_attention(query, key, value, 3))
+    torch.testing.assert_close(output, neighborhood_attention(query, key, value, 3))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="ziglang is not installed")
@@ -402,9 +402,9 @@ def test_a_library_is_replaced_while_it_is_in_use(make: Any) -> None:
 
 def test_a_library_for_a_better_cpu_is_refused_with_the_reason(make: Any, directory: Path) -> None:
     make()
-    (found,) = runtime.kernels()
+    (library,) = runtime.kernels()
     weaker = Target("llvm", "aarch64" if HOST.arch != "aarch64" else "x86-64-v2")
-    choice, (rejection,) = runtime.select([found], SPEC, Facts("cpu", weaker))
+    choice, (rejection,) = runtime.select([library], SPEC, Facts("cpu", weaker))
     assert choice is None
     assert rejection.reason == f"made for {HOST}, which does not run on {weaker}"
     # The same through a call, with a manifest that names another CPU.

@@ -524,7 +524,7 @@ def test_a_build_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
     job = jobs.Job(SPEC, (Target("llvm", ARCH),), ("forward",))
     assert jobs.built(job, "") is None
     path = add_library(jobs.directory_of(job, ""))
-    found = jobs.built(job, "")
-    assert found is not None and found.manifest_path == path
+    library = jobs.built(job, "")
+    assert library is not None and library.manifest_path == path
     library_of(path).unlink()
     assert jobs.built(job, "") is None
