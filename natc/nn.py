@@ -74,7 +74,7 @@ class _NeighborhoodAttention(nn.Module):
         self.dim = dim
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
-        self.kernel_size = _per_axis("kernel_size", kernel_size, self.rank, 2)
+        self.kernel_size = _per_axis("kernel_size", kernel_size, self.rank, 1)
         self.dilation = _per_axis("dilation", dilation, self.rank, 1)
         self.stride = _per_axis("stride", stride, self.rank, 1)
         if any(s > k for s, k in zip(self.stride, self.kernel_size, strict=True)):
@@ -154,7 +154,7 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
     Args:
         dim: channels of the input and output; a multiple of `num_heads`.
         num_heads: number of heads, at least 1.
-        kernel_size: window height and width in keys, at least 2; one int or a pair.
+        kernel_size: window height and width in keys, at least 1; one int or a pair.
         dilation: distance between neighboring keys in pixels, at least 1; one int or a pair.
         stride: queries that share one window, 1 to `kernel_size`; one int or a pair.
         is_causal: whether an axis hides the keys after the query; one bool or a pair.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from natc.errors import SpecError
 
 RANKS = (1, 2, 3)
-MIN_KERNEL_SIZE = 2
+MIN_KERNEL_SIZE = 1
 MAX_KERNEL_SIZE = 63
 MAX_HEAD_DIM = 256
 DTYPES = ("float32", "float16", "bfloat16", "float64")
@@ -28,7 +28,7 @@ class KernelSpec:
     """One kernel: it serves any batch, heads, map size, dilation, stride and causal axes.
 
     rank: number of spatial axes, 1 to 3.
-    kernel_size: window length of each axis, `rank` integers of 2 to 63.
+    kernel_size: window length of each axis, `rank` integers of 1 to 63.
     head_dim: channels of one head of query and key, 1 to 256.
     dtype: element type of query, key, value and output: float32, float16, bfloat16 or float64.
     rpb: whether the kernel takes a relative positional bias.

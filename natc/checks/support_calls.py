@@ -182,10 +182,10 @@ def _unfused(**options: Any) -> Call:
     return call
 
 
-_ODD = (MIN_KERNEL_SIZE + 1, 7, MAX_KERNEL_SIZE)
-_EVEN = (MIN_KERNEL_SIZE, 8, MAX_KERNEL_SIZE - 1)
-_ODD_ROW = f"kernel_size odd, to {MAX_KERNEL_SIZE}"
-_EVEN_ROW = f"kernel_size even, from {MIN_KERNEL_SIZE}"
+_ODD = (MIN_KERNEL_SIZE, 7, MAX_KERNEL_SIZE)
+_EVEN = (MIN_KERNEL_SIZE + 1, 8, MAX_KERNEL_SIZE - 1)
+_ODD_ROW = f"kernel_size odd, {MIN_KERNEL_SIZE} to {MAX_KERNEL_SIZE}"
+_EVEN_ROW = "kernel_size even"
 
 
 def _has_dtype(dtype: str, spec: KernelSpec) -> bool:

@@ -84,13 +84,13 @@ def options(rank: int, head_dim: int, unchecked: tuple[Any, Any, Any, Any, Any])
         and type(stride) is int
         and type(dilation) is int
         and type(is_causal) is bool
-        and 1 <= stride <= kernel_size >= 2
+        and 1 <= stride <= kernel_size
         and dilation >= 1
     ):  # The common case, checked fast.
         return Options(
             (kernel_size,) * rank, (stride,) * rank, (dilation,) * rank, (is_causal,) * rank, scale
         )
-    sizes = _per_axis("kernel_size", kernel_size, rank, at_least=2)
+    sizes = _per_axis("kernel_size", kernel_size, rank, at_least=1)
     strides = _per_axis("stride", stride, rank, at_least=1)
     dilations = _per_axis("dilation", dilation, rank, at_least=1)
     if max(strides) > min(sizes) and any(s > k for s, k in zip(strides, sizes)):

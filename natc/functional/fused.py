@@ -81,7 +81,7 @@ def neighborhood_attention(
         key: `[B, *S, heads_kv, head_dim]`, dtype and device of query. heads_kv divides heads:
             head h of the query uses head h // (heads / heads_kv) of key and value.
         value: `[B, *S, heads_kv, value_dim]`, dtype and device of query.
-        kernel_size: keys per axis, >= 2: one integer, or one for each axis.
+        kernel_size: keys per axis, >= 1: one integer, or one for each axis.
         stride: this many queries in a row share a window, 1 to kernel_size.
         dilation: distance between neighbors, >= 1.
         is_causal: a query attends to no key after itself on that axis.

@@ -44,7 +44,7 @@ class NAT(nn.Module):
         mlp_ratio: hidden width of each MLP, as a multiple of the level's channels.
         num_classes: length of the logits; 0 returns the pooled features instead.
         in_chans: channels of the image.
-        kernel_size: window height and width in keys, at least 2; one int or a pair.
+        kernel_size: window height and width in keys, at least 1; one int or a pair.
         dilations: for each level, the dilation of each of its blocks; None means 1 (NAT),
             other values make it a DiNAT.
         drop_path_rate: drop path of the last block, in [0, 1); earlier ones rise linearly

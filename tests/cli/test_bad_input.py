@@ -12,8 +12,8 @@ from support.fresh_process import run_fresh
 pytestmark = pytest.mark.quick
 
 BAD = [
-    (["tune", "--kernel", "1"], ["kernel_size 1", "2 to 63"]),
-    (["build", "--kernel", "64"], ["kernel_size 64", "2 to 63"]),
+    (["tune", "--kernel", "0"], ["kernel_size 0", "1 to 63"]),
+    (["build", "--kernel", "64"], ["kernel_size 64", "1 to 63"]),
     (["bench", "--kernel", "seven"], ["'seven'", "such as 7"]),
     (["tune", "--kernel", "7", "--head-dim", "300"], ["head_dim is 300", "1 to 256"]),
     (["tune", "--kernel", "7", "--target", "opencl"], ["'opencl'", "llvm, cuda"]),
@@ -148,10 +148,10 @@ def test_the_version(natc: Natc) -> None:
 
 def test_python_dash_m() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "natc", "tune", "--kernel", "1"],
+        [sys.executable, "-m", "natc", "tune", "--kernel", "0"],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("natc: error: kernel_size 1")
+    assert done.stderr.startswith("natc: error: kernel_size 0")

@@ -122,7 +122,7 @@ def test_options_narrow_a_set(natc: Natc) -> None:
     [
         ("--set vit", "set 'vit' is unknown; it must be nat"),
         ("--kernel 7 --format egg", "format 'egg' is unknown"),
-        ("--kernel 1", "kernel_size 1"),
+        ("--kernel 0", "kernel_size 0"),
         ("--kernel 7 --dtype float64 --target cuda --arch sm_90", "dtype is float64"),
         ("--kernel 7 --arch x86-64-v9", "'x86-64-v9' is unknown"),
         ("--kernel 7 --arch x86-64-v3,aarch64", "make one for each"),

@@ -45,6 +45,7 @@ SPECS = {
     "na2d_k10x4_d48v112_bfloat16": {"tensor_cores": 1, "products": 8, "warps_0": 2, "warps_1": 2},
     "na1d_k23_d32_bfloat16_rpb": {"tensor_cores": 1, "warps_1": 1},
     "na3d_k2x3x4_d16_float16_rpb": None,
+    "na3d_k1x3x1_d16_bfloat16_rpb": None,
 }
 
 

@@ -50,6 +50,7 @@ SPECS: dict[str, dict[str, int] | None] = {
     "na1d_k23_d32_bfloat16_rpb": {"tensor_cores": 1, "warps_1": 1},
     "na1d_k4_d112v64_float16": None,
     "na3d_k2x3x4_d16_float16_rpb": {"tensor_cores": 1, "rows": 2},
+    "na3d_k1x3x1_d16_bfloat16_rpb": None,
 }
 
 

@@ -39,6 +39,7 @@ SPECS: dict[str, dict[str, int] | None] = {
     LONG: None,
     "na1d_k4_d112v64_float16_rpb": {"tensor_cores": 1, "warps_1": 1},
     "na3d_k2x3x4_d16_float16_rpb": None,
+    "na3d_k1x3x1_d16_bfloat16_rpb": None,
 }
 
 

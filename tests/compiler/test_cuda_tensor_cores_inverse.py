@@ -43,7 +43,9 @@ SMALL = "na2d_k3_d16_float16_rpb"
 LINE, SOLID = "na1d_k23_d32v64_bfloat16_rpb", "na3d_k2x3x4_d16v48_float16_rpb"
 
 
-@pytest.mark.parametrize("name", [SMALL, "na2d_k7_d32_float16_rpb", LINE, SOLID])
+@pytest.mark.parametrize(
+    "name", [SMALL, "na2d_k7_d32_float16_rpb", LINE, SOLID, "na3d_k1x3x1_d16_bfloat16_rpb"]
+)
 def test_gradients(kernels: Kernels, name: str) -> None:
     spec, library = KernelSpec.parse(name), kernels(name, BOTH)
     for call in CALLS[spec.rank]:

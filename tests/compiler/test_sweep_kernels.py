@@ -42,6 +42,9 @@ SPECS = [
         "na3d_k3_d12_float32",
         "na3d_k2x3x4_d8_bfloat16_rpb",
         "na3d_k2_d64v1_float16",
+        # Windows of 1: on an axis, and on every axis.
+        "na3d_k1x3x3_d16_float32_rpb",
+        "na2d_k1_d3_float16_rpb",
     )
 ]
 WITH_OPERATORS = [spec for spec in SPECS if spec.value_dim == spec.head_dim]
@@ -150,6 +153,8 @@ EMULATED = [
         "na2d_k2x3_d12_float32_rpb",
         "na2d_k3_d8v3_float16",
         "na3d_k2x3x2_d12_float32",
+        "na3d_k3x1x2_d4_float32_rpb",
+        "na2d_k1_d8_float16_rpb",
     )
 ]
 

@@ -65,7 +65,7 @@ def test_sums_are_wider_than_sixteen_bits() -> None:
         "na2d_k7x_d32_float32",
         "na2d_k7x5x3_d32_float32",
         "na4d_k7_d32_float32",
-        "na2d_k1_d32_float32",
+        "na2d_k0_d32_float32",
         "na2d_k64_d32_float32",
         "na2d_k7_d0_float32",
         "na2d_k7_d9999_float32",
@@ -87,8 +87,8 @@ def test_other_names_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"kernel_size": 1}, ["kernel_size 1", "2 to 63"]),
-        ({"kernel_size": 64}, ["kernel_size 64", "2 to 63"]),
+        ({"kernel_size": 0}, ["kernel_size 0", "1 to 63"]),
+        ({"kernel_size": 64}, ["kernel_size 64", "1 to 63"]),
         ({"kernel_size": (7, 5, 3)}, ["kernel_size", "(7, 5, 3)", "2 integers"]),
         ({"kernel_size": 7, "rank": 4}, ["rank is 4", "1, 2 or 3"]),
         ({"kernel_size": 7, "rank": 0}, ["rank is 0"]),

@@ -127,6 +127,8 @@ OPTIONS = [
     ((4, 5), (3, 2), (1, 2), (2, 1), (True, False), 4, 2, 2, 1, True),
     ((2, 6), (5, 3), (1, 2), (1, 1), (False, False), 1, 1, 2, 0, False),
     ((2, 3, 4), (2, 3, 2), (1, 1, 2), (1, 3, 1), (False, True, False), 2, 1, 3, 2, True),
+    ((2, 3, 4), (1, 3, 2), (2, 1, 2), (1, 2, 1), (True, False, True), 2, 1, 3, 0, True),
+    ((3, 2), (1, 1), (1, 2), (1, 1), (False, True), 2, 1, 2, 1, True),
 ]
 each_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
 

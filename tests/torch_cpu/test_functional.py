@@ -334,7 +334,7 @@ TOKENS = torch.zeros(2, 4, 3, HEAD_DIM)
         ({"value": T[:, 1:]}, ArgumentError, r"value has shape .*\[2, 5, 7, 3, value_dim\]"),
         ({"value": T[:, :, :, :1]}, ArgumentError, "value has shape .*as key has shape"),
         ({"value": T[..., :0]}, ArgumentError, "value has shape .*value_dim, must be at least 1"),
-        ({"kernel_size": 1}, ArgumentError, "kernel_size is 1; it must be at least 2"),
+        ({"kernel_size": 0}, ArgumentError, "kernel_size is 0; it must be at least 1"),
         ({"kernel_size": (3, 0)}, ArgumentError, r"kernel_size is \(3, 0\)"),
         ({"kernel_size": (3, 3, 3)}, ArgumentError, "must have 2 entries"),
         (

@@ -214,7 +214,7 @@ def test_settings_show_in_print() -> None:
     [
         ({"dim": 30}, ArgumentError, "dim must be a positive multiple of num_heads, not dim=30"),
         ({"num_heads": 0}, ArgumentError, "num_heads=0"),
-        ({"kernel_size": 1}, ArgumentError, "kernel_size must be at least 2 on each axis, not 1"),
+        ({"kernel_size": 0}, ArgumentError, "kernel_size must be at least 1 on each axis, not 0"),
         ({"kernel_size": (3, 3, 3)}, ArgumentTypeError, "kernel_size must be an int or a pair"),
         ({"kernel_size": 3.0}, ArgumentTypeError, "kernel_size must be an int or a pair"),
         ({"dilation": (1, 0)}, ArgumentError, r"dilation must be at least 1 .* \(1, 0\)"),

@@ -82,7 +82,7 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
         ("schema_version", 1, "older natc built the library of na2d_k3_d8_float32.*natc build"),
         ("schema_version", "1", "schema_version"),
         ("spec", "na2d_k7", "'na2d_k7' is not the name of a kernel"),
-        ("spec", "na2d_k1_d32_float32", "kernel_size 1"),
+        ("spec", "na2d_k0_d32_float32", "kernel_size 0"),
         ("target", {"kind": "llvm", "archs": ["x86-64-v9"]}, "'x86-64-v9' is unknown"),
         ("target", {"kind": "tpu", "archs": ["v5"]}, "'tpu' is unknown"),
         ("target", {"kind": "llvm", "archs": []}, "at least one architecture"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
@@ -19,12 +19,18 @@ _DATA_PARALLEL = 0  # tvm.tirx.IterVar.DataPar
 
 
 def inner_loops(
-    sch: Schedule, block: SBlockRV, *, outer: LoopRV, fixed: Collection[str] = SITE_AXES
+    sch: Schedule,
+    block: SBlockRV,
+    *,
+    outer: LoopRV,
+    fixed: Collection[str] = SITE_AXES,
+    always: Sequence[str] = (),
 ) -> dict[str, LoopRV]:
     """Return the loops of `block` inside the loop `outer`, by the name of their axis.
 
     `compute_at` makes one loop for each axis of a block, in the block's order, except for axes
-    that the loops outside fix to one value (`fixed`) and axes of length one.
+    that the loops outside fix to one value (`fixed`) and axes of length one. Axes of length one
+    that `always` names get a loop here.
     """
     names = [
         axis.var.name
@@ -35,7 +41,11 @@ def inner_loops(
     inside = loops[depth(sch, loops, outer) + 1 :]
     if len(names) != len(inside):
         raise AssertionError(f"block has axes {names} but {len(inside)} loops inside")
-    return dict(zip(names, inside, strict=True))
+    found = dict(zip(names, inside, strict=True))
+    for name in always:
+        if name not in found:
+            found[name] = sch.add_unit_loop(inside[0] if inside else block)
+    return found
 
 
 def loops_by_axis(sch: Schedule, block: SBlockRV) -> dict[str, LoopRV]:

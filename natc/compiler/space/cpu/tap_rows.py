@@ -69,8 +69,9 @@ def order_taps(
     fixed: Collection[str] = SITE_AXES,
 ) -> tuple[list[LoopRV], LoopRV, list[LoopRV]]:
     """Order loops of a block in `site`: rows and vectors of taps, a vector's taps, the rest."""
-    loops = inner_loops(sch, block, outer=site, fixed=fixed)
-    *rows, last = [loops.pop(axis) for axis in TAP_AXES[: spec.rank]]
+    axes = TAP_AXES[: spec.rank]
+    loops = inner_loops(sch, block, outer=site, fixed=fixed, always=axes)
+    *rows, last = [loops.pop(axis) for axis in axes]
     vectors, tap = sch.split(last, [None, group])
     sch.reorder(*rows, vectors, tap, *loops.values())
     return [*rows, vectors], tap, [*loops.values()]

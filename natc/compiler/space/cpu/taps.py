@@ -91,7 +91,7 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
     for name in ("sum_weights", "weights", "max_logit", "logits"):
         sch.compute_at(sch.get_sblock(name), head)
 
-    taps = inner_loops(sch, sch.get_sblock("logits"), outer=head)["v_t"]
+    taps = inner_loops(sch, sch.get_sblock("logits"), outer=head, always=("v_t",))["v_t"]
     tap_row, tap = sch.split(taps, [None, spec.kernel_size[-1]])
     unrolled = decisions.sample(sch, "unroll_taps", (0, spec.kernel_size[-1]))
     sch.annotate(tap_row, "pragma_auto_unroll_max_step", unrolled)
@@ -131,6 +131,8 @@ def weighted_sum(sch: Schedule, site: LoopRV, chains: SBlockRV | None) -> None:
         loops = inner_loops(sch, block, outer=site)
         channel = loops.pop("v_d", None)
         taps = [loop for axis, loop in loops.items() if is_reduction(sch, block, axis)]
+        if not taps:
+            taps = [sch.add_unit_loop(next(iter(loops.values()), channel) or block)]
         column = [loop for axis, loop in loops.items() if not is_reduction(sch, block, axis)]
         sch.reorder(*taps, *column, *([channel] if channel else []))
         for loop in column:

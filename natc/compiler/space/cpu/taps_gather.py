@@ -66,9 +66,10 @@ def _sites(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:
             vectorize(sch, last)
         summed = sch.get_sblock("summed")
         sch.compute_at(summed, site)
-        loops = inner_loops(sch, summed, outer=site)
+        axes = TAP_AXES[: spec.rank]
+        loops = inner_loops(sch, summed, outer=site, always=axes)
         channel = loops.pop("v_d", None)
-        taps = {axis: loops[axis] for axis in TAP_AXES if axis in loops}
+        taps = {axis: loops[axis] for axis in axes}
         sch.reorder(*taps.values(), *([channel] if channel else []))
         if channel:
             vectorize(sch, channel)

@@ -79,8 +79,9 @@ def _sums(
     registers.unroll_inside(sch, place(sch, blocks.output, thread), thread)
 
     summed = place(sch, "summed", thread)
-    loops = inner_loops(sch, summed, outer=thread)
-    taps = {axis: loops[axis] for axis in TAP_AXES if axis in loops}
+    axes = TAP_AXES[: spec.rank]
+    loops = inner_loops(sch, summed, outer=thread, always=axes)
+    taps = {axis: loops[axis] for axis in axes}
     tap = list(taps.values())[-1]
     if "v_d" in loops:
         sch.reorder(*taps.values(), loops["v_d"])
@@ -124,7 +125,9 @@ def _chunks(
     last = f"v_r{spec.rank - 1}" if spec.rank > 1 else None
     thread = registers.one_thread_each(sch, loops[:-1] if last else loops, decisions)
     output = place(sch, blocks.output, thread)
-    found = inner_loops(sch, output, outer=thread, fixed=[n for n in _OF_PARTIAL if n != last])
+    fixed = [name for name in _OF_PARTIAL if name != last]
+    always = ("v_m", last) if last else ("v_m",)
+    found = inner_loops(sch, output, outer=thread, fixed=fixed, always=always)
     # Loops of one iteration hold the conditions, which need what is computed for each query.
     conditions = spec.rank - 1 if last else 1
     query, *skipping = sch.split(found["v_m"], [None, *[1] * conditions])

@@ -91,7 +91,7 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
 
 def _dot_product(sch: Schedule, query: LoopRV, spec: KernelSpec, lanes: int) -> None:
     """Compute one tap's dot product: a vector of channels in each lane, then across lanes."""
-    taps = inner_loops(sch, sch.get_sblock("logits"), outer=query)["v_t"]
+    taps = inner_loops(sch, sch.get_sblock("logits"), outer=query, always=("v_t",))["v_t"]
     _, tap = sch.split(taps, [None, spec.kernel_size[-1]])
     place(sch, "scores", tap)
     scaled = sch.get_sblock("query_scaled")
@@ -124,9 +124,10 @@ def _share(sch: Schedule, block: SBlockRV, lanes: int) -> tuple[LoopRV, LoopRV]:
 def _weighted_sum(sch: Schedule, lane: LoopRV, spec: KernelSpec) -> None:
     """Add up weight times value over taps, each lane for its own channels."""
     block = place(sch, "summed", lane)
-    loops = inner_loops(sch, block, outer=lane)
+    axes = TAP_AXES[: spec.rank]
+    loops = inner_loops(sch, block, outer=lane, always=axes)
     channel = [loops["v_d"]] if "v_d" in loops else []
-    taps = [loops[name] for name in TAP_AXES if name in loops]
+    taps = [loops[axis] for axis in axes]
     sch.reorder(*taps, *channel)
     for loop in channel:
         sch.unroll(loop)

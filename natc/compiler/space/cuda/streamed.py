@@ -40,15 +40,16 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
     registers.unroll_inside(sch, place(sch, output, part), part)
 
     summed = place(sch, "summed", part)
-    loops = inner_loops(sch, summed, outer=part)
-    second = {axis: loops[axis] for axis in TAP_AXES if axis in loops}
+    axes = TAP_AXES[: spec.rank]
+    loops = inner_loops(sch, summed, outer=part, always=axes)
+    second = {axis: loops[axis] for axis in axes}
     if "v_d" in loops:
         sch.reorder(*second.values(), loops["v_d"])
     place(sch, "weight", _last(second))
     place(sch, "inverse_sum", thread)
     largest = place(sch, "largest_and_sum", thread)
-    loops = inner_loops(sch, largest, outer=thread)
-    first = {axis: loops[axis] for axis in TAP_AXES if axis in loops}
+    loops = inner_loops(sch, largest, outer=thread, always=axes)
+    first = {axis: loops[axis] for axis in axes}
     place(sch, "logits", _last(first))
 
     passes = (("first", _last(first)), ("second", _last(second)))
