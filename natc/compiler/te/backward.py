@@ -15,6 +15,7 @@ from tvm.ir import Expr
 
 from natc.compiler.te.exponential import Exponential
 from natc.compiler.te.gather import Gather, Pairwise
+from natc.compiler.te.logits import d_logit_of, probability_of
 from natc.compiler.te.problem import Problem, stage
 from natc.compiler.te.rows import RowGather
 from natc.operations import HEADS_LAST
@@ -76,8 +77,8 @@ def _of_logits(
     tap, upstream_tap = (g.tap_vector(tensor) for tensor in taps)
     scores = g.product(g.site_vector(sites[0]), tap, "scores")
     d_weights = g.product(g.site_vector(sites[1]), upstream_tap, "d_weights")
-    probability = probability_of(g, t, scores, scalar(t.lse))
-    d_logit = d_logits(probability, d_weights, scalar(t.delta))
+    logit = g.logits(scores, t.rpb)
+    d_logit = d_logits(g, logit, scalar(t.lse), d_weights, scalar(t.delta))
     result = g.weighted_sum(g.weights(d_logit), tap, p.scale)
     return p.function([t.query, t.key, t.value, t.rpb, t.d_output, t.lse, t.delta, result])
 
@@ -89,8 +90,11 @@ def d_value(
     p = Problem(spec, HEADS_LAST, exponential)
     t, g = Tensors(p), _gather(p, from_keys=True, lanes=lanes)
     scores = g.product(g.site_vector(t.key), g.tap_vector(t.query), "scores")
-    weights = g.weights(probability_of(g, t, scores, g.scalar_of_tap(t.lse)))
-    result = g.weighted_sum(weights, g.tap_vector(t.d_output))
+    logit, lse = g.logits(scores, t.rpb), g.scalar_of_tap(t.lse)
+    probabilities = g.weights(
+        lambda site, tap: probability_of(p, logit(site, tap), lse(site, tap))
+    )
+    result = g.weighted_sum(probabilities, g.tap_vector(t.d_output))
     return p.function([t.query, t.key, t.rpb, t.d_output, t.lse, result])
 
 
@@ -100,24 +104,13 @@ def _gather(p: Problem, *, from_keys: bool, lanes: int | None) -> Gather:
     return RowGather(p, from_keys=from_keys, lanes=lanes)
 
 
-def d_logits(probability: Pairwise, d_weights: te.Tensor, delta: Pairwise) -> Pairwise:
-    """Return the gradient of a pair's logit from what makes it."""
+def d_logits(
+    g: Gather, logit: Pairwise, lse: Pairwise, d_weights: te.Tensor, delta: Pairwise
+) -> Pairwise:
+    """Return the gradient of each pair's logit, from the stage `d_weights` of dot products."""
 
     def value(site: Sequence[Expr], tap: Sequence[Expr]) -> Expr:
-        return probability(site, tap) * (d_weights(*site, *tap) - delta(site, tap))
-
-    return value
-
-
-def probability_of(g: Gather, t: Tensors, scores: te.Tensor, lse: Pairwise) -> Pairwise:
-    """Return the softmax of a pair, recomputed."""
-    p = g.problem
-    bias = None if t.rpb is None else g.bias(t.rpb)
-
-    def value(site: Sequence[Expr], tap: Sequence[Expr]) -> Expr:
-        logit = scores(*site, *tap) * p.scale
-        if bias is not None:
-            logit = logit + bias(site, tap)
-        return p.probability(logit, lse(site, tap))
+        d_weight = d_weights(*site, *tap)
+        return d_logit_of(g.problem, logit(site, tap), lse(site, tap), d_weight, delta(site, tap))
 
     return value

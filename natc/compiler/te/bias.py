@@ -16,6 +16,7 @@ from natc import window
 from natc.compiler.te.axis import window_at
 from natc.compiler.te.exponential import Exponential
 from natc.compiler.te.gather import all_of, joined_tap
+from natc.compiler.te.logits import d_logit_of, logit_of
 from natc.compiler.te.problem import Problem, stage
 from natc.operations import HEADS_FIRST, HEADS_LAST
 from natc.spec import KernelSpec
@@ -161,8 +162,8 @@ def d_rpb(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
 
     def d_logit(c: Expr, h: Expr, m: Expr, r: Indices) -> Expr:
         site = (chunks.batch[c, m], *(position[c, m] for position in chunks.position), h)
-        logit = scores(c, h, m, *r) * p.scale + rpb(h, *r)
-        return p.probability(logit, lse[site]) * (d_weights(c, h, m, *r) - delta[site])
+        logit = logit_of(p, scores(c, h, m, *r), rpb(h, *r))
+        return d_logit_of(p, logit, lse[site], d_weights(c, h, m, *r), delta[site])
 
     partial = chunks.sum(d_logit)
     return p.function([query, key, value, rpb, d_output, lse, delta, partial])

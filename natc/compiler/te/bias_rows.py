@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from tvm import te, tirx
 from tvm.ir import Expr
 
-from natc.compiler.te.backward import Tensors, d_logits, probability_of
+from natc.compiler.te.backward import Tensors, d_logits
 from natc.compiler.te.bias import Chunks
 from natc.compiler.te.exponential import Exponential
 from natc.compiler.te.gather import all_of
@@ -32,8 +32,9 @@ def d_rpb(spec: KernelSpec, exponential: Exponential, *, lanes: int) -> tirx.Pri
     g = _ChunkGather(p, p.split(), lanes)
     scores = g.product(g.site_vector(t.query), g.tap_vector(t.key), "scores")
     d_weights = g.product(g.site_vector(t.d_output), g.tap_vector(t.value), "d_weights")
-    probability = probability_of(g, t, scores, g.scalar_of_site(t.lse))
-    rows = g.between_zeros(g.weights(d_logits(probability, d_weights, g.scalar_of_site(t.delta))))
+    lse, delta = g.scalar_of_site(t.lse), g.scalar_of_site(t.delta)
+    d_logit = d_logits(g, g.logits(scores, t.rpb), lse, d_weights, delta)
+    rows = g.between_zeros(g.weights(d_logit))
     summed = g.sums_of_offsets(rows)
     partial = stage(
         (*summed.shape[:-1], t.rpb.shape[-1]),

@@ -10,6 +10,7 @@ from tvm.ir import Expr
 
 from natc.compiler.te.exponential import Exponential, polynomial
 from natc.compiler.te.gather import Gather, joined_tap, split_tap
+from natc.compiler.te.logits import logit_of
 from natc.compiler.te.problem import Problem, stage
 from natc.operations import HEADS_LAST
 from natc.spec import KernelSpec
@@ -73,10 +74,9 @@ def forward(
     # One index for all taps from here on: the softmax vectorizes over them.
     def logit(*at: tirx.Var) -> Expr:
         where, tap = at[:n], split_tap(at[n], window)
-        found = scores(*where, *tap)
-        if bias is not None:
-            found = found + bias(where, tap)
-        return tirx.Select(g.attended(where, tap), found, p.const(-math.inf))
+        pair_bias = None if bias is None else bias(where, tap)
+        value = logit_of(p, scores(*where, *tap), pair_bias, is_scaled=True)
+        return tirx.Select(g.attended(where, tap), value, p.const(-math.inf))
 
     logits = stage((*sites, taps), [*site, "t"], logit, "logits")
     t = te.reduce_axis((0, taps), "t")

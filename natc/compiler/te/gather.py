@@ -14,6 +14,7 @@ from tvm import te, tirx
 from tvm.ir import Expr
 
 from natc.compiler.te.axis import Axis, key_axes, query_axes, skippable
+from natc.compiler.te.logits import logit_of
 from natc.compiler.te.problem import Problem, Vectors, stage
 
 # Takes the indices of a site and of its tap on each axis.
@@ -60,6 +61,16 @@ class Gather:
             _, positions, _ = self.problem.parts(site)
             offsets = [a.offset(i, t) for a, i, t in zip(self.axes, positions, tap)]
             return self.problem.bias_at(rpb, site, offsets)
+
+        return value
+
+    def logits(self, scores: te.Tensor, rpb: te.Tensor | None) -> Pairwise:
+        """Return the logit of each pair from its dot product in the stage `scores`."""
+        bias = None if rpb is None else self.bias(rpb)
+
+        def value(site: Sequence[Expr], tap: Sequence[Expr]) -> Expr:
+            pair_bias = None if bias is None else bias(site, tap)
+            return logit_of(self.problem, scores(*site, *tap), pair_bias)
 
         return value
 

@@ -8,7 +8,6 @@ each axis), t (taps flattened, row-major), d (channel).
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -205,17 +204,6 @@ class Problem:
     def exp(self, x: Expr) -> Expr:
         """Return the exponential of an expression of the accumulator's dtype."""
         return te.exp(x) if self.accumulator == "float64" else self._exponential(x)
-
-    def probability(self, logit: Expr, lse: Expr) -> Expr:
-        """Return exp(logit - lse), the softmax of a logit, recomputed for a gradient.
-
-        A logit made anew may differ from the forward's in its last bit, and so exceed lse; of
-        huge ones that would be the exponential of a huge number. Where lse is inf the softmax is
-        NaN, as inf - inf is. (By comparison: a difference of equal numbers is folded to 0.)
-        """
-        infinite = lse == self.const(math.inf)
-        exponent = logit - tirx.Select(infinite, self.const(math.nan), lse)
-        return self.exp(tirx.Select(exponent > self.const(0.0), self.const(0.0), exponent))
 
     def accumulate(self, x: Expr) -> Expr:
         """Return x in the accumulator's dtype."""

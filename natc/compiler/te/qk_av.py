@@ -24,17 +24,14 @@ def qk(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
     rpb = p.bias() if spec.rpb else None
     fill = te.var("fill", p.accumulator)
     scores = g.product(g.site_vector(query), g.tap_vector(key), "scores")
-    bias = None if rpb is None else g.bias(rpb)
+    logit = g.logits(scores, rpb)
 
-    def logit(*at: tirx.Var) -> Expr:
+    def element(*at: tirx.Var) -> Expr:
         site, tap = at[:-1], split_tap(at[-1], g.window)
-        found = scores(*site, *tap) * p.scale
-        if bias is not None:
-            found = found + bias(site, tap)
-        return p.rounded(tirx.Select(g.attended(site, tap), found, fill))
+        return p.rounded(tirx.Select(g.attended(site, tap), logit(site, tap), fill))
 
     shape = (*p.site_shape, math.prod(g.window))
-    attn = stage(shape, [*p.site_names, "t"], logit, "output")
+    attn = stage(shape, [*p.site_names, "t"], element, "output")
     return p.function([query, key, rpb, attn], fill)
 
 

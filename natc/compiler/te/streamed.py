@@ -64,13 +64,7 @@ def _logit(g: Gather, query: Vectors, key: Vectors, rpb: te.Tensor | None, which
     names = [*p.site_names, "d"]
     vector = stage((*p.site_shape, channels), names, of_site, f"query_{which}")
     scores = g.product(vector, g.tap_vector(key, f"key_{which}"), f"scores_{which}")
-    bias = None if rpb is None else g.bias(rpb)
-
-    def value(site: Sequence[Expr], tap: Sequence[Expr]) -> Expr:
-        found = scores(*site, *tap) * p.scale
-        return found if bias is None else found + bias(site, tap)
-
-    return value
+    return g.logits(scores, rpb)
 
 
 def _largest_and_sum(p: Problem, logits: te.Tensor) -> tuple[te.Tensor, te.Tensor]:

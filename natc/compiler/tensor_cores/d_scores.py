@@ -16,6 +16,7 @@ from tvm import tirx
 
 from natc.compiler.tensor_cores.halo import Channels, Part
 from natc.compiler.tensor_cores.kernel import SHORT
+from natc.compiler.tensor_cores.logits import probability_of
 from natc.compiler.tensor_cores.place import WarpTile
 from natc.compiler.tensor_cores.scores import LOG2_E, add_product, bias_index, biases, load_queries
 from natc.compiler.tensor_cores.statements import at, call
@@ -170,10 +171,9 @@ class KeyStep:
                     less = self.of._less[half]
                     if bias is not None:
                         less = bias[bias_index(self._tile, half, k, u, e)] + less
-                    logit = scores[index] * self.of._scale + less
-                    weight = call("float32", "natc_min", logit, self.of._most[half])
-                    weight = call("float32", "natc_exp2", weight)
-                    s.store(self.gradients, index, weight * weights[index])
+                    scale, most = self.of._scale, self.of._most[half]
+                    probability = probability_of(scores[index], scale, less, most)
+                    s.store(self.gradients, index, probability * weights[index])
 
     def words(self) -> list[Any]:
         """Return the gradients rounded, as products take them; 0 for what is no pair."""

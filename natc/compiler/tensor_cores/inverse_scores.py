@@ -10,6 +10,7 @@ from tvm import tirx
 
 from natc.compiler.tensor_cores.inverse import Keys, QueryStep
 from natc.compiler.tensor_cores.kernel import SHORT
+from natc.compiler.tensor_cores.logits import probability_of
 from natc.compiler.tensor_cores.place import Tensor
 from natc.compiler.tensor_cores.scores import LOG2_E, load_channels, load_halves
 from natc.compiler.tensor_cores.statements import at, call
@@ -80,9 +81,8 @@ def probabilities(step: QueryStep, scores: Any, factor: float) -> Any:
     found = s.registers("probabilities", 8)
     for (half, key_half, e), index, query in pairs():
         less = -lse[query] if bias is None else bias[2 * (key_half - half + 1) + e] - lse[query]
-        exponent = scores[index] * scale + less
-        exponent = call("float32", "natc_min", exponent, tirx.const(most, "float32"))
-        s.store(found, index, call("float32", "natc_exp2", exponent))
+        limit = tirx.const(most, "float32")
+        s.store(found, index, probability_of(scores[index], scale, less, limit))
     return found
 
 

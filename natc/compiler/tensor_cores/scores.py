@@ -11,6 +11,7 @@ from tvm.ir import Expr
 
 from natc.compiler.tensor_cores.halo import Channels, Part, vectors
 from natc.compiler.tensor_cores.kernel import SHORT
+from natc.compiler.tensor_cores.logits import logit_of
 from natc.compiler.tensor_cores.place import Tensor, WarpTile
 from natc.compiler.tensor_cores.statements import at, call
 from natc.compiler.tensor_cores.tile import HALF, Tile
@@ -143,11 +144,12 @@ def finish(
             s.unrolled("e", 2) as e,
         ):
             index = (k * tile.columns + u) * 4 + (2 * half + e)
-            logit = scores[index] * scale
+            added = None
             if bias is not None:
-                logit = logit + bias[bias_index(tile, half, k, u, e)]
+                added = bias[bias_index(tile, half, k, u, e)]
             elif masks is not None:
-                logit = logit + masks[2 * u + e]
+                added = masks[2 * u + e]
+            logit = logit_of(scores[index], scale, added)
             valid = tirx.const(True, "bool")
             if masks is None:
                 valid = _attends(place, half, behind, u, e)
