@@ -116,7 +116,7 @@ def test_forward_of_one_tensor_in_tiles(tmp_path: Path) -> None:
         "na1d_k4_d20_bfloat16",
         "na2d_k3x4_d16_float32_rpb",
         "na3d_k2x3x2_d12v96_float16_rpb",
-        "na1d_k1_d8_float32_rpb",
+        "na2d_k1x2_d8_float32_rpb",
     ],
 )
 def test_forward_in_two_passes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,8 +68,9 @@ class _ChunkGather(RowGather):
         super().__init__(p, from_keys=False, lanes=lanes, tables=False, copies=False)
         self.offset_names = [f"r{axis}" for axis in range(p.rank)]
         self._kernel_size, self._chunks = p.spec.kernel_size, chunks
-        # Zeros before a row: as many as offsets can be before that of tap 0.
-        self._before = filled_up(self._kernel_size[-1] - 1, lanes)
+        # Zeros before a row: as many as there are offsets before the offset of tap 0, or a vector
+        # (of a window of 1) so that `start` is read.
+        self._before = filled_up(max(self._kernel_size[-1] - 1, 1), lanes)
         self._tables = [self._attended(axis) for axis in range(p.rank)]
         self._low = [self._low_of(axis) for axis in range(p.rank)]
 
@@ -99,8 +100,11 @@ class _ChunkGather(RowGather):
         p, chunks = self.problem, self._chunks
         offsets = [2 * k - 1 for k in self._kernel_size]
         offsets[-1] = filled_up(offsets[-1], self._lanes)
-        of_rows = range(p.rank - 1)
-        taps, reached = [self._tap(a) for a in of_rows], [self._reached(a) for a in of_rows]
+        rows_axes = range(p.rank - 1)
+        # A window of 1 gets no table, since its only tap is 0: a schedule places every table, and
+        # the compiler finds no bounds for a table that nothing reads.
+        taps = [None if self._kernel_size[a] == 1 else self._tap(a) for a in rows_axes]
+        reached = [self._reached(a) for a in rows_axes]
         # Where a row is read from. It is the same for all vectors of offsets: with a number for
         # each, the compiler sees no more than bounds, and rows are made from their beginning.
         start = stage(
@@ -113,7 +117,7 @@ class _ChunkGather(RowGather):
 
         def value(c: tirx.Var, h: tirx.Var, *r: tirx.Var) -> Expr:
             row = [
-                te.max(te.min(tap[c, m, at], k - 1), 0)
+                tirx.const(0) if tap is None else te.max(te.min(tap[c, m, at], k - 1), 0)
                 for tap, at, k in zip(taps, r, self._kernel_size)
             ]
             first = start[c, m, tirx.floordiv(r[-1], self._lanes)]

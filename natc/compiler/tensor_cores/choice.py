@@ -1,7 +1,7 @@
-"""The choice between tensor cores and a design space for CUDA cores, which stays beside them.
+"""The choice between tensor cores and the design space for CUDA cores.
 
-What a tile cannot do (strides, and more heads or batches than a grid's axis has blocks), the
-kernel for CUDA cores does: the function has both, and launches the one that fits the call.
+A function that uses tensor cores has a kernel for CUDA cores as well, and launches whichever fits
+the call. CUDA cores serve strides, and more heads or batches than a grid's axis has blocks.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from natc.spec import KernelSpec
 from natc.targets import Target
 
 TENSOR_CORES = "tensor_cores"
-# Where no schedule says: tensor cores, though no GPU has measured them yet.
+# Without a schedule: tensor cores, though no GPU has measured them yet.
 _ORDER = (1, 0)
-# Of a sampled number's annotation on the block `output`, what comes before its name.
+# A sampled number is annotated on the block `output` under this prefix and its name.
 ANNOTATION = "natc.tile."
 
 _MOST_DIM = 128
@@ -42,9 +42,9 @@ def serves(spec: KernelSpec, operation: str) -> bool:
 
 
 def structure(base: Structure, operation: str, spec: KernelSpec, target: Target) -> Candidates:
-    """Return the choices of structure of the space `base`, and that of tensor cores."""
-    found = base(spec, target)
-    return {TENSOR_CORES: _ORDER, **found} if serves(spec, operation) else found
+    """Return the choices of structure of the space `base`, with the choice of tensor cores."""
+    choices = base(spec, target)
+    return {TENSOR_CORES: _ORDER, **choices} if serves(spec, operation) else choices
 
 
 def apply(
@@ -55,10 +55,10 @@ def apply(
     target: Target,
     decisions: Decisions,
 ) -> None:
-    """Schedule an operation; ScheduleError for a decision out of bounds.
+    """Schedule an operation; raises ScheduleError for a decision out of bounds.
 
-    Without a decision it uses tensor cores. A schedule that has decisions, and none of this, was
-    made before there was a choice.
+    The untuned schedule uses tensor cores. Decisions that do not name the choice are from before
+    it existed, and mean CUDA cores.
     """
     base_structure, base_apply = base
     if not serves(spec, operation):
@@ -67,10 +67,10 @@ def apply(
     if not decisions.choose(TENSOR_CORES, order):
         return base_apply(sch, spec, target, decisions)
     for name, values in base_structure(spec, target).items():
-        # The other kernel is there as it is by default.
+        # The kernel for CUDA cores takes its untuned schedule.
         decisions.choose(name, values[:1])
     base_apply(sch, spec, target, _Default())
-    # What is left of `output` where its first value is set apart: the copy to memory.
+    # A space that keeps `output` in registers leaves a block that copies them to memory.
     output = sch.get_sblock("output" if has_block(sch, "output") else f"output_{REGISTERS}")
     for name, candidates in KERNELS[operation].numbers(spec).items():
         sch.annotate(output, ANNOTATION + name, decisions.sample(sch, name, candidates))
@@ -78,7 +78,7 @@ def apply(
 
 
 class _Default(Decisions):
-    """Every first candidate, as numbers that no search may change and no schedule names."""
+    """Decisions that take every first candidate and leave no trace that a search could mutate."""
 
     def __init__(self) -> None:
         super().__init__({}, "")

@@ -1,7 +1,7 @@
-"""The gradient of keys on tensor cores: of each key, its queries' gradients of logits times them.
+"""The gradient of keys on tensor cores: for each key, sums gradient of the logit times query.
 
-The gradient of a logit is p * (d_output . value - delta); weights p and products of d_output and
-value are laid out alike, and as the last product takes them.
+The gradient of a logit is p * (d_output . value - delta). Probabilities p and products of d_output
+and value have the same layout, which is also the layout that the last product needs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm import tirx
 
-from natc.compiler.tensor_cores.inverse import Keys, QueryStep, numbers
+from natc.compiler.tensor_cores.inverse import KeyTile, QueryStep, numbers
 from natc.compiler.tensor_cores.inverse_scores import (
     load_keys,
     packed,
@@ -31,31 +31,31 @@ __all__ = ["launch", "numbers"]
 def launch(p: Mapping[str, Any], spec: KernelSpec, numbers: Mapping[str, int]) -> tirx.Stmt:
     """Return the statement that launches the kernel of `d_key`.
 
-    p: the function's parameters by name. numbers: those of `numbers`, one for each name.
+    p: the function's parameters by name. numbers: the sampled number for each name.
     """
-    # A gradient of a logit is some ten times smaller than d_output in large windows, and may be
-    # larger than what float16 can hold.
+    # In large windows a gradient of a logit is some ten times smaller than d_output, hence the
+    # factor. If a product exceeds what float16 can hold, the second attempt takes `small`.
     factor, small = (2.0**6, 2.0**-8) if spec.dtype == "float16" else (1.0, 1.0)
-    place = Keys(Statements(), p, Tile(spec, *warps_of(numbers), 0))
-    s = place.s
-    with grid(place, numbers[RESIDENT]):
-        place.attend()
-        kv = place.head_kv()
-        query = place.of_heads("query", spec.head_dim)
-        d_output = place.of_heads("d_output", spec.value_dim)
-        keys = load_keys(place, place.of_kv("key", spec.head_dim, kv))
-        values = load_keys(place, place.of_kv("value", spec.value_dim, kv))
+    warp = KeyTile(Statements(), p, Tile(spec, *warps_of(numbers), 0))
+    s = warp.s
+    with grid(warp, numbers[RESIDENT]):
+        warp.attend()
+        kv = warp.head_kv()
+        query = warp.query_tensor("query", spec.head_dim)
+        d_output = warp.query_tensor("d_output", spec.value_dim)
+        keys = load_keys(warp, warp.kv_tensor("key", spec.head_dim, kv))
+        values = load_keys(warp, warp.kv_tensor("value", spec.value_dim, kv))
 
         def weights(step: QueryStep, factor: float) -> Any:
-            found = probabilities(step, products(step, keys, query), factor)
-            delta = step.spread(step.number("delta"))
+            gradients = probabilities(step, products(step, keys, query), factor)
+            delta = step.spread(step.scalar("delta"))
             d_weights = products(step, values, d_output, [-delta[i] for i in range(4)])
             for _, index, _ in pairs():
-                s.store(found, index, found[index] * d_weights[index])
-            return packed(step, found)
+                s.store(gradients, index, gradients[index] * d_weights[index])
+            return packed(step, gradients)
 
-        sums = KeySums(place, query)
+        sums = KeySums(warp, query)
         sums.gather(weights, factor, small)
         scale = p["scale"] * tirx.const(1 / factor, "float32")
-        sums.store(place.of_heads("output", spec.head_dim), scale)
+        sums.store(warp.query_tensor("output", spec.head_dim), scale)
     return s.statement()

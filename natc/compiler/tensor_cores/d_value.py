@@ -1,4 +1,4 @@
-"""The gradient of values on tensor cores: of each key, its queries' weights times d_output."""
+"""The gradient of values on tensor cores: for each key, sums probability times d_output."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm import tirx
 
-from natc.compiler.tensor_cores.inverse import Keys, QueryStep, numbers
+from natc.compiler.tensor_cores.inverse import KeyTile, QueryStep, numbers
 from natc.compiler.tensor_cores.inverse_scores import load_keys, packed, probabilities, products
 from natc.compiler.tensor_cores.inverse_sums import KeySums
 from natc.compiler.tensor_cores.kernel import RESIDENT, grid, warps_of
@@ -21,20 +21,20 @@ __all__ = ["launch", "numbers"]
 def launch(p: Mapping[str, Any], spec: KernelSpec, numbers: Mapping[str, int]) -> tirx.Stmt:
     """Return the statement that launches the kernel of `d_value`.
 
-    p: the function's parameters by name. numbers: those of `numbers`, one for each name.
+    p: the function's parameters by name. numbers: the sampled number for each name.
     """
-    # A weight is 1 at most: this keeps most digits of small ones.
+    # A probability is at most 1: this factor keeps most digits of small ones.
     factor = 2.0**15 if spec.dtype == "float16" else 1.0
-    place = Keys(Statements(), p, Tile(spec, *warps_of(numbers), 0))
-    with grid(place, numbers[RESIDENT]):
-        place.attend()
-        query = place.of_heads("query", spec.head_dim)
-        keys = load_keys(place, place.of_kv("key", spec.head_dim, place.head_kv()))
+    warp = KeyTile(Statements(), p, Tile(spec, *warps_of(numbers), 0))
+    with grid(warp, numbers[RESIDENT]):
+        warp.attend()
+        query = warp.query_tensor("query", spec.head_dim)
+        keys = load_keys(warp, warp.kv_tensor("key", spec.head_dim, warp.head_kv()))
 
         def weights(step: QueryStep, factor: float) -> Any:
             return packed(step, probabilities(step, products(step, keys, query), factor))
 
-        sums = KeySums(place, place.of_heads("d_output", spec.value_dim))
+        sums = KeySums(warp, warp.query_tensor("d_output", spec.value_dim))
         sums.gather(weights, factor, factor)
-        sums.store(place.of_heads("output", spec.value_dim), tirx.const(1 / factor, "float32"))
-    return place.s.statement()
+        sums.store(warp.query_tensor("output", spec.value_dim), tirx.const(1 / factor, "float32"))
+    return warp.s.statement()

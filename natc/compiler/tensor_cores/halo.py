@@ -1,4 +1,4 @@
-"""Where a tile's halo is in memory, and loading what a lane needs of it."""
+"""Addresses of a tile's halo, and loads of the keys and values that a lane needs of it."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from typing import Any
 from tvm import tirx
 from tvm.ir import Expr
 
-from natc.compiler.tensor_cores.place import Tensor, TileWindow, WarpTile
 from natc.compiler.tensor_cores.statements import at, call
 from natc.compiler.tensor_cores.tile import HALF
+from natc.compiler.tensor_cores.warp_tile import Tensor, TileWindow, WarpTile
 
 
 class Part:
-    """Rows of a halo that are computed at once.
+    """Rows of a halo that are computed together.
 
-    plane: the first index of the rows, where there are three axes. row: index of the first row, or
-    None where there is one axis.
+    plane: with three axes, the rows' member on the first axis. row: the first row's member on the
+    axis of rows; None with one axis.
     """
 
-    def __init__(self, place: WarpTile, plane: Any, row: Any) -> None:
-        self.place, self.tile = place, place.tile
+    def __init__(self, warp: WarpTile, plane: Any, row: Any) -> None:
+        self.warp, self.tile = warp, warp.tile
         self.plane, self.first_row = plane, row
 
     def has_row(self, row: Any, half: int) -> Expr:
-        """Return whether the queries of a half attend to a row."""
-        window: TileWindow = self.place.windows[half][-2]
+        """Return whether the queries of a half attend to the part's row number `row`."""
+        window: TileWindow = self.warp.windows[half][-2]
         return window.has(self.first_row + row)
 
     def before_row_0(self) -> Any:
-        """Return the token that member 0 of the last axis' group 0 would be, in the first row."""
-        place = self.place
+        """Return the number of the first token of row 0 of the map, in the part's plane."""
+        warp = self.warp
         members = [] if self.plane is None else [self.plane]
         if self.tile.has_rows:
             members.append(0)
-        found: Any = place.batch
-        for axis, member in zip(place.axes, members):
-            found = found * axis.size + axis.position(member)
-        return found * place.axes[-1].size
+        row: Any = warp.batch
+        for axis, member in zip(warp.axes, members):
+            row = row * axis.size + axis.position(member)
+        return row * warp.axes[-1].size
 
 
 class Tokens:
-    """Tokens of a halo that a lane loads: some of a row, the same ones of each row.
+    """Addresses of the tokens that a lane loads: the same columns of every row of the halo.
 
-    What is kept is where they are in a row, and the address of the first row of the map: one
-    instruction each, a multiplication and addition, finds a row and a token in it.
+    Registers hold the address of the map's first row and each token's offset in its row. One
+    multiply-add then gives the address of a row, and another the address of a token in it.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class Tokens:
         key: Callable[..., Any],
         channel: Any,
     ) -> None:
-        """Find tokens, one for each index within `extents`.
+        """Compute the offsets, one for each index within `extents`.
 
-        key: takes an index; how far a token is behind the row's first. Those beyond the map are
-        the last. channel: of the head's, the first that is loaded.
+        key: takes such an index and returns how many keys the token lies behind the halo's first
+        key; a token beyond the map becomes the map's last. channel: the first channel to load.
         """
         self._part, self._tensor, self._extents = part, tensor, extents
-        s, axis = part.place.s, part.place.axes[-1]
+        s, axis = part.warp.s, part.warp.axes[-1]
         first = tensor.address(part.before_row_0() * tensor.stride + tensor.first)
         self._row_0 = s.let("row_0", call("uint64", "natc_address", first))
         self._behind = s.registers("behind", math.prod(extents), "int32")
@@ -75,55 +75,55 @@ class Tokens:
             s.store(self._behind, self._at(index), behind)
 
     def find(self, row: Any, *index: Any) -> Any:
-        """Return the address of a token in a row of the part; beyond the map it is the last's."""
-        found, part = self._row_0, self._part
+        """Return the address of token `index` in row `row` of the part, or in the map's last."""
+        address, part = self._row_0, self._part
         if part.tile.has_rows:
-            row = tirx.min(part.first_row + row, part.place.axes[-2].length - 1)
-            found = call("uint64", "natc_row_at", found, row, self._tensor.pitch)
-        return call("uint64", "natc_token_at", found, self._behind[self._at(index)])
+            row = tirx.min(part.first_row + row, part.warp.axes[-2].length - 1)
+            address = call("uint64", "natc_row_at", address, row, self._tensor.pitch)
+        return call("uint64", "natc_token_at", address, self._behind[self._at(index)])
 
     def load(self, words: Any, first: Any, size: int, address: Any, behind: Any = 0) -> None:
-        """Load `size` words, 1, 2 or 4, of a token that `find` found, some channels behind."""
-        s = self._part.place.s
+        """Load 1, 2 or 4 words from an address that `find` returned, plus `behind` channels."""
+        s = self._part.warp.s
         if not isinstance(behind, int) or behind:
             address = address + tirx.convert(2 * behind).astype("int64").astype("uint64")
         s.call(f"natc_fetch_{4 * size}", at(words, first), address)
 
     def _at(self, index: Any) -> Any:
-        found: Any = 0
+        flat: Any = 0
         for number, extent in zip(index, self._extents):
-            found = found * extent + number
-        return found
+            flat = flat * extent + number
+        return flat
 
 
 class Channels:
-    """All channels of a halo's tokens, in the order in which products over channels take them.
+    """Loads of all channels of a halo's tokens, ordered as products over channels need them.
 
-    Of each 8 tokens side by side, lanes `row` load token `row`.
+    Of each 8 adjacent tokens, the four lanes with row r load token r.
     """
 
     def __init__(self, part: Part, tensor: Tensor) -> None:
-        self._place = place = part.place
+        self._warp = warp = part.warp
         self._vectors = vectors(tensor.dim)
-        own = self._vectors[0][1] * place.column
-        columns = (place.tile.columns,)
-        self._tokens = Tokens(part, tensor, columns, lambda u: HALF * u + place.row, own)
+        own = self._vectors[0][1] * warp.column
+        columns = (warp.tile.columns,)
+        self._tokens = Tokens(part, tensor, columns, lambda u: HALF * u + warp.row, own)
 
     def load(self, words: Any, row: Any, column: Any) -> None:
-        """Load the words of a token, half as many as channels of a lane."""
-        s = self._place.s
-        found = s.let("token_at", self._tokens.find(row, column))
+        """Load the lane's channels of a token, two to a word, into `words`."""
+        s = self._warp.s
+        address = s.let("token_at", self._tokens.find(row, column))
         for start, size in self._vectors:
             behind: Any = start
             if size != self._vectors[0][1]:
-                behind = start + (size - self._vectors[0][1]) * self._place.column
-            self._tokens.load(words, start // 8, size // 2, found, behind)
+                behind = start + (size - self._vectors[0][1]) * self._warp.column
+            self._tokens.load(words, start // 8, size // 2, address, behind)
 
 
 def vectors(dim: int) -> list[tuple[int, int]]:
-    """Return what each of four lanes loads of a token: of which 32 channels how many at once.
+    """Return (first channel, channels per lane) for each block of 32 channels.
 
-    8 channels, or 4 where 16 are left over: both sides of a product have their channels in the
-    same order, whichever it is.
+    Four lanes share a block, so a lane has 8 channels, or 4 of a last block of 16. Both factors of
+    a product have their channels in this same order, so that any order would do.
     """
     return [(start, min(dim - start, 32) // 4) for start in range(0, dim, 32)]

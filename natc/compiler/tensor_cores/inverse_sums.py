@@ -1,4 +1,4 @@
-"""Sums over the queries that attend to keys: weight times a vector of the query."""
+"""Sums over the queries that attend to a key: weight times a vector of the query."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from typing import Any
 
 from tvm import tirx
 
-from natc.compiler.tensor_cores.inverse import Keys, QueryStep
+from natc.compiler.tensor_cores.inverse import KeyTile, QueryStep
 from natc.compiler.tensor_cores.kernel import SHORT
-from natc.compiler.tensor_cores.place import Tensor, TileWindow
 from natc.compiler.tensor_cores.results import store_channels
 from natc.compiler.tensor_cores.statements import at, call
 from natc.compiler.tensor_cores.tile import HALF, channel_blocks
+from natc.compiler.tensor_cores.warp_tile import Tensor, TileWindow
 
-# Takes a step and a power of two; returns the weights of its pairs times that, as products take
-# them: a word for each half of queries and of keys.
+# Takes a step and a power of two. Returns the step's weights times that power, packed for the next
+# product: a word for each half of queries and each half of keys.
 Weights = Callable[[QueryStep, float], Any]
 
 
 class KeySums:
-    """The sums of a tile: of each block of channels, products [channel of a lane's, 4]."""
+    """The sums of a tile of keys: for each block of channels an array [channel of the lane, 4]."""
 
-    def __init__(self, place: Keys, vectors: Tensor) -> None:
-        self.place, self.vectors = place, vectors
-        self.mma = f"natc_mma_{SHORT[place.spec.dtype]}"
+    def __init__(self, warp: KeyTile, vectors: Tensor) -> None:
+        self.warp, self.vectors = warp, vectors
+        self.mma = f"natc_mma_{SHORT[warp.spec.dtype]}"
         self.blocks = channel_blocks(vectors.dim)
-        self.arrays = [place.s.registers(f"sums_{i}", n // 2) for i, n in enumerate(self.blocks)]
+        self.arrays = [warp.s.registers(f"sums_{i}", n // 2) for i, n in enumerate(self.blocks)]
 
     def gather(self, weights: Weights, factor: float, small: float) -> None:
-        """Sum up the halo times a factor; what does not attend to a key counts for nothing.
+        """Sum weight * vector * factor over the halo.
 
-        A query beside a key's has weight 0. Where its vector is not finite, that would be NaN:
-        then the sum of each key is computed alone, with such vectors left out.
+        A query that does not attend to a key has weight 0, and 0 times infinity is NaN. If a sum
+        is not finite, each key is summed by itself, without the vectors of such queries.
 
-        factor: a power of two by which weights are multiplied, so that they suit the kernel's
-        dtype. small: that of the second attempt, for weights may have been too large.
+        factor: a power of two that scales weights to the range of the kernel's dtype. small: the
+        factor of the second attempt, because weights may have been too large with the first.
         """
-        s = self.place.s
+        s = self.warp.s
         self._clear()
-        with self.place.steps() as step:
+        with self.warp.steps() as step:
             self._add(step, weights(step, factor))
         check = s.registers("check", 1)
         s.store(check, 0, tirx.const(0.0, "float32"))
@@ -48,7 +48,7 @@ class KeySums:
                 s.store(check, 0, check[0] + array[i])
         with s.when(call("int32", "natc_any_not_finite", check[0]) != 0):
             self._clear()
-            with self.place.steps() as step:
+            with self.warp.steps() as step:
                 self._add_alone(step, weights(step, small))
             if small != factor:
                 for array, channels in zip(self.arrays, self.blocks):
@@ -56,21 +56,21 @@ class KeySums:
                         s.store(array, i, array[i] * tirx.const(factor / small, "float32"))
 
     def store(self, result: Tensor, factor: Any) -> None:
-        """Store the sums times a factor for each key that there is."""
-        s = self.place.s
-        place = self.place.for_the_end()
+        """Store the sums times `factor`, for each key that lies on the map."""
+        s = self.warp.s
+        warp = self.warp.for_the_end()
         for half in range(2):
-            with s.when(place.has_query(half)):
-                token = s.let("token", place.token(place.indices(half)))
-                store_channels(place, result, self.arrays, half, token, factor)
+            with s.when(warp.has_query(half)):
+                token = s.let("token", warp.token(warp.indices(half)))
+                store_channels(warp, result, self.arrays, half, token, factor)
 
     def _clear(self) -> None:
         for array, channels in zip(self.arrays, self.blocks):
-            with self.place.s.unrolled("i", channels // 2) as i:
-                self.place.s.store(array, i, tirx.const(0.0, "float32"))
+            with self.warp.s.unrolled("i", channels // 2) as i:
+                self.warp.s.store(array, i, tirx.const(0.0, "float32"))
 
     def _add(self, step: QueryStep, weights: Any) -> None:
-        """Add a step's weights times vectors."""
+        """Add weight times vector for the queries of a step."""
         first = 0
         for array, channels in zip(self.arrays, self.blocks):
             number = channels // HALF // 2
@@ -80,12 +80,12 @@ class KeySums:
             first += channels
 
     def _add_alone(self, step: QueryStep, weights: Any) -> None:
-        """Do as `_add` does, for each key alone and with the vectors of its queries alone."""
-        s, place, first = self.place.s, self.place, 0
-        along = place.axes[-2] if place.tile.has_rows else place.axes[-1]
-        most = 2 if place.tile.has_rows else 2 * HALF
+        """As `_add`, one key at a time, with the vectors of other queries set to 0."""
+        s, warp, first = self.warp.s, self.warp, 0
+        along = warp.axes[-2] if warp.tile.has_rows else warp.axes[-1]
+        most = 2 if warp.tile.has_rows else 2 * HALF
         keys = tirx.min(along.length - along.start, most) * (2 * HALF // most)
-        # A number that compilers know nothing of, or they would write some of the loop out.
+        # Hidden from the compiler, which would unroll some iterations of the loop.
         keys = s.let("keys", call("int32", "natc_uniform", keys))
         for array, channels in zip(self.arrays, self.blocks):
             for word in range(channels // HALF // 2):
@@ -103,57 +103,60 @@ class KeySums:
                         s.store(alone, i, tirx.const(0.0, "float32"))
                     self._multiply(alone, 0, weights, own, 0, 1)
                     for i in range(8):
-                        is_its = tirx.And(place.row == row, half == i % 4 // 2)
+                        is_own = tirx.And(warp.row == row, half == i % 4 // 2)
                         index = word * 8 + i
                         added = array[index] + alone[i]
-                        s.store(array, index, tirx.Select(is_its, added, array[index]))
+                        s.store(array, index, tirx.Select(is_own, added, array[index]))
             first += channels
 
     def _load(
         self, step: QueryStep, first: int, channels: int, first_word: int, number: int
     ) -> Any:
-        """Return words of the lane's channels of its queries: [half, one of the pair, word].
+        """Load words of the lane's channels of its queries: [half, query of the pair, word].
 
-        first, channels: the block of channels. number: words of a query, from first_word on.
+        first, channels: the block of channels. Loads `number` words of a query from `first_word`.
         """
-        place, s = self.place, self.place.s
-        found = s.registers("vector_words", 4 * number, "uint32")
-        channel = first + channels // HALF * place.row + 2 * first_word
+        warp, s = self.warp, self.warp.s
+        words = s.registers("vector_words", 4 * number, "uint32")
+        channel = first + channels // HALF * warp.row + 2 * first_word
         for half in range(2):
             for e in range(2):
                 address = self.vectors.address(step.pair(self.vectors, half, e) + channel)
                 index = (2 * half + e) * number
-                s.call(f"natc_load_{4 * number}", at(found, index), address)
-        return found
+                s.call(f"natc_load_{4 * number}", at(words, index), address)
+        return words
 
     def _multiply(
         self, array: Any, v: int, weights: Any, words: Any, word: int, number: int
     ) -> None:
-        """Add weights times a word of each query, which is two channels, from channel v on."""
+        """Add weights times a word of each query, two channels, to channels v and v + 1."""
         for upper, halves in enumerate(("natc_low_halves", "natc_high_halves")):
             pairs = [
                 call("uint32", halves, *(words[(2 * half + e) * number + word] for e in range(2)))
                 for half in range(2)
             ]
             own = (weights[i] for i in range(4))
-            self.place.s.call(self.mma, at(array, (v + upper) * 4), *own, *pairs)
+            self.warp.s.call(self.mma, at(array, (v + upper) * 4), *own, *pairs)
 
     def _queries_of(self, half: Any, row: Any) -> list[TileWindow]:
-        """Return the queries that attend to a key of the tile on the axes of rows and columns."""
-        place = self.place
+        """Return the queries that attend to a key of the tile, on the axes of rows and columns.
+
+        half, row: the key's half, and its number in the half.
+        """
+        warp = self.warp
 
         def either(axis: int, field: int) -> Any:
-            first, second = (place.queries[of][axis][field] for of in range(2))
+            first, second = (warp.queries[of][axis][field] for of in range(2))
             return tirx.Select(half == 0, first, second)
 
         def of_lane(field: int) -> Any:
             number = either(-1, field).astype("uint32")
-            found = call("uint32", "natc_shuffle_from", number, 4 * row)
-            return place.s.let("alone", found.astype("int32"))
+            from_lane = call("uint32", "natc_shuffle_from", number, 4 * row)
+            return warp.s.let("alone", from_lane.astype("int32"))
 
         columns = TileWindow(of_lane(0), of_lane(1))
         return (
             [TileWindow(either(-2, 0), either(-2, 1)), columns]
-            if place.tile.has_rows
+            if warp.tile.has_rows
             else [columns]
         )

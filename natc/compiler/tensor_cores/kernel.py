@@ -1,4 +1,4 @@
-"""A kernel for tensor cores as an operation of the design space has it, and its grid of warps."""
+"""TensorCoreKernel, which an operation's kernel for tensor cores is, and its grid of warps."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from tvm import tirx
 
-from natc.compiler.tensor_cores.place import LANES, WarpTile
+from natc.compiler.tensor_cores.warp_tile import LANES, WarpTile
 from natc.spec import KernelSpec
 
 # Names of the sampled numbers, and of their annotations on the block `output`.
 WARPS_0, WARPS_1, RESIDENT = "warps_0", "warps_1", "resident_warps"
 PRODUCTS, ROWS = "products", "rows"
-# What the device functions of a dtype have in their names.
+# The part of a device function's name that stands for the dtype.
 SHORT = {"float16": "f16", "bfloat16": "bf16"}
 
 
@@ -37,21 +37,21 @@ def warps_of(numbers: Mapping[str, int]) -> tuple[int, int]:
 
 
 @contextmanager
-def grid(place: WarpTile, resident_warps: int) -> Iterator[None]:
-    """Do the block in every warp that has a tile, once its place is found.
+def grid(warp: WarpTile, resident_warps: int) -> Iterator[None]:
+    """Run the `with` block in every warp whose tile has queries, after `warp.locate`.
 
-    resident_warps: warps of a multiprocessor for whose registers there must be room.
+    resident_warps: warps that one multiprocessor must be able to hold, which limits registers.
     """
-    s = place.s
-    warps = math.prod(place.tile.warps)
+    s = warp.s
+    warps = math.prod(warp.tile.warps)
     with (
-        s.threads("blockIdx.x", place.tiles) as block,
-        s.threads("blockIdx.y", place.heads) as head,
-        s.threads("blockIdx.z", place.batch_size) as batch,
-        s.threads("threadIdx.y", warps) as warp,
+        s.threads("blockIdx.x", warp.tiles) as block,
+        s.threads("blockIdx.y", warp.heads) as head,
+        s.threads("blockIdx.z", warp.batch_size) as batch,
+        s.threads("threadIdx.y", warps) as warp_index,
         s.threads("threadIdx.x", LANES) as lane,
         s.attribute("tirx.launch_bounds_min_blocks_per_sm", max(1, resident_warps // warps)),
     ):
-        place.find(block, head, batch, warp, lane)
-        with s.when(place.is_there):
+        warp.locate(block, head, batch, warp_index, lane)
+        with s.when(warp.has_queries):
             yield

@@ -8,7 +8,7 @@ from natc.operations import OPERATIONS
 
 _FORWARD = TensorCoreKernel(forward.numbers, forward.launch)
 KERNELS: dict[str, TensorCoreKernel] = {
-    **{name: _FORWARD for name, found in OPERATIONS.items() if found.family == "forward"},
+    **{name: _FORWARD for name, entry in OPERATIONS.items() if entry.family == "forward"},
     "d_key": TensorCoreKernel(d_key.numbers, d_key.launch),
     "d_value": TensorCoreKernel(d_value.numbers, d_value.launch),
     "d_query": TensorCoreKernel(d_query.numbers, d_query.launch),

@@ -1,7 +1,7 @@
-"""Putting a kernel for tensor cores beside the scheduled one, as the last step of a schedule.
+"""Puts a kernel for tensor cores beside the scheduled one, as the last step of a schedule.
 
-Schedule primitives move loops; none of them describes what the lanes of a warp hold of a matrix
-product. So a schedule only names its numbers, and the kernel is written when it is complete.
+Schedule primitives move loops; none of them can spread a matrix product over the lanes of a warp.
+So a schedule only records the sampled numbers, and the kernel is generated once it is complete.
 """
 
 from __future__ import annotations
@@ -20,38 +20,41 @@ _MOST_BLOCKS = 65535  # on a grid's second and third axis
 
 
 def apply_tiles(function: tirx.PrimFunc, spec: KernelSpec, operation: str) -> tirx.PrimFunc:
-    """Return a scheduled function that launches the kernel its schedule asked for, if it did."""
+    """Return the function with the kernel for tensor cores that its schedule asks for, if any.
+
+    The scheduled kernel stays, for the calls that tiles cannot serve.
+    """
     numbers = _numbers(function)
     if not numbers:
         return function
     p = {parameter.name: parameter for parameter in function.params}
     root = function.body
-    other = root.block
+    scheduled = root.block
     kernel = KERNELS[operation].launch(p, spec, numbers)
-    body = tirx.IfThenElse(_fits(p, spec), kernel, other.body)
+    body = tirx.IfThenElse(_fits(p, spec), kernel, scheduled.body)
     block = SBlock(
-        other.iter_vars, other.reads, other.writes, other.name_hint, body, other.init,
-        other.alloc_buffers, other.match_buffers, other.annotations,
+        scheduled.iter_vars, scheduled.reads, scheduled.writes, scheduled.name_hint, body,
+        scheduled.init, scheduled.alloc_buffers, scheduled.match_buffers, scheduled.annotations,
     )  # fmt: skip
     return function.with_body(SBlockRealize(root.iter_values, root.predicate, block))
 
 
 def _numbers(function: tirx.PrimFunc) -> dict[str, int]:
-    found: dict[str, int] = {}
+    numbers: dict[str, int] = {}
 
     def read(block: SBlock) -> None:
         for key, value in block.annotations.items():
             if str(key).startswith(ANNOTATION):
-                found[str(key).removeprefix(ANNOTATION)] = int(value)
+                numbers[str(key).removeprefix(ANNOTATION)] = int(value)
 
     tvm_ffi.structural_walk(function.body, (SBlock, read))
-    return found
+    return numbers
 
 
 def _fits(p: dict[str, Any], spec: KernelSpec) -> Any:
-    """Return whether tiles can serve a call: a window begins a key after the last at most."""
+    """Return whether tiles can serve a call: strides are 1, and heads and batches fit the grid."""
     batch, *_, heads, _ = p["qkv" if "qkv" in p else "query"].ty.shape
-    found = tirx.And(heads <= _MOST_BLOCKS, batch <= _MOST_BLOCKS)
+    fits = tirx.And(heads <= _MOST_BLOCKS, batch <= _MOST_BLOCKS)
     for axis in range(spec.rank):
-        found = tirx.And(found, p[f"stride_{axis}"] == 1)
-    return found
+        fits = tirx.And(fits, p[f"stride_{axis}"] == 1)
+    return fits

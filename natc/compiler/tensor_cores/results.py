@@ -1,4 +1,4 @@
-"""Storing what a tile's queries have summed up."""
+"""Stores the sums of a tile's queries or keys."""
 
 from __future__ import annotations
 
@@ -6,28 +6,29 @@ from collections.abc import Sequence
 from typing import Any
 
 from natc.compiler.tensor_cores.kernel import SHORT
-from natc.compiler.tensor_cores.place import Tensor, WarpTile
 from natc.compiler.tensor_cores.statements import at, call
 from natc.compiler.tensor_cores.tile import HALF, channel_blocks
+from natc.compiler.tensor_cores.warp_tile import Tensor, WarpTile
 
 
 def store_channels(
-    place: WarpTile, tensor: Tensor, sums: Sequence[Any], half: int, token: Any, factor: Any
+    warp: WarpTile, tensor: Tensor, sums: Sequence[Any], half: int, token: Any, factor: Any
 ) -> None:
-    """Store a half's sums times a factor, rounded.
+    """Store a half's sums times `factor` at `token`, rounded to the kernel's dtype.
 
-    sums: of each block of channels (`channel_blocks`), products [channel of a lane's, 4].
+    sums: one array for each block of channels (`channel_blocks`), of products as the instruction
+    leaves them: [channel of the lane, 4].
     """
-    s, pack, first = place.s, f"natc_pack_{SHORT[place.spec.dtype]}", 0
+    s, pack, first = warp.s, f"natc_pack_{SHORT[warp.spec.dtype]}", 0
     for block, channels in zip(sums, channel_blocks(tensor.dim)):
-        # A lane's columns 2t and 2t + 1 are channels side by side.
+        # Columns 2t and 2t + 1 of a product, which a lane holds, are adjacent channels.
         own = channels // HALF
         words = s.registers("words", own, "uint32")
         for word in range(own):
             column, v = divmod(2 * word, own)
             pair = (block[(v + e) * 4 + 2 * half + column] * factor for e in range(2))
             s.store(words, word, call("uint32", pack, *pair))
-        element = token * tensor.stride + tensor.first + first + 2 * own * place.column
+        element = token * tensor.stride + tensor.first + first + 2 * own * warp.column
         for start in range(0, own, 4):
             size = min(own - start, 4)
             s.call(f"natc_store_{4 * size}", tensor.address(element + 2 * start), at(words, start))

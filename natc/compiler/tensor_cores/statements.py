@@ -1,4 +1,4 @@
-"""Writing the body of a kernel: statements one after the other, as TIR."""
+"""Statements: builds the body of a kernel as TIR, one statement after the other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _THREAD_INDEX = 1  # tvm.tirx.IterVar.ThreadIndex
 
 
 class Statements:
-    """Statements in the order in which they are added; blocks open and close with `with`."""
+    """The statements of a kernel in order; a `with` adds its block as one statement."""
 
     def __init__(self) -> None:
         self._open: list[list[tirx.Stmt]] = [[]]
@@ -23,17 +23,17 @@ class Statements:
         self._open[-1].append(statement)
 
     def name(self, name: str, value: Any) -> Any:
-        """Name a number; return its variable, which lowering may replace by the value."""
+        """Return a variable bound to `value`; lowering may replace it by the value."""
         value = tirx.convert(value)
         variable = tirx.Var(name, _dtype(value))
         self.add(tirx.Bind(variable, value))
         return variable
 
     def let(self, name: str, value: Any) -> Any:
-        """Keep a number in a register; return what reads it.
+        """Store `value` in a register and return the expression that reads it.
 
-        Lowering does not see through it. A variable it would replace by its value wherever it is
-        used, and numbers that depend on each other would grow without end.
+        Lowering does not substitute a register's value, as it does a variable's. Numbers that
+        depend on each other would otherwise become expressions that grow without end.
         """
         value = tirx.convert(value)
         register = self.registers(name, 1, _dtype(value))
@@ -41,7 +41,7 @@ class Statements:
         return register[0]
 
     def registers(self, name: str, count: int, dtype: str = "float32") -> tirx.Buffer:
-        """Return a lane's own array, which unrolled loops turn into registers."""
+        """Return an array of the lane's own; once loops are unrolled it lies in registers."""
         array = tirx.decl_buffer((count,), dtype, name, scope="local")
         self.add(tirx.AllocBuffer(array))
         return array
@@ -74,14 +74,14 @@ class Statements:
 
     @contextmanager
     def when(self, condition: Expr) -> Iterator[None]:
-        """Do the block where a condition holds."""
+        """Run the block only if `condition` holds."""
         with self._block() as body:
             yield
         self.add(tirx.IfThenElse(condition, body(), None))
 
     @contextmanager
     def threads(self, tag: str, extent: Any) -> Iterator[Any]:
-        """Do the block in each thread of an axis of the grid or the block."""
+        """Run the block in each thread of an axis of the grid (or of a block of threads)."""
         variable = tirx.Var(tag.replace(".", "_"), "int32")
         with self._block() as body:
             yield variable
@@ -92,15 +92,15 @@ class Statements:
 
     @contextmanager
     def attribute(self, key: str, value: int) -> Iterator[None]:
-        """Do the block with an attribute of the kernel."""
+        """Give the block an attribute, such as launch bounds."""
         with self._block() as body:
             yield
         self.add(tirx.AttrStmt(tirx.const(0), key, tirx.const(value), body()))
 
     def statement(self) -> tirx.Stmt:
         """Return all that was added as one statement."""
-        (found,) = self._open
-        return tirx.stmt_seq(*found)
+        (statements,) = self._open
+        return tirx.stmt_seq(*statements)
 
     @contextmanager
     def _block(self) -> Iterator[Any]:
@@ -118,7 +118,7 @@ def _dtype(value: Expr) -> str:
 
 
 def call(dtype: str, function: str, *arguments: Any) -> Expr:
-    """Return what a device function without side effects returns."""
+    """Return a call of a device function that has no side effects."""
     return tirx.call_pure_extern(dtype, function, *arguments)
 
 

@@ -1,8 +1,8 @@
 """The tile of queries that a warp computes, and the halo of keys around it: constants of a kernel.
 
-A warp takes 16 queries of one head and one dilation group: two rows of 8 on the last two axes, or
-16 in a row where there is one axis. Half r of a tile are 8 queries side by side; they are rows
-8r .. 8r+7 of the fragments of a matrix product.
+A warp computes 16 queries of one head and one dilation group: two rows of 8 on the last two axes,
+or, with one axis, 16 in a row. A half of a tile is 8 adjacent queries; half r is rows 8r .. 8r+7
+of the operands of a matrix product.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ HALF = 8  # queries of half a tile; keys of one product
 
 @dataclass(frozen=True)
 class Tile:
-    """What a warp and a block of warps cover.
+    """The queries of a warp, and of a block of warps.
 
-    warps_0, warps_1: warps of a block side by side on the axis of rows (with one axis: 1) and on
-    that of columns. most_products: products of 16 queries with 8 keys whose scores a lane keeps,
-    4 registers each.
+    warps_0, warps_1: adjacent warps of a block on the axis of rows (1 with one axis) and on the
+    axis of columns. most_products: how many products of 16 queries with 8 keys a lane may keep the
+    scores of; each takes 4 registers.
     """
 
     spec: KernelSpec
@@ -40,7 +40,7 @@ class Tile:
 
     @property
     def has_rows(self) -> bool:
-        """Whether the halves of a tile are two rows, not two parts of one."""
+        """Whether the halves of a tile are two rows; with one axis they are parts of one row."""
         return self.spec.rank > 1
 
     @property
@@ -50,23 +50,23 @@ class Tile:
 
     @property
     def columns(self) -> int:
-        """Products that cover a row of keys: the windows of all the queries in it."""
+        """Products that cover a row of keys, as far as a row of the tile's queries attends."""
         return -(-(self.spec.kernel_size[-1] + self.extents[-1] - 1) // HALF)
 
     @property
     def chunks(self) -> int:
-        """In how many parts the rows of a plane are taken, so that registers suffice."""
-        at_once = max(1, self.most_products // self.columns)
-        return -(-self.rows // at_once)
+        """The number of parts that a plane's rows are divided into, so that registers suffice."""
+        rows_per_part = max(1, self.most_products // self.columns)
+        return -(-self.rows // rows_per_part)
 
     @property
     def chunk_rows(self) -> int:
-        """Rows of one part; the last may reach beyond the window."""
+        """Rows of a part; the last part may reach beyond the window."""
         return -(-self.rows // self.chunks)
 
     @property
     def products(self) -> int:
-        """Products of one part with all its rows."""
+        """Products of a part: its rows times the products of a row."""
         return self.chunk_rows * self.columns
 
     @property
@@ -76,7 +76,7 @@ class Tile:
 
     @property
     def in_parts(self) -> bool:
-        """Whether there is more than one part, each of which corrects what the last summed up."""
+        """Whether there are several parts: each rescales the sums of the parts before it."""
         return self.chunks > 1 or self.spec.rank == 3
 
     @property
@@ -86,7 +86,7 @@ class Tile:
 
     @property
     def value_blocks(self) -> list[int]:
-        """Channels of the value that are summed at a time."""
+        """The blocks of the value's channels: see `channel_blocks`."""
         return channel_blocks(self.spec.value_dim)
 
 
@@ -96,10 +96,10 @@ def is_wide(spec: KernelSpec) -> bool:
 
 
 def channel_blocks(dim: int) -> list[int]:
-    """Return the channels that are summed at a time: 64, or 32 and 16 of what is left."""
-    found = []
+    """Split `dim` channels into blocks, which are summed in turn: 64s, then 32 and 16."""
+    blocks = []
     for size in (64, 32, 16):
         while dim >= size:
-            found.append(size)
+            blocks.append(size)
             dim -= size
-    return found
+    return blocks

@@ -1,4 +1,4 @@
-"""Weighted sums of the values of a part of a halo."""
+"""Sums of probability times value (in d_query: gradient times key) over a part of a halo."""
 
 from __future__ import annotations
 
@@ -9,42 +9,43 @@ from tvm import tirx
 
 from natc.compiler.tensor_cores.halo import Part, Tokens
 from natc.compiler.tensor_cores.kernel import SHORT
-from natc.compiler.tensor_cores.place import Tensor, TileWindow, WarpTile
 from natc.compiler.tensor_cores.statements import at, call
 from natc.compiler.tensor_cores.tile import HALF, channel_blocks
+from natc.compiler.tensor_cores.warp_tile import Tensor, TileWindow, WarpTile
 
-# Of two products' weights, a step of 16 keys: their numbers, 2 * step and 2 * step + 1.
+# A step multiplies weights of 16 keys, which two products of scores gave: 2 * step and the next.
 _PAIR = 2
 
 
-def packed_weights(place: WarpTile, weights: Any, pack: str) -> Any:
-    """Return weights as products take them: words [step, 4], of which a product has two."""
-    s, number = place.s, place.tile.products
+def packed_weights(warp: WarpTile, weights: Any, pack: str) -> Any:
+    """Pack weights for the next product: words [step, 4], two for each product of scores."""
+    s, number = warp.s, warp.tile.products
     steps = -(-number // _PAIR)
-    found = s.registers("weight_words", steps * 4, "uint32")
+    words = s.registers("weight_words", steps * 4, "uint32")
     with s.unrolled("n", number) as n, s.unrolled("half", 2) as half:
         pair = (weights[n * 4 + 2 * half + e] for e in range(2))
-        s.store(found, n * 2 + half, call("uint32", pack, *pair))
+        s.store(words, n * 2 + half, call("uint32", pack, *pair))
     for index in range(number * 2, steps * 4):
-        s.store(found, index, tirx.const(0, "uint32"))
-    return found
+        s.store(words, index, tirx.const(0, "uint32"))
+    return words
 
 
 class Pairs:
-    """Where the lane's keys are, for blocks of channels: as products over keys take them.
+    """Loads of keys or values, ordered as products over keys need them.
 
-    It has keys 2 * `column` and the next of each 8, and 8 channels or fewer of each block.
+    Of each 8 adjacent keys the lane loads number 2 * `column` and the next, and of each block of
+    channels at most 8.
     """
 
     def __init__(self, part: Part, tensor: Tensor) -> None:
-        self.part, place = part, part.place
+        self.part, warp = part, part.warp
         self._own = channel_blocks(tensor.dim)[0] // HALF
 
         def key(u: Any, e: Any) -> Any:
-            return HALF * u + 2 * place.column + e
+            return HALF * u + 2 * warp.column + e
 
-        channel = self._own * place.row
-        self._tokens = Tokens(part, tensor, (place.tile.columns, 2), key, channel)
+        channel = self._own * warp.row
+        self._tokens = Tokens(part, tensor, (warp.tile.columns, 2), key, channel)
 
     def load(
         self,
@@ -54,21 +55,21 @@ class Pairs:
         words: range,
         loaded: Callable[[Any, int, Any, Any, int], None] | None = None,
     ) -> Any:
-        """Load words of the lane's keys of a step, 16 keys: [product of the step, e, word].
+        """Load words of the lane's keys of a step: [product of the step, e, word].
 
-        first, channels: the block of channels. words: those of a key that are loaded. loaded:
-        takes the words, the index of a key's first, the row of its product in the part, the
-        product's number in the row, and e.
+        first, channels: the block of channels. words: which words of a key to load. loaded: called
+        for each key with the array, the index of the key's first word, the row of its product in
+        the part, the product's number in the row, and e.
         """
-        place, tile, number = self.part.place, self.part.tile, len(words)
+        warp, tile, number = self.part.warp, self.part.tile, len(words)
         own = channels // HALF
         behind: Any = first + 2 * words.start
         if own != self._own:
-            behind = behind + (own - self._own) * place.row
-        values = place.s.registers("value_words", 4 * number, "uint32")
+            behind = behind + (own - self._own) * warp.row
+        values = warp.s.registers("value_words", 4 * number, "uint32")
         for which in range(_PAIR):
             product = step * _PAIR + which
-            # Beyond the last product, weights are 0 and values are those of the last.
+            # After the last product, weights are 0; the last product's values are loaded again.
             product = tirx.min(product, tile.products - 1) if tile.products % 2 else product
             k, u = tirx.truncdiv(product, tile.columns), tirx.truncmod(product, tile.columns)
             for e in range(2):
@@ -80,7 +81,7 @@ class Pairs:
 
 
 def multiply(
-    place: WarpTile,
+    warp: WarpTile,
     sums: Any,
     index: int,
     weights: Sequence[Any],
@@ -88,23 +89,25 @@ def multiply(
     word: int,
     number: int,
 ) -> None:
-    """Add weights times a word of a step's keys, two channels, to sums from 2 * index on."""
+    """Add weights times word `word` of a step's keys, two channels, to sums 2 * index and the
+    next.
+    """
     for upper, halves in enumerate(("natc_low_halves", "natc_high_halves")):
         pairs = [
             call("uint32", halves, values[first * number + word],
                  values[(first + 1) * number + word])
             for first in (0, 2)
         ]  # fmt: skip
-        mma = f"natc_mma_{SHORT[place.spec.dtype]}"
-        place.s.call(mma, at(sums, (2 * index + upper) * 4), *weights, *pairs)
+        mma = f"natc_mma_{SHORT[warp.spec.dtype]}"
+        warp.s.call(mma, at(sums, (2 * index + upper) * 4), *weights, *pairs)
 
 
-def any_not_finite(place: WarpTile, all_sums: Sequence[Any], blocks: Sequence[int]) -> Any:
-    """Return 0 unless some lane's sum of its sums, of all blocks of channels, is not finite.
+def any_not_finite(warp: WarpTile, all_sums: Sequence[Any], blocks: Sequence[int]) -> Any:
+    """Return 0 if the total of every lane's sums is finite.
 
-    all_sums: those of each block. blocks: the channels of each.
+    all_sums: an array of sums for each block of channels. blocks: the channels of each block.
     """
-    s, check = place.s, place.s.registers("check", 1)
+    s, check = warp.s, warp.s.registers("check", 1)
     s.store(check, 0, tirx.const(-0.0, "float32"))
     for sums, channels in zip(all_sums, blocks):
         with s.unrolled("i", channels // 2) as i:
@@ -113,30 +116,30 @@ def any_not_finite(place: WarpTile, all_sums: Sequence[Any], blocks: Sequence[in
 
 
 class ValueSums:
-    """Adding weights times values to blocks of channels: products [channel of a lane's, 4]."""
+    """Adds weights times values to sums of one block of channels: [channel of the lane, 4]."""
 
-    def __init__(self, place: WarpTile, part: Part, value: Tensor, words: Any) -> None:
-        self.place, self.part, self.words = place, part, words
+    def __init__(self, warp: WarpTile, part: Part, value: Tensor, words: Any) -> None:
+        self.warp, self.part, self.words = warp, part, words
         self._values = Pairs(part, value)
 
     def add(self, sums: Any, first: int, channels: int) -> None:
         """Add channels first .. first+channels-1 to `sums`.
 
-        Of a value that is not finite and beside a query's window, NaN may be added to its sums.
+        If a value outside a query's window is not finite, the query's sums may become NaN.
         """
         self._products(sums, first, channels, range(channels // HALF // 2), None)
 
     def add_exactly(self, sums: Any, first: int, channels: int) -> None:
-        """Do as `add` does, but let values count for the queries that attend to them alone.
+        """As `add`, but a value outside a query's window never reaches the query's sums.
 
-        Two channels of a lane at a time, which takes few registers; where their sums are not
-        finite, for each query alone.
+        Adds two channels of a lane at a time, which takes few registers. If their sums are not
+        finite, they are computed again for each query by itself.
         """
-        s, place = self.place.s, self.place
+        s, warp = self.warp.s, self.warp
         for word in range(channels // HALF // 2):
-            one = range(word, word + 1)
+            this_word = range(word, word + 1)
             added, check = self._cleared("added"), s.registers("check", 1)
-            self._products(added, first, channels, one, None)
+            self._products(added, first, channels, this_word, None)
             s.store(check, 0, added[0])
             with s.unrolled("i", 7) as i:
                 s.store(check, 0, check[0] + added[i + 1])
@@ -144,46 +147,46 @@ class ValueSums:
             with s.when(not_finite), s.loop("query", 2 * HALF) as query:
                 half, row = query >> 3, query & (HALF - 1)
                 alone = self._cleared("alone")
-                self._products(alone, first, channels, one, self._windows(half, row))
+                self._products(alone, first, channels, this_word, self._windows(half, row))
                 for i in range(8):
-                    is_its = tirx.And(place.row == row, half == i % 4 // 2)
-                    s.store(added, i, tirx.Select(is_its, alone[i], added[i]))
+                    is_own = tirx.And(warp.row == row, half == i % 4 // 2)
+                    s.store(added, i, tirx.Select(is_own, alone[i], added[i]))
             with s.unrolled("i", 8) as i:
                 s.store(sums, 8 * word + i, sums[8 * word + i] + added[i])
 
     def _cleared(self, name: str) -> Any:
-        found = self.place.s.registers(name, 8)
-        with self.place.s.unrolled("i", 8) as i:
-            self.place.s.store(found, i, tirx.const(0.0, "float32"))
-        return found
+        zeros = self.warp.s.registers(name, 8)
+        with self.warp.s.unrolled("i", 8) as i:
+            self.warp.s.store(zeros, i, tirx.const(0.0, "float32"))
+        return zeros
 
     def _windows(self, half: Any, row: Any) -> list[TileWindow]:
         """Return the windows of a query on the axes of rows and columns."""
-        place, tile, found = self.place, self.place.tile, []
-        for axis in range(place.spec.rank):
-            index = place.axes[axis].start
-            if axis == place.spec.rank - 1:
+        warp, tile, windows = self.warp, self.warp.tile, []
+        for axis in range(warp.spec.rank):
+            index = warp.axes[axis].start
+            if axis == warp.spec.rank - 1:
                 index = index + row if tile.has_rows else index + row + HALF * half
-            elif axis == place.spec.rank - 2:
+            elif axis == warp.spec.rank - 2:
                 index = index + half
-            index = tirx.min(index, place.axes[axis].length - 1)
-            window = place.window(axis, index)
-            first = place.s.let(f"alone_first_{axis}", window.first)
-            found.append(TileWindow(first, place.s.let(f"alone_count_{axis}", window.count)))
-        return found
+            index = tirx.min(index, warp.axes[axis].length - 1)
+            window = warp.window(axis, index)
+            first = warp.s.let(f"alone_first_{axis}", window.first)
+            windows.append(TileWindow(first, warp.s.let(f"alone_count_{axis}", window.count)))
+        return windows
 
     def _products(
         self, sums: Any, first: int, channels: int, words: range, windows: list[TileWindow] | None
     ) -> None:
-        """Add products for words of a lane's keys, two channels in each, from the first sums on.
+        """Add products of some words of the lane's keys, two channels each, to the first sums.
 
-        windows: of the one query whose values count; None is all.
+        windows: the windows of the only query to sum for; None for all queries.
         """
-        place, tile = self.place, self.place.tile
-        s, own = place.s, windows or []
+        warp, tile = self.warp, self.warp.tile
+        s, own = warp.s, windows or []
 
         def loaded(values: Any, index: int, k: Any, u: Any, e: int) -> None:
-            key = place.axes[-1].first_key + HALF * u + 2 * place.column + e
+            key = warp.axes[-1].first_key + HALF * u + 2 * warp.column + e
             counts = own[-1].has(key)
             if tile.has_rows:
                 counts = tirx.And(counts, own[-2].has(self.part.first_row + k))
@@ -191,8 +194,8 @@ class ValueSums:
             s.store(values, index, tirx.Select(counts, values[index], zero))
 
         with s.unrolled("step", -(-tile.products // _PAIR)) as step:
-            only = loaded if own else None
-            values = self._values.load(step, first, channels, words, only)
+            clear_outside = loaded if own else None
+            values = self._values.load(step, first, channels, words, clear_outside)
             weights = [self.words[step * 4 + i] for i in range(4)]
             for number in range(len(words)):
-                multiply(place, sums, number, weights, values, number, len(words))
+                multiply(warp, sums, number, weights, values, number, len(words))

@@ -1,6 +1,6 @@
-"""Where a warp is, and what its queries attend to: numbers that the kernel finds out at run time.
+"""A warp's tile at run time: its position on the map, and the keys that its queries attend to.
 
-Indices count members of a dilation group, as in `natc.window`, whose formulas these are.
+Indices count members of a dilation group, as in `natc.window`, whose formulas are used here.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ LANES = 32
 
 
 class Tensor(NamedTuple):
-    """A tensor by its elements in memory: those of one token are `stride` after the last's.
+    """A tensor as one head sees it: the offset of every channel in memory, in elements.
 
-    pitch: of key and value, bytes from a row of tokens to the next of its dilation group.
+    stride: elements from one token to the next. pitch: for key and value, bytes from a row of
+    tokens to the next row of the same dilation group.
     """
 
     buffer: Any
@@ -33,20 +34,21 @@ class Tensor(NamedTuple):
     pitch: Any = None
 
     def address(self, element: Any) -> Expr:
-        """Return the address of an element, counted from the tensor's first."""
+        """Return the address of the tensor's element number `element`."""
         return tirx.address_of(_element(self.buffer, element))
 
 
 def _element(buffer: Any, element: Any) -> Expr:
-    """Return an element of a tensor, counted from its first."""
+    """Return the tensor's element number `element`."""
     index = (*[0] * (len(buffer.ty.shape) - 1), element)
     return buffer[index]
 
 
 class TileAxis(NamedTuple):
-    """An axis: its size, dilation group and members of the group; the first of the tile's queries.
+    """One axis as a tile sees it.
 
-    first_key: the first key of the tile's halo.
+    size: of the map. group: the tile's dilation group, which has `length` members. start: the
+    member that is the tile's first query. first_key: the member that is the halo's first key.
     """
 
     size: Any
@@ -62,20 +64,22 @@ class TileAxis(NamedTuple):
 
 
 class TileWindow(NamedTuple):
-    """The keys of a query on an axis: `first`, and the others of `count` behind it."""
+    """The keys of a query on an axis: members first .. first+count-1 of its dilation group."""
 
     first: Any
     count: Any
 
     def has(self, key: Any) -> Expr:
-        """Return whether a key is attended to."""
+        """Return whether the key is in the window."""
         return tirx.And(key >= self.first, key < self.first + self.count)
 
 
 class WarpTile:
-    """The tile of a warp: s, where statements go; p, parameters by name; axes; lane numbers.
+    """The tile of a warp, and what its lanes need to address the call's tensors.
 
-    row, column: number of the lane among those that hold a column, and a row, of a product.
+    s: the statements of the kernel, which methods add to. p: the function's parameters by name.
+    axes: the tile on each axis. row, column: lane / 4 and lane % 4, which determine the lane's
+    share of a matrix product (launcher/mma.cuh). windows, query_index: see `attend`, `halves`.
     """
 
     def __init__(self, s: Statements, p: Mapping[str, Any], tile: Tile) -> None:
@@ -85,7 +89,7 @@ class WarpTile:
         self.batch_size, *self.sizes = list(tensor.ty.shape)[: self.spec.rank + 1]
         self.heads = tensor.ty.shape[-2]
         self.heads_kv = self.heads if self.packed else p["key"].ty.shape[-2]
-        # Found before the launch: kernels take what they need of it as parameters.
+        # Computed on the host, before the launch; the kernel gets the results as parameters.
         self.dilation = [p[f"dilation_{axis}"] for axis in range(self.spec.rank)]
         self.shortest, self.blocks, self.tiles = [], [], tirx.const(1)
         for axis, (size, dilation) in enumerate(zip(self.sizes, self.dilation)):
@@ -101,96 +105,99 @@ class WarpTile:
                 self.prepare(f"tiles_{axis}", blocks * self.dilation[axis])
         if not self.packed:
             self.prepare("group", p["group"])
-        # Of each dim of key and value: bytes from a row to the next of its group.
+        # For head_dim and value_dim: bytes from a row to the next row of its dilation group.
         self._pitches: dict[int, Any] = {}
         own = 3 * self.heads if self.packed else self.heads_kv
         for dim in (self.spec.head_dim, self.spec.value_dim) if tile.has_rows else ():
             elements = self.dilation[-2] * self.sizes[-1] * own * dim
-            # They may be more than an int counts.
+            # The product may exceed 32 bits.
             pitch = elements.astype("int64") * tirx.const(2, "int64")
             self._pitches[dim] = s.name(f"pitch_{dim}", pitch)
 
     def prepare(self, name: str, divisor: Any) -> None:
-        """Find out before the launch what is needed to divide by a number."""
+        """Compute on the host what `divided` needs to divide by `divisor` in the kernel."""
         divisor = self.s.name(f"all_{name}", divisor)
         inverse = self.s.name(f"inverse_{name}", tirx.truncdiv(tirx.const(2**31 - 1), divisor))
         self._inverses[name] = divisor, inverse
 
     def divided(self, number: Any, name: str) -> Any:
-        """Return number / divisor for one of the divisors that were prepared before the launch."""
+        """Return number / divisor for the divisor that `prepare` was given under this name."""
         return call("int32", "natc_divide", number, *self._inverses[name])
 
-    def find(self, block: Any, head: Any, batch: Any, warp: Any, lane: Any) -> None:
-        """Work out which tile a warp has, from its numbers in the grid and in its block."""
+    def locate(self, block: Any, head: Any, batch: Any, warp_index: Any, lane: Any) -> None:
+        """Compute the tile of a warp from its indices in the grid and in its block."""
         s, rank = self.s, self.spec.rank
-        self._numbers = block, head, batch, warp, lane
+        self._indices = block, head, batch, warp_index, lane
         self.head, self.batch = head, batch
         self.row = s.let("row", lane >> 2)
         self.column = s.let("column", lane & 3)
-        warp = s.let("warp", call("int32", "natc_uniform", warp))
+        warp_index = s.let("warp", call("int32", "natc_uniform", warp_index))
         starts: list[Any] = [None] * rank
         groups: list[Any] = [None] * rank
-        rest, rest_warp = s.let("block", block), warp
+        outer, warp_left = s.let("block", block), warp_index
         for axis in reversed(range(rank)):
             blocks, dilation = self.blocks[axis], self.dilation[axis]
-            number = rest
+            index = outer
             if axis:
-                outer = s.let(f"rest_{axis}", self.divided(rest, f"tiles_{axis}"))
-                number = s.let(f"number_{axis}", rest - outer * (blocks * dilation))
-                rest = outer
-            groups[axis] = s.let(f"group_{axis}", self.divided(number, f"blocks_{axis}"))
-            in_group = number - groups[axis] * blocks
+                quotient = s.let(f"rest_{axis}", self.divided(outer, f"tiles_{axis}"))
+                index = s.let(f"number_{axis}", outer - quotient * (blocks * dilation))
+                outer = quotient
+            groups[axis] = s.let(f"group_{axis}", self.divided(index, f"blocks_{axis}"))
+            in_group = index - groups[axis] * blocks
             warps, extent = self.tile.warps[axis], self.tile.extents[axis]
-            own, rest_warp = rest_warp & (warps - 1), rest_warp >> (warps.bit_length() - 1)
+            own, warp_left = warp_left & (warps - 1), warp_left >> (warps.bit_length() - 1)
             starts[axis] = s.let(f"start_{axis}", (in_group * warps + own) * extent)
         self.axes = []
         for axis in range(rank):
             size, dilation, short = self.sizes[axis], self.dilation[axis], self.shortest[axis]
-            # The first groups have one member more where the dilation does not divide the size.
+            # If the dilation does not divide the size, the first groups have one member more.
             more = tirx.Select(groups[axis] < size - short * dilation, 1, 0)
             length = s.let(f"length_{axis}", short + more)
             self.axes.append(TileAxis(size, dilation, groups[axis], length, starts[axis], None))
 
     @property
-    def is_there(self) -> Expr:
-        """Whether the tile has a query at all."""
-        found = tirx.const(True, "bool")
+    def has_queries(self) -> Expr:
+        """Whether the tile has any query: tiles of the last blocks may lie beyond the map."""
+        on_map = tirx.const(True, "bool")
         for axis in self.axes:
-            found = tirx.And(found, axis.start < axis.length)
-        return found
+            on_map = tirx.And(on_map, axis.start < axis.length)
+        return on_map
 
-    def again(self, tile: Tile) -> WarpTile:
-        """Return the same place for rows in other parts, as if nothing were known of its queries.
+    def with_new_starts(self, tile: Tile) -> WarpTile:
+        """Return this warp tile with another `tile`, to compute its windows a second time.
 
-        What is rarely done twice is to keep no registers: compilers cannot tell that it begins
-        with the same numbers.
+        For code that runs rarely. The compiler must not keep registers for it, so the starts pass
+        through a function that hides from the compiler that they are the same numbers.
         """
-        found = copy(self)
-        found.tile, s = tile, self.s
-        found.axes = [
+        copied = copy(self)
+        copied.tile, s = tile, self.s
+        copied.axes = [
             axis._replace(start=s.let("again", call("int32", "natc_uniform", axis.start)))
             for axis in self.axes
         ]
-        return found
+        return copied
 
-    def anew(self, tile: Tile) -> WarpTile:
-        """Return what `again` does, as if nothing at all were known."""
-        found = copy(self)
-        found.tile = tile
-        block, *others = self._numbers
-        found.find(call("int32", "natc_uniform", block), *others)
-        return found
+    def recomputed(self, tile: Tile) -> WarpTile:
+        """Return this warp tile with another `tile`, located again from the grid's indices.
+
+        As `with_new_starts`, but not even the starts stay in registers.
+        """
+        copied = copy(self)
+        copied.tile = tile
+        block, *indices = self._indices
+        copied.locate(call("int32", "natc_uniform", block), *indices)
+        return copied
 
     def for_the_end(self) -> WarpTile:
-        """Return the place as the end of the kernel takes it: registers may be too few to keep."""
+        """Return the warp tile to store results with; recomputed if registers are scarce."""
         if not self.tile.is_wide:
             return self
-        found = self.anew(self.tile)
-        found.attend()
-        return found
+        copied = self.recomputed(self.tile)
+        copied.attend()
+        return copied
 
     def attend(self) -> None:
-        """Work out the windows of the tile's queries."""
+        """Compute `windows`: for each half and axis, the window of the lane's own query."""
         s = self.s
         for number, axis in enumerate(self.axes):
             first = self.window(number, axis.start).first
@@ -198,14 +205,14 @@ class WarpTile:
         self.windows = self.halves(self.window)
 
     def halves(self, reach: Callable[[int, Any], TileWindow]) -> list[list[TileWindow]]:
-        """Set query_index, and return what `reach` says of it: of each half, on each axis.
+        """Set `query_index`, and return `reach(axis, index)` for each half and axis.
 
-        query_index: the number of the lane's own site in its group, where the map ends at most.
-        reach: is called with the number of an axis and that.
+        query_index: for each half and axis, the lane's own site as a member of its group; the last
+        member if the site lies beyond the map.
         """
         s = self.s
         self.query_index: list[list[Any]] = []
-        found: list[list[TileWindow]] = []
+        reached: list[list[TileWindow]] = []
         for half in range(2):
             inside = [
                 s.let(f"query_{half}_{a}", tirx.min(i, self.axes[a].length - 1))
@@ -214,63 +221,63 @@ class WarpTile:
                 for a, i in enumerate(self.indices(half))
             ]
             self.query_index.append(inside)
-            found.append([])
+            reached.append([])
             for number in range(self.spec.rank):
                 if half and self.tile.has_rows and number != self.spec.rank - 2:
-                    # The halves differ on one axis alone.
-                    found[half].append(found[0][number])
+                    # The halves differ on the axis of rows only.
+                    reached[half].append(reached[0][number])
                     continue
-                reached = reach(number, inside[number])
-                first = s.let(f"first_{half}_{number}", reached.first)
-                count = s.let(f"count_{half}_{number}", reached.count)
-                found[half].append(TileWindow(first, count))
-        return found
+                members = reach(number, inside[number])
+                first = s.let(f"first_{half}_{number}", members.first)
+                count = s.let(f"count_{half}_{number}", members.count)
+                reached[half].append(TileWindow(first, count))
+        return reached
 
     def indices(self, half: int) -> list[Any]:
-        """Return the lane's own site of a half on each axis; it may be beyond the map."""
-        found = [axis.start for axis in self.axes]
-        found[-1] = found[-1] + self.row
+        """Return the lane's own site of a half on each axis; it may lie beyond the map."""
+        members = [axis.start for axis in self.axes]
+        members[-1] = members[-1] + self.row
         if self.tile.has_rows:
-            found[-2] = found[-2] + half
+            members[-2] = members[-2] + half
         else:
-            found[-1] = found[-1] + HALF * half
-        return found
+            members[-1] = members[-1] + HALF * half
+        return members
 
     def window(self, number: int, index: Any) -> TileWindow:
-        """Return the window of a query, by its number in its group, on an axis."""
-        return self.on_axis(window.window, number, index)
+        """Return the window of the query that is member `index` of its group on axis `number`."""
+        return self.range_on_axis(window.window, number, index)
 
-    def on_axis(self, formula: Callable[..., Any], number: int, index: Any) -> TileWindow:
-        """Return what a formula of `natc.window` says of a member of a group on an axis."""
-        found = formula(
+    def range_on_axis(self, formula: Callable[..., Any], number: int, index: Any) -> TileWindow:
+        """Return `window.window` or `window.queries_of` of member `index` on axis `number`."""
+        members = formula(
             index,
             self.axes[number].length,
             self.spec.kernel_size[number],
             is_causal=self.p[f"is_causal_{number}"] > 0,
             ops=TENSOR_EXPRESSION,
         )
-        return TileWindow(found.first, found.count)
+        return TileWindow(members.first, members.count)
 
     def token(self, index: list[Any]) -> Any:
-        """Return the number of the token at members of the group, one for each axis."""
-        found = self.batch
+        """Return the number of the token at the given member of its group on each axis."""
+        token = self.batch
         for axis, member in zip(self.axes, index):
-            found = found * axis.size + axis.position(member)
-        return found
+            token = token * axis.size + axis.position(member)
+        return token
 
-    def number(self, name: str, token: Any) -> Expr:
-        """Return what a tensor without channels holds for a token and this head."""
+    def scalar(self, name: str, token: Any) -> Expr:
+        """Return the element of a tensor without channels (lse, delta) for a token."""
         return _element(self.p[name], token * self.heads + self.head)
 
     def has_query(self, half: int) -> Expr:
-        """Return whether the lane's query of a half is one of the map's."""
+        """Return whether the lane's query of a half lies on the map."""
         exists = tirx.const(True, "bool")
         for axis, member in zip(self.axes, self.indices(half)):
             exists = tirx.And(exists, member < axis.length)
         return exists
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return query, key and value as this head sees them."""
+        """Return query, key and value as the warp's head sees them."""
         spec, head = self.spec, self.head
         if self.packed:
             stride, size = 3 * self.heads * spec.head_dim, self.heads * spec.head_dim
@@ -280,23 +287,27 @@ class WarpTile:
                 for i in range(3)
             )
             return q, k, v
-        query = self.of_heads("query", spec.head_dim)
+        query = self.query_tensor("query", spec.head_dim)
         kv = self.head_kv()
-        return query, self.of_kv("key", spec.head_dim, kv), self.of_kv("value", spec.value_dim, kv)
+        return (
+            query,
+            self.kv_tensor("key", spec.head_dim, kv),
+            self.kv_tensor("value", spec.value_dim, kv),
+        )
 
     def head_kv(self) -> Any:
-        """Return the head of key and value that this one shares."""
+        """Return the head of key and value that the warp's head of the query reads."""
         return self.s.let("head_kv", self.divided(self.head, "group"))
 
-    def of_heads(self, name: str, dim: int) -> Tensor:
-        """Return a tensor with the heads of the query as this head sees it."""
+    def query_tensor(self, name: str, dim: int) -> Tensor:
+        """Return a tensor that has the query's heads, as the warp's head sees it."""
         return Tensor(self.p[name], dim, self.heads * dim, self.head * dim)
 
-    def of_kv(self, name: str, dim: int, head: Any) -> Tensor:
-        """Return a tensor with the heads of key and value as one of them sees it."""
+    def kv_tensor(self, name: str, dim: int, head: Any) -> Tensor:
+        """Return key or value as the head `head` of key and value sees it."""
         pitch = self._pitches.get(dim)
         return Tensor(self.p[name], dim, self.heads_kv * dim, head * dim, pitch)
 
     def output(self) -> Tensor:
-        """Return the output as this head sees it."""
-        return self.of_heads("output", self.spec.value_dim)
+        """Return the output as the warp's head sees it."""
+        return self.query_tensor("output", self.spec.value_dim)
