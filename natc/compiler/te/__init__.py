@@ -1,4 +1,4 @@
-"""Tensor-expression definitions: what a kernel computes, and nothing about how fast."""
+"""Tensor-expression definitions of the operations, without any schedule."""
 
 from natc.compiler.te.forward import forward
 

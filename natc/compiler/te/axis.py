@@ -16,8 +16,8 @@ from tvm.ir import Expr
 from natc import window
 from natc.compiler.te.problem import Problem, stage
 
-# Every division in `natc.window` is of non-negative numbers: truncated division spares the
-# generated code the correction that rounding down needs for negative ones.
+# `natc.window` divides non-negative numbers only, so truncated division is right, and cheaper than
+# floor division, which corrects the quotient of negative numbers.
 TENSOR_EXPRESSION = window.Arithmetic(
     tirx.truncdiv, tirx.truncmod, te.min, te.max, lambda flag, a, b: tirx.Select(flag, a, b)
 )
@@ -25,12 +25,12 @@ TENSOR_EXPRESSION = window.Arithmetic(
 
 @dataclass(frozen=True)
 class Axis:
-    """The taps of one axis, seen from the positions i of its sites.
+    """The taps of one axis, as functions of the site's position i.
 
-    taps: how many there are at most.
-    position [length, taps]: where tap t of site i reads, always on the axis.
-    attended(i, t): whether it does read there: tap t has a key (or, from a key, a query).
-    offset(i, t): its index into the relative positional bias of the axis.
+    taps: the largest number of taps of a site.
+    position [length, taps]: the position that tap t of site i reads; always on the axis.
+    attended(i, t): whether tap t of site i has a key (or, if sites are keys, a query).
+    offset(i, t): the tap's index into the axis of the relative positional bias.
     """
 
     taps: int
@@ -40,22 +40,22 @@ class Axis:
 
 
 def window_at(problem: Problem, axis: int, query: Expr) -> window.Window:
-    """Return the window of the query at a position of an axis."""
+    """Return the window of the query at position `query` of an axis."""
     return window.window(query, *_arguments(problem, axis), **_options(problem, axis))
 
 
 def query_axes(problem: Problem) -> list[Axis]:
-    """Return what queries attend to: stages key_, first_, count_ and bias_ of each axis."""
+    """Return each axis with queries as sites: stages key_, first_, count_ and bias_."""
     return [_query_axis(problem, axis) for axis in range(problem.rank)]
 
 
 def key_axes(problem: Problem) -> list[Axis]:
-    """Return who attends to keys: stages query_, first_, count_ and bias_ of each axis."""
+    """Return each axis with keys as sites: stages query_, first_, count_ and bias_."""
     return [_key_axis(problem, axis) for axis in range(problem.rank)]
 
 
 def skippable(problem: Problem, axes: list[Axis]) -> list[Axis]:
-    """Return the axes with `attended` as a table, which a space may use to skip taps."""
+    """Return the axes with `attended` as a table, by which a space can skip taps."""
     return [_with_table(problem, number, axis) for number, axis in enumerate(axes)]
 
 
@@ -78,7 +78,7 @@ def _query_axis(problem: Problem, axis: int) -> Axis:
     def bias(first: Expr, in_group: Expr) -> Expr:
         return first - in_group + (kernel_size - 1)
 
-    # Offsets of taps without a key are in bounds too: such a group begins within the window.
+    # A tap without a key has a valid offset too, since its group is shorter than the window.
     return _axis(problem, axis, at, kernel_size, "key", bias, lambda low, t: low + t)
 
 
@@ -91,7 +91,7 @@ def _key_axis(problem: Problem, axis: int) -> Axis:
     def bias(first: Expr, in_group: Expr) -> Expr:
         return in_group - first + (kernel_size - 1)
 
-    # A tap that nothing attends through must still read memory we own.
+    # A tap without a query must still read a valid element.
     return _axis(
         problem, axis, at, 2 * kernel_size - 1, "query", bias, lambda high, t: te.max(high - t, 0)
     )
@@ -106,9 +106,10 @@ def _axis(
     bias_of: Callable[[Expr, Expr], Expr],
     offset: Callable[[Expr, Expr], Expr],
 ) -> Axis:
-    """Return the stages of a range of taps: first_, count_, bias_ [length], name_ [length, taps].
+    """Return an axis from its stages first_, count_, bias_ [length] and `name`_ [length, taps].
 
-    What needs divisions is computed once for each position, not for each tap.
+    at: returns the range of members that a position's taps read. bias_of, offset: see
+    `_query_axis` and `_key_axis`. Divisions happen once for each position, not for each tap.
     """
     shape, dilation = (problem.sizes[axis],), problem.dilation[axis]
     first = stage(shape, ["i"], lambda i: at(i).first, f"first_{axis}")
@@ -116,7 +117,7 @@ def _axis(
     bias = stage(shape, ["i"], lambda i: bias_of(first[i], at(i).in_group), f"bias_{axis}")
 
     def position(i: tirx.Var, tap: tirx.Var) -> Expr:
-        # A tap without a pair is masked later; it must still read memory we own.
+        # A tap without a pair is masked later, but must still read a valid position.
         return (first[i] + te.min(tap, count[i] - 1)) * dilation + at(i).group
 
     return Axis(

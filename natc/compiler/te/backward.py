@@ -3,7 +3,7 @@
 With p = exp(scale * query . key + rpb - lse) and ds = p * (d_output . value - delta), over the
 pairs of query and key: d_query = scale * sum of ds * key, d_key = scale * sum of ds * query,
 d_value = sum of p * d_output (Dao et al. 2022, arXiv:2205.14135, section B.2). Sums over queries
-gather over those that attend to a key.
+run over the queries that attend to a key.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from natc.spec import KernelSpec
 
 
 class Tensors:
-    """The inputs that gradients have in common."""
+    """The inputs of the gradients."""
 
     def __init__(self, p: Problem) -> None:
         spec = p.spec
@@ -47,8 +47,8 @@ def delta(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
         lambda *at: te.sum(p.accumulate(d_output(*at, d)) * p.accumulate(output(*at, d)), d),
         "summed",
     )
-    found = stage(p.site_shape, p.site_names, lambda *at: summed[at], "output")
-    return p.function([d_output, output, found])
+    result = stage(p.site_shape, p.site_names, lambda *at: summed[at], "output")
+    return p.function([d_output, output, result])
 
 
 def d_query(
@@ -68,7 +68,7 @@ def d_key(
 def _of_logits(
     spec: KernelSpec, exponential: Exponential, *, from_keys: bool, lanes: int | None
 ) -> tirx.PrimFunc:
-    """Return the gradient of one factor of the scores: the sum of ds times the other factor."""
+    """Return the function of d_query, or of d_key if `from_keys`: sums of ds * (key or query)."""
     p = Problem(spec, HEADS_LAST, exponential)
     t, g = Tensors(p), _gather(p, from_keys=from_keys, lanes=lanes)
     of_queries, of_keys = (t.query, t.d_output), (t.key, t.value)

@@ -1,8 +1,8 @@
 """The gradient of the relative positional bias: sums over queries, chunk by chunk.
 
-An entry of the bias is an offset from query to key. For each chunk of queries and each offset, the
-sum runs over the queries of the chunk that attend at that offset; the caller adds the chunks up.
-So every sum has one order, however many threads there are.
+Each entry of the bias belongs to an offset from query to key. For each chunk of queries and each
+offset, the sum runs over the queries of the chunk whose window has a key at that offset; the
+caller adds the chunks up. So every sum has one order, however many threads there are.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ OfOffset = Callable[[Expr, Expr, Expr, Indices], Expr]
 
 
 class Chunks:
-    """The queries of each chunk, and their offsets, as integer tables over (c, m) and (c, m, r).
+    """Integer tables for query m of chunk c, and for each offset index r of an axis.
 
-    batch [c, m]; position [c, m] of each axis; low [c, m], the offset index of tap 0; key
-    [c, m, r], the position at an offset; attended [c, m, r], 1 where the query attends there.
+    batch [c, m]: the query's batch entry. For each axis: position [c, m] of the query; low [c, m],
+    the offset index of its tap 0; key [c, m, r], the key's position at offset r; attended
+    [c, m, r], 1 if the window has a key at offset r, else 0.
     """
 
     def __init__(self, p: Problem) -> None:
@@ -40,7 +41,7 @@ class Chunks:
         total = p.batch
         for size in p.sizes:
             total = total * size
-        # Chunks are equally long; the last ones may hold fewer queries, or none.
+        # All chunks have this length, but the last ones may hold fewer queries, or none.
         self.length = tirx.truncdiv(total + self.chunks - 1, self.chunks)
         self._total = total
         self.names = ["c", "h", "m", *(f"r{a}" for a in range(p.rank))]
@@ -48,18 +49,18 @@ class Chunks:
 
         def position(axis: int) -> te.Tensor:
             def value(c: tirx.Var, m: tirx.Var) -> Expr:
-                found = te.min(self._number(c, m), total - 1)
+                quotient = te.min(self._number(c, m), total - 1)
                 for size in reversed(p.sizes[axis + 1 :]):
-                    found = tirx.truncdiv(found, size)
-                return tirx.truncmod(found, p.sizes[axis])
+                    quotient = tirx.truncdiv(quotient, size)
+                return tirx.truncmod(quotient, p.sizes[axis])
 
             return stage(shape, names, value, f"position_{axis}")
 
         def batch(c: tirx.Var, m: tirx.Var) -> Expr:
-            found = te.min(self._number(c, m), total - 1)
+            quotient = te.min(self._number(c, m), total - 1)
             for size in reversed(p.sizes):
-                found = tirx.truncdiv(found, size)
-            return found
+                quotient = tirx.truncdiv(quotient, size)
+            return quotient
 
         self.batch = stage(shape, names, batch, "batch_of_query")
         self.position = [position(axis) for axis in range(p.rank)]
@@ -68,20 +69,20 @@ class Chunks:
         self.attended = [self._attended(axis) for axis in range(p.rank)]
 
     def exists(self, c: Expr, m: Expr) -> Expr:
-        """Return whether a chunk has a query of that number."""
+        """Return whether chunk c has a query number m."""
         return self._number(c, m) < self._total
 
     def tap(self, c: Expr, m: Expr, offsets: Indices) -> list[Expr]:
-        """Return the tap at an offset on each axis; what is no tap becomes one."""
+        """Return the tap at an offset on each axis; clamped if the window has no such tap."""
         return [
             te.max(te.min(r - low[c, m], k - 1), 0)
             for r, low, k in zip(offsets, self.low, self.p.spec.kernel_size)
         ]
 
     def sum(self, value: OfOffset) -> te.Tensor:
-        """Return the sum of a value over the queries of each chunk."""
+        """Return the sum of `value` over the queries of each chunk."""
         p = self.p
-        # A stage of its own, and not the sum's argument: offsets that nobody attends at skip it.
+        # A stage of its own, so that a schedule can skip it at offsets without a pair.
         weight = stage(
             (self.chunks, p.heads, self.length, *self.offsets),
             self.names,
@@ -115,9 +116,9 @@ class Chunks:
         p = self.p
 
         def value(c: tirx.Var, m: tirx.Var, r: tirx.Var) -> Expr:
-            found = self._window(axis, c, m)
-            tap = te.max(te.min(r - self.low[axis][c, m], found.count - 1), 0)
-            return window.key_position(found, tap, p.dilation[axis])
+            keys = self._window(axis, c, m)
+            tap = te.max(te.min(r - self.low[axis][c, m], keys.count - 1), 0)
+            return window.key_position(keys, tap, p.dilation[axis])
 
         shape = (self.chunks, self.length, self.offsets[axis])
         return stage(shape, ["c", "m", "r"], value, f"key_{axis}")
@@ -152,8 +153,8 @@ def d_rpb(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
             here = [position[c, m] for position in chunks.position]
             there = [table[c, m, at] for table, at in zip(chunks.key, r)]
             kv = tirx.truncdiv(h, p.group)
-            left, right = of_query(b, *here, h, d), of_key(b, *there, kv, d)
-            return te.sum(p.accumulate(left) * p.accumulate(right), d)
+            query_element, key_element = of_query(b, *here, h, d), of_key(b, *there, kv, d)
+            return te.sum(p.accumulate(query_element) * p.accumulate(key_element), d)
 
         shape = (chunks.chunks, p.heads, chunks.length, *chunks.offsets)
         return stage(shape, chunks.names, dot, name)

@@ -1,8 +1,8 @@
 """The gradient of the relative positional bias, for spaces that keep taps in vector lanes.
 
-As in `te.bias`, chunk by chunk. But gradients of logits are made tap by tap, a row of a
-window together, and then added to the sums of their offsets. A row has zeros before and behind it,
-and is read from where the first offset would be.
+As in `te.bias`, sums run chunk by chunk. Here a row of a window's gradients is computed as vectors
+and then added to the row of sums of its offsets. The row has zeros before and behind it, so that
+it can be read from the position that belongs to the first offset.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ def d_rpb(spec: KernelSpec, exponential: Exponential, *, lanes: int) -> tirx.Pri
 
 
 class _ByChunk(Problem):
-    """A problem whose sites, once its tensors are made, are chunk c, head h, query m of it."""
+    """A problem whose sites are (chunk c, head h, query m of the chunk) after `split`."""
 
     def split(self) -> Chunks:
-        """Return the chunks, which sites are from here on."""
+        """Make sites chunks, heads and queries from here on; return the chunks."""
         self._chunks = Chunks(self)
         self.site_names = ["c", "h", "m"]
         self.site_shape = [self._chunks.chunks, self.heads, self._chunks.length]
         return self._chunks
 
     def parts(self, site: Sequence[Expr]) -> tuple[Expr, list[Expr], Expr]:
-        """Return batch, positions and head of a site."""
+        """Return batch, positions and head of a site (c, h, m)."""
         c, h, m = site
         return self._chunks.batch[c, m], [table[c, m] for table in self._chunks.position], h
 
@@ -86,7 +86,8 @@ class _ChunkGather(RowGather):
         vectors = self.window[-1] // lanes
 
         def element(*at: tirx.Var) -> Expr:
-            # A vector at a time, so that its number decides, which is known when code is made.
+            # By vectors: whether one lies inside depends on its number alone, which is a constant
+            # once the loop is unrolled.
             number = tirx.floordiv(at[-1], lanes) - before // lanes
             tap = te.max(te.min(number, vectors - 1), 0) * lanes + tirx.floormod(at[-1], lanes)
             inside = all_of([number >= 0, number < vectors])
@@ -105,8 +106,8 @@ class _ChunkGather(RowGather):
         # the compiler finds no bounds for a table that nothing reads.
         taps = [None if self._kernel_size[a] == 1 else self._tap(a) for a in rows_axes]
         reached = [self._reached(a) for a in rows_axes]
-        # Where a row is read from. It is the same for all vectors of offsets: with a number for
-        # each, the compiler sees no more than bounds, and rows are made from their beginning.
+        # The index from which a row is read. It is the same for all vectors, but has an entry for
+        # each: so the compiler only infers its bounds, and computes rows from their beginning.
         start = stage(
             (chunks.chunks, chunks.length, offsets[-1] // self._lanes),
             ["c", "m", "v"],
@@ -122,18 +123,18 @@ class _ChunkGather(RowGather):
             ]
             first = start[c, m, tirx.floordiv(r[-1], self._lanes)]
             first = te.max(te.min(first, self._before), 0)
-            found = rows(c, h, m, *row, first + r[-1])
+            weight = rows(c, h, m, *row, first + r[-1])
             if reached:
                 inside = all_of([table[c, m, at] > 0 for table, at in zip(reached, r)])
-                found = tirx.Select(inside, found, p.const(0.0))
-            return te.sum(found, m)
+                weight = tirx.Select(inside, weight, p.const(0.0))
+            return te.sum(weight, m)
 
         return stage(
             (chunks.chunks, p.heads, *offsets), ["c", "h", *self.offset_names], value, "summed"
         )
 
     def _attended(self, axis: int) -> te.Tensor:
-        """Return the table [c, m, t]: 1 where a query of a chunk has that tap."""
+        """Return the table [c, m, t]: 1 if tap t of the query has a key, else 0."""
         chunks = self._chunks
 
         def value(c: tirx.Var, m: tirx.Var, t: tirx.Var) -> Expr:
@@ -144,7 +145,7 @@ class _ChunkGather(RowGather):
         return stage(shape, ["c", "m", "t"], value, f"attended_{axis}")
 
     def _low_of(self, axis: int) -> te.Tensor:
-        """Return the table [c, m] of the offset of tap 0."""
+        """Return the table [c, m]: the offset index of tap 0."""
         chunks = self._chunks
         return stage(
             (chunks.chunks, chunks.length),
@@ -154,7 +155,7 @@ class _ChunkGather(RowGather):
         )
 
     def _tap(self, axis: int) -> te.Tensor:
-        """Return the table [c, m, r] of taps at an offset, also of such as are none."""
+        """Return the table [c, m, r]: the tap at offset r, which may be negative or too large."""
         chunks = self._chunks
         return stage(
             (chunks.chunks, chunks.length, 2 * self._kernel_size[axis] - 1),
@@ -164,7 +165,7 @@ class _ChunkGather(RowGather):
         )
 
     def _reached(self, axis: int) -> te.Tensor:
-        """Return the table [c, m, r]: 1 where a query of a chunk attends at that offset."""
+        """Return the table [c, m, r]: 1 if the query's window has a key at offset r, else 0."""
         chunks = self._chunks
 
         def value(c: tirx.Var, m: tirx.Var, r: tirx.Var) -> Expr:

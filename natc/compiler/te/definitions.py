@@ -34,14 +34,14 @@ def definition(
 ) -> tirx.PrimFunc:
     """Return the unscheduled function of an operation, for any shape.
 
-    example: for the forward, a shape to be fixed instead (`natc.compiler.te.problem`).
+    example: a fixed shape instead, for the forward only (`natc.compiler.te.problem`).
     """
-    found = OPERATIONS[operation]
-    if found.family == "forward":
+    entry = OPERATIONS[operation]
+    if entry.family == "forward":
         return forward(
             spec,
-            with_lse=found.with_lse,
-            packed=found.packed,
+            with_lse=entry.with_lse,
+            packed=entry.packed,
             exponential=exponential,
             example=example,
         )

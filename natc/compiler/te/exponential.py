@@ -29,16 +29,16 @@ def polynomial(x: Expr) -> Expr:
     registers. exp(x) = 2^n exp(r) with n = round(x / log 2) and the Taylor series of exp(r),
     |r| <= log(2)/2, to degree 7 (remainder below 6e-9). 0 below -87, NaN for NaN.
     """
-    argument, power, rest = te.var("x", "float32"), te.var("n", "float32"), te.var("r", "float32")
+    argument, power, remainder = (te.var(name, "float32") for name in ("x", "n", "r"))
     series = _float(1 / math.factorial(_DEGREE))
     for degree in reversed(range(_DEGREE)):
-        series = series * rest + _float(1 / math.factorial(degree))
+        series = series * remainder + _float(1 / math.factorial(degree))
     two_to_n = tirx.reinterpret("float32", (power.astype("int32") + 127) << 23)
     result = tirx.Select(argument < _float(_UNDERFLOW), _float(0.0), series * two_to_n)
     result = tirx.Let(
-        rest, argument - power * _float(_LOG2_HIGH) - power * _float(_LOG2_LOW), result
+        remainder, argument - power * _float(_LOG2_HIGH) - power * _float(_LOG2_LOW), result
     )
-    # The conversion to int32 must not see numbers that have no power of two, hence the maximum.
+    # Clamped because the conversion to int32 must not see infinities or numbers out of range.
     clamped = tirx.Select(argument < _float(_UNDERFLOW), _float(_UNDERFLOW), argument)
     result = tirx.Let(power, te.floor(clamped * _float(1 / math.log(2.0)) + _float(0.5)), result)
     return tirx.Let(argument, x, result)

@@ -28,17 +28,17 @@ def forward(
 ) -> tirx.PrimFunc:
     """Return the unscheduled function of `forward` (`natc.operations`).
 
-    with_lse, packed: that of `forward_lse`, `forward_packed` or `forward_lse_packed`.
+    with_lse, packed: which variant, such as `forward_lse_packed` for both.
 
-    softmax(scale * query . key + rpb) . value over each query's window (`natc.window`); lse is
-    the natural logarithm of the sum of exponentials.
+    It computes softmax(scale * query . key + rpb) . value over each query's window
+    (`natc.window`); lse is the natural logarithm of the sum of exponentials.
 
-    example: (batch, *sizes, heads) to be fixed instead (`te.problem`). A search reasons about
-    such a function.
+    example: (batch, *sizes, heads), fixed instead of variable (`te.problem`); a search reasons
+    about such a function.
 
-    columns: taps of the last axis, the window's and others behind them that nothing attends to;
-    for a space whose vectors hold that many. copies: through stages key_copied and value_copied,
-    heads first, which a space may inline.
+    columns: taps of the last axis including padding: taps without a key behind the window's, for a
+    space whose vectors hold that many. copies: whether keys and values are read through stages
+    key_copied and value_copied, heads first, which a space may inline.
     """
     p = Problem(spec, HEADS_LAST, exponential, example)
     g = Gather(p, from_keys=False, tables=False)
@@ -114,9 +114,9 @@ def forward(
 
 
 def _padded(p: Problem, rpb: te.Tensor, columns: int) -> te.Tensor:
-    """Return the bias with columns behind it, as a stage; itself without any.
+    """Return a stage with the bias and `columns` zeros behind each row; `rpb` itself for 0.
 
-    Nothing attends to them: they are there to be read, with the others in one vector.
+    Vectors of taps read these zeros for the taps that pad a window.
     """
     if not columns:
         return rpb
@@ -130,17 +130,18 @@ def _padded(p: Problem, rpb: te.Tensor, columns: int) -> te.Tensor:
 
 
 def base(p: Problem, largest: Expr) -> Expr:
-    """Return what is subtracted from logits before the exponential: the largest logit.
+    """Return the number to subtract from logits before the exponential: the largest logit, or 0.
 
-    0 where that is -inf: exponentials are 0 then, and NaN of a NaN, which a maximum passes over.
+    0 if the largest logit is -inf. Exponentials of -inf are then 0, and a NaN among the logits,
+    which a maximum ignores, still makes the sum NaN.
     """
     return tirx.Select(largest == p.const(-math.inf), p.const(0.0), largest)
 
 
 def log_sum(p: Problem, largest: Expr, total: Expr) -> Expr:
-    """Return the logsumexp from the largest logit and the sum of exp(logit - base).
+    """Return the logsumexp from the largest logit and `total`, the sum of exp(logit - base).
 
-    inf where that is the largest logit: `total` is NaN then.
+    If the largest logit is inf, so is the logsumexp (`total` is NaN then).
     """
     infinite = largest == p.const(math.inf)
     return tirx.Select(infinite, largest, base(p, largest) + te.log(total))

@@ -1,9 +1,9 @@
-"""What operations are made of: each site gathers over its taps.
+"""Gather, from which operations are built: each site sums over its taps.
 
 A site is a query and its taps the keys it attends to, or a site is a key and its taps the queries
-that attend to it. For each pair of site and tap a few dot products make one weight; what is summed
-is the weight times a vector of the tap. No operation scatters, so none needs atomics, and its
-sums have one order.
+that attend to it. Each pair of site and tap gets a weight from a few dot products, and the site
+sums weight times a vector of the tap. No operation scatters, so none needs atomics, and every sum
+has one order.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Pairwise = Callable[[Sequence[Expr], Sequence[Expr]], Expr]
 class Gather:
     """The sites and taps of one operation.
 
-    from_keys: whether sites are keys. tables: whether which taps have a pair is a table, by which
-    a space may skip the others. axes: theirs, where they are not those of `natc.compiler.te.axis`.
+    from_keys: whether sites are keys. tables: whether `attended` is a table, by which a space can
+    skip taps without a pair. axes: the taps of each axis; None: `query_axes` or `key_axes`.
     """
 
     def __init__(
@@ -45,17 +45,17 @@ class Gather:
         self._sites, self._n = problem.site_shape, len(problem.site_names)
 
     def positions(self, site: Sequence[Expr], tap: Sequence[Expr]) -> list[Expr]:
-        """Return the positions of a tap."""
+        """Return the position that a tap reads, on each axis."""
         _, positions, _ = self.problem.parts(site)
         return [a.position[i, t] for a, i, t in zip(self.axes, positions, tap)]
 
     def attended(self, site: Sequence[Expr], tap: Sequence[Expr]) -> Expr:
-        """Return whether site and tap are a pair."""
+        """Return whether the site and its tap are a pair of a query and a key in its window."""
         _, positions, _ = self.problem.parts(site)
         return all_of([a.attended(i, t) for a, i, t in zip(self.axes, positions, tap)])
 
     def bias(self, rpb: te.Tensor) -> Pairwise:
-        """Return the relative positional bias of a pair."""
+        """Return the relative positional bias of each pair."""
 
         def value(site: Sequence[Expr], tap: Sequence[Expr]) -> Expr:
             _, positions, _ = self.problem.parts(site)
@@ -75,17 +75,17 @@ class Gather:
         return value
 
     def scalar_of_site(self, tensor: te.Tensor) -> Pairwise:
-        """Return what a tensor without channels holds for a site."""
+        """Return the site's element of a tensor without channels, for each pair."""
         return lambda site, tap: tensor[tuple(site)]
 
     def scalar_of_tap(self, tensor: te.Tensor) -> Pairwise:
-        """Return what a tensor without channels holds for a tap."""
+        """Return the tap's element of a tensor without channels, for each pair."""
         return lambda site, tap: self.problem.read(tensor, site, self.positions(site, tap))
 
     def tap_vector(self, tensor: Vectors, name: str | None = None) -> te.Tensor:
-        """Return the gathered vectors of taps: a stage that a schedule may hold in registers.
+        """Return a stage with the vector of each tap, which a schedule may hold in registers.
 
-        name: of the stage, by default that of the tensor and `_tap`.
+        name: of the stage; by default the tensor's name and `_tap`.
         """
         p = self.problem
 
@@ -101,7 +101,7 @@ class Gather:
         )
 
     def site_vector(self, tensor: te.Tensor) -> te.Tensor:
-        """Return the vectors of sites: a stage, for the heads of key and value are shared."""
+        """Return a stage with the vector of each site."""
         p = self.problem
 
         def element(*at: tirx.Var) -> Expr:
@@ -116,7 +116,7 @@ class Gather:
         )
 
     def product(self, of_site: te.Tensor, of_tap: te.Tensor, name: str) -> te.Tensor:
-        """Return the dot products of a site's vector and its taps'."""
+        """Return the dot product of the site's and the tap's vectors, for each pair."""
         p = self.problem
         d = te.reduce_axis((0, of_site.shape[-1]), "d")
         return stage(
@@ -129,7 +129,7 @@ class Gather:
         )
 
     def weights(self, value: Pairwise) -> te.Tensor:
-        """Return a number for each pair, 0 for what is no pair."""
+        """Return a stage with `value` for each site and tap, 0 if they are not a pair."""
         p = self.problem
 
         def weight(*at: tirx.Var) -> Expr:
@@ -167,24 +167,24 @@ class Gather:
 
 def all_of(conditions: Sequence[Expr]) -> Expr:
     """Return the conjunction of one or more conditions."""
-    result, *rest = conditions
-    for condition in rest:
+    result, *remaining = conditions
+    for condition in remaining:
         result = tirx.And(result, condition)
     return result
 
 
 def split_tap(tap: Expr, window: Sequence[int]) -> list[Expr]:
     """Return the tap of each axis of a flattened tap."""
-    found = []
+    inner = []
     for extent in reversed(window[1:]):
-        found.append(tap % extent)
+        inner.append(tap % extent)
         tap = tap // extent
-    return [tap, *reversed(found)]
+    return [tap, *reversed(inner)]
 
 
 def joined_tap(taps: Sequence[Expr], window: Sequence[int]) -> Expr:
     """Return the flattened tap, row-major."""
-    found = taps[0]
+    joined = taps[0]
     for tap, extent in zip(taps[1:], window[1:]):
-        found = found * extent + tap
-    return found
+        joined = joined * extent + tap
+    return joined

@@ -1,7 +1,7 @@
 """The logit of a query and a key, its probability and its gradient: the formulas of every kernel.
 
-Definitions differ in how they find pairs and in what order they sum. What a pair contributes
-stands here, once.
+Definitions differ in how they enumerate pairs and in the order of sums. The contribution of a pair
+is defined here, once.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def stage(
 
 
 class Packed:
-    """One of query, key and value in a tensor that holds all three; indexed like a tensor."""
+    """Query, key or value as a view of a tensor that holds all three; indexed like a tensor."""
 
     def __init__(self, qkv: te.Tensor, which: int, name: str) -> None:
         self.name, self._qkv, self._which = name, qkv, which
@@ -47,7 +47,7 @@ class Packed:
 
 
 class HeadsFirst:
-    """A tensor whose heads come before its positions; indexed, and seen, as if they were last."""
+    """A view of a heads-first tensor that is indexed as if heads came last."""
 
     def __init__(self, tensor: te.Tensor, name: str) -> None:
         self.name, self._tensor = name, tensor
@@ -64,12 +64,13 @@ Vectors: TypeAlias = te.Tensor | Packed | HeadsFirst
 
 
 class Problem:
-    """The variables of one call of a kernel, and how its tensors are indexed.
+    """The variables of a call of a kernel, its tensors, and their indexing.
 
     layout: heads-last `[B, *S, H, channels]` or heads-first `[B, H, *S, channels]`.
-    exponential: for float32; float64 takes the compiler's own.
-    example: (batch, *sizes, heads) to be fixed, with the default scale, dilation 1, stride 1, no
-        causal axis and as many heads in key and value; only tensors are parameters then.
+    exponential: the function for float32; float64 takes the compiler's own.
+    example: (batch, *sizes, heads), constants instead of variables. Scale is then the default,
+        dilation and stride are 1, no axis is causal, key and value have as many heads as the
+        query, and only tensors are parameters.
     """
 
     def __init__(
@@ -105,8 +106,8 @@ class Problem:
         self.site_names = self.order("b", positions, "h")
         self.site_shape = self.order(self.batch, self.sizes, self.heads)
         self.tap_names = [f"t{a}" for a in axes]
-        # Indices held in registers: on a GPU they are quotients of the block's number, which
-        # would otherwise be divided again for every tap.
+        # Stages for indices, which a schedule keeps in registers. On a GPU they are quotients of
+        # the block's number, and would otherwise be divided again for every tap.
         self._batch_at = stage((self.batch,), ["b"], lambda b: b, "batch_index")
         self._head_at = stage((self.heads,), ["h"], lambda h: h, "head_index")
         self._kv_head_at = stage(
@@ -126,7 +127,7 @@ class Problem:
         return site[0], list(site[1:-1]), site[-1]
 
     def tensor(self, name: str, *channels: int, dtype: str | None = None) -> te.Tensor:
-        """Return an input with the heads of the query, `channels` behind its site."""
+        """Return an input with the query's heads; its last axes are `channels`, if any."""
         return te.placeholder((*self.site_shape, *channels), dtype or self.spec.dtype, name)
 
     def kv_tensor(self, name: str, channels: int) -> te.Tensor:
@@ -139,7 +140,7 @@ class Problem:
     def attention_inputs(
         self, *, packed: bool
     ) -> tuple[list[te.Tensor], Vectors, Vectors, Vectors]:
-        """Return the inputs, and query, key and value: those, or views of one packed input."""
+        """Return (inputs, query, key, value); the last three are views if the input is packed."""
         if packed:
             qkv, (query, key, value) = self._packed()
             return [qkv], query, key, value
@@ -163,13 +164,13 @@ class Problem:
         copy = stage(
             (batch, heads, *sizes, channels),
             ["b", "h", *(f"i{axis}" for axis in range(self.rank)), "d"],
-            lambda b, h, *rest: self.accumulate(tensor(b, *rest[:-1], h, rest[-1])),
+            lambda b, h, *at: self.accumulate(tensor(b, *at[:-1], h, at[-1])),
             f"{tensor.name}_copied",
         )
-        found = HeadsFirst(copy, tensor.name)
+        view = HeadsFirst(copy, tensor.name)
         if self._is_kv(tensor):
-            self._kv_tensors.append(found)
-        return found
+            self._kv_tensors.append(view)
+        return view
 
     def bias(self) -> te.Tensor:
         """Return the relative positional bias, `[H, 2*K-1 of each axis]`."""
@@ -181,11 +182,11 @@ class Problem:
         tensor: Vectors,
         site: Sequence[Any],
         positions: Sequence[Any],
-        *rest: Any,
+        *channel: Any,
     ) -> Expr:
-        """Return an element at other positions, for the batch entry and head of a site."""
+        """Return a tensor's element at `positions`, in the batch entry and head of `site`."""
         batch, head = self.entry(tensor, site)
-        return tensor(*self.order(batch, positions, head), *rest)
+        return tensor(*self.order(batch, positions, head), *channel)
 
     def entry(self, tensor: Vectors, site: Sequence[Any]) -> tuple[Expr, Expr]:
         """Return the batch entry and the head at which a site reads a tensor."""
@@ -194,10 +195,10 @@ class Problem:
         return self._batch_at[b], heads[h]
 
     def _is_kv(self, tensor: Vectors) -> bool:
-        return any(tensor is known for known in self._kv_tensors)
+        return any(tensor is kv_tensor for kv_tensor in self._kv_tensors)
 
     def bias_at(self, rpb: te.Tensor, site: Sequence[Any], offsets: Sequence[Any]) -> Expr:
-        """Return the bias of a site's head at an index for each axis."""
+        """Return the element of `rpb` for a site's head, at one offset index for each axis."""
         _, _, h = self.parts(site)
         return rpb(self._head_at[h], *offsets)
 

@@ -1,4 +1,4 @@
-"""The linear operators of unfused neighborhood attention; each gradient is another one of them."""
+"""The operators of unfused neighborhood attention. Each one's gradients are operators as well."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def inverse_av(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
 
     def weight(site: Sequence[Expr], tap: Sequence[Expr]) -> Expr:
         _, positions, _ = p.parts(site)
-        found = [table[i, t] for table, i, t in zip(tap_of_key, positions, tap)]
-        joined = joined_tap(found, spec.kernel_size)
+        taps = [table[i, t] for table, i, t in zip(tap_of_key, positions, tap)]
+        joined = joined_tap(taps, spec.kernel_size)
         return p.accumulate(p.read(attn, site, g.positions(site, tap), joined))
 
     weights = g.weights(weight)
@@ -64,12 +64,12 @@ def inverse_av(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
 
 
 def _tap_of_key(p: Problem, g: Gather, axis: int) -> te.Tensor:
-    """Return which tap of each query that attends to a key is that key, on one axis."""
+    """Return the table [key, t] of an axis: which tap of the key's query number t is the key."""
 
     def tap(key: tirx.Var, number: tirx.Var) -> Expr:
-        found = window_at(p, axis, g.axes[axis].position[key, number])
+        keys = window_at(p, axis, g.axes[axis].position[key, number])
         member = tirx.truncdiv(key, p.dilation[axis])
-        # For what does not attend, any tap: it must read memory we own.
-        return te.max(te.min(member - found.first, p.spec.kernel_size[axis] - 1), 0)
+        # A query that does not attend to the key must still read a valid element.
+        return te.max(te.min(member - keys.first, p.spec.kernel_size[axis] - 1), 0)
 
     return stage((p.sizes[axis], g.axes[axis].taps), ["i", "t"], tap, f"tap_{axis}")

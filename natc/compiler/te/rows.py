@@ -1,8 +1,9 @@
-"""Gathering rows of a window as whole vectors, for spaces that keep taps in vector lanes.
+"""RowGather: gathers a row of a window as whole vectors, for spaces that keep taps in lanes.
 
-What is computed is what `te.gather` says. But here the taps of a row are adjacent in memory,
-and fill whole vectors. So what taps are read from is copied: heads first, members of a dilation
-group next to each other. The last axis of the window is filled up with taps that have no pair.
+It computes the same as `te.gather`. Here the taps of a row are adjacent in memory and fill whole
+vectors. So the tensors that taps read are copied first: heads first, with the members of a
+dilation group next to each other. The last axis of the window is padded with taps that have no
+pair.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from natc.compiler.te.problem import Problem, stage
 
 
 def filled_up(taps: int, lanes: int) -> int:
-    """Return how many taps whole vectors of `lanes` have, of which some are `taps`."""
+    """Round `taps` up to a multiple of `lanes`."""
     return math.ceil(taps / lanes) * lanes
 
 
 class RowGather(Gather):
     """The sites and taps of one operation, `lanes` taps of a row in a vector.
 
-    copies: of vectors of taps, too; else they are read where they are. A tap without a pair reads
-    memory that is there, and may read any token: a space must skip it where what it reads is
-    multiplied by a weight of 0, or NaN would come of what it does not attend to.
+    copies: whether the vectors of taps are copied too; otherwise they are read in place. A tap
+    without a pair reads some valid token. A space must skip such a tap where it multiplies the
+    token's vector by the weight 0, because the product with an infinity or a NaN is NaN.
     """
 
     def __init__(
@@ -50,13 +51,14 @@ class RowGather(Gather):
         self._slots = _Slots(problem, axes[-1], lanes)
 
     def positions(self, site: Sequence[Expr], tap: Sequence[Expr]) -> list[Expr]:
-        """Return the positions of a tap; of one that fills up a row, those of its last."""
+        """Return the position of a tap on each axis; a padding tap has its row's last position."""
         return super().positions(site, [*tap[:-1], te.min(tap[-1], self._last - 1)])
 
     def bias(self, rpb: te.Tensor) -> Pairwise:
-        """Return the relative positional bias of a pair.
+        """Return the relative positional bias of each pair.
 
-        From a key, offsets descend from tap to tap: a copy of the bias has them ascend.
+        If sites are keys, offsets descend from tap to tap; a reversed copy of the bias makes them
+        ascend.
         """
         p = self.problem
         heads, *offsets = rpb.shape
@@ -84,17 +86,17 @@ class RowGather(Gather):
         return value
 
     def scalar_of_site(self, tensor: te.Tensor) -> Pairwise:
-        """Return what a tensor without channels holds for a site."""
+        """Return the site's element of a tensor without channels, for each pair."""
         p = self.problem
         return lambda site, tap: p.read(tensor, site, p.parts(site)[1])
 
     def scalar_of_tap(self, tensor: te.Tensor) -> Pairwise:
-        """Return what a tensor without channels holds for a tap."""
+        """Return the tap's element of a tensor without channels, for each pair."""
         copied = self._copied(tensor)
         return lambda site, tap: copied[self._token(tensor, site, tap)]
 
     def tap_vector(self, tensor: te.Tensor, name: str | None = None) -> te.Tensor:
-        """Return the gathered vectors of taps; of copies, in the accumulator's dtype."""
+        """Return a stage with the vector of each tap; from copies, in the accumulator's dtype."""
         if not self._copies:
             return super().tap_vector(tensor, name)
         p, n = self.problem, len(self.problem.site_names)
@@ -107,7 +109,7 @@ class RowGather(Gather):
         )
 
     def site_vector(self, tensor: te.Tensor) -> te.Tensor:
-        """Return the vectors of sites: a stage, in the accumulator's dtype."""
+        """Return a stage with the vector of each site, in the accumulator's dtype."""
         p = self.problem
 
         def element(*at: tirx.Var) -> Expr:
@@ -118,7 +120,7 @@ class RowGather(Gather):
         return stage(shape, [*p.site_names, "d"], element, f"{tensor.name}_held")
 
     def weights(self, value: Pairwise) -> te.Tensor:
-        """Return a number for each pair, 0 for what is no pair."""
+        """Return a stage with `value` for each site and tap, 0 if they are not a pair."""
         p, n = self.problem, len(self.problem.site_names)
 
         def weight(*at: tirx.Var) -> Expr:
@@ -130,9 +132,9 @@ class RowGather(Gather):
         )
 
     def _copied(self, tensor: te.Tensor) -> te.Tensor:
-        """Return `[b, h, tokens, ...]` of `[b, *s, h, ...]`, in the accumulator's dtype.
+        """Copy `[b, *s, h, ...]` to `[b, h, tokens, ...]`, in the accumulator's dtype.
 
-        Behind the tokens there are as many as a vector of taps may reach beyond.
+        The copy has `lanes` more tokens, since a vector of taps may reach beyond the last one.
         """
         p = self.problem
         batch, *sizes = tensor.shape[: 1 + p.rank]
@@ -140,12 +142,12 @@ class RowGather(Gather):
         tokens = math.prod(sizes[1:], start=sizes[0])
 
         def element(b: tirx.Var, h: tirx.Var, i: tirx.Var, *d: tirx.Var) -> Expr:
-            # Those behind the last are the last once more.
-            rest, positions = te.min(i, tokens - 1), []
+            # The additional tokens repeat the last one.
+            quotient, positions = te.min(i, tokens - 1), []
             for size in reversed(sizes[1:]):
-                positions.append(tirx.truncmod(rest, size))
-                rest = tirx.truncdiv(rest, size)
-            last, *rows = [*positions, rest]
+                positions.append(tirx.truncmod(quotient, size))
+                quotient = tirx.truncdiv(quotient, size)
+            last, *rows = [*positions, quotient]
             return p.accumulate(tensor(b, *reversed(rows), self._slots.position[last], h, *d))
 
         names = ["b", "h", "i", *("d" for _ in channels)]
@@ -155,47 +157,47 @@ class RowGather(Gather):
     def _token(
         self, tensor: te.Tensor, site: Sequence[Expr], tap: Sequence[Expr]
     ) -> tuple[Expr, Expr, Expr]:
-        """Return where a tap is in a copy: batch, head, token."""
+        """Return the index of a tap in a copy: (batch, head, token)."""
         p = self.problem
         _, positions, _ = p.parts(site)
-        found: Expr = tirx.const(0)
+        row: Expr = tirx.const(0)
         for axis, size, i, t in zip(self.axes[:-1], p.sizes[1:], positions, tap):
-            found = (found + axis.position[i, t]) * size
+            row = (row + axis.position[i, t]) * size
         first = self._slots.of_vector[positions[-1], tirx.floordiv(tap[-1], self._lanes)]
         batch, head = p.entry(tensor, site)
-        return batch, head, found + first + tirx.floormod(tap[-1], self._lanes)
+        return batch, head, row + first + tirx.floormod(tap[-1], self._lanes)
 
 
 class _Slots:
-    """Positions of the last axis, ordered so that members of a dilation group are adjacent.
+    """The positions of the last axis in an order in which a dilation group's members are adjacent.
 
-    position [size]: which is in a slot. of_vector [size, vectors]: the slot of the first tap of
-    each vector of a site's taps; of a vector without a pair, that of the first vector.
+    position [size]: the position in each slot. of_vector [size, vectors]: the slot of the first
+    tap of each vector of a site's taps. A vector without a pair gets the slot of the first vector.
     """
 
     def __init__(self, p: Problem, axis: Axis, lanes: int) -> None:
         number = p.rank - 1
         size, dilation = p.sizes[number], p.dilation[number]
-        # Groups have this many members, the first ones one more.
+        # A group has `members` members; the first `longer` groups have one more.
         members, longer = tirx.truncdiv(size, dilation), tirx.truncmod(size, dilation)
 
         def position(slot: tirx.Var) -> Expr:
             split = longer * (members + 1)
-            # Not negative, nor a division by zero, for what is not selected.
-            rest, each = te.max(slot - split, 0), te.max(members, 1)
-            group = longer + tirx.truncdiv(rest, each)
+            # Clamped because both branches of a Select are evaluated.
+            behind, divisor = te.max(slot - split, 0), te.max(members, 1)
+            group = longer + tirx.truncdiv(behind, divisor)
             group = tirx.Select(slot < split, tirx.truncdiv(slot, members + 1), group)
             member = tirx.Select(
-                slot < split, tirx.truncmod(slot, members + 1), tirx.truncmod(rest, each)
+                slot < split, tirx.truncmod(slot, members + 1), tirx.truncmod(behind, divisor)
             )
             return member * dilation + group
 
         def slot(site: tirx.Var, vector: tirx.Var) -> Expr:
             first = axis.position[site, 0]
             group = tirx.truncmod(first, dilation)
-            found = group * members + te.min(group, longer) + tirx.truncdiv(first, dilation)
+            start = group * members + te.min(group, longer) + tirx.truncdiv(first, dilation)
             tap = vector * lanes
-            return found + tirx.Select(axis.attended(site, tap), tap, 0)
+            return start + tirx.Select(axis.attended(site, tap), tap, 0)
 
         self.position = stage((size,), ["i"], position, f"member_{number}")
         vectors = axis.taps // lanes

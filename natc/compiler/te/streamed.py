@@ -1,8 +1,8 @@
 """Fused neighborhood attention, forward, for windows too large to keep a logit of every tap.
 
-A first pass over the window finds the largest logit and the sum of exponentials, both at once; a
-second one computes the logits again and sums up the values. What a query keeps does not depend on
-the size of its window.
+The first pass over the window computes the largest logit and the sum of exponentials together. The
+second pass recomputes the logits and sums probability times value. So the registers that a query
+needs do not depend on the size of its window.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def definition(operation: str, spec: KernelSpec, exponential: Exponential) -> ti
 
 
 def _logit(g: Gather, query: Vectors, key: Vectors, rpb: te.Tensor | None, which: str) -> Pairwise:
-    """Return the logits of pairs, from stages of their own: query_, key_ and scores_."""
+    """Return the logit of each pair, from stages query_, key_ and scores_ + `which`."""
     p, channels = g.problem, g.problem.spec.head_dim
 
     def of_site(*at: tirx.Var) -> Expr:
@@ -70,20 +70,20 @@ def _logit(g: Gather, query: Vectors, key: Vectors, rpb: te.Tensor | None, which
 def _largest_and_sum(p: Problem, logits: te.Tensor) -> tuple[te.Tensor, te.Tensor]:
     """Return the largest logit of each site and the sum of exp(logit - largest).
 
-    Found together (Milakov and Gimelshein 2018, arXiv:1805.02867): what was summed up is scaled
-    down whenever a larger logit comes.
+    One pass computes both (Milakov and Gimelshein 2018, arXiv:1805.02867): whenever a larger logit
+    comes, the sum so far is scaled down.
     """
 
-    def combine(left: Sequence[Expr], right: Sequence[Expr]) -> tuple[Expr, Expr]:
-        largest = te.max(left[0], right[0])
+    def combine(first: Sequence[Expr], second: Sequence[Expr]) -> tuple[Expr, Expr]:
+        largest = te.max(first[0], second[0])
 
         def scaled(maximum: Expr, total: Expr) -> Expr:
-            # Where both are -inf, or both inf, the difference would be NaN. So a window of nothing
-            # but -inf has a sum above 0, and its logarithm is finite.
+            # The difference of two equal infinities would be NaN. With the factor 1, the sum of a
+            # window of nothing but -inf is above 0, and its logarithm is finite.
             factor = tirx.Select(maximum == largest, p.const(1.0), p.exp(maximum - largest))
             return total * factor
 
-        return largest, scaled(*left) + scaled(*right)
+        return largest, scaled(*first) + scaled(*second)
 
     def identity(dtype: str, _: str) -> tuple[Expr, Expr]:
         return tirx.const(-math.inf, dtype), tirx.const(0.0, dtype)
