@@ -9,7 +9,7 @@ __all__ = ["build_library"]
 
 
 def __getattr__(name: str) -> Any:
-    # Late: what only wants a C compiler has no need of TVM.
+    # Imported late: modules of this package that only run a C compiler do not need TVM.
     if name == "build_library":
         from natc.compiler.build.library import build_library
 

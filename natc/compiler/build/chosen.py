@@ -1,4 +1,4 @@
-"""Which decisions a build uses: its own schedules, those of near kernels, or none."""
+"""Chooses the decisions of a build: the kernel's own schedules, a near kernel's, or none."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from natc.targets import Target
 class Chosen:
     """Decisions for one kernel on one target, and where they come from.
 
-    decisions: of all operations, as `natc.store.schedules.joined` names them.
-    origin: `tuned`, `borrowed` or `untuned`, of the forward. note: the same for a person, in a
-    sentence. schedule: the forward's. others: schedules of other operations that have one.
+    decisions: for all operations, under the names of `natc.store.schedules.joined`.
+    origin: `tuned`, `borrowed` or `untuned`: where the forward's decisions come from. note: the
+    same in a sentence, for a person. schedule: the forward's. others: the schedules of other
+    operations, if they have any.
     """
 
     decisions: dict[str, int]
@@ -33,13 +34,13 @@ class Chosen:
     others: tuple[Schedule, ...] = ()
 
     def record(self) -> dict[str, Any]:
-        """Return what a manifest says of it, as JSON values."""
-        found: dict[str, Any] = {"origin": self.origin, "decisions": self.decisions}
+        """Return the entry of a manifest, as JSON values."""
+        entry: dict[str, Any] = {"origin": self.origin, "decisions": self.decisions}
         if self.schedule is not None:
-            found |= _evidence(self.schedule)
+            entry |= _evidence(self.schedule)
         if self.others:
-            found["others"] = {one.operation: _evidence(one) for one in self.others}
-        return found
+            entry["others"] = {each.operation: _evidence(each) for each in self.others}
+        return entry
 
 
 def choose(
@@ -51,8 +52,8 @@ def choose(
 ) -> Chosen:
     """Return the decisions for a kernel; raises ScheduleError for a schedule that cannot be read.
 
-    An operation with no schedule of its own takes that of the nearest kernel (`schedules.near`)
-    that has one whose decisions fit. untuned: take none. operations: for which, by default all.
+    An operation without a schedule of its own takes the nearest schedule (`schedules.near`) whose
+    decisions fit. untuned: use no schedule. operations: which ones to choose for, by default all.
     """
     what = f"{spec.name} for {target.name}"
     if untuned:
@@ -62,49 +63,52 @@ def choose(
     others: list[Schedule] = []
     origin, note, forward = "untuned", "", None
     for operation in dict.fromkeys((FORWARD, *map(tuned_as, wanted))):
-        found, owner, outdated = _find(spec, target, operation)
+        schedule, owner, outdated = _find(spec, target, operation)
         if operation == FORWARD:
-            origin, note = _told(spec, target, found, owner, outdated)
-            forward = found
-        elif found is not None:
-            of = "" if owner == spec else f" (that of {owner.name})"
-            note += f" {operation}: its tuned schedule of {found.created}{of}."
-            others.append(found)
+            origin, note = _told(spec, target, schedule, owner, outdated)
+            forward = schedule
+        elif schedule is not None:
+            of = "" if owner == spec else f" (tuned for {owner.name})"
+            note += f" {operation}: its tuned schedule of {schedule.created}{of}."
+            others.append(schedule)
         elif outdated:
             note += f" {operation}: untuned{outdated}."
-        if found is not None:
-            decisions |= joined(found.decisions, operation)
+        if schedule is not None:
+            decisions |= joined(schedule.decisions, operation)
     return Chosen(decisions, origin, note, forward, tuple(others))
 
 
 def _find(
     spec: KernelSpec, target: Target, operation: str
 ) -> tuple[Schedule | None, KernelSpec, str]:
-    """Return the schedule for an operation, the kernel that it is of, and what was passed over."""
+    """Return (schedule or None, the kernel it was tuned for, a note on an outdated one or "").
+
+    A schedule is outdated if it was made in another version of the design space.
+    """
     space = space_for(target, operation, spec)
     outdated = ""
     for candidate in near(spec):
         if operation not in map(tuned_as, operations_of(candidate)):
             continue
-        found = load_schedule(candidate, target, operation)
-        if found is None:
+        schedule = load_schedule(candidate, target, operation)
+        if schedule is None:
             continue
-        if (found.space.name, found.space.version) != (space.name, space.version):
+        if (schedule.space.name, schedule.space.version) != (space.name, space.version):
             outdated = outdated or (
-                f" (the schedule of {candidate.name} is of design space {found.space.name} "
-                f"version {found.space.version}, and this natc has {space.name} version "
-                f"{space.version})"
+                f" (the schedule of {candidate.name} was made in design space "
+                f"{schedule.space.name} version {schedule.space.version}, and this natc has "
+                f"{space.name} version {space.version})"
             )
             continue
         if candidate in (spec, replace(spec, rpb=not spec.rpb)) or _fits(
-            spec, target, operation, found
+            spec, target, operation, schedule
         ):
-            return found, candidate, ""
+            return schedule, candidate, ""
     return None, spec, outdated
 
 
 def _fits(spec: KernelSpec, target: Target, operation: str, schedule: Schedule) -> bool:
-    """Return whether a kernel's space has the decisions that were made for another's."""
+    """Return whether the decisions of another kernel's schedule are valid for this kernel."""
     try:
         scheduled(spec, target, schedule.decisions, operation=operation)
     except ScheduleError:
@@ -113,13 +117,13 @@ def _fits(spec: KernelSpec, target: Target, operation: str, schedule: Schedule) 
 
 
 def _told(
-    spec: KernelSpec, target: Target, found: Schedule | None, owner: KernelSpec, outdated: str
+    spec: KernelSpec, target: Target, schedule: Schedule | None, owner: KernelSpec, outdated: str
 ) -> tuple[str, str]:
-    """Return where the forward's decisions come from, in a word and in a sentence."""
+    """Return (origin, note) of the forward's decisions: see `Chosen`."""
     what = f"{spec.name} for {target.name}"
-    if found is not None and owner == spec:
-        return "tuned", f"{what}: its tuned schedule of {found.created}."
-    if found is not None:
+    if schedule is not None and owner == spec:
+        return "tuned", f"{what}: its tuned schedule of {schedule.created}."
+    if schedule is not None:
         return "borrowed", f"{what}: the schedule tuned for {owner.name}; it has none of its own."
     note = f"{what}: the untuned default schedule; no tuned one was found{outdated}."
     if spec.value_dim == spec.head_dim and spec.dtype != "float64":

@@ -24,11 +24,11 @@ from natc.operations import operations_of
 from natc.spec import KernelSpec
 from natc.targets import Target
 
-# Device functions that kernels may call. They are compiled away where none does.
+# Device functions that kernels may call; the compiler drops those that no kernel calls.
 _HEADER = "mma.cuh"
 _INCLUDE = f'#include "{_HEADER}"\n'
 
-# What the launcher's table calls each type of a kernel parameter, and each launch parameter.
+# The launcher's code for each type of a kernel parameter, and for each launch parameter.
 _TYPES = {"int32": "i", "int64": "l", "float32": "f", "float64": "d"}
 _LAUNCH = {
     name: index
@@ -107,7 +107,7 @@ def build_cuda(
 
 
 def newest(targets: Iterable[Target]) -> Target:
-    """Return the architecture of which a library also holds PTX: the one of the newest GPUs."""
+    """Return the newest architecture, for which a library also holds PTX."""
     return max(targets, key=lambda target: target.compute_capability)
 
 
@@ -131,18 +131,18 @@ def compile_arch(
     image = directory / f"{target.arch}.fatbin"
     virtual = target.arch.replace("sm_", "compute_")
     codes = f"[{target.arch},{virtual}]" if with_ptx else target.arch
-    said = run(
+    messages = run(
         [
             find_nvcc(),
             f"-gencode=arch={virtual},code={codes}",
             _compression(),
-            # It says what each kernel takes: `natc.compiler.build.resources`.
+            # ptxas then reports each kernel's registers (`natc.compiler.build.resources`).
             "-Xptxas=-v",
             *("-O3", "-fatbin", "-w", "-o", str(image), str(source)),
         ],
         f"compiling CUDA code for {target.arch}",
     )
-    (directory / f"{target.arch}.ptxas").write_text(said)
+    (directory / f"{target.arch}.ptxas").write_text(messages)
     return Compiled(target, code.host_object, image, code.kernels)
 
 
@@ -153,9 +153,9 @@ def generate(
     directory: Path,
     entries: Sequence[str],
 ) -> Generated:
-    """Make the CUDA source of entries for one architecture, and compile their host code.
+    """Generate the CUDA source of entries for one architecture, and compile their host code.
 
-    directory: for the host code. Raises BuildError.
+    directory: where the host code is written. Raises BuildError.
     """
     names = {entry: function_name(spec, entry, target) for entry in entries}
     host, device = lower(entry_module(spec, target, decisions, names), target)
@@ -172,9 +172,9 @@ def generate(
 def launcher(
     compiled: Sequence[Compiled], directory: Path, *, toolkit: tuple[int, ...]
 ) -> list[Path]:
-    """Write what a library holds besides images; return what is to be linked.
+    """Write the launcher's C files; return the files to link into a library.
 
-    toolkit: the version of CUDA that made the images.
+    toolkit: the version of CUDA that compiled the images.
     """
     (directory / "kernels.h").write_text(_header(compiled, toolkit))
     (directory / "kernels.c").write_text(_table(compiled))
@@ -192,10 +192,10 @@ def _copy(name: str, directory: Path) -> None:
 
 
 def _compression() -> str:
-    """Return the option of nvcc that makes code smallest and that its own drivers can read.
+    """Return the option of nvcc for the smallest images that its own drivers can read.
 
-    What `size` compresses, drivers of CUDA 12.4 and later decompress (documentation of nvcc,
-    "--compress-mode"): all that run code of CUDA 13, and not all that run code of CUDA 12.
+    Drivers of CUDA 12.4 and later can decompress the mode `size` (documentation of nvcc,
+    "--compress-mode"): all drivers that run code of CUDA 13, but not all that run code of CUDA 12.
     """
     return "--compress-mode=size" if cuda_version() >= (13,) else "-Xfatbin=-compress-all"
 

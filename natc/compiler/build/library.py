@@ -1,4 +1,4 @@
-"""Writing a library: the shared object, then the manifest that vouches for it."""
+"""build_library: compiles kernels into a shared object and writes its manifest."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ def build_library(
 ) -> Path:
     """Compile a kernel into a library directory and return the manifest's path.
 
-    target: one CPU, or one or more CUDA architectures that share a library. on_note: told, in a
-    sentence, which schedule each is built from. untuned: ignore schedules. families: which
+    target: one CPU, or one or more CUDA architectures that share a library. on_note: called with a
+    sentence on the schedule of each target. untuned: ignore schedules. families: which
     operations (`natc.operations.FAMILIES`); operations: some of these, by name. An older library
-    of the same spec and target is replaced. Raises BuildError, also for what has no kernels,
+    of the same spec and target is replaced. Raises BuildError, also for a spec without kernels,
     CompilerNotFound, ScheduleError, and NatcError for a directory that cannot be written.
     """
     targets = [target] if isinstance(target, Target) else sorted(set(target), key=_age)
     operations = _check(spec, targets, families, operations)
     directory = make_directory(output_dir)
     chosen = {
-        found: choose(spec, found, untuned=untuned, operations=operations) for found in targets
+        target: choose(spec, target, untuned=untuned, operations=operations) for target in targets
     }
     for decided in chosen.values():
         if on_note is not None:
             on_note(decided.note)
 
     kind = targets[0].kind
-    library_target = LibraryTarget(kind, tuple(found.arch for found in targets))
+    library_target = LibraryTarget(kind, tuple(target.arch for target in targets))
     with tempfile.TemporaryDirectory(prefix="natc-build-") as scratch:
         output = Path(scratch) / f"{spec.name}.{library_target.name}.so"
-        decisions = {found: decided.decisions for found, decided in chosen.items()}
+        decisions = {target: decided.decisions for target, decided in chosen.items()}
         try:
             if kind == "llvm":
                 own = decisions[targets[0]]
@@ -90,12 +90,12 @@ def _old_systems(glibc: str) -> str:
 
 
 def _files(chosen: Mapping[Target, Chosen]) -> str:
-    """Name the schedule files that decisions are from, for a message."""
+    """Return the names of the schedule files that decisions come from, for a message."""
     paths = [
-        str(workspace.find_schedule(KernelSpec.parse(one.spec), target, one.operation))
+        str(workspace.find_schedule(KernelSpec.parse(schedule.spec), target, schedule.operation))
         for target, decided in chosen.items()
-        for one in (decided.schedule, *decided.others)
-        if one is not None
+        for schedule in (decided.schedule, *decided.others)
+        if schedule is not None
     ]
     return f"schedule {', '.join(paths)}" if paths else "the untuned schedule"
 
@@ -107,9 +107,9 @@ def _check(
     wanted: Sequence[str] | None,
 ) -> tuple[str, ...]:
     """Return the operations to build."""
-    kinds = {found.kind for found in targets}
+    kinds = {target.kind for target in targets}
     if len(kinds) != 1 or (kinds == {"llvm"} and len(targets) != 1):
-        names = ", ".join(found.name for found in targets) or "none"
+        names = ", ".join(target.name for target in targets) or "none"
         raise BuildError(
             f"target is {names}; a library is for one CPU target, or for one or more CUDA "
             "architectures."
@@ -124,7 +124,7 @@ def _check(
     if unknown or not operations:
         raise BuildError(
             f"operations is {', '.join(families) or 'empty'}; it must be some of "
-            f"{', '.join(FAMILIES)}, of which {spec.name} has "
+            f"{', '.join(FAMILIES)}; {spec.name} has "
             f"{', '.join(f for f in FAMILIES if operations_of(spec, (f,)))}."
         )
     if wanted is None:
@@ -157,7 +157,7 @@ def _manifest(
         sha256=hashlib.sha256(code).hexdigest(),
         entries=entries,
         alignment=_ALIGNMENT[target.kind],
-        schedule={found.arch: decided.record() for found, decided in chosen.items()},
+        schedule={each.arch: decided.record() for each, decided in chosen.items()},
         ptx=newest(chosen).arch if target.kind == "cuda" else "",
         glibc=_glibc(code),
         versions={name: versions.get(name) for name in ("natc", "tvm", "tvm_ffi")} | tools,
@@ -167,7 +167,7 @@ def _manifest(
 
 
 def _glibc(code: bytes) -> str:
-    """Return the version of glibc that a library needs, "" where it needs none, or is no ELF."""
+    """Return the version of glibc that a library needs, or "": it needs none, or is not ELF."""
     try:
         return elf.read(code).glibc_text
     except elf.ElfError:

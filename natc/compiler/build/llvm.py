@@ -34,7 +34,7 @@ def build_llvm(
     """Compile a kernel for a CPU into the shared library `output`; return its entries.
 
     entries: names of operations, by default all that the kernel has. directory: for intermediate
-    files. portable: as `link_library` takes it. Raises BuildError or CompilerNotFound.
+    files. portable: see `link_library`. Raises BuildError or CompilerNotFound.
     """
     entries = operations_of(spec) if entries is None else entries
     names = {entry: function_name(spec, entry) for entry in entries}

@@ -1,4 +1,4 @@
-"""Scheduled functions and compiler targets: what every build and every trial starts from."""
+"""Scheduled functions and TVM targets, with which every build and every trial begins."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from natc.targets import Target
 # Sums may be reordered, or no reduction would use vector registers; infinities and NaN keep
 # their meaning.
 _FLOAT_OPTIONS = {"fast-math-reassoc": True, "fast-math-contract": True, "fast-math-nsz": True}
-# What TVM does first with a scheduled function (tvm.s_tir.pipeline), of which stages and blocks
-# are nothing but loops and memory then.
+# TVM's first passes over a scheduled function (tvm.s_tir.pipeline): afterwards it has only loops
+# and memory, no stages or blocks.
 _WITHOUT_BLOCKS = tvm.transform.Sequential(
     [
         transform.CanonicalizeLoop(),
@@ -42,7 +42,7 @@ _WITHOUT_BLOCKS = tvm.transform.Sequential(
 
 @functools.cache
 def compiler_target(target: Target) -> CompilerTarget:
-    """Return the compiler's form of a target; needs neither that CPU nor a GPU."""
+    """Return TVM's target for one of natc's; needs neither that CPU nor a GPU."""
     arch = target.properties
     if target.kind == "llvm":
         options: dict[str, Any] = {"kind": "llvm", **_FLOAT_OPTIONS}
@@ -73,8 +73,7 @@ def entry_module(
 ) -> tvm.IRModule:
     """Return a module with the scheduled function of each operation; names: operation -> its name.
 
-    decisions: of the forward operations by their own names, and of others as
-        `natc.store.schedules.joined` has them.
+    decisions: for all operations, under the names of `natc.store.schedules.joined`.
     """
     module = tvm.IRModule({})
     for operation, name in names.items():
@@ -93,35 +92,41 @@ def scheduled(
 ) -> tvm.IRModule:
     """Return a module with the scheduled function of an operation, `name`, for any shape.
 
-    decisions: of the operation's space; missing ones take the untuned default. Raises
-    ScheduleError for one that the space does not have.
+    decisions: for the operation's design space; a missing one takes the untuned default. Raises
+    ScheduleError for a decision that the space does not have.
     """
     space = space_for(target, operation, spec)
-    function = space.definition(operation, spec, space.exponential)
-    sch = Schedule(tvm.IRModule({name: function.with_attr("global_symbol", name)}))
+    defined = space.definition(operation, spec, space.exponential)
+    sch = Schedule(tvm.IRModule({name: defined.with_attr("global_symbol", name)}))
     sch.work_on(name)
     space.apply(sch, spec, target, Decisions(decisions, space.name))
     return tvm.IRModule(
-        {var: finished(found, spec, target, operation) for var, found in sch.mod.functions.items()}
+        {
+            var: finished(function, spec, target, operation)
+            for var, function in sch.mod.functions.items()
+        }
     )
 
 
 def finished(
     function: tirx.PrimFunc, spec: KernelSpec, target: Target, operation: str = FORWARD
 ) -> tirx.PrimFunc:
-    """Return a function with what its space left to be done after all schedule primitives."""
+    """Return a scheduled function after the steps that no schedule primitive can do.
+
+    They skip taps, spread loops over threads and add kernels for tensor cores.
+    """
     function = apply_skips(function)
     if target.kind == "llvm":
-        # The sizes of stages are found before loops are spread over threads: finding them where
-        # loops are quotients takes longer than all other lowering.
+        # TVM infers the sizes of stages here, before loops are spread over threads: once indices
+        # are quotients, that takes longer than all other lowering.
         (function,) = _WITHOUT_BLOCKS(tvm.IRModule({"main": function})).functions.values()
     return apply_tiles(apply_threads(function), spec, operation)
 
 
 @tvm.ir.instrument.pass_instrument
 class StageSizesKnown:
-    """Keeps `tvm.compile` from finding the sizes of stages again, for functions of CPUs."""
+    """Keeps `tvm.compile` from inferring the sizes of stages again, in functions for CPUs."""
 
     def should_run(self, module: tvm.IRModule, info: tvm.transform.PassInfo) -> bool:
-        """Return whether a pass is to be run."""
+        """Return whether to run a pass."""
         return str(info.name) != "s_tir.CompactBufferAllocation"

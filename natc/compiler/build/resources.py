@@ -1,4 +1,4 @@
-"""What a kernel takes of a GPU, as the compiler tells it, and whether it can run at all."""
+"""Registers and memory that kernels need, as nvcc reports them, and whether a GPU has enough."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import msgspec
 
 from natc.targets import Target
 
-# Of one multiprocessor, and of one block (CUDA C++ programming guide, table "Technical
-# specifications per compute capability").
+# Registers of a multiprocessor and threads of a block (CUDA C++ programming guide, table
+# "Technical specifications per compute capability").
 _REGISTERS = 65536
 _MOST_THREADS = 1024
-# Registers are handed to warps in pieces of so many (same guide, "Hardware multithreading").
+# A warp gets registers in multiples of this (same guide, "Hardware multithreading").
 _PIECE = 256
 _WARP = 32
 
@@ -26,15 +26,15 @@ _NUMBERS = {
 }
 _BOUNDS = re.compile(r"__launch_bounds__\((?P<threads>\d+)[^)]*\)\s+(?P<name>\w+)\s*\(")
 
-# What kernels for tensor cores call, and others do not (launcher/mma.cuh).
+# Only kernels for tensor cores call a function of this prefix (launcher/mma.cuh).
 _TENSOR_CORES = "natc_mma_"
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
-    """What one kernel takes: registers of a thread, bytes of a block, threads of a block.
+    """The resources of one kernel: registers of a thread; shared memory and threads of a block.
 
-    stack_bytes: local memory of a thread, of which spilled_bytes are registers that did not fit.
-    threads: 0 where the source does not say.
+    stack_bytes: local memory of a thread. spilled_bytes: the part of it that holds registers which
+    did not fit. threads: 0 if the source does not give the number.
     """
 
     kernel: str
@@ -45,27 +45,30 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 0
 
 
-def resources(said: str, source: str = "") -> list[Resources]:
-    """Return what kernels take, from what `nvcc -Xptxas=-v` said and the CUDA source."""
+def resources(messages: str, source: str = "") -> list[Resources]:
+    """Return the resources of each kernel from the output of `nvcc -Xptxas=-v`.
+
+    source: the CUDA source, which has the number of threads.
+    """
     threads = {match["name"]: int(match["threads"]) for match in _BOUNDS.finditer(source)}
-    starts = list(_KERNEL.finditer(said))
-    found = []
+    starts = list(_KERNEL.finditer(messages))
+    kernels = []
     for number, match in enumerate(starts, 1):
-        end = starts[number].start() if number < len(starts) else len(said)
-        part = said[match.start() : end]
+        end = starts[number].start() if number < len(starts) else len(messages)
+        part = messages[match.start() : end]
         numbers = {
             name: max((int(n) for n in pattern.findall(part)), default=0)
             for name, pattern in _NUMBERS.items()
         }
         name = match["name"]
-        found.append(Resources(kernel=name, threads=threads.get(name, 0), **numbers))
-    return found
+        kernels.append(Resources(kernel=name, threads=threads.get(name, 0), **numbers))
+    return kernels
 
 
-def measured(found: Sequence[Resources], source: str) -> list[Resources]:
-    """Return the kernels that a search measures: beside one for tensor cores, no other.
+def measured(kernels: Sequence[Resources], source: str) -> list[Resources]:
+    """Return the kernels that a search measures: those for tensor cores, if there are any.
 
-    The others serve calls that a search does not make, whatever its candidates are.
+    Kernels for CUDA cores beside them serve only calls that a search does not make.
     """
     starts = list(_BOUNDS.finditer(source))
     ends = [*(match.start() for match in starts[1:]), len(source)]
@@ -74,34 +77,38 @@ def measured(found: Sequence[Resources], source: str) -> list[Resources]:
         for match, end in zip(starts, ends)
         if _TENSOR_CORES in source[match.end() : end]
     }
-    return [one for one in found if not names or one.kernel in names]
+    return [kernel for kernel in kernels if not names or kernel.kernel in names]
 
 
 def hopeless(
-    found: Sequence[Resources], target: Target, most_shared_bytes: int, *, may_spill: bool = False
+    kernels: Sequence[Resources],
+    target: Target,
+    most_shared_bytes: int,
+    *,
+    may_spill: bool = False,
 ) -> str | None:
-    """Return why kernels need not be measured, or None: they spill, or no block of them fits.
+    """Return why kernels need not be measured, or None: one spills, or a block does not fit.
 
-    most_shared_bytes: that a block may have on the target. may_spill: spilling is no reason.
+    most_shared_bytes: the most that a block may have on the target. may_spill: accept spilling.
     """
-    for one in found:
-        if one.spilled_bytes and not may_spill:
-            return f"spills {one.spilled_bytes} bytes of registers"
-        if one.shared_bytes > most_shared_bytes:
+    for kernel in kernels:
+        if kernel.spilled_bytes and not may_spill:
+            return f"spills {kernel.spilled_bytes} bytes of registers"
+        if kernel.shared_bytes > most_shared_bytes:
             return (
-                f"takes {one.shared_bytes} bytes of shared memory; a block of {target.arch} has "
-                f"{most_shared_bytes}"
+                f"takes {kernel.shared_bytes} bytes of shared memory; a block of "
+                f"{target.arch} has {most_shared_bytes}"
             )
-        if one.threads > _MOST_THREADS:
-            return f"has {one.threads} threads in a block; {target.arch} has {_MOST_THREADS}"
-        if _registers(one) > _REGISTERS:
+        if kernel.threads > _MOST_THREADS:
+            return f"has {kernel.threads} threads in a block; {target.arch} has {_MOST_THREADS}"
+        if _registers(kernel) > _REGISTERS:
             return (
-                f"takes {_registers(one)} registers for a block of {one.threads} threads; "
+                f"takes {_registers(kernel)} registers for a block of {kernel.threads} threads; "
                 f"{target.arch} has {_REGISTERS}"
             )
     return None
 
 
-def _registers(one: Resources) -> int:
-    warps = -(-one.threads // _WARP)
-    return warps * -(-one.registers * _WARP // _PIECE) * _PIECE
+def _registers(kernel: Resources) -> int:
+    warps = -(-kernel.threads // _WARP)
+    return warps * -(-kernel.registers * _WARP // _PIECE) * _PIECE

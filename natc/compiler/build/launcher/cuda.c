@@ -15,7 +15,7 @@
 
 #include "kernels.h"
 
-/* ---- the interface of libtvm_ffi, as far as it is used here (tvm/ffi/c_api.h) ---- */
+/* ---- the functions of libtvm_ffi that this file calls (tvm/ffi/c_api.h) ---- */
 typedef struct {
   int32_t type_index;
   int32_t padding;
@@ -33,7 +33,7 @@ extern void TVMFFIErrorSetRaisedFromCStr(const char *kind, const char *message);
 extern void *TVMFFIEnvGetStream(int32_t device_type, int32_t device_id);
 enum { DEVICE_CUDA = 2 };
 
-/* ---- the CUDA driver's interface, as far as it is used here (cuda.h) ---- */
+/* ---- the functions of the CUDA driver that this file calls (cuda.h) ---- */
 static struct {
   int (*Init)(unsigned);
   int (*DeviceGet)(int *, int);
@@ -132,7 +132,7 @@ static int prepare_device(int device) {
   if (contexts[device]) return 0;
   if (open_driver()) return -1;
   if ((code = driver.DeviceGet(&handle, device))) return fail("cuDeviceGet", code);
-  /* The primary context is the one that PyTorch and the CUDA runtime use. */
+  /* PyTorch and the CUDA runtime use the primary context. */
   if ((code = driver.PrimaryCtxRetain(&contexts[device], handle)))
     return fail("cuDevicePrimaryCtxRetain", code);
   return 0;
@@ -205,7 +205,7 @@ static int launch(void *self, const ffi_any *args, int32_t num_args, ffi_any *re
   return status;
 }
 
-/* The caller's current device stays as it is: the launch goes to the device of the tensors. */
+/* The caller's current device is not changed: the launch goes to the tensors' device. */
 static int set_device(void *self, const ffi_any *args, int32_t num_args, ffi_any *result) {
   (void)self, (void)result;
   if (num_args != 2) return fail("matching arguments", 0);

@@ -1,5 +1,5 @@
-/* Device functions of the kernels for tensor cores. Each is an instruction or two that neither CUDA
- * C++ nor the compiler's own operations name; all lanes of a warp call those that work together.
+/* Device functions of the kernels for tensor cores. Each is one or two instructions that neither CUDA
+ * C++ nor TVM's operations can name. All lanes of a warp must call the functions that exchange data.
  *
  * A warp's 32 lanes hold a product of 16 x 16 and 16 x 8 numbers as the PTX ISA lays them out for
  * mma.m16n8k16: with g = lane / 4 and t = lane % 4, sums d[0], d[1] are row g, d[2], d[3] row
@@ -38,13 +38,13 @@ __device__ __forceinline__ float natc_exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-/* 1 / x, of which the last bit may be wrong, without a division's other numbers and branches. */
+/* 1 / x; the last bit may be wrong. A division would need more registers, and branches. */
 __device__ __forceinline__ float natc_inverse(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-/* The smaller number; NaN where one is NaN. */
+/* The smaller number; NaN if x or y is NaN. */
 __device__ __forceinline__ float natc_min(float x, float y) {
   float z;
   asm("min.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
@@ -64,16 +64,16 @@ __device__ __forceinline__ float natc_low_f16(unsigned x) {
 __device__ __forceinline__ float natc_shuffle_xor(float x, int lanes) {
   return __shfl_xor_sync(~0u, x, lanes);
 }
-/* What another lane has. */
+/* The value of x in another lane. */
 __device__ __forceinline__ unsigned natc_shuffle_from(unsigned x, int lane) {
   return __shfl_sync(~0u, x, lane);
 }
 __device__ __forceinline__ float natc_shuffle_float(float x, int lane) {
   return __shfl_sync(~0u, x, lane);
 }
-/* The address of a row, which is pitch bytes behind the last, fewer than 2^32, and that of a token
- * some elements behind a row's first. With both steps side by side, one instruction is made of each:
- * compilers would keep products that recur, and take two instructions to add them. */
+/* The address of a row: row_0 + row * pitch, with a pitch below 2^32. The address of a token: row +
+ * 2 * behind. Written in assembly, each is one instruction; the compiler would keep recurring products
+ * in registers, and need two instructions for each 64-bit addition. */
 __device__ __forceinline__ unsigned long long natc_row_at(unsigned long long row_0, int row,
                                                           long long pitch) {
   unsigned long long address;
@@ -89,12 +89,12 @@ __device__ __forceinline__ unsigned long long natc_token_at(unsigned long long r
       : "r"(behind), "l"(row));
   return address;
 }
-/* What every lane has alike, where the compiler may know it. */
+/* Tells the compiler that x is the same in every lane. */
 __device__ __forceinline__ int natc_uniform(int x) { return __shfl_sync(~0u, x, 0); }
 __device__ __forceinline__ int natc_any(int x) { return __any_sync(~0u, x); }
 #endif
 
-/* The largest, and the sum, of a number of the four lanes that hold a row of sums. */
+/* The largest x, and the sum of x, over the four lanes that hold a row of a product. */
 __device__ __forceinline__ float natc_row_max(float x) {
   x = fmaxf(x, natc_shuffle_xor(x, 1));
   return fmaxf(x, natc_shuffle_xor(x, 2));
@@ -103,25 +103,21 @@ __device__ __forceinline__ float natc_row_sum(float x) {
   x += natc_shuffle_xor(x, 1);
   return x + natc_shuffle_xor(x, 2);
 }
-/* The softmax of a logit x, to the base of two and less that of the sum of exponentials. Made anew,
- * a logit may differ in its last bit, and so be too large, which of huge numbers is a lot. */
-__device__ __forceinline__ float natc_probability(float x) { return natc_exp2(natc_min(x, 0.0f)); }
-/* A natural logarithm of a sum of exponentials to the base of two, less `most`; NaN of infinities,
- * since a softmax is inf / inf there. */
+/* x / log(2) - most for a logsumexp x; NaN if x is infinite, since probabilities are then inf / inf. */
 __device__ __forceinline__ float natc_log2_less(float x, float most) {
   return fmaf(x, 1.44269504f, fmaf(x, 0.0f, -most));
 }
-/* Whether a lane has NaN or an infinity. */
+/* Whether x is NaN or infinite in any lane. */
 __device__ __forceinline__ int natc_any_not_finite(float x) { return natc_any(x - x != 0.0f); }
-/* Bytes of two words: of the first both lower halves, of the second both upper halves. */
+/* The lower halves of two words in one word, and the upper halves. */
 __device__ __forceinline__ unsigned natc_low_halves(unsigned a, unsigned b) {
   return __byte_perm(a, b, 0x5410);
 }
 __device__ __forceinline__ unsigned natc_high_halves(unsigned a, unsigned b) {
   return __byte_perm(a, b, 0x7632);
 }
-/* n / d for n >= 0 and d >= 1, without the division's twenty instructions. inverse: (2^31 - 1) / d,
- * with which the quotient is the wanted one or one less. */
+/* n / d for n >= 0 and d >= 1, in fewer than the twenty instructions of a division. inverse:
+ * (2^31 - 1) / d, with which the first quotient is exact or one too small. */
 __device__ __forceinline__ int natc_divide(int n, int d, int inverse) {
   int q = (int)(((unsigned long long)(unsigned)n * (2u * (unsigned)inverse)) >> 32);
   return n - q * d >= d ? q + 1 : q;
@@ -163,7 +159,7 @@ __device__ __forceinline__ void natc_load_8(unsigned *to, const void *from) {
 __device__ __forceinline__ void natc_load_4(unsigned *to, const void *from) {
   to[0] = *(const unsigned *)from;
 }
-/* Of tensors that the kernel does not write. */
+/* Loads from tensors that the kernel does not write. */
 __device__ __forceinline__ unsigned long long natc_address(const void *at) {
   return (unsigned long long)at;
 }

@@ -1,9 +1,9 @@
-/* What compiled CPU code asks of its surroundings: threads and scratch memory.
+/* The runtime of compiled CPU code: threads and scratch memory.
  *
- * Compiled code calls through pointers that a compiler's runtime would fill in. Filling them in
- * here makes a library independent of that runtime. Threads are those of the OpenMP library that
- * is in the process already (PyTorch brings one), so that torch.set_num_threads holds for natc
- * and no second pool competes for the cores; without one, threads are started for each call.
+ * Compiled code calls through pointers that TVM's runtime would fill in. Filling them in here makes a
+ * library independent of that runtime. Work runs on the threads of the OpenMP library that the process
+ * has already loaded (PyTorch brings one), so that torch.set_num_threads holds for natc and no second
+ * pool competes for the cores. In a process without OpenMP, each call starts threads of its own.
  */
 #include <dlfcn.h>
 #include <pthread.h>
@@ -36,7 +36,7 @@ static void run(launch *work, int task_id) {
     __atomic_store_n(&work->failed, 1, __ATOMIC_RELAXED);
 }
 
-/* OpenMP may give fewer threads than asked for; every task runs all the same. */
+/* OpenMP may provide fewer threads than there are tasks; a thread then runs several. */
 static void on_openmp_thread(void *data) {
   launch *work = data;
   int step = omp_num_threads();
@@ -96,9 +96,9 @@ static int parallel_launch(task_fn task, void *closure, int num_task) {
   return work.failed ? -1 : 0;
 }
 
-/* Scratch memory is kept for the next call: given back, the system would take its pages away and
- * clear them anew, which costs as much time as filling them. A block too large to keep is given
- * back, and so is what the slots have no room for. */
+/* Scratch memory is kept for the next call. If it were freed, the system would unmap its pages and
+ * clear new ones, which costs as much time as filling them. Blocks that are too large, or find no
+ * free slot, are freed. */
 enum { SLOTS = 4, ALIGNMENT = 64, MOST_KEPT = 16 << 20 };
 static void *kept[SLOTS]; /* each begins with its size; the memory lies ALIGNMENT behind */
 
@@ -109,7 +109,7 @@ static void *alloc_workspace(int device_type, int device_id, uint64_t bytes, int
     uint64_t *block = __atomic_exchange_n(&kept[slot], NULL, __ATOMIC_ACQUIRE);
     if (!block) continue;
     if (*block >= bytes) return (char *)block + ALIGNMENT;
-    free(block); /* of a smaller call: the larger one's takes its place */
+    free(block); /* too small: the block of the larger call takes its slot */
   }
   void *memory = NULL;
   if (bytes > UINT64_MAX / 2 || posix_memalign(&memory, ALIGNMENT, ALIGNMENT + bytes)) return NULL;
@@ -135,7 +135,7 @@ __attribute__((destructor)) static void give_back(void) {
     free(__atomic_exchange_n(&kept[slot], NULL, __ATOMIC_ACQUIRE));
 }
 
-/* Weak: the compiler emits only those that its code uses. */
+/* Weak: the compiler emits a pointer only if its code uses it. */
 extern void *__TVMBackendParallelLaunch __attribute__((weak));
 extern void *__TVMBackendAllocWorkspace __attribute__((weak));
 extern void *__TVMBackendFreeWorkspace __attribute__((weak));
