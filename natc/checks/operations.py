@@ -256,9 +256,11 @@ def _heads_first(tensor: Tensor) -> Tensor:
     return tensor.movedim(-2, 1).contiguous()
 
 
-def calls(rank: int) -> Iterator[Call]:
-    """Yield three calls that take different paths through a kernel of a rank."""
+def calls(kernel_size: tuple[int, ...]) -> Iterator[Call]:
+    """Yield three calls that take different paths through a kernel of this window."""
+    rank = len(kernel_size)
     yield Call((7, 6, 5)[-rank:])
     yield Call((9, 4, 8)[-rank:], batch=1, heads=3, heads_kv=1, dilation=(1, 2, 3)[-rank:])
-    strides, causal = (1, 2, 2)[-rank:], (True, False, True)[-rank:]
+    strides = tuple(map(min, (1, 2, 2)[-rank:], kernel_size))
+    causal = (True, False, True)[-rank:]
     yield Call((3, 2, 7)[-rank:], heads=2, stride=strides, is_causal=causal, chunks=1)

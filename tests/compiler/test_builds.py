@@ -227,7 +227,7 @@ def test_operations_that_a_kernel_has_not_are_refused(place: Path) -> None:
     unequal = KernelSpec.make(3, head_dim=8, value_dim=4)
     for chosen, message in (
         ({"families": ["sideways"]}, "operations is sideways; it must be some of forward, backw"),
-        ({"families": ["unfused"]}, "of which na2d_k3_d8v4_float32 has forward, backward"),
+        ({"families": ["unfused"]}, "na2d_k3_d8v4_float32 has forward, backward"),
         ({"families": []}, "operations is empty"),
         ({"operations": ["qk"]}, "operations is qk; na2d_k3_d8v4_float32 has forward, forward_l"),
         ({"operations": []}, "operations is empty"),

@@ -48,7 +48,7 @@ def check(
 ) -> None:
     spec = KernelSpec.parse(name)
     library = emulate(spec, operations, directory, decisions=decisions)
-    for call in (*calls(spec.rank), *CALLS[spec.rank]):
+    for call in (*calls(spec.kernel_size), *CALLS[spec.rank]):
         check_operations(library.in_orders, spec, call, operations)
 
 

@@ -58,7 +58,7 @@ def test_every_structure_computes_the_same(name: str) -> None:
         # All of them for one kernel; the others only take other ways through few of them.
         for decisions in every if spec.rank == 2 else every[:: len(every) - 1]:
             module = build(spec, decisions, operations)
-            for call in calls(spec.rank):
+            for call in calls(spec.kernel_size):
                 check_operations(
                     lambda operation, m=module: m[llvm.function_name(spec, operation)],
                     spec,

@@ -60,7 +60,7 @@ LARGE = {
 @each_spec
 def test_every_operation(spec: KernelSpec) -> None:
     compiled = functions(spec)
-    for seed, call in enumerate((*calls(spec.rank), *LARGE[spec.rank])):
+    for seed, call in enumerate((*calls(spec.kernel_size), *LARGE[spec.rank])):
         check_operations(
             compiled.__getitem__, spec, call, list(compiled), device="cuda", seed=seed
         )
@@ -83,7 +83,9 @@ def test_tensors_of_the_cpu_are_refused(spec: KernelSpec) -> None:
     compiled = functions(spec)
     for operation in compiled:
         with pytest.raises(Exception, match="device_type"):
-            check_operations(compiled.__getitem__, spec, next(calls(spec.rank)), [operation])
+            check_operations(
+                compiled.__getitem__, spec, next(calls(spec.kernel_size)), [operation]
+            )
 
 
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.rank == 1], ids=str)
