@@ -1,4 +1,4 @@
-"""The operations a library may hold: what each computes, from what, and which kernels have it.
+"""The operations that a library may hold: their tensors, results, and the kernels that have them.
 
 Sizes: B batch, S one to three spatial axes, H heads, G heads of key and value, D head_dim, V
 value_dim, T taps of a window in row-major order, R the axes 2*K-1 of a bias. In a function's
@@ -16,8 +16,8 @@ from natc.spec import KernelSpec
 
 HEADS_LAST, HEADS_FIRST = "heads_last", "heads_first"
 
-# scale is acc; the rest int32: one dilation, stride and flag (0 or 1) for each axis, and how many
-# heads of query share one of key and value.
+# scale is acc; all others are int32: a dilation, a stride and a flag (0 or 1) for each axis, and
+# the number of query heads that share a head of key and value.
 SCALARS = ("scale", "dilation", "stride", "is_causal", "group")
 
 
@@ -59,7 +59,7 @@ _OPERATIONS = (
     # output [B, *S, H, V]; lse acc [B, *S, H], the natural logarithm of the sum of exponentials.
     Operation(FORWARD, (*_QKV, "output"), ("output",), HEADS_LAST, "forward"),
     Operation(FORWARD_LSE, (*_QKV, "output", "lse"), ("output", "lse"), HEADS_LAST, "forward"),
-    # qkv [B, *S, 3, H, D] is what one linear layer makes; the kernel reads it as it lies.
+    # qkv [B, *S, 3, H, D]: the output of one linear layer, which the kernel reads in place.
     Operation(
         "forward_packed", ("qkv", "rpb", "output"), ("output",), HEADS_LAST, "forward",
         one_head_dim=True,
@@ -68,8 +68,8 @@ _OPERATIONS = (
         "forward_lse_packed", ("qkv", "rpb", "output", "lse"), ("output", "lse"), HEADS_LAST,
         "forward", one_head_dim=True,
     ),
-    # delta acc [B, *S, H], the sum of d_output * output over channels. What the gradients below
-    # take as delta is that, less the gradient of lse.
+    # delta acc [B, *S, H]: the sum of d_output * output over channels. The input delta of the
+    # gradients below is this sum less the gradient of lse.
     Operation("delta", ("d_output", "output", "delta"), ("delta",), HEADS_LAST, "backward"),
     Operation(
         "d_query", (*_QKV, "d_output", "lse", "delta", "d_query"), ("d_query",), HEADS_LAST,
@@ -88,7 +88,7 @@ _OPERATIONS = (
         "d_rpb", (*_QKV, "d_output", "lse", "delta", "partial"), ("partial",), HEADS_LAST,
         "backward", needs_rpb=True,
     ),
-    # attn [B, H, *S, T]. Another scalar, fill (acc), follows: what a tap without a key gets.
+    # attn [B, H, *S, T]. One more scalar follows: fill (acc), the value for a tap without a key.
     Operation(
         "qk", ("query", "key", "rpb", "attn"), ("attn",), HEADS_FIRST, "unfused",
         one_head_dim=True,
@@ -111,12 +111,12 @@ FAMILIES = ("forward", "backward", "unfused")
 
 
 def tuned_as(operation: str) -> str:
-    """Return the operation whose schedule one takes: the forwards share that of `forward`."""
+    """Return the operation whose schedule `operation` takes: all forwards take `forward`'s."""
     return FORWARD if OPERATIONS[operation].family == "forward" else operation
 
 
 def operations_of(spec: KernelSpec, families: tuple[str, ...] = FAMILIES) -> tuple[str, ...]:
-    """Return the names of the operations that a kernel's library holds, of some families."""
+    """Return the names of the operations of some families that a kernel's library holds."""
     return tuple(
         operation.name
         for operation in _OPERATIONS
@@ -127,15 +127,15 @@ def operations_of(spec: KernelSpec, families: tuple[str, ...] = FAMILIES) -> tup
 
 
 def contents(spec: KernelSpec, operations: Iterable[str]) -> list[str]:
-    """Return the families that a library has all operations of, then its other operations.
+    """Return the families that a library has completely, then its remaining operations.
 
-    spec: of the library; operations: the names of what it holds, as in its manifest.
+    spec: the library's. operations: the names of its operations, as in its manifest.
     """
-    left = list(operations)
-    found = []
+    remaining = list(operations)
+    families = []
     for family in FAMILIES:
         members = operations_of(spec, (family,))
-        if members and set(members) <= set(left):
-            found.append(family)
-            left = [name for name in left if name not in members]
-    return found + sorted(left)
+        if members and set(members) <= set(remaining):
+            families.append(family)
+            remaining = [name for name in remaining if name not in members]
+    return families + sorted(remaining)

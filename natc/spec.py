@@ -1,4 +1,4 @@
-"""KernelSpec: what one compiled kernel computes, and the name that says so."""
+"""KernelSpec: the parameters and the name of one compiled kernel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIN_KERNEL_SIZE = 1
 MAX_KERNEL_SIZE = 63
 MAX_HEAD_DIM = 256
 DTYPES = ("float32", "float16", "bfloat16", "float64")
-# On GPUs, natc.reference serves float64.
+# On GPUs, natc.reference computes float64.
 CUDA_DTYPES = ("float32", "float16", "bfloat16")
 
 _NAME = re.compile(
@@ -125,7 +125,7 @@ class KernelSpec:
     def parse(cls, name: str) -> KernelSpec:
         """Return the spec that a name stands for; `KernelSpec.parse(spec.name) == spec`.
 
-        Raises SpecError when the text is not the name that its spec would be given.
+        Raises SpecError if the text is not exactly the name of its spec.
         """
         match = _NAME.fullmatch(name)
         if match is None:
@@ -148,7 +148,7 @@ class KernelSpec:
 
 
 def compiles(dtype: str, kind: str) -> bool:
-    """Return whether there are kernels of a dtype for targets of a kind, `llvm` or `cuda`."""
+    """Return whether natc compiles kernels of a dtype for a kind of target, `llvm` or `cuda`."""
     return dtype in (CUDA_DTYPES if kind == "cuda" else DTYPES)
 
 

@@ -13,7 +13,7 @@ class Arch:
 
     vector_bytes: bytes that one vector register (llvm) or one thread's widest load (cuda) holds.
     processor: the machine's name in ELF files and compilers' triples; "" for a GPU.
-    features: what LLVM may use in addition to what `name`, as a CPU, or the processor has.
+    features: LLVM's names of features beyond those of the CPU `name` (or of the processor).
     shared_kib: shared memory that one block may have on a GPU (CUDA C++ programming guide, table
         "Technical specifications per compute capability").
     is_tegra: whether CUDA's binary compatibility between minor versions excludes it.
@@ -51,7 +51,7 @@ ARCHS = {"llvm": LLVM_ARCHS, "cuda": CUDA_ARCHS}
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One machine to compile for: kind `llvm` or `cuda`, arch one of `ARCHS[kind]`.
+    """A machine to compile for: kind `llvm` or `cuda`, arch a name in `ARCHS[kind]`.
 
     Raises TargetError for any other value.
     """
@@ -78,7 +78,7 @@ class Target:
 
     @property
     def properties(self) -> Arch:
-        """What is known of the architecture."""
+        """The architecture's entry in the table."""
         return _BY_NAME[self.kind, self.arch]
 
     @property

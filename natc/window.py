@@ -71,7 +71,7 @@ def window(
 ) -> Window:
     """Return the window of the query at `position` on an axis of `length` positions.
 
-    The formulas are those of NATTEN (Hassani et al. 2022, arXiv:2204.07143; dilation 2209.15001;
+    The formulas are NATTEN's (Hassani et al. 2022, arXiv:2204.07143; dilation 2209.15001;
     stride 2504.16922), except that kernel_size * dilation may exceed the length: then a query
     attends to its whole dilation group, or on a causal axis to the part up to itself.
 
@@ -130,7 +130,7 @@ def queries_of(
 
     def centered() -> tuple[Integer, Integer]:
         radius, ahead = kernel_size // 2, _half(stride, ops)
-        # Windows that begin at `earliest` or later reach the key; 0 and below: all do.
+        # Windows that begin at `earliest` or later reach the key; at 0 or below, all do.
         earliest = ops.maximum(in_group - (kernel_size - 1), 0)
         tiles = ops.floordiv(earliest + radius - ahead + stride - 1, stride)
         first = ops.where(earliest > 0, tiles * stride, 0)
@@ -154,7 +154,7 @@ def _member(
 def _leader(
     in_group: Integer, group_length: Integer, stride: Integer, ahead: Integer, ops: Arithmetic
 ) -> Integer:
-    """Return the member that places the window which `stride` members share."""
+    """Return the member whose own window `stride` adjacent members share."""
     if _is_one(stride):
         return in_group
     return ops.minimum(ops.floordiv(in_group, stride) * stride + ahead, group_length - 1)
@@ -172,8 +172,8 @@ def _either(
 ) -> tuple[Integer, Integer]:
     if isinstance(flag, bool):
         return causal() if flag else centered()
-    (first, second), (other_first, other_second) = causal(), centered()
-    return ops.where(flag, first, other_first), ops.where(flag, second, other_second)
+    (first, second), (centered_first, centered_second) = causal(), centered()
+    return ops.where(flag, first, centered_first), ops.where(flag, second, centered_second)
 
 
 def key_position(window: Window, tap: Integer, dilation: Integer) -> Integer:
@@ -202,8 +202,8 @@ def taps(
     is_causal: bool = False,
 ) -> list[int]:
     """List the positions that a query attends to, ascending; arguments as for `window`."""
-    found = window(position, length, kernel_size, dilation, stride=stride, is_causal=is_causal)
-    return [key_position(found, tap, dilation) for tap in range(found.count)]
+    keys = window(position, length, kernel_size, dilation, stride=stride, is_causal=is_causal)
+    return [key_position(keys, tap, dilation) for tap in range(keys.count)]
 
 
 def _is_one(number: Integer) -> bool:

@@ -120,7 +120,9 @@ def test_a_search_from_end_to_end(copied: Path, place: Path) -> None:
     assert imported.log_path.read_bytes() == before
 
     chosen = choose(SPEC, HOST, operations=(OPERATION,))
-    assert chosen.origin == "untuned" and [item.operation for item in chosen.others] == [OPERATION]
+    assert chosen.origin == "untuned" and [item.operation for item in chosen.other_schedules] == [
+        OPERATION
+    ]
     assert chosen.decisions == {f"{OPERATION}.{n}": v for n, v in saved.decisions.items()}
     assert f"{OPERATION}: its tuned schedule" in chosen.note
     assert chosen.record()["others"][OPERATION]["of"] == SPEC.name

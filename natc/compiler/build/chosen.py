@@ -23,23 +23,23 @@ class Chosen:
 
     decisions: for all operations, under the names of `natc.store.schedules.joined`.
     origin: `tuned`, `borrowed` or `untuned`: where the forward's decisions come from. note: the
-    same in a sentence, for a person. schedule: the forward's. others: the schedules of other
-    operations, if they have any.
+    same in a sentence, for a person. schedule: the forward's. other_schedules: the schedules of
+    other operations, if they have any.
     """
 
     decisions: dict[str, int]
     origin: str
     note: str
     schedule: Schedule | None = None
-    others: tuple[Schedule, ...] = ()
+    other_schedules: tuple[Schedule, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """Return the entry of a manifest, as JSON values."""
         entry: dict[str, Any] = {"origin": self.origin, "decisions": self.decisions}
         if self.schedule is not None:
             entry |= _evidence(self.schedule)
-        if self.others:
-            entry["others"] = {each.operation: _evidence(each) for each in self.others}
+        if self.other_schedules:
+            entry["others"] = {each.operation: _evidence(each) for each in self.other_schedules}
         return entry
 
 
@@ -60,7 +60,7 @@ def choose(
         return Chosen({}, "untuned", f"{what}: the untuned default schedule, as asked.")
     wanted = operations_of(spec) if operations is None else operations
     decisions: dict[str, int] = {}
-    others: list[Schedule] = []
+    other_schedules: list[Schedule] = []
     origin, note, forward = "untuned", "", None
     for operation in dict.fromkeys((FORWARD, *map(tuned_as, wanted))):
         schedule, owner, outdated = _find(spec, target, operation)
@@ -70,12 +70,12 @@ def choose(
         elif schedule is not None:
             of = "" if owner == spec else f" (tuned for {owner.name})"
             note += f" {operation}: its tuned schedule of {schedule.created}{of}."
-            others.append(schedule)
+            other_schedules.append(schedule)
         elif outdated:
             note += f" {operation}: untuned{outdated}."
         if schedule is not None:
             decisions |= joined(schedule.decisions, operation)
-    return Chosen(decisions, origin, note, forward, tuple(others))
+    return Chosen(decisions, origin, note, forward, tuple(other_schedules))
 
 
 def _find(

@@ -24,7 +24,7 @@ from natc.operations import operations_of
 from natc.spec import KernelSpec
 from natc.targets import Target
 
-# Device functions that kernels may call; the compiler drops those that no kernel calls.
+# Device functions that kernels may call; the compiler drops functions that no kernel calls.
 _HEADER = "mma.cuh"
 _INCLUDE = f'#include "{_HEADER}"\n'
 

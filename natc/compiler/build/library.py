@@ -94,7 +94,7 @@ def _files(chosen: Mapping[Target, Chosen]) -> str:
     paths = [
         str(workspace.find_schedule(KernelSpec.parse(schedule.spec), target, schedule.operation))
         for target, decided in chosen.items()
-        for schedule in (decided.schedule, *decided.others)
+        for schedule in (decided.schedule, *decided.other_schedules)
         if schedule is not None
     ]
     return f"schedule {', '.join(paths)}" if paths else "the untuned schedule"

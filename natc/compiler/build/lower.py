@@ -42,7 +42,7 @@ _WITHOUT_BLOCKS = tvm.transform.Sequential(
 
 @functools.cache
 def compiler_target(target: Target) -> CompilerTarget:
-    """Return TVM's target for one of natc's; needs neither that CPU nor a GPU."""
+    """Return `target` as a TVM target; needs neither that CPU nor a GPU."""
     arch = target.properties
     if target.kind == "llvm":
         options: dict[str, Any] = {"kind": "llvm", **_FLOAT_OPTIONS}

@@ -1,4 +1,4 @@
-"""Design spaces: what may vary in how a kernel is computed, by kind of target."""
+"""Design spaces: the ways to schedule a kernel on a kind of target."""
 
 from natc.compiler.space.decisions import Decisions, combinations, read_decisions
 from natc.compiler.space.registry import DesignSpace, space_for

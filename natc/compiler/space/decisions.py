@@ -1,4 +1,4 @@
-"""Decisions of a design space: sampled in a search, fixed in a build, by the same code.
+"""Decisions of a design space, which the same code samples in a search and fixes in a build.
 
 A space has two kinds of freedom. A choice of structure changes which scheduling steps follow, so
 a search enumerates it: one design space for each combination. A sampled number only changes an
@@ -17,25 +17,25 @@ from tvm.s_tir.schedule.trace import Trace
 
 from natc.errors import ScheduleError
 
-# Every answer is annotated on the block `output`, to be read back from any trace.
+# Decisions are annotated on the block `output` under this prefix, to be read back from any trace.
 _PREFIX = "natc."
 Candidates = Mapping[str, Sequence[int]]
 
 
 class Decisions:
-    """Answers a space's questions from `fixed`, and writes each answer into the schedule."""
+    """Answers a space's questions from `fixed`, and annotates each answer in the schedule."""
 
     def __init__(self, fixed: Mapping[str, int], space: str, *, default_rest: bool = True) -> None:
-        """Answer from `fixed`; the rest by the first candidate, or at random in a search."""
+        """Answer questions that `fixed` lacks by the first candidate, or at random in a search."""
         self._fixed = dict(fixed)
         self._space = space
         self._default_rest = default_rest
         self._answers: dict[str, int | ExprRV] = {}
-        self.candidates: dict[str, list[int]] = {}  # every question asked, and what it allowed
+        self.candidates: dict[str, list[int]] = {}  # the candidates of every question asked
 
     @property
     def is_untuned(self) -> bool:
-        """Whether nothing is fixed."""
+        """Whether no decision is fixed."""
         return not self._fixed
 
     def choose(self, name: str, candidates: Sequence[int]) -> int:
@@ -53,12 +53,12 @@ class Decisions:
         is_given = name in self._fixed or self._default_rest
         decision = list(candidates).index(value) if is_given else None
         chances = [1.0 / len(candidates)] * len(candidates)
-        found = sch.sample_categorical(list(candidates), chances, decision=decision)
-        self._answers[name] = found
-        return found
+        number = sch.sample_categorical(list(candidates), chances, decision=decision)
+        self._answers[name] = number
+        return number
 
     def annotate(self, sch: Schedule, block: SBlockRV) -> None:
-        """Write the answers onto `block`; raise ScheduleError for a fixed one nobody asked for."""
+        """Annotate the answers on `block`; raise ScheduleError if `fixed` has any other name."""
         unknown = sorted(set(self._fixed) - set(self._answers))
         if unknown:
             raise ScheduleError(
@@ -88,7 +88,7 @@ def combinations(structure: Candidates) -> Iterator[dict[str, int]]:
 def read_decisions(trace: Trace) -> dict[str, int]:
     """Return the answers that `Decisions.annotate` wrote into a trace."""
     sampled: dict[Any, int] = {}
-    found: dict[str, int] = {}
+    decisions: dict[str, int] = {}
     for instruction in trace.insts:
         kind = instruction.kind.name
         if kind == "SampleCategorical":
@@ -97,5 +97,5 @@ def read_decisions(trace: Trace) -> dict[str, int]:
         elif kind == "Annotate" and str(instruction.attrs[0]).startswith(_PREFIX):
             value = instruction.inputs[1]
             name = str(instruction.attrs[0]).removeprefix(_PREFIX)
-            found[name] = sampled[value] if value in sampled else int(value)
-    return found
+            decisions[name] = sampled[value] if value in sampled else int(value)
+    return decisions

@@ -1,4 +1,4 @@
-"""Finding the loops of a block by the axis they run over."""
+"""Finds the loops of a block by the names of the axes they run over."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tvm.tirx import IntImm
 
 SITE_AXES = ("v_b", "v_i0", "v_i1", "v_i2", "v_h")
 TAP_AXES = ("v_t0", "v_t1", "v_t2")
-# The integer tables of an axis, with its number behind each; each reads only those behind it.
+# The integer tables of an axis, before `_` and the axis' number; each reads only later ones.
 _TABLES = (
     "slot", "attended", "bias", "tap", "key", "query", "count", "first", "low", "position",
 )  # fmt: skip
@@ -41,15 +41,15 @@ def inner_loops(
     inside = loops[depth(sch, loops, outer) + 1 :]
     if len(names) != len(inside):
         raise AssertionError(f"block has axes {names} but {len(inside)} loops inside")
-    found = dict(zip(names, inside, strict=True))
+    by_axis = dict(zip(names, inside, strict=True))
     for name in always:
-        if name not in found:
-            found[name] = sch.add_unit_loop(inside[0] if inside else block)
-    return found
+        if name not in by_axis:
+            by_axis[name] = sch.add_unit_loop(inside[0] if inside else block)
+    return by_axis
 
 
 def loops_by_axis(sch: Schedule, block: SBlockRV) -> dict[str, LoopRV]:
-    """Return the loops of a block that nothing has moved yet, by the name of their axis."""
+    """Return the loops of a block that has not been moved yet, by the name of their axis."""
     names = [axis.var.name for axis in sch.get(block).iter_vars]
     return dict(zip(names, sch.get_loops(block), strict=True))
 
@@ -57,8 +57,8 @@ def loops_by_axis(sch: Schedule, block: SBlockRV) -> dict[str, LoopRV]:
 def query_loops(sch: Schedule, output: SBlockRV) -> tuple[LoopRV, list[LoopRV], LoopRV, LoopRV]:
     """Return the loops batch, positions (one for each axis), head and channel of `output`.
 
-    Where the function has a second result, lse, it moves into the loop over heads: both results
-    need what one pass over the window finds.
+    If the function also returns lse, its block moves into the loop over heads, because one pass
+    over the window computes the inputs of both results.
     """
     if has_block(sch, "lse"):
         head = sch.get_loops(sch.get_sblock("lse"))[-1]
@@ -70,13 +70,13 @@ def query_loops(sch: Schedule, output: SBlockRV) -> tuple[LoopRV, list[LoopRV], 
 def depth(sch: Schedule, loops: list[LoopRV], loop: LoopRV) -> int:
     """Return the index of `loop` in `loops`; raise ValueError when it is not among them."""
     wanted = sch.get(loop)
-    return [sch.get(found).same_as(wanted) for found in loops].index(True)
+    return [sch.get(each).same_as(wanted) for each in loops].index(True)
 
 
 def vectorize(sch: Schedule, channels: LoopRV) -> None:
-    """Make vectors of a loop over channels: one, or several where no vector has so many lanes.
+    """Vectorize a loop over channels, as one vector or several of a power of two of lanes.
 
-    A compiler takes vectors of 48 or 80 lanes apart, element by element.
+    LLVM computes a vector of 48 or 80 lanes element by element.
     """
     extent = int(sch.get(channels).extent)
     lanes = extent & -extent  # the largest power of two that divides it
@@ -88,12 +88,12 @@ def vectorize(sch: Schedule, channels: LoopRV) -> None:
 
 def is_reduction(sch: Schedule, block: SBlockRV, axis: str) -> bool:
     """Return whether `axis` of `block` is summed over."""
-    kinds = {found.var.name: found.iter_type for found in sch.get(block).iter_vars}
+    kinds = {each.var.name: each.iter_type for each in sch.get(block).iter_vars}
     return bool(kinds[axis] != _DATA_PARALLEL)
 
 
 def has_block(sch: Schedule, name: str) -> bool:
-    """Return whether the function has a block of that name, as optional results do not."""
+    """Return whether the function has a block `name`; blocks of optional results may be absent."""
     return name in blocks_named(sch, lambda _: True)
 
 
@@ -105,7 +105,7 @@ def blocks_named(sch: Schedule, wanted: Callable[[str], bool]) -> list[str]:
 
 
 def tables_of(sch: Schedule, axis: int) -> list[str]:
-    """Return the names of the integer tables of an axis, in the order in which to place them."""
+    """Return the names of an axis' integer tables, in the order in which to place them."""
     return [f"{name}_{axis}" for name in _TABLES if has_block(sch, f"{name}_{axis}")]
 
 

@@ -1,4 +1,4 @@
-"""Which design space schedules which kernel, and the definition that it schedules."""
+"""The design space of each operation on each target, and the definition that it schedules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from natc.operations import FORWARD, OPERATIONS
 from natc.spec import KernelSpec
 from natc.targets import Target
 
-# What a thread of a GPU keeps at most: a logit of each tap, and channels of a query or a value.
+# The most that a thread of a GPU keeps: logits (one for each tap), and channels of a vector.
 MOST_LOGITS, MOST_CHANNELS = 256, 96
 
 
@@ -32,8 +32,8 @@ class DesignSpace:
 
     structure(spec, target): the choices of structure. apply(sch, spec, target, decisions):
     schedules a function. A version changes when old decisions would mean another kernel.
-    exponential, definition: what the functions that it schedules are made with and by; definition
-    takes `example`, too, where it is searched (`natc.compiler.te.problem`).
+    definition: returns the functions to schedule, which compute `exponential`. In a search it is
+    called with `example` as well (`natc.compiler.te.problem`).
     """
 
     name: str
@@ -46,10 +46,9 @@ class DesignSpace:
 
 @functools.cache
 def _or_tensor_cores(space: DesignSpace, operation: str) -> DesignSpace:
-    """Return a GPU's design space of an operation with the choice of tensor cores in it.
+    """Return the design space with the choice of tensor cores, for kernels that can use them.
 
-    Kernels that they cannot serve have no choice. Decisions that do not name the choice mean what
-    they meant without it, hence the same version.
+    Decisions that do not name the choice mean the same as before it existed, so the version stays.
     """
     base = space.structure, space.apply
     return replace(
@@ -84,8 +83,9 @@ def space_for(
 ) -> DesignSpace:
     """Return the design space of an operation on a target.
 
-    On a CPU, it depends on the head dim, and for gradients on the window; on a GPU, a forward that
-    would have to keep too much has one of its own. spec: the kernel; None is one that has not.
+    On a CPU, it depends on the head dim, and for gradients also on the window. On a GPU, a forward
+    whose threads would need too many registers has a space of its own. spec: None stands for a
+    small kernel.
     """
     is_forward = OPERATIONS[operation].family == "forward"
     if target.kind == "cuda":

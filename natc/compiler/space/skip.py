@@ -1,8 +1,8 @@
-"""Skipping taps that have no pair: a condition around what a loop over taps does.
+"""Skips taps without a pair, by a condition around the body of a loop over taps.
 
-Windows have a fixed number of taps in a definition, and tables `attended_*` that say which exist.
-Seen from a key there are up to 2K-1 on an axis where most keys have K, so most of the work would
-be thrown away. Schedule primitives cannot put a condition around several blocks; this does, after
+In a definition, windows have a fixed number of taps, and tables `attended_*` say which taps have a
+pair. A key has up to 2K-1 queries on an axis, but most keys have K, so most of the work would be
+wasted. Schedule primitives cannot put a condition around several blocks; `apply_skips` does, after
 all of them have run.
 """
 
@@ -21,10 +21,10 @@ _ANNOTATION = "natc.skip"
 
 
 def skip_unless(sch: Schedule, loop: LoopRV, table: str, axes: Sequence[str]) -> None:
-    """Ask that iterations of a loop are skipped where an element of the stage `table` is 0.
+    """Ask `apply_skips` to skip iterations of a loop if an element of the stage `table` is 0.
 
-    axes: of a block inside the loop, whose values are the element's indices; where loops inside
-    the loop run over them, their first values.
+    axes: the axes of a block inside the loop whose values are the element's indices. An axis of a
+    loop further inside counts with its first value.
     """
     sch.annotate(loop, _ANNOTATION, " ".join((table, *axes)))
 
@@ -54,10 +54,10 @@ def _buffer(function: tirx.PrimFunc, name: str) -> tirx.Buffer:
     def of_load(load: TensorLoad) -> tvm_ffi.VisitInterrupt | None:
         return tvm_ffi.VisitInterrupt(load.source) if load.source.name == name else None
 
-    found = tvm_ffi.structural_walk(function.body, (TensorLoad, of_load))
-    if found is None:
+    interrupt = tvm_ffi.structural_walk(function.body, (TensorLoad, of_load))
+    if interrupt is None:
         raise AssertionError(f"nothing reads {name}")
-    return found.value
+    return interrupt.value
 
 
 def _values(body: tirx.Stmt, axes: Sequence[str]) -> list[Expr]:
@@ -78,7 +78,7 @@ def _values(body: tirx.Stmt, axes: Sequence[str]) -> list[Expr]:
         return next((start for v, start in starts if v.same_as(variable)), variable)
 
     tvm_ffi.structural_walk(body, (tirx.For, of_loop))
-    found = tvm_ffi.structural_walk(body, (SBlockRealize, of_block))
-    if found is None:
+    interrupt = tvm_ffi.structural_walk(body, (SBlockRealize, of_block))
+    if interrupt is None:
         raise AssertionError(f"nothing inside the loop has axes {', '.join(axes)}")
-    return [tvm_ffi.structural_map(value, (tirx.Var, at_start)) for value in found.value]
+    return [tvm_ffi.structural_map(value, (tirx.Var, at_start)) for value in interrupt.value]

@@ -1,9 +1,9 @@
-"""Spreading nested loops over threads, as the last step of a schedule.
+"""Spreads nested loops over threads, as the last step of a schedule.
 
-Schedule primitives refuse loops that hold a reduction with its initialization apart, and prove
-nothing about quotients of symbolic sizes. This puts a thread in the place of each iteration after
-all of them have run: its number is divided once for each loop, with no corrections for negative
-numbers, and one condition guards what the thread does.
+Schedule primitives refuse loops that contain a reduction with a separate initialization, and
+cannot reason about quotients of symbolic sizes. `apply_threads` runs after them, and turns each
+iteration into a thread: the thread's number is divided once for each loop, without corrections for
+negative numbers, and one condition guards the thread's work.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import ExprRV, LoopRV
 
 _THREADS, _LOOPS = "natc.threads", "natc.loops"
-# Not a name by which decisions are read back from a trace (`natc.compiler.space.decisions`).
+# Without the prefix `natc.`, by which decisions are read back from a trace.
 _CORES = "cores_of_loops"
 _THREAD_INDEX = 1  # tvm.tirx.IterVar.ThreadIndex
 
 
 def spread(sch: Schedule, loops: Sequence[LoopRV], threads: int | ExprRV) -> None:
-    """Ask that each iteration of nested loops, the outermost first, becomes a thread.
+    """Ask `apply_threads` to make each iteration of nested loops a thread of a GPU.
 
-    The iterations must be independent. threads: of one block.
+    loops: the outermost first; their iterations must be independent. threads: of a block.
     """
     sch.annotate(loops[0], _THREADS, threads)
     sch.annotate(loops[0], _LOOPS, len(loops))
 
 
 def spread_over_cores(sch: Schedule, loops: Sequence[LoopRV]) -> None:
-    """Ask that the iterations of nested loops, the outermost first, are shared by a CPU's threads.
+    """Ask `apply_threads` to divide the iterations of nested loops among a CPU's threads.
 
-    The iterations must be independent.
+    loops: the outermost first; their iterations must be independent.
     """
     sch.annotate(loops[0], _CORES, len(loops))
 
 
 def apply_threads(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Return a scheduled function with what `spread` and `spread_over_cores` asked for."""
+    """Return a scheduled function after the changes that both functions above ask for."""
 
     def spread_out(loop: tirx.For) -> tirx.For:
         if _CORES in loop.annotations:
@@ -71,11 +71,11 @@ def _grid(nest: Sequence[tirx.For], threads: int) -> tirx.For:
     total = _iterations(nest)
     block, thread = tirx.Var("block", "int32"), tirx.Var("thread", "int32")
     body = _numbered(nest, block * threads + thread)
-    # Not number < total: past the end, a number may be beyond 32 bits.
+    # Not `number < total`: the number of a thread past the end may exceed 32 bits.
     body = tirx.IfThenElse(thread < total - block * threads, body, None)
     kept = {k: v for k, v in nest[0].annotations.items() if k not in (_THREADS, _LOOPS)}
     inner = _bound(thread, tirx.const(threads, "int32"), "threadIdx.x", body, kept)
-    # Not total + threads - 1, which may be beyond 32 bits.
+    # Not `total + threads - 1`, which may exceed 32 bits.
     blocks = tirx.truncdiv(total - 1, threads) + 1
     return _bound(block, blocks, "blockIdx.x", inner, {})
 
@@ -88,13 +88,13 @@ def _iterations(nest: Sequence[tirx.For]) -> Expr:
 
 
 def _numbered(nest: Sequence[tirx.For], number: Expr) -> tirx.Stmt:
-    """Return what nested loops do in their iteration of that number."""
-    body, rest = nest[-1].body, number
+    """Return the body of nested loops for iteration `number`, counted over all of them."""
+    body, quotient = nest[-1].body, number
     for position, loop in reversed(list(enumerate(nest))):
-        # Numbers are not negative, so truncated division will do.
-        index = tirx.truncmod(rest, loop.extent) if position else rest
-        rest = tirx.truncdiv(rest, loop.extent)
-        # A loop of one iteration: lowering puts its index wherever it is used.
+        # Numbers are not negative, so truncated division is right.
+        index = tirx.truncmod(quotient, loop.extent) if position else quotient
+        quotient = tirx.truncdiv(quotient, loop.extent)
+        # A loop of one iteration: lowering substitutes its index.
         body = tirx.For(loop.loop_var, index, 1, tirx.ForKind.SERIAL, body)
     return body
 

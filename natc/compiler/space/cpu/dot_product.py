@@ -51,13 +51,13 @@ def place(sch: Schedule, dot: DotProduct, loop: LoopRV) -> None:
     for block in reversed(dot.partial_sums):
         sch.compute_at(block, loop)
         loops = inner_loops(sch, block, outer=loop, fixed=dot.fixed)
-        summed = [found for axis, found in loops.items() if is_reduction(sch, block, axis)]
-        lane = [found for axis, found in loops.items() if not is_reduction(sch, block, axis)]
+        summed = [inner for axis, inner in loops.items() if is_reduction(sch, block, axis)]
+        lane = [inner for axis, inner in loops.items() if not is_reduction(sch, block, axis)]
         sch.reorder(*summed, *lane)
-        for found in summed:
-            sch.unroll(found)
-        for found in lane:
-            sch.vectorize(found)
+        for inner in summed:
+            sch.unroll(inner)
+        for inner in lane:
+            sch.vectorize(inner)
         if summed:
             sch.decompose_reduction(block, summed[0])
     if not dot.partial_sums:

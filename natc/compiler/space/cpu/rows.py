@@ -88,11 +88,11 @@ def definition(
     example: Sequence[int] | None = None,
 ) -> tirx.PrimFunc:
     """Return the unscheduled function of a forward operation; example: see `te.forward`."""
-    found = OPERATIONS[operation]
+    entry = OPERATIONS[operation]
     return forward(
         spec,
-        with_lse=found.with_lse,
-        packed=found.packed,
+        with_lse=entry.with_lse,
+        packed=entry.packed,
         exponential=exponential,
         example=example,
         columns=filled_up(spec.kernel_size[-1], group_of(spec, target)),

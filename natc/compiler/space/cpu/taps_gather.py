@@ -119,12 +119,12 @@ def _delta(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:
 
 
 def _dots(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> list[DotProduct]:
-    found = []
+    dots = []
     for name, channels in (("scores", spec.head_dim), ("d_weights", spec.value_dim)):
         if has_block(sch, name):
             lanes = _lanes(channels, choices["lanes"])
-            found.append(dot_product.split(sch, name, lanes, _lane_sum(lanes, choices)))
-    return found
+            dots.append(dot_product.split(sch, name, lanes, _lane_sum(lanes, choices)))
+    return dots
 
 
 def _lanes(channels: int, wanted: int) -> int:

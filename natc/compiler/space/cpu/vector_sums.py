@@ -82,12 +82,12 @@ def vector_max_intrinsic(lanes: int) -> str:
     vector = f"float32x{lanes}"
 
     def largest(before: Expr, V: tirx.Buffer) -> Expr:
-        found, left = V.vload([0], vector), lanes
-        while left > 1:
-            left //= 2
-            halves = [_shuffled([found], range(at, at + left)) for at in (0, left)]
-            found = tirx.max(*halves)
-        return tirx.max(before, found)
+        result, width = V.vload([0], vector), lanes
+        while width > 1:
+            width //= 2
+            halves = [_shuffled([result], range(at, at + width)) for at in (0, width)]
+            result = tirx.max(*halves)
+        return tirx.max(before, result)
 
     return _register(f"natc.vector_max_{lanes}", lanes, tirx.max, largest)
 
@@ -95,12 +95,12 @@ def vector_max_intrinsic(lanes: int) -> str:
 def _register(
     name: str,
     lanes: int,
-    one: Callable[[Expr, Expr], Expr],
+    combine: Callable[[Expr, Expr], Expr],
     all_lanes: Callable[[Expr, tirx.Buffer], Expr],
 ) -> str:
     """Register an intrinsic that takes `lanes` adjacent float32 into one; return its name.
 
-    one: what takes one lane into a result; all_lanes: what takes all of them at once.
+    combine: takes one lane into a result; all_lanes: takes all of them at once.
     """
 
     @T.prim_func(s_tir=True)
@@ -113,7 +113,7 @@ def _register(
             for lane in range(lanes):
                 with T.sblock("lane"):
                     at = T.axis.reduce(lanes, lane)
-                    S[0] = one(S[0], V[at])
+                    S[0] = combine(S[0], V[at])
 
     @T.prim_func(s_tir=True)
     def implementation(vector: T.handle, result: T.handle) -> None:
@@ -134,19 +134,19 @@ def _sums(rows: Sequence[Expr], lanes: int, name: Callable[[Expr], tirx.Var]) ->
     if count > lanes:
         halves = (rows[: count // 2], rows[count // 2 :])
         return _shuffled([name(_sums(half, lanes, name)) for half in halves], range(count))
-    found, granule = [name(row) for row in rows], count
+    vectors, granule = [name(row) for row in rows], count
     while granule > 1:
         granule //= 2
         # Lanes whose number has this bit hold the second of two rows from here on. A blend and a
         # swap: with two interleavings instead, LLVM makes slow horizontal additions.
         kept = [lane + lanes * bool(lane & granule) for lane in range(lanes)]
         swapped = [(lane ^ granule) + lanes * bool(lane & granule) for lane in range(lanes)]
-        half = len(found) // 2
-        found = [
+        half = len(vectors) // 2
+        vectors = [
             name(_shuffled(pair, kept) + _shuffled(pair, swapped))
-            for pair in zip(found[:half], found[half:])
+            for pair in zip(vectors[:half], vectors[half:])
         ]
-    (total,) = found
+    (total,) = vectors
     while lanes > count:
         lanes //= 2
         low, high = range(lanes), range(lanes, 2 * lanes)

@@ -24,14 +24,14 @@ from natc.targets import Target
 NAME = "cuda_gather"
 VERSION = 1
 
-# Tensors with channels, and those that have one number for each query.
+# Tensors with channels, and tensors with one number for each query.
 _VECTORS = ("query", "key", "value", "d_output", "output", "vector")
 _NUMBERS = ("lse", "delta")
 _OF_PARTIAL = ("v_c", "v_h", "v_r0", "v_r1", "v_r2")
 
 
 class _Blocks(NamedTuple):
-    """output: the results; stored: their copy to memory; vectors: for each block its vectors."""
+    """output: the results; stored: their copy to memory; vectors: the vectors of each block."""
 
     output: SBlockRV
     stored: SBlockRV
@@ -46,7 +46,7 @@ def structure(spec: KernelSpec, target: Target) -> Candidates:
 def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions) -> None:
     """Schedule the function of an operation; ScheduleError for a decision out of bounds."""
     choices = {n: decisions.choose(n, values) for n, values in structure(spec, target).items()}
-    # The vectors of sites and taps become stages anew, one for each block that reads them.
+    # Inlined here, vectors of sites and taps become separate stages of each block that reads them.
     for name in blocks_named(sch, lambda name: name.endswith(("_site", "_tap"))):
         sch.compute_inline(sch.get_sblock(name))
     vectors = {
@@ -68,7 +68,7 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
 def _sums(
     sch: Schedule, spec: KernelSpec, decisions: Decisions, choices: dict[str, int], blocks: _Blocks
 ) -> None:
-    """A thread sums up weight times vector over the taps of a site."""
+    """Schedule sums of weight times vector over the taps of a site: a thread for each site."""
     of_queries = has_block(sch, "key_0")
     numbers = _staged(sch, "weight", _NUMBERS if of_queries else ())
     *site, channel = sch.get_loops(blocks.stored)
@@ -90,8 +90,8 @@ def _sums(
         if name != "summed":
             place(sch, name, tap)
     place_tables(sch, spec, thread)
-    # After the tables: these stages do not say that they read them, so that a table would be put
-    # behind a vector.
+    # After the tables, since these stages do not declare that they read them: a table placed later
+    # would come behind a vector that needs it.
     names = ("query", "d_output") if of_queries else ("key", "value")
     kept = Kept(names, thread, choices["site_bytes"])
     for name, vectors in blocks.vectors.items():
@@ -104,7 +104,7 @@ def _sums(
 
 
 def _products(sch: Schedule, spec: KernelSpec, decisions: Decisions, blocks: _Blocks) -> None:
-    """A thread computes one dot product, of a site or of a site and its tap."""
+    """Schedule dot products, of a site or of a site and its tap: a thread for each."""
     thread = registers.one_thread_each(sch, sch.get_loops(blocks.stored), decisions)
     place(sch, blocks.output, thread)
     for name in blocks.vectors:
@@ -117,9 +117,10 @@ def _products(sch: Schedule, spec: KernelSpec, decisions: Decisions, blocks: _Bl
 def _chunks(
     sch: Schedule, spec: KernelSpec, decisions: Decisions, choices: dict[str, int], blocks: _Blocks
 ) -> None:
-    """A thread sums up over the queries of a chunk, for the offsets that differ on the last axis.
+    """Schedule sums over the queries of a chunk: a thread for all offsets of a row.
 
-    With one axis, it does so for one offset. With more, what windows need is computed less often.
+    Offsets of a row differ on the last axis only, and share the computation of windows. With one
+    axis, each offset has a thread.
     """
     loops = sch.get_loops(blocks.stored)
     last = f"v_r{spec.rank - 1}" if spec.rank > 1 else None
@@ -127,15 +128,15 @@ def _chunks(
     output = place(sch, blocks.output, thread)
     fixed = [name for name in _OF_PARTIAL if name != last]
     always = ("v_m", last) if last else ("v_m",)
-    found = inner_loops(sch, output, outer=thread, fixed=fixed, always=always)
-    # Loops of one iteration hold the conditions, which need what is computed for each query.
+    inside = inner_loops(sch, output, outer=thread, fixed=fixed, always=always)
+    # Loops of one iteration hold the conditions, which read tables of each query.
     conditions = spec.rank - 1 if last else 1
-    query, *skipping = sch.split(found["v_m"], [None, *[1] * conditions])
+    query, *skipping = sch.split(inside["v_m"], [None, *[1] * conditions])
     inner = once = skipping[-1]
     if last:
-        sch.reorder(query, *skipping, found[last])
-        skipping.append(found[last])
-        inner = found[last]
+        sch.reorder(query, *skipping, inside[last])
+        skipping.append(inside[last])
+        inner = inside[last]
     place(sch, "weight", inner)
     for name in blocks.vectors:
         place(sch, name, inner)
@@ -150,7 +151,7 @@ def _chunks(
 
 
 def _staged(sch: Schedule, name: str, tensors: tuple[str, ...]) -> dict[str, SBlockRV]:
-    """Make a stage of what a block reads of each of some tensors; by the tensor's name."""
+    """Return stages for the elements that a block reads of some tensors, by tensor name."""
     block = sch.get_sblock(name)
     reads = [str(region.source.name) for region in sch.get(block).reads]
     return {n: sch.reindex(block, ("read", i)) for i, n in enumerate(reads) if n in tensors}

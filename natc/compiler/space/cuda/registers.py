@@ -1,4 +1,4 @@
-"""What schedules for GPU threads that share nothing do: registers, wide loads, skipped taps."""
+"""Steps of schedules for GPU threads that share nothing: registers, wide loads, skipped taps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _INDICES = ("batch_index", "head_index", "kv_head_index")
 
 
 class Kept(NamedTuple):
-    """Vectors that a thread loads once, in a loop, if they have at most so many bytes."""
+    """Vectors that a thread loads once, in `loop`, if they have at most `most_bytes` bytes."""
 
     names: Sequence[str]
     loop: LoopRV
@@ -33,9 +33,9 @@ class Kept(NamedTuple):
 def structure() -> Candidates:
     """Return the choices of structure; the first of each is the untuned schedule's.
 
-    sums: the most channels whose sums one thread keeps at a time; where there are more, weights
-    are computed again for each part of them. site_bytes: the longest vector of a site that a
-    thread keeps; parts of a longer one are read again for each tap.
+    sums: the most channels whose sums one thread keeps. More channels are divided into parts, and
+    weights are recomputed for each part. site_bytes: the longest vector of a site that a thread
+    keeps; a longer one is read again for each tap.
     """
     return {"sums": (64, 32, 128, 256), "site_bytes": (128, 0, 256, 512)}
 
@@ -50,12 +50,12 @@ def one_thread_each(sch: Schedule, loops: Sequence[LoopRV], decisions: Decisions
 
 
 def place(sch: Schedule, block: SBlockRV | str, loop: LoopRV) -> SBlockRV:
-    """Compute a stage inside a loop, its results in the thread's registers; return its block."""
-    found = sch.get_sblock(block) if isinstance(block, str) else block
-    sch.compute_at(found, loop)
-    for index in range(len(sch.get(found).writes)):
-        sch.set_scope(found, index, REGISTERS)
-    return found
+    """Compute a stage inside a loop, with results in the thread's registers; return its block."""
+    block = sch.get_sblock(block) if isinstance(block, str) else block
+    sch.compute_at(block, loop)
+    for index in range(len(sch.get(block).writes)):
+        sch.set_scope(block, index, REGISTERS)
+    return block
 
 
 def place_tables(sch: Schedule, spec: KernelSpec, loop: LoopRV) -> None:
@@ -69,7 +69,7 @@ def place_tables(sch: Schedule, spec: KernelSpec, loop: LoopRV) -> None:
 
 
 def skip_taps(sch: Schedule, taps: Mapping[str, LoopRV]) -> None:
-    """Skip taps without a pair; the loops over taps have names that end in their axis."""
+    """Skip taps without a pair; taps: the loops over taps, by name (`v_t0` for axis 0)."""
     for axis, loop in taps.items():
         skip_unless(sch, loop, f"attended_{axis[-1]}_{REGISTERS}", (f"v_i{axis[-1]}", axis))
 
@@ -82,9 +82,10 @@ def load(
     vectors: Mapping[str, SBlockRV],
     kept: Kept | None = None,
 ) -> None:
-    """Read the vectors of a block, which is inside `outer`, in wide loads where they are needed.
+    """Read the vectors of a block inside the loop `outer` in wide loads.
 
-    vectors: stages that the block reads, by a name of which `kept` may say that it is loaded once.
+    vectors: stages that the block reads, by name. kept: the vectors to load only once, outside the
+    block's loops.
     """
     loops = sch.get_loops(block)[depth(sch, sch.get_loops(block), outer) + 1 :]
     if not loops:
@@ -113,18 +114,18 @@ def vectorize(sch: Schedule, channel: LoopRV, spec: KernelSpec) -> None:
 def unroll_inside(sch: Schedule, block: SBlockRV, outer: LoopRV) -> None:
     """Unroll the loops of a block inside a loop."""
     loops = sch.get_loops(block)
-    for found in loops[depth(sch, loops, outer) + 1 :]:
-        sch.unroll(found)
+    for loop in loops[depth(sch, loops, outer) + 1 :]:
+        sch.unroll(loop)
 
 
 def parts(channels: int, most: int) -> int:
-    """Return into how many equal parts to divide channels, so that one has at most `most`.
+    """Return the number of equal parts into which to divide channels: at most `most` in a part.
 
-    No part is smaller than it is worth, even if then each has more: what is computed for each part
-    again would be most of the work, and a prime number of channels has no other parts.
+    Parts below _FEWEST channels are not used, even if a part then has more than `most`: weights
+    are recomputed for each part, and would be most of the work.
     """
-    found = [n for n in range(1, channels + 1) if n == 1 or _is_part(channels, n)]
-    return next((n for n in found if channels // n <= most), found[-1])
+    numbers = [n for n in range(1, channels + 1) if n == 1 or _is_part(channels, n)]
+    return next((n for n in numbers if channels // n <= most), numbers[-1])
 
 
 def extent(sch: Schedule, loop: LoopRV) -> int:
@@ -137,7 +138,7 @@ def _is_part(channels: int, number: int) -> bool:
 
 
 def load_width(channels: int, spec: KernelSpec) -> int:
-    """Return how many channels the widest load moves of which their number is a multiple."""
+    """Return the widest load, in channels, that divides `channels`."""
     width = WIDEST_LOAD // BYTES[spec.dtype]
     while channels % width:
         width //= 2

@@ -37,7 +37,7 @@ def structure(spec: KernelSpec, target: Target) -> Candidates:
     dims = (spec.head_dim, spec.value_dim)
     lanes = [n for n in (1, 2, 4, 8, 16, 32) if all(dim % n == 0 for dim in dims)]
     full = [n for n in lanes if spec.head_dim // n * BYTES[spec.dtype] >= WIDEST_LOAD]
-    # More lanes than full loads need would leave part of each memory transaction unused.
+    # With more lanes than full loads need, part of each memory transaction would be unused.
     return {"lanes": tuple(reversed(full[-3:])) or (lanes[-1],)}
 
 
@@ -59,11 +59,12 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
     *planes, row, column = [None, *positions] if spec.rank == 1 else positions
     column, query = sch.split(column, [None, tile_w])
     if row is None:
-        # On the axis of a grid that may be long, as a sequence may be.
+        # A sequence may be long, and x is the only axis of a grid that may be.
         sch.reorder(batch, head, column, query)
         sch.bind(sch.fuse(batch, head, column), "blockIdx.x")
     else:
-        # Nothing of the tile is needed to find the next: one grid axis each, but for the heads.
+        # Rows and columns of tiles have a grid axis each, so that no index is a quotient; batch,
+        # planes and heads share the third.
         row, row_in = sch.split(row, [None, tile_h])
         sch.reorder(batch, *planes, head, row, column, row_in, query)
         sch.bind(row, "blockIdx.y")
@@ -95,10 +96,10 @@ def _dot_product(sch: Schedule, query: LoopRV, spec: KernelSpec, lanes: int) -> 
     _, tap = sch.split(taps, [None, spec.kernel_size[-1]])
     place(sch, "scores", tap)
     scaled = sch.get_sblock("query_scaled")
-    # Another tensor may be a part of the same one.
+    # Only of this block: other blocks may read the same tensor, if the input is packed.
     loaded = sch.cache_read(scaled, 0, REGISTERS, [scaled])
     if spec.head_dim == 1:
-        # Loops of one iteration are not made, so there is none to share or to vectorize.
+        # compute_at makes no loop of one iteration, so there is none to share or to vectorize.
         place(sch, "key_tap", tap)
         place(sch, "query_scaled", query)
         sch.compute_at(loaded, query)
@@ -114,7 +115,7 @@ def _dot_product(sch: Schedule, query: LoopRV, spec: KernelSpec, lanes: int) -> 
 
 
 def _share(sch: Schedule, block: SBlockRV, lanes: int) -> tuple[LoopRV, LoopRV]:
-    """Split the innermost loop of `block`, over channels, into lanes and what each one does."""
+    """Split the innermost loop of `block`, over channels, into (lanes, channels of a lane)."""
     channels = sch.get_loops(block)[-1]
     lane, channel = sch.split(channels, [lanes, extent(sch, channels) // lanes])
     sch.bind(lane, "threadIdx.x")
@@ -122,7 +123,7 @@ def _share(sch: Schedule, block: SBlockRV, lanes: int) -> tuple[LoopRV, LoopRV]:
 
 
 def _weighted_sum(sch: Schedule, lane: LoopRV, spec: KernelSpec) -> None:
-    """Add up weight times value over taps, each lane for its own channels."""
+    """Schedule the sum of weight times value over taps, each lane for its own channels."""
     block = place(sch, "summed", lane)
     axes = TAP_AXES[: spec.rank]
     loops = inner_loops(sch, block, outer=lane, always=axes)

@@ -1,7 +1,7 @@
 """Schedules for CUDA cores of the forward over large windows: a thread for each query of a head.
 
-A thread walks over its window twice (`te.streamed`) and shares nothing with other threads.
-Where it cannot keep the sums of all channels it walks once more for each further part of them.
+A thread walks over its window twice (`te.streamed`) and shares nothing with other threads. If it
+cannot keep the sums of all channels, it walks once more for each further part of them.
 """
 
 from __future__ import annotations
