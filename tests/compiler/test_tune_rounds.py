@@ -120,9 +120,8 @@ def test_a_search_from_end_to_end(copied: Path, place: Path) -> None:
     assert imported.log_path.read_bytes() == before
 
     chosen = choose(SPEC, HOST, operations=(OPERATION,))
-    assert chosen.origin == "untuned" and [item.operation for item in chosen.other_schedules] == [
-        OPERATION
-    ]
+    assert chosen.origin == "untuned"
+    assert [item.operation for item in chosen.other_schedules] == [OPERATION]
     assert chosen.decisions == {f"{OPERATION}.{n}": v for n, v in saved.decisions.items()}
     assert f"{OPERATION}: its tuned schedule" in chosen.note
     assert chosen.record()["others"][OPERATION]["of"] == SPEC.name
@@ -568,7 +567,7 @@ def test_a_build_borrows_what_fits(place: Path) -> None:
     saved = schedules.save_schedule(schedule_of(near_one, OPERATION, {"lanes": 8, "lane_sum": 0}))
     chosen = choose(spec, HOST, operations=(OPERATION,))
     assert chosen.decisions == {f"{OPERATION}.lanes": 8, f"{OPERATION}.lane_sum": 0}
-    assert f"(that of {near_one.name})" in chosen.note and chosen.origin == "untuned"
+    assert f"(tuned for {near_one.name})" in chosen.note and chosen.origin == "untuned"
     assert choose(spec, HOST, operations=("d_key",)).decisions == {}
     assert choose(spec, HOST, untuned=True).decisions == {}
     # One that does not fit is passed over for the next.
