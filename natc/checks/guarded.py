@@ -103,11 +103,11 @@ def scalars(
 ) -> tuple[Any, ...]:
     """Return the scalars of a call of a heads-last function (`natc.operations.SCALARS`)."""
     sizes = inputs.query.shape[1:-2]
-    ones, flags = (1,) * len(sizes), (False,) * len(sizes)
+    unit, flags = (1,) * len(sizes), (False,) * len(sizes)
     options = Options(
         kernel_size=(),  # A compiled function knows its own.
-        stride=tuple(stride or ones),
-        dilation=tuple(dilation or ones),
+        stride=tuple(stride or unit),
+        dilation=tuple(dilation or unit),
         is_causal=tuple(is_causal or flags),
         scale=scale,
     )

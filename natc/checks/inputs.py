@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Inputs(NamedTuple):
-    """The tensors of one call, heads-last; rpb is None where there is no bias."""
+    """The tensors of one call, heads-last; rpb is None if the kernel has no bias."""
 
     query: Tensor  # [batch, *spatial, heads, head_dim]
     key: Tensor  # [batch, *spatial, heads_kv, head_dim]
@@ -19,7 +19,7 @@ class Inputs(NamedTuple):
     rpb: Tensor | None  # [heads, 2*K-1 of each axis], float32
 
     def to_float64(self) -> Inputs:
-        """Return the same values in float64, detached: what an oracle computes from."""
+        """Return the same values in float64, detached, for an oracle."""
         query, key, value = (tensor.detach().double() for tensor in self[:3])
         return Inputs(query, key, value, None if self.rpb is None else self.rpb.detach().double())
 
@@ -40,7 +40,7 @@ def make_inputs(
     Args:
         shape: of the query, `[batch, *spatial, heads, head_dim]`.
         kernel_size: makes an rpb for it, in float32 whatever the dtype; None makes none.
-        heads_kv: heads of key and value; None means those of the query.
+        heads_kv: heads of key and value; None means as many as the query has.
         value_dim: channels of value; None means head_dim.
         dtype: of query, key and value.
         device: where the tensors live.
@@ -95,7 +95,7 @@ def poisoned(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Return a tensor of NaN: what a kernel does not write, or wrongly reads, stays visible."""
+    """Return a tensor of NaN: elements that a kernel skips, or wrongly reads, stay visible."""
     return torch.full(tuple(shape), math.nan, dtype=dtype, device=device)
 
 
@@ -147,5 +147,5 @@ LAYOUTS = tuple(_LAYOUTS)
 
 
 def in_layout(tensor: Tensor, layout: str) -> Tensor:
-    """Return a leaf in one of `LAYOUTS`; an expanded one repeats some values, others keep all."""
+    """Return a leaf in a layout of `LAYOUTS`: the same values, or repeated ones if expanded."""
     return _LAYOUTS[layout](tensor)

@@ -1,7 +1,7 @@
 """Which calls natc supports with kernels, and which of those kernels are installed here.
 
-What is supported is found by making the calls, not written down. Each row is a small call through
-natc's public functions, while a stand-in answers for every kernel that natc can compile for a
+The table of supported calls is computed by making them. Each row is a small call through natc's
+public functions, while a stand-in answers for every kernel that natc can compile for a
 target: it writes zeros and notes its operation. Nothing is compiled, and calls for either target
 run on the CPU: a target only decides which kernels there are (`natc.operations`). What is
 installed is asked of `natc.runtime`, which knows the libraries of this machine.
@@ -31,7 +31,7 @@ from natc.spec import RANKS, KernelSpec, compiles
 TARGETS = ("llvm", "cuda")
 KERNEL, COMPOSITION, REFERENCE, REFUSED = "kernel", "composition", "reference", "refused"
 
-# Attention that torch computes beside a kernel calls at least one of these.
+# Attention that torch computes beside a kernel calls some of these operators.
 _PRODUCTS = frozenset(("mm", "bmm", "addmm", "baddbmm", "_softmax", "logsumexp", "exp"))
 
 
@@ -90,7 +90,7 @@ def _installed(cell: Cell, kernels: Mapping[KernelSpec, set[str]]) -> bool:
 
 
 class Seen:
-    """What a call ran so far."""
+    """Notes about a call: the kernels' operations, the reference and products that ran so far."""
 
     def __init__(self) -> None:
         self.operations: set[str] = set()

@@ -129,7 +129,7 @@ def test_full_attention_is_compared_with_its_own_result(attention: ModuleType) -
     ],
     ids=["attention", "models", "batch"],
 )
-def test_wrong_words_are_named(
+def test_bad_options_are_named(
     tmp_path: Path, script: str, words: tuple[str, ...], part: str
 ) -> None:
     done = benchmark(script, *CPU, *words, libraries=tmp_path)

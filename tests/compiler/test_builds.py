@@ -74,7 +74,7 @@ def files(directory: Path) -> dict[str, bytes]:
 # What is written
 
 
-def test_the_manifest_says_what_was_built(make: Any, directory: Path) -> None:
+def test_the_manifest_describes_the_library(make: Any, directory: Path) -> None:
     content = make()
     path = directory / f"{SPEC.name}.{HOST.name}.json"
     written = manifest.load_manifest(path)
@@ -146,7 +146,9 @@ def test_a_schedule_is_borrowed_from_the_kernel_with_or_without_bias(
 @pytest.mark.parametrize(
     "change", [{"version": 0}, {"version": 99}, {"name": "cpu_other"}], ids=str
 )
-def test_a_schedule_of_another_space_is_not_used_and_said(make: Any, change: Any) -> None:
+def test_a_schedule_of_another_space_is_not_used_and_a_note_says_so(
+    make: Any, change: Any
+) -> None:
     space = space_for(HOST)
     old = SpaceVersion(**({"name": space.name, "version": space.version} | change))
     schedules.save_schedule(make_host_schedule(SPEC, space=old, decisions={"gone": 1}))
@@ -184,7 +186,7 @@ def test_a_decision_that_the_space_lacks_stops_the_build(
     make(spec, untuned=True)
 
 
-def test_every_schedule_that_is_committed_is_of_todays_space(
+def test_committed_schedules_have_the_current_space(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     committed = Path(__file__).parents[2]
@@ -223,7 +225,7 @@ def test_kernels_of_the_committed_schedules_are_right(
 # What goes wrong
 
 
-def test_operations_that_a_kernel_has_not_are_refused(place: Path) -> None:
+def test_operations_that_a_kernel_lacks_are_refused(place: Path) -> None:
     unequal = KernelSpec.make(3, head_dim=8, value_dim=4)
     for chosen, message in (
         ({"families": ["sideways"]}, "operations is sideways; it must be some of forward, backw"),
@@ -248,7 +250,7 @@ def test_targets_that_share_no_library_are_refused(place: Path) -> None:
     assert not (place / "lib").exists()
 
 
-def test_a_directory_that_cannot_be_is_named(place: Path) -> None:
+def test_a_directory_that_cannot_be_made_is_named(place: Path) -> None:
     (place / "file").write_text("")
     with pytest.raises(NatcError, match=f"{place}/file/lib cannot be created: not a directory"):
         build.build_library(SPEC, HOST, place / "file" / "lib")
@@ -299,7 +301,7 @@ def test_another_machine_needs_a_compiler_that_links_for_it(
         ("  ", "there is no program"),
     ],
 )
-def test_a_c_compiler_that_is_not_there_is_named(
+def test_a_missing_c_compiler_is_named(
     make: Any, monkeypatch: pytest.MonkeyPatch, command: str, message: str
 ) -> None:
     monkeypatch.setenv("NATC_CC", command)

@@ -1,4 +1,4 @@
-"""What the coverage table calls a kernel can be compiled: defined, and with a design space."""
+"""Kernels that the coverage table calls supported have a definition and a design space."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_operation_that_the_table_names_has_a_definition_and_a_space() -> 
         assert len(function.params) > len(OPERATIONS[name].tensors)
 
 
-# What the calls of these rows need is a kernel of window 3 and head_dim 8 in float32.
+# The calls of these rows need a kernel with window 3 and head_dim 8 in float32.
 ONE_KERNEL = [
     feature
     for feature in support.ROWS

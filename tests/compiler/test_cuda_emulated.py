@@ -31,7 +31,7 @@ from natc.targets import Target
 GPU = Target("cuda", "sm_90")
 BIG = "na3d_k7_d4_float32_rpb"
 FORWARD = ("forward", "forward_lse")
-# Maps that neither tiles nor blocks of threads divide, and one with fewer sites than a block.
+# Maps that neither tiles nor blocks of threads divide; the last has fewer sites than a block.
 CALLS = {
     1: (Call((133,), heads=3, heads_kv=1), Call((2,), batch=1, heads=1, heads_kv=1)),
     2: (Call((9, 15), dilation=(4, 2), stride=(1, 2), is_causal=(False, True)),),
@@ -306,7 +306,7 @@ def test_decisions_are_checked(space: str, name: str) -> None:
 # The source
 
 
-def test_the_exponential_is_the_gpus() -> None:
+def test_exponentials_are_computed_by_the_gpus_own_instruction() -> None:
     spec = KernelSpec.parse("na2d_k3_d8_float32_rpb")
     for operation in ("forward_lse", "d_query", "d_key", "d_value", "d_rpb"):
         assert "T.exp2(" in scheduled(spec, GPU, {}, operation=operation).script(), operation

@@ -116,7 +116,9 @@ def test_operators_and_their_gradients_are_the_same_bits(
 
 
 @pytest.mark.parametrize("call", CALLS, ids=name_of)
-def test_gradients_of_a_batch_are_those_of_its_entries(built: BuiltKernels, call: Call) -> None:
+def test_gradients_of_a_batch_equal_the_gradients_of_its_entries(
+    built: BuiltKernels, call: Call
+) -> None:
     """What shares a call changes no bit of query, key and value; rpb's gradient is their sum."""
     built.need(call.spec)
     inputs, upstream = draw_fused(call)

@@ -14,7 +14,7 @@ from natc import runtime
 RUN = [page for page in PAGES if doc_blocks.run(page) and doc_blocks.compiles(page)]
 
 
-def test_the_pages_that_show_commands_are_found() -> None:
+def test_pages_with_commands_are_found() -> None:
     assert {"docs/commands/build.md", "docs/commands/measure.md", "docs/ship-kernels.md"} <= set(
         map(name, RUN)
     )

@@ -184,7 +184,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> EmulatedSource:
 
 
 @pytest.mark.parametrize("name", list(WRONG))
-def test_what_is_wrong_is_said(kernels: EmulatedSource, name: str) -> None:
+def test_mistakes_are_reported(kernels: EmulatedSource, name: str) -> None:
     for order in (0, 1, 3):
         kernels.run_in_order(order)
         with pytest.raises(RuntimeError, match=WRONG[name][1] if order == 0 else None) as caught:
@@ -196,7 +196,7 @@ def test_what_is_wrong_is_said(kernels: EmulatedSource, name: str) -> None:
     kernels.launch("parts", (1,), (2,), x)
 
 
-def test_threads_run_in_the_order_that_is_asked_for(kernels: EmulatedSource) -> None:
+def test_threads_run_in_the_requested_order(kernels: EmulatedSource) -> None:
     orders = {}
     for order in (0, 1, 5, 6, 5):
         kernels.run_in_order(order)
@@ -220,7 +220,7 @@ def test_launches_that_a_gpu_refuses(
     assert not y.any()
 
 
-def test_a_missing_kernel_is_said(kernels: EmulatedSource) -> None:
+def test_a_missing_kernel_is_reported(kernels: EmulatedSource) -> None:
     with pytest.raises(RuntimeError, match="no kernel of this name"):
         kernels.launch("missing", (1,), (1,))
 
@@ -250,7 +250,7 @@ def test_shuffles(kernels: EmulatedSource, by: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 5, 32, 43])
-def test_votes_of_lanes_that_are_there(kernels: EmulatedSource, threads: int) -> None:
+def test_votes_count_the_lanes_of_the_mask(kernels: EmulatedSource, threads: int) -> None:
     for value in (0, 1, 2):
         x = torch.full((threads,), value, dtype=torch.int32)
         if value == 2:
@@ -265,7 +265,7 @@ def test_votes_of_lanes_that_are_there(kernels: EmulatedSource, threads: int) ->
             assert votes == [everyone, ballot, bool(warp.any()), bool(warp.all())]
 
 
-def test_lanes_that_are_not_there_give_nan(kernels: EmulatedSource) -> None:
+def test_shuffles_from_missing_lanes_give_nan(kernels: EmulatedSource) -> None:
     x = torch.arange(32.0)
     kernels.launch("parts", (1,), (32,), x)
     below, above = x[:9], x[9:]
@@ -292,7 +292,7 @@ def test_shared_memory_and_barriers(kernels: EmulatedSource, order: int) -> None
     kernels.run_in_order(0)
 
 
-def test_what_nobody_wrote_is_nan(kernels: EmulatedSource) -> None:
+def test_unwritten_memory_is_nan(kernels: EmulatedSource) -> None:
     x = torch.ones(64)
     kernels.launch("unwritten", (1,), (64,), x)
     assert x.isnan().all()
@@ -352,7 +352,7 @@ def test_matrix_products(kernels: EmulatedSource, name: str, dtype: torch.dtype)
 
 
 def same(actual: Tensor, expected: Tensor) -> None:
-    """Equal bits, but for those of NaN."""
+    """Equal bits; any NaN equals any other."""
     number = ~expected.isnan()
     assert torch.equal(actual.isnan(), ~number)
     kind = torch.int32 if actual.dtype == torch.float32 else torch.int16

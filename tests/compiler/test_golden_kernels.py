@@ -1,7 +1,7 @@
 """Kernels through natc's public functions against vectors of released NATTEN: every result.
 
 Forward, logsumexp and each gradient by its name. Every case in float32; in the other dtypes some
-that have all options among them. The whole set is tested where it is, see support.golden.
+that have all options among them. A checkout with the whole set tests it all, see support.golden.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ WITH_TOKENS = [case for case in CASES.values() if case.params.get("num_additiona
 
 
 @pytest.mark.parametrize("case", WITH_TOKENS, ids=lambda case: case.name)
-def test_golden_tokens_by_merging(built: BuiltKernels, case: GoldenCase) -> None:
-    """Additional tokens as an attention of their own, joined with that of the windows."""
+def test_golden_additional_tokens_by_merging(built: BuiltKernels, case: GoldenCase) -> None:
+    """Attention to additional tokens is computed by itself and merged with the windows'."""
     dtype = torch.float32
     spec = spec_of(case, dtype, rpb=case.params["has_rpb"])
     built.need(spec, "forward_lse", "delta", "d_query", "d_key", "d_value")
@@ -175,7 +175,7 @@ def spec_of(case: GoldenCase, dtype: torch.dtype, *, rpb: bool) -> KernelSpec:
 
 
 def need_operators(built: BuiltKernels, case: GoldenCase, dtype: torch.dtype) -> None:
-    """Build what an unfused case takes; the gradient of one operator is another operator."""
+    """Build the operations of an unfused case: the gradient of an operator is another operator."""
     built.need(spec_of(case, dtype, rpb=False), "qk", "av", "inverse_av")
     if case.params["has_rpb"]:
         built.need(spec_of(case, dtype, rpb=True), "qk", "sum_rpb")

@@ -45,7 +45,7 @@ OTHER_CHANNELS = [
     KernelSpec.parse(name) for name in ("na1d_k2_d20_float64", "na2d_k2_d12_float64_rpb")
 ]
 
-# The map of each rank, and what a call asks for on every axis.
+# The map of each rank, and the options of a call on every axis.
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {"maps": ((7,), (4, 5), (3, 3, 2))},
     "dilation": {"maps": ((8,), (4, 7), (3, 4, 3)), "dilation": 2},  # not divisible
@@ -63,7 +63,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def call_of(spec: KernelSpec, option: str) -> Call:
-    """Return the call of an option; where there are two axes, the second is plain."""
+    """Return the call of an option; the second of two axes has default options."""
     asked = dict(OPTIONS[option])
     spatial = asked.pop("maps")[spec.rank - 1]
     axes = range(spec.rank)
@@ -108,7 +108,7 @@ def operator(
 
     def compute(*tensors: Tensor) -> Any:
         result = function(**dict(zip(inputs, tensors, strict=True)), **call.options)
-        # Taps without a key are -inf, of which no difference can be taken.
+        # Taps without a key are -inf, and differences of infinities are NaN.
         return result.masked_fill(missing, 0.0) if name == "qk" else result
 
     return compute, plain(inputs)
@@ -126,7 +126,7 @@ each_operator = pytest.mark.parametrize("name", ["qk", "av"])
 
 
 def check_first(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
-    """Check every entry of what kernels give; random directions of what they are not asked for."""
+    """Check every entry of gradients that kernels compute, and random directions of the others."""
     # Not even the last bit may differ between two runs: nondet_tol is 0.
     assert gradcheck(function, inputs)
     assert gradcheck(

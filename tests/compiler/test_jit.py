@@ -38,7 +38,7 @@ def on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime.clear()
 
 
-def test_a_call_builds_what_it_needs_and_says_so(
+def test_a_call_builds_its_kernel_and_says_so(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jit, "_LONG", 0.01)
@@ -70,7 +70,7 @@ def test_processes_that_call_at_once_build_once() -> None:
     assert sum("natc builds" in text for text in errors) == 1, errors
 
 
-def test_readonly_uses_and_off_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readonly_uses_built_kernels_and_off_ignores_them(monkeypatch: pytest.MonkeyPatch) -> None:
     query = torch.randn(1, 5, 5, 1, 4)
     monkeypatch.setenv("NATC_JIT", "readonly")
     with pytest.raises(NotCoveredError, match="a call does not build it: NATC_JIT is readonly"):
@@ -102,7 +102,7 @@ def test_a_failed_build_is_told_once_and_not_tried_again(
     assert len(caplog.records) == 1 and "natc could not build" in caplog.text
 
 
-def test_what_cannot_be_built_is_said() -> None:
+def test_an_impossible_build_is_explained() -> None:
     h100 = Target.parse("cuda-sm_90")
     double = KernelSpec.make(3, dtype="float64")
     assert jit.obstacle(double, h100, "forward") == "there are no float64 kernels for cuda"

@@ -63,7 +63,7 @@ def test_the_same_call_gives_the_same_bits(built: BuiltKernels, threads: Any, dt
         assert_same(attend(inputs, dilation=2), once)
 
 
-def test_a_batch_is_its_entries(inputs: Inputs) -> None:
+def test_a_batch_equals_its_entries_one_by_one(inputs: Inputs) -> None:
     output, lse = attend(inputs)
     for entry in range(SHAPE[0]):
         alone = Inputs(*(t[entry : entry + 1] for t in inputs[:3]), inputs.rpb)
@@ -81,7 +81,7 @@ def test_threads_of_python_call_at_once(inputs: Inputs) -> None:
             assert_same(attend(different[index]), expected[index])
 
     with ThreadPoolExecutor(len(different)) as threads:
-        # Raises what one of them raised.
+        # Raises the first error of a thread.
         list(threads.map(work, range(len(different))))
 
 
@@ -343,7 +343,7 @@ def test_a_process_without_torch_uses_threads_of_its_own(
     np.savez(tmp_path / "in.npz", **{n: t.numpy() for n, t in zip(names, inputs)})
     program = f"""
 import sys
-# tvm_ffi would import torch where it is installed, for its tensors.
+# If torch is installed, tvm_ffi imports it, for its tensors.
 sys.modules["torch"] = None
 import numpy as np, tvm_ffi
 def aligned(array):
@@ -368,8 +368,8 @@ print(any(name in maps for name in ("libgomp", "libomp", "libtorch")))
     assert torch.equal(torch.from_numpy(arrays["lse"]), expected[1])
 
 
-def test_the_guards_see_what_a_kernel_must_not_do() -> None:
-    """The checks of these tests fail for functions that do what they forbid."""
+def test_the_guards_catch_mistakes_of_a_kernel() -> None:
+    """The checks of these tests refuse functions with the mistakes that they look for."""
     inputs = make_inputs((1, 3, 3, 1, 4))
 
     def beside(query: Any, key: Any, value: Any, output: Any, *_: Any) -> None:

@@ -24,7 +24,7 @@ from natc.targets import LLVM_ARCHS, Target
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
-# Every kernel size, dtype and head_dim; those that vector registers do not divide as well.
+# Every kernel size and dtype; head_dims that vector registers divide, and do not divide.
 SPECS = [
     KernelSpec.parse(name)
     for name in (

@@ -40,7 +40,7 @@ MOST = 72
 
 
 def sampled(spec: KernelSpec, target: Target, decisions: Mapping[str, int], seed: int) -> Schedule:
-    """Return a schedule as a search makes it: what is not decided is drawn at random."""
+    """Return a schedule as a search makes it: open decisions are drawn at random."""
     space = space_for(target, spec=spec)
     module = tvm.IRModule({"main": space.definition(FORWARD, spec, space.exponential)})
     sch = Schedule(module, seed=seed)
@@ -52,7 +52,7 @@ def sampled(spec: KernelSpec, target: Target, decisions: Mapping[str, int], seed
 def choices(spec: KernelSpec, target: Target, most: int = MOST) -> tuple[dict[str, int], ...]:
     """Return combinations of structure, each with one draw of the sampled numbers.
 
-    All that a space has, or a mixture of `most`. A space refuses those that repeat another.
+    All combinations of a space, or `most` of them, mixed. A space refuses repeated kernels.
     """
     every = list(combinations(space_for(target, spec=spec).structure(spec, target)))
     random.Random(0).shuffle(every)
@@ -113,7 +113,7 @@ def test_vectors_have_lengths_that_registers_have(name: str) -> None:
 
 
 @pytest.mark.parametrize("target", [HOST, Target("cuda", "sm_90")], ids=str)
-def test_what_a_search_drew_is_built_again_exactly(target: Target) -> None:
+def test_sampled_decisions_build_the_same_kernel(target: Target) -> None:
     space = space_for(target, spec=SPEC)
     every = [
         {name: decisions[name] for name in space.structure(SPEC, target)}

@@ -38,7 +38,7 @@ def test_fused_gradients_take_little_beside_their_results(rows: dict[str, Any]) 
     assert 0 < fused["peak_bytes"] - fused["result_bytes"] < attn_bytes / 4
 
 
-def test_what_the_unfused_operators_keep_is_seen(rows: dict[str, Any]) -> None:
+def test_memory_that_the_unfused_operators_keep_is_reported(rows: dict[str, Any]) -> None:
     unfused = rows["unfused"]
     attn_bytes = unfused["tokens"] * unfused["heads"] * 49 * 4
     assert unfused["peak_bytes"] - unfused["result_bytes"] > attn_bytes / 2

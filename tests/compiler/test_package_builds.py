@@ -71,7 +71,7 @@ def left(group: int) -> list[int]:
     return processes
 
 
-def test_a_killed_package_leaves_what_goes_on(tmp_path: Path) -> None:
+def test_a_killed_package_command_goes_on_when_repeated(tmp_path: Path) -> None:
     words = ("--kernel", "3", "--head-dim", "8", "--jobs", "1")
     cache = tmp_path / "cache"
     running = subprocess.Popen(

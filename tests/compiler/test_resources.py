@@ -1,4 +1,4 @@
-"""What kernels take of a GPU, read from what the compiler says."""
+"""Registers, shared memory and threads of kernels, read from the compiler's report."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) na2d_k7_kernel_1(half* a) {
 """
 
 
-def test_what_the_compiler_says_is_read() -> None:
+def test_the_report_of_the_compiler_is_read() -> None:
     assert resources(SAID, SOURCE) == [
         Resources(
             kernel="na2d_k7_kernel_1",
@@ -52,7 +52,7 @@ def test_what_the_compiler_says_is_read() -> None:
 
 
 def test_a_kernel_beside_one_for_tensor_cores_is_not_measured() -> None:
-    """What it spills is the same in every candidate, and no call of a search launches it."""
+    """It spills as much in every candidate, and no call of a search launches it."""
     both = resources(SAID, SOURCE)
     assert measured(both, SOURCE) == both
     body = "  natc_mma_f16(a, 1, 2, 3, 4, 5, 6);\n}\n"
@@ -77,7 +77,9 @@ def test_a_kernel_beside_one_for_tensor_cores_is_not_measured() -> None:
     ],
     ids=["many", "full", "stack", "spills", "registers", "threads", "shared", "more-shared"],
 )
-def test_what_cannot_run_or_cannot_be_fast(kernel: Resources, message: str | None) -> None:
+def test_kernels_that_cannot_run_or_cannot_be_fast_are_dropped(
+    kernel: Resources, message: str | None
+) -> None:
     fine = Resources(kernel="fine", registers=32, threads=128)
     reason = hopeless([fine, kernel], H100, SHARED)
     assert reason is None if message is None else reason is not None and reason.startswith(message)

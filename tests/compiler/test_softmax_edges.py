@@ -1,7 +1,7 @@
 """NaN, infinities and very large scores pass through kernels as through torch's own operators.
 
 Brute force sums over the keys that a query attends to and no others, with the softmax, logsumexp
-and gradients of torch. Kernels must be NaN where it is NaN, infinite where it is infinite, and
+and gradients of torch. An element of a kernel must be NaN or infinite as that one is, and
 nowhere else.
 """
 
@@ -83,7 +83,7 @@ def bias_of_a_head(value: float) -> Callable[[Tensors], None]:
 
 
 def bias_but_one(value: float) -> Callable[[Tensors], None]:
-    """Return what leaves one offset of a head as it is: some windows have it, others do not."""
+    """Return a change that spares one offset of a head: some windows have it, others do not."""
 
     def apply(tensors: Tensors) -> None:
         middle = tuple(length // 2 for length in tensors["rpb"].shape[1:])

@@ -1,4 +1,4 @@
-"""Decisions: what a space asks is what a schedule carries, and what can be read back from it."""
+"""Decisions: a schedule holds an answer to every question of its space, to be read back."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_foreign_decisions_are_refused_with_what_is_allowed(decisions: Any, mess
         scheduled(SPEC, Target.parse("llvm-x86-64-v3"), decisions)
 
 
-def test_combinations_are_all_of_them_each_once() -> None:
+def test_every_combination_comes_once() -> None:
     combined = list(combinations({"a": (1, 2), "b": (0, 1, 2), "c": (5,)}))
     assert combined[0] == {"a": 1, "b": 0, "c": 5}
     assert len(combined) == len({tuple(choice.items()) for choice in combined}) == 6

@@ -1,6 +1,6 @@
 """Random calls of kernels, and the shapes that broke others, against brute force.
 
-More of them, drawn anew each time: `pytest -k sweep --hypothesis-profile=natc-long`.
+More of them, other ones in each run: `pytest -k sweep --hypothesis-profile=natc-long`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from natc.dispatch import launch
 from natc.operations import operations_of
 from natc.spec import KernelSpec
 
-# Every rank, dtype and extreme of kernel size and channels; those that no vector register divides.
+# Every rank and dtype; extreme kernel sizes and channels, some that no vector register divides.
 SPECS = [
     KernelSpec.parse(name)
     for name in (
@@ -67,7 +67,7 @@ def without_rpb(spec: KernelSpec) -> KernelSpec:
 
 
 def operators(built: BuiltKernels, spec: KernelSpec) -> tuple[Any, Any]:
-    """Return na*d_qk and na*d_av of a kernel that is built with what their gradients take."""
+    """Return na*d_qk and na*d_av of a kernel, built with the operations of their gradients."""
     built.need(spec)
     built.need(without_rpb(spec), "qk", "av", "inverse_av")
     return tuple(getattr(functional, f"na{spec.rank}d_{name}") for name in ("qk", "av"))

@@ -71,7 +71,7 @@ def offset(query: tuple[int, int], key: tuple[int, int], dilation: tuple[int, in
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("poison", [math.nan, math.inf], ids=str)
-def test_what_lies_beside_a_window_stays_out(
+def test_numbers_beside_a_window_change_nothing(
     kernels: Any, options: dict[str, Any], poison: float
 ) -> None:
     inputs = make_inputs(
@@ -134,7 +134,7 @@ def assert_only(
     assert torch.equal(actual[0][~reached], clean[0][~reached]), poison
 
 
-def test_which_kernels_have_vectors_of_taps() -> None:
+def test_vectors_of_taps_are_used_if_they_are_whole() -> None:
     for name, operation, expected in (
         ("na2d_k7_d32_float32_rpb", "d_query", "llvm_blocked_gather"),
         ("na2d_k7_d32_bfloat16", "d_value", "llvm_blocked_gather"),

@@ -80,7 +80,9 @@ def using(scratch: Path) -> list[str]:
     return processes
 
 
-def test_one_json_document_and_nothing_left(start: Start, scratch: Path) -> None:
+def test_a_search_prints_one_json_document_and_leaves_nothing_behind(
+    start: Start, scratch: Path
+) -> None:
     process = start(*COMMAND, "--trials", "2", "--json", "--quiet")
     out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
@@ -112,19 +114,19 @@ def test_a_killed_search_keeps_what_it_measured_and_the_same_command_goes_on(
     assert f"best of {len(kept)} earlier trials" in err
     assert out.startswith("stopped: ")
     assert f"go on with: natc {' '.join(COMMAND)}" in out
-    # The untuned kernel alone is measured anew, to compare with.
+    # Only the untuned kernel is measured again, for comparison.
     records = trials()
     assert [trial.trial for trial in records] == list(range(len(records)))
     decided = [tuple(trial.decisions.items()) for trial in records]
     assert len(set(decided)) == len(decided) - 1
     assert all(trial.error is None for trial in records)
-    # Which is the best, times on a busy machine say: that of tables does in test_tune_search.
+    # On a busy machine, noise decides which is the best; test_tune_search checks the choice.
     saved = schedules.read_schedule(workspace.schedule_path(SPEC, detect_host_cpu()))
     assert saved.decisions in [trial.decisions for trial in records]
     assert list(scratch.iterdir()) == [] and using(scratch) == []
 
 
-def test_ctrl_c_while_it_prepares(start: Start, scratch: Path) -> None:
+def test_ctrl_c_during_preparation_leaves_nothing(start: Start, scratch: Path) -> None:
     process = start(*COMMAND)
     wait_for(lambda: workspace.log_path(SPEC, detect_host_cpu()).exists(), process)
     os.killpg(process.pid, signal.SIGINT)

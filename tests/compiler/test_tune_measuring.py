@@ -116,7 +116,7 @@ def test_a_candidate_is_built_once_and_measured_when_nothing_is_built(
     assert measuring.measure(two).error is None
 
 
-def test_what_fails_is_told_and_the_next_candidate_is_measured(
+def test_a_failure_is_reported_and_the_next_candidate_is_measured(
     measuring: Measurer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiler = tmp_path / "cc"
@@ -136,9 +136,7 @@ def test_what_fails_is_told_and_the_next_candidate_is_measured(
     assert error is not None and error.startswith("decision lanes is 5; space")
 
 
-def test_a_kernel_that_computes_something_else_is_refused(
-    measuring: Measurer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_kernel_is_refused(measuring: Measurer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builder, "build", build_nothing)
     assert measuring.measure(measuring.build(GOOD)).error is None
     # The right results of the one before lie where this one writes nothing.

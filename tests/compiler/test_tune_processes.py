@@ -1,4 +1,4 @@
-"""Processes for jobs: what a crash, a hang or an error becomes, and that nothing is left."""
+"""Processes for jobs: crashes, hangs and errors are reported, and no process stays behind."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def leave(status: int) -> None:
 
 
 def sleep(note: str, seconds: float = 60) -> int:
-    """Note this process and one that it starts, then hang."""
+    """Note the ids of this process and of a process that it starts, then hang."""
     child = subprocess.Popen(["sleep", str(seconds)])
     Path(note).write_text(f"{os.getpid()} {child.pid}")
     time.sleep(seconds)
@@ -97,7 +97,7 @@ def test_jobs_run_elsewhere_and_return_their_results(
     assert own_session
 
 
-def test_an_error_is_told_and_the_process_lives_on(make: Callable[..., Processes]) -> None:
+def test_an_error_is_reported_and_the_process_lives_on(make: Callable[..., Processes]) -> None:
     pool = make()
     pid = pool.submit(where).result()[0]
     with pytest.raises(JobError, match="^ValueError: no such thing$"):

@@ -1,4 +1,4 @@
-"""What is proposed: repeatable, within the space, never twice, and better as it learns."""
+"""Proposals are repeatable, within the space, never repeated, and better as it learns."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_seed_decides_the_proposals(
     assert rounds(made(seed=6), 1) != searched[1][:1]
 
 
-def test_proposals_are_of_the_space_and_never_repeated(
+def test_proposals_belong_to_the_space_and_are_never_repeated(
     searched: tuple[Proposer, list[list[dict[str, int]]]],
 ) -> None:
     proposer, batches = searched
@@ -98,11 +98,11 @@ def test_the_model_tells_fast_candidates_from_slow_ones(target: str, name: str) 
         for value in (values[0], values[-1])
     )
     assert min(fast) > max(slow)
-    # The best time divided by a candidate's: from 0 to 1, give or take what a model errs.
+    # The best time divided by a candidate's: from 0 to 1, plus or minus the model's error.
     assert min(predicted) > -0.5 and max(predicted) < 1.5
 
 
-def test_learning_from_nothing_is_nothing() -> None:
+def test_learning_from_no_candidates_changes_nothing() -> None:
     proposer = made()
     proposer.learn([], [])
     assert len(proposer.propose()) == 6

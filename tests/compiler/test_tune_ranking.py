@@ -12,7 +12,7 @@ from natc.tune.search.ranking import Ranking
 pytestmark = pytest.mark.quick
 
 
-def test_every_candidate_is_proposed_once_and_what_was_learnt_decides_the_order() -> None:
+def test_every_candidate_is_proposed_once_and_fast_ones_first() -> None:
     spec = KernelSpec.make(7, rpb=True)  # for which there are no tensor cores
     target = Target.parse("cuda-sm_90")
 
@@ -37,7 +37,7 @@ def test_every_candidate_is_proposed_once_and_what_was_learnt_decides_the_order(
     proposed = taught.propose()
     assert [candidate for candidate in proposed if candidate in sample] == []
     unmeasured = [candidate for candidate in seen if candidate not in sample]
-    # All but those by chance are of the fastest kind, of which there are more than that.
+    # All but the random candidates have the fastest time, and more such candidates exist.
     assert [seconds(candidate) for candidate in proposed[:8]] == [1e-3] * 8
     assert 8 < [seconds(candidate) for candidate in unmeasured].count(1e-3) < len(unmeasured) / 5
     assert ranking.propose() == [] and ranked().propose() == seen[:10]
@@ -45,7 +45,7 @@ def test_every_candidate_is_proposed_once_and_what_was_learnt_decides_the_order(
         ranking.candidate({"threads": 7})
 
 
-def test_what_tensor_cores_leave_as_it_is_makes_no_candidates() -> None:
+def test_decisions_that_change_nothing_on_tensor_cores_make_no_candidates() -> None:
     """The kernel beside theirs, for calls that they do not serve, is the same in all of them."""
     spec = KernelSpec.make(7, rpb=True, dtype="float16")
     ranking = Ranking(spec, Target.parse("cuda-sm_90"), "forward", batch=1000, seed=1)

@@ -54,7 +54,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def copied(exported: Path, tmp_path: Path) -> Path:
-    """The round on another machine, as it were."""
+    """Copy the round, as to another machine."""
     return Path(shutil.copytree(exported, tmp_path / "moved"))
 
 
@@ -127,7 +127,7 @@ def test_a_search_from_end_to_end(copied: Path, place: Path) -> None:
     assert chosen.record()["others"][OPERATION]["of"] == SPEC.name
 
 
-def test_what_cannot_be_exported_is_said_first(exported: Path, tmp_path: Path) -> None:
+def test_an_impossible_export_is_refused_first(exported: Path, tmp_path: Path) -> None:
     directory = tmp_path / "other"
     with pytest.raises(SpecError, match="operation is 'd_rpb'; .* forward, delta, d_q"):
         export(SPEC, HOST, directory, operation="d_rpb")
@@ -158,7 +158,7 @@ def test_candidates_run_on_older_systems_than_this_one(exported: Path) -> None:
         assert elf.read(library.read_bytes()).glibc <= PORTABLE_GLIBC
 
 
-def test_what_others_are_compared_with_may_spill(
+def test_the_untuned_kernel_and_the_schedule_may_spill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(builder, "build", spill)
@@ -218,7 +218,7 @@ class Table:
     def __call__(self, candidate: Candidate, samples: int, checked: bool) -> list[float]:
         number = candidate.decisions["number"]
         self.before(number)
-        # What is timed was checked against the reference before.
+        # A candidate is checked against the reference before it is timed.
         assert checked == (number in self.calls or number in self.unchecked)
         self.calls.append(number)
         self.samples[number] += samples
@@ -229,7 +229,7 @@ def trials(directory: Path) -> list[Trial]:
     return rounds.measured(directory).trials
 
 
-def test_what_is_behind_gets_few_samples(tmp_path: Path) -> None:
+def test_slow_candidates_get_few_samples(tmp_path: Path) -> None:
     write_round(tmp_path, 64)
     table = Table()
     summary = measuring.measure(tmp_path, with_=table)
@@ -238,7 +238,7 @@ def test_what_is_behind_gets_few_samples(tmp_path: Path) -> None:
     behind = [number for number in range(1, 64) if abs(number - 40) > 8]
     assert {table.samples[number] for number in behind} == {3}
     assert table.samples[40] > 100 and table.samples[0] == table.samples[40]
-    # 64 candidates measured in full would be as many times what one takes.
+    # 64 candidates measured in full would take 64 times as long as one.
     assert sum(table.samples.values()) < 15 * table.samples[40]
     ends = list(table.calls[-15:])
     assert Counter(ends) == dict.fromkeys(ends, 3), "finalists take turns"
@@ -279,7 +279,7 @@ def test_a_kill_costs_what_was_being_measured(tmp_path: Path, after: int) -> Non
     whole = Table()
     write_round(tmp_path / "whole", 64)
     measuring.measure(tmp_path / "whole", with_=whole)
-    # Only the confirmation, which is done in turns, starts anew.
+    # Only the confirmation, which measures in turns, starts again.
     assert len(resumed.calls) + measured <= len(whole.calls) + 15
     assert set(resumed.samples) >= {0, 40} or after > 66
     assert import_scores(tmp_path) == import_scores(tmp_path / "whole")
@@ -325,7 +325,7 @@ def test_failures_are_recorded_and_not_tried_again(tmp_path: Path) -> None:
     assert measuring.measure(tmp_path, with_=table).measured == 0
 
 
-def test_what_another_machine_measured_does_not_count(
+def test_trials_of_another_machine_do_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_round(tmp_path, 4)
@@ -375,7 +375,7 @@ def test_rounds_of_another_natc_are_refused(
     assert "natc tune --export" in str(raised.value) and not table.calls
 
 
-def test_other_files_are_not_run(tmp_path: Path) -> None:
+def test_files_that_the_round_does_not_list_are_not_run(tmp_path: Path) -> None:
     write_round(tmp_path, 3)
     path = tmp_path / "candidate_1.so"
     path.write_text("something else")
@@ -407,7 +407,7 @@ def test_a_round_for_another_machine_is_refused(tmp_path: Path) -> None:
         measuring.measure(tmp_path, with_=Table())
 
 
-def test_taking_in_what_is_not_there_or_stale(copied: Path) -> None:
+def test_a_missing_or_stale_round_is_not_imported(copied: Path) -> None:
     place = place_in(copied)
     with pytest.raises(TuneError, match="was not measured yet: natc measure"):
         import_round(place)
@@ -469,7 +469,7 @@ def test_the_untuned_kernel_alone_does_not_become_a_schedule(
     assert imported.schedule_path == (path if there is not None else None)
     assert imported.best == imported.untuned == about(4e-3)
     assert before == (path.read_text() if path.exists() else None)
-    # What was measured is known from now on.
+    # Later runs know what this one measured.
     logged = [record for record in read_log(imported.log_path)[0] if isinstance(record, Trial)]
     assert imported.trials == len(logged) > len(round_.dropped)
     assert import_round(place).trials == 0
@@ -480,7 +480,7 @@ def test_the_untuned_kernel_alone_does_not_become_a_schedule(
     assert again.replaced == (not again.problem) == isinstance(then, KeyboardInterrupt)
 
 
-def test_a_round_of_the_untuned_kernel_alone_has_its_winner(copied: Path) -> None:
+def test_in_a_round_of_one_candidate_the_untuned_kernel_wins(copied: Path) -> None:
     place = place_in(copied)
     round_ = rounds.read(place)
     rounds.write(place, msgspec.structs.replace(round_, candidates=round_.candidates[:1]))
@@ -540,7 +540,7 @@ def test_a_better_schedule_stays(copied: Path, tmp_path: Path) -> None:
 # --- processes ---
 
 
-def test_a_process_is_started_anew_only_when_it_must(
+def test_a_process_is_restarted_only_after_a_crash_or_a_hang(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "measure", crash_hang_or_err)
@@ -562,7 +562,7 @@ def test_a_process_is_started_anew_only_when_it_must(
 # --- what builds take ---
 
 
-def test_a_build_borrows_what_fits(place: Path) -> None:
+def test_a_build_takes_the_nearest_schedule_that_fits(place: Path) -> None:
     spec, near_one = KernelSpec.make(7, head_dim=8), KernelSpec.make(9, head_dim=8)
     saved = schedules.save_schedule(schedule_of(near_one, OPERATION, {"lanes": 8, "lane_sum": 0}))
     chosen = choose(spec, HOST, operations=(OPERATION,))
@@ -570,7 +570,7 @@ def test_a_build_borrows_what_fits(place: Path) -> None:
     assert f"(tuned for {near_one.name})" in chosen.note and chosen.origin == "untuned"
     assert choose(spec, HOST, operations=("d_key",)).decisions == {}
     assert choose(spec, HOST, untuned=True).decisions == {}
-    # One that does not fit is passed over for the next.
+    # The nearest schedule that fits is taken.
     wrong = schedule_of(KernelSpec.make(8, head_dim=8), OPERATION, {"warps": 3})
     schedules.save_schedule(wrong)
     assert choose(spec, HOST, operations=(OPERATION,)) == chosen

@@ -55,7 +55,7 @@ def seconds(decisions: Mapping[str, int]) -> float:
 
 
 class Table:
-    """Stands for the measurer: looks times up, and counts what it was asked for."""
+    """A double of the measurer: looks times up, and counts builds and measurements."""
 
     builders = 2
 
@@ -91,7 +91,7 @@ class Table:
 
     @property
     def candidates(self) -> set[Any]:
-        """What was measured besides the untuned kernel."""
+        """The measured candidates, without the untuned kernel."""
         return {key_of(decisions) for decisions in self.measured} - {key_of(UNTUNED)}
 
 
@@ -135,7 +135,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Table:
 
 
 class Search:
-    """Runs searches of one kernel and remembers what they told."""
+    """Runs searches of one kernel and keeps their events."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -181,7 +181,7 @@ def test_a_search_finds_the_fastest_and_ends_when_nothing_is_left(
     assert saved.space == SpaceVersion(space_for(HOST).name, space_for(HOST).version)
 
 
-def test_what_is_told(search: Search) -> None:
+def test_the_events_describe_the_search(search: Search) -> None:
     finished = search(trials=5, minutes=2)
     first, *trials, last = search.events
     assert first == Started(
@@ -338,7 +338,7 @@ def test_trials_of_other_inputs_are_not_used(search: Search) -> None:
     assert "measured other inputs" in search.notes()
 
 
-def test_decisions_that_are_none_do_no_harm(search: Search) -> None:
+def test_unknown_decisions_in_a_log_are_passed_over(search: Search) -> None:
     search(trials=2)
 
     def nonsense(line: dict[str, Any]) -> None:
@@ -392,7 +392,7 @@ def test_without_an_untuned_kernel_there_is_no_search(search: Search, table: Tab
     assert table.left == 1 and not search.schedule.exists()
 
 
-def test_a_schedule_that_is_there_is_beaten_or_kept(search: Search, table: Table) -> None:
+def test_an_existing_schedule_is_kept_unless_it_is_beaten(search: Search, table: Table) -> None:
     # Tuned on this machine or another; there is no log of it.
     there = make_host_schedule(SMALL, decisions=FASTEST)
     schedules.save_schedule(there)
@@ -402,7 +402,7 @@ def test_a_schedule_that_is_there_is_beaten_or_kept(search: Search, table: Table
     assert schedules.read_schedule(search.schedule).decisions == FASTEST
 
 
-def test_a_schedule_that_is_there_but_fails_is_told(search: Search, table: Table) -> None:
+def test_an_existing_schedule_that_fails_is_reported(search: Search, table: Table) -> None:
     schedules.save_schedule(make_host_schedule(SMALL, decisions=FASTEST))
     table.fails = lambda decisions: "crashed" if decisions == FASTEST else None
     search(trials=1)
@@ -429,7 +429,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-# The untuned kernel takes 3 ms: one that is faster, and one that is slower.
+# A schedule faster than the untuned kernel, which takes 3 ms, and a slower schedule.
 THERE = [FASTEST, {**UNTUNED, "chains": 1}]
 
 
@@ -456,7 +456,7 @@ def test_without_a_candidate_no_schedule_is_written(
 
         monkeypatch.setattr(Listing, "propose", stop)
     trials = 1 if decisions is None else 2
-    # Nor does what the first run measured make up for it in the second.
+    # The second run may not save a schedule from the measurements of the first either.
     for _ in range(2):
         finished = search(minutes=1)
         assert (finished.schedule_path, finished.trials) == (None, 0)
@@ -469,7 +469,7 @@ def test_without_a_candidate_no_schedule_is_written(
     assert len(measured) == trials + 1, "the untuned kernel, once for each run"
 
 
-def test_a_candidate_of_an_earlier_run_is_one(search: Search, table: Table, clock: Clock) -> None:
+def test_a_candidate_of_an_earlier_run_can_win(search: Search, table: Table, clock: Clock) -> None:
     class Killed(BaseException):
         pass
 
@@ -491,7 +491,9 @@ def test_a_candidate_of_an_earlier_run_is_one(search: Search, table: Table, cloc
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_a_candidate_that_failed_is_none(search: Search, table: Table, there: bool) -> None:
+def test_without_a_working_candidate_no_schedule_is_written(
+    search: Search, table: Table, there: bool
+) -> None:
     works, before = [UNTUNED], None
     if there:
         works.append(THERE[1])
@@ -503,7 +505,7 @@ def test_a_candidate_that_failed_is_none(search: Search, table: Table, there: bo
     assert before == (search.schedule.read_text() if search.schedule.exists() else None)
 
 
-def test_a_space_of_the_untuned_kernel_alone_has_its_winner(
+def test_in_a_space_of_one_candidate_the_untuned_kernel_wins(
     search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Listing, "propose", lambda _: [])
@@ -512,7 +514,7 @@ def test_a_space_of_the_untuned_kernel_alone_has_its_winner(
     assert schedules.read_schedule(search.schedule).decisions == UNTUNED
 
 
-def test_a_space_that_time_cut_short_is_not_used_up(
+def test_a_space_is_not_used_up_when_time_ends_the_search(
     search: Search, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listings = []
@@ -565,7 +567,7 @@ def test_a_schedule_of_a_newer_natc_is_not_replaced(
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_ctrl_c_before_the_first_candidate_keeps_what_was_there(
+def test_ctrl_c_before_the_first_candidate_keeps_the_schedule(
     search: Search, table: Table, count: int
 ) -> None:
     schedules.save_schedule(make_host_schedule(SMALL, decisions=FASTEST))
@@ -602,7 +604,7 @@ def test_ctrl_c_keeps_everything_and_the_next_run_goes_on(
     assert again.trials == 15 - finished.trials and again.best == about(1e-3)
 
 
-def test_what_cannot_work_is_said_before_anything_is_measured(
+def test_impossible_searches_are_refused_before_measuring(
     search: Search, table: Table, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(SpecError, match="operation is 'd_rpb'; .*na2d_k3_d1_float32"):
@@ -638,7 +640,7 @@ def test_a_workspace_that_cannot_be_written_is_named_first(
     assert table.built == []
 
 
-def test_the_environment_is_this_machines(search: Search) -> None:
+def test_the_logged_environment_describes_this_machine(search: Search) -> None:
     search(trials=1)
     (machine,) = [line for line in search.lines() if line["type"] == "environment"]
     assert (machine["cpu"], machine["cores"]) == (environment.cpu_model(), environment.cores())

@@ -1,4 +1,4 @@
-"""Candidates for GPUs: what nvcc says of them is understood, and those that spill are dropped."""
+"""Candidates for GPUs: nvcc's report is read, and candidates that spill are dropped."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(%d) sums(float* at) {
 
 
 @pytest.mark.parametrize("threads, spills", [(1024, True), (128, False)])
-def test_what_nvcc_says_is_understood(tmp_path: Path, threads: int, spills: bool) -> None:
+def test_the_report_of_nvcc_is_read(tmp_path: Path, threads: int, spills: bool) -> None:
     text = SOURCE % threads
     source = tmp_path / "sums.cu"
     source.write_text(text)

@@ -1,4 +1,4 @@
-"""Libraries for GPUs, compiled where there is none."""
+"""Libraries for GPUs, compiled on a machine without one."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = library_of(directory / f"{SPEC.name}.cuda.json")
     assert f"built {path} (forward, backward, unfused; sm_80, sm_90; " in done.stdout
     for arch in ARCHS:
-        # Which schedule it is depends on what has been tuned; that it is said does not.
+        # The note names a schedule, which depends on the tuned ones.
         assert f"note: {SPEC.name} for cuda-{arch}: " in done.stderr
     return path
 
@@ -223,7 +223,7 @@ def test_the_same_library_is_built_again(place: Path) -> None:
     assert load_manifest(first).sha256 == load_manifest(second).sha256
 
 
-def test_where_and_when_and_by_whom_it_is_built_changes_nothing(place: Path) -> None:
+def test_place_time_and_user_of_a_build_change_nothing(place: Path) -> None:
     """Other directories, another mask of permissions, time zone, language and hash seed."""
     program = (
         "import os, sys; os.umask(int(sys.argv[1], 8))\n"
@@ -253,7 +253,7 @@ def test_where_and_when_and_by_whom_it_is_built_changes_nothing(place: Path) -> 
 # What goes wrong
 
 
-def test_an_unknown_architecture_is_named_with_those_known() -> None:
+def test_an_unknown_architecture_is_named_with_the_known_ones() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "natc", "build", "--kernel", "7", "--target", "cuda", "--arch",
          "sm_90,sm_95"],
@@ -465,7 +465,7 @@ attempt(module["na2d_k7_d32_float16_rpb_forward_sm_90"], *given, stride=2)
 
 
 def test_it_needs_no_cuda_library(library: Path) -> None:
-    """What it links to: nothing of CUDA, so that any version of it will do."""
+    """It links to no CUDA library, so that it runs with any version of CUDA."""
     program = """
 maps = open("/proc/self/maps").read()
 print([name for name in ("libcuda", "libcudart", "libtvm_runtime") if name in maps])

@@ -1,4 +1,4 @@
-"""A package of kernels for GPUs, from the command line, where there is no GPU."""
+"""A package of kernels for GPUs, from the command line, on a machine without a GPU."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
     compute-sanitizer --tool racecheck --error-exitcode 1 python tests/gpu/sanitize.py
 
 Results and gradients of the public functions are compared with brute force as well. Every tensor
-is an allocation of its own, so that memcheck sees what is beside it. Arguments: names of kernels;
+is an allocation of its own, so that memcheck sees accesses beside it. Arguments: names of kernels;
 by default all that run on this GPU.
 """
 

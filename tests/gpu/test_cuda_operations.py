@@ -41,8 +41,8 @@ def functions(spec: KernelSpec) -> dict[str, Any]:
 
 SPECS = specs(functions, "at all")
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=str)
-# Many blocks of threads, the last of them partly used. Functions that can use tensor cores do so
-# where there are no strides, and hold a kernel for CUDA cores for the other calls.
+# Many blocks of threads, the last partly used. Functions that can use tensor cores use them
+# for calls without strides, and a kernel for CUDA cores for the other calls.
 LARGE = {
     1: (Call((1031,), heads=6, heads_kv=2, dilation=(7,)), Call((5,), batch=700)),
     2: (
@@ -90,7 +90,7 @@ def test_tensors_of_the_cpu_are_refused(spec: KernelSpec) -> None:
 
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.rank == 1], ids=str)
 def test_a_sequence_of_ten_million(spec: KernelSpec) -> None:
-    """Its last positions are those of a short sequence, whose border is far from them."""
+    """Its last positions agree with a short sequence, whose first border is far from them."""
     length, short, compared = 10_000_000, 4096, 1000
     inputs = draw(spec, (1, length, 1))
     needed = 2 * sum(t.nbytes for t in inputs if t is not None)
@@ -139,7 +139,7 @@ def test_infinities_and_nan(spec: KernelSpec) -> None:
 def test_an_upstream_gradient_that_is_not_finite(
     spec: KernelSpec, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is seen by its query, and by the keys of that; others have what they have without it."""
+    """It changes the gradients of its query and of that query's keys, and no others."""
     if not set(operations_of(spec, ("forward", "backward"))) <= functions(spec).keys():
         pytest.skip("needs forward and backward")
     monkeypatch.setenv("NATC_STRICT", "1")
@@ -169,7 +169,7 @@ def test_an_upstream_gradient_that_is_not_finite(
 
 
 @each_spec
-def test_gradients_beside_what_is_not_finite(spec: KernelSpec) -> None:
+def test_gradients_beside_numbers_that_are_not_finite(spec: KernelSpec) -> None:
     """A key that is NaN is in the gradients of the queries that attend to it, and of no others."""
     function = functions(spec).get("d_query")
     if function is None:

@@ -128,7 +128,7 @@ def test_a_compiled_graph_trains(spec: KernelSpec, options: dict[str, str]) -> N
     compiled = torch.compile(attend, fullgraph=True, **options)  # type: ignore[call-overload]
     for batch, seed in ((2, 0), (2, 1), (3, 2), (5, 3)):
         inputs = inputs_of(spec, batch, seed=seed)
-        # What a graph of CUDA's returned, its next run overwrites.
+        # The next run of a CUDA graph overwrites the results of this one.
         torch.compiler.cudagraph_mark_step_begin()
         results = [tensor.clone() for tensor in gradients(compiled, inputs)]
         expected = gradients(attend, inputs)
@@ -161,7 +161,7 @@ def test_tensors_of_a_gpu_go_past_the_dispatcher() -> None:
 
 
 @each_spec
-def test_every_operator_keeps_its_promises(spec: KernelSpec) -> None:
+def test_every_operator_passes_opcheck(spec: KernelSpec) -> None:
     query, key, value, rpb = inputs_of(spec, 2, (5, 6))
     qkv = torch.stack((query, key, value), -3).detach().requires_grad_()
     options = (spec.kernel_size, (1, 1), (2, 1), (False, True), 0.3)
@@ -209,7 +209,7 @@ def test_autocast_runs_kernels_of_float16() -> None:
 
 @each_spec
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_what_a_checkpoint_recomputes_is_the_same(spec: KernelSpec, use_reentrant: bool) -> None:
+def test_a_checkpoint_recomputes_the_same_results(spec: KernelSpec, use_reentrant: bool) -> None:
     module = Attention(spec).train()
 
     def trained(run: Callable[[Tensor], Tensor]) -> list[Tensor]:
@@ -228,7 +228,7 @@ def test_what_a_checkpoint_recomputes_is_the_same(spec: KernelSpec, use_reentran
 
 
 @each_spec
-def test_a_step_runs_on_the_stream_of_its_forward(spec: KernelSpec) -> None:
+def test_the_backward_runs_on_the_stream_of_its_forward(spec: KernelSpec) -> None:
     late, second = inputs_of(spec), inputs_of(spec, seed=1)
     attend = attention(spec)
     expected = gradients(attend, late)

@@ -1,1 +1,1 @@
-"""What the tests share: helpers, doubles of kernels, and oracles that share no code with natc."""
+"""Shared by the tests: helpers, doubles of kernels, and oracles without code of natc."""

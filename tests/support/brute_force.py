@@ -43,7 +43,7 @@ def qk(
         scale: factor of the dot products, not of rpb.
         rpb: `[heads, 2*K-1 of each axis]`.
         additional_keys: `[batch, heads_kv, tokens, head_dim]`.
-        d_attn: gradient of attn; what it holds at a tap without a key is ignored.
+        d_attn: gradient of attn; ignored at a tap without a key.
 
     Returns:
         attn `[batch, heads, *spatial, taps + tokens]`, -inf at a tap without a key.
@@ -166,7 +166,7 @@ def attention(
     results = {"output": heads_last(of_av["output"]), "lse": np.moveaxis(lse, 1, -1)}
     if upstream is None:
         return results
-    # The gradient of a softmax, and that of a logsumexp, which is the softmax itself.
+    # The gradient of a softmax; the gradient of a logsumexp is the softmax itself.
     d_weights = of_av.pop("d_attn")
     inner = (d_weights * weights).sum(-1, keepdims=True)
     d_logits = weights * (d_weights - inner)

@@ -1,4 +1,4 @@
-"""A double of what builds libraries, for tests of what asks for them."""
+"""A double of the builder, for tests of commands and calls that build libraries."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ from support.library_files import add_code, library_of
 class BuiltKernels:
     """Library directories that fill as tests ask for kernels.
 
-    Most tests need a few operations of many kernels: these are built by themselves, as libraries
-    in directories of their own, of which natc picks the one that has what a call needs.
+    Most tests need a few operations of many kernels. So operations are built one at a time, into
+    libraries in directories of their own, and natc finds the library that a call needs.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -43,7 +43,7 @@ class BuiltKernels:
         return self._manifests[spec]
 
     def need(self, spec: KernelSpec, *operations: str) -> None:
-        """Build what is missing of some operations of a kernel, by default of all."""
+        """Build operations of a kernel, by default all, unless they are built already."""
         if spec in self._manifests:
             return
         parts = self._parts[spec]

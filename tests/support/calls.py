@@ -23,7 +23,7 @@ Compute = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Call:
-    """What a call asks for; tensors are drawn from the seed.
+    """The options and shapes of a call; its tensors are drawn from the seed.
 
     tokens: additional keys and values. layouts: of tensors by name, see `inputs.LAYOUTS`; the
     upstream gradients `d_output`, `d_lse` and `d_attn` have one as well. constant: names of
@@ -165,8 +165,8 @@ def missing_taps(call: Call) -> Tensor:
 
 @contextmanager
 def poisoned_results() -> Iterator[None]:
-    """Fill with NaN whatever memory torch hands out uninitialised; refuse what is random."""
-    # Torch then does so by itself: torch.utils.deterministic.fill_uninitialized_memory.
+    """Let torch fill uninitialised memory with NaN and refuse operators that are random."""
+    # See torch.utils.deterministic.fill_uninitialized_memory.
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
@@ -199,8 +199,8 @@ class _Draw:
         missing = missing_taps(self.call).to(self.device)
         shape = (self.call.batch, self.call.heads, *missing.shape)
         tensor = self._laid_out(name, shape, None)
-        # What is at a tap without a key must not matter. Where memory is repeated, another tap
-        # would get it too.
+        # The number at a tap without a key must not matter. In a layout that repeats memory,
+        # another tap would get the NaN as well.
         if bool(missing.any()) and 0 not in tensor.stride():
             tensor.masked_fill_(missing, math.nan)
         return self._leaf(name, tensor)
@@ -231,7 +231,7 @@ def _check_linear(
     inputs: Tensors,
     upstream: Tensors,
 ) -> None:
-    """Check one of the operators, which are linear in each of their tensors."""
+    """Check an operator that is linear in each of its tensors."""
     with poisoned_results():
         named = {result: compute(**inputs, **call.options)}
         gradients = _gradients(named, inputs, upstream)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Result(NamedTuple):
-    """Exit status, and what was written to stdout and stderr."""
+    """Exit status, and the text on stdout and stderr."""
 
     code: int
     out: str

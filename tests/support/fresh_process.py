@@ -21,9 +21,9 @@ def with_natc(**changes: str) -> dict[str, str]:
 
 
 def run_fresh(program: str, *arguments: str, **variables: str) -> str:
-    """Run a program that imports natc and return what it printed; fail with what it said.
+    """Run a program that imports natc and return its stdout; fail with its stderr.
 
-    arguments: of the program. variables: of its environment, besides those of this process.
+    arguments: of the program. variables: for its environment, besides this process's own.
     """
     with tempfile.TemporaryDirectory(prefix="natc-program-") as folder:
         # A file, which processes that it spawns can import; in a folder without a natc.

@@ -30,7 +30,7 @@ def has(spec: KernelSpec, *operations: str) -> bool:
 
 
 def specs(wanted: Callable[[KernelSpec], object], what: str) -> list[KernelSpec]:
-    """Return the kernels that are wanted; where there is none, skip the module that asks.
+    """Return the kernels that are wanted; if there are none, skip the calling module.
 
     what: the kernels that are wanted, in words, after `no library`.
     """

@@ -1,6 +1,6 @@
 """Kernels that are there for every call: each operation in plain PyTorch, called as a kernel is.
 
-They refuse what a compiled kernel would crash on, and note what they were called with.
+They refuse arguments that would crash a compiled kernel, and note their calls.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Doubles(dict[Any, Any]):
             double = _Call(operation, kernel_size, key.dtype, rpb, arguments)
             self.calls.append((operation, {n: tuple(t.shape) for n, t in double.tensors.items()}))
             double.check(key.head_dim, key.value_dim)
-            # Of what a compiled kernel does, torch knows nothing.
+            # A compiled kernel is unknown to autograd.
             with torch._C._AutoDispatchBelowAutograd():
                 results = getattr(double, operation)()
                 for name, tensor in zip(OPERATIONS[operation].results, results, strict=True):
@@ -92,7 +92,7 @@ class _Call:
         }  # fmt: skip
 
     def check(self, head_dim: int, value_dim: int) -> None:
-        """Check what a compiled kernel relies on."""
+        """Check the promises that a compiled kernel relies on."""
         acc = {"rpb", "lse", "delta", "partial"}
         for name, tensor in self.tensors.items():
             assert tensor.dtype == (self.acc if name in acc else self.dtype), name

@@ -11,7 +11,7 @@ from types import ModuleType
 def load_file(path: Path, name: str | None = None) -> ModuleType:
     """Run a file and return it as a module; name: of the module, by default the file's.
 
-    It is not what an import of that name finds, which may be a module of Python's.
+    An import of that name may find another module, for example of Python's.
     """
     spec = importlib.util.spec_from_file_location(name or path.stem, path)
     assert spec is not None and spec.loader is not None

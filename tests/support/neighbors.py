@@ -44,7 +44,7 @@ def neighbors(
         own = group.index(query)
         sharing = [m for m in range(len(group)) if m // stride == own // stride]
         if is_causal:
-            # The last of those that share the window has a full one; each sees its past of it.
+            # The last query that shares the window sees all of it; each sees its past.
             window = [m for m in range(len(group)) if 0 <= sharing[-1] - m < kernel_size]
             window = [m for m in window if m <= own]
         else:

@@ -9,8 +9,8 @@ from torch import Tensor
 def same(actual: Tensor, expected: Tensor, tolerance: float, name: str = "result") -> None:
     """Compare kinds of numbers element by element, and finite ones by value.
 
-    expected: of the same shape; what the dtype of `found` cannot hold is infinite. tolerance: of
-    a number, and of the largest one or 1. name: what a failure calls them.
+    expected: of the same shape; numbers that the dtype of `actual` cannot hold become infinite.
+    tolerance: relative to a number, plus relative to the largest number or 1. name: for messages.
     """
     assert actual.shape == expected.shape
     expected = expected.to(actual.dtype)

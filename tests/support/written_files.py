@@ -65,7 +65,7 @@ def make_host_schedule(spec: KernelSpec, **changes: Any) -> schedules.Schedule:
 
 
 def write_schedule_and_log() -> tuple[Path, Path]:
-    """Write a schedule and a log of two trials, of which one failed; return both files."""
+    """Write a schedule, and a log of a trial and a failed trial; return both files."""
     facts = environment.collect()
     schedule = make_schedule(created=environment.now())
     log = workspace.log_path(SPEC, TARGET)

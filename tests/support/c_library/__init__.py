@@ -49,7 +49,7 @@ class LibraryDirectory:
     def add(self, spec: KernelSpec, target: Target | None = None, **changes: Any) -> Path:
         """Put a library and its manifest into the directory; return the manifest's path.
 
-        target: what the manifest says it was made for, by default this machine.
+        target: the target in the manifest, by default this machine.
         changes: fields of the manifest to set.
         """
         target = target or detect_host_cpu()

@@ -1,5 +1,5 @@
 // A kernel in plain C with natc's calling convention, for tests of everything around a kernel.
-// Slow and strict: it refuses what a compiled kernel would crash on. Compiled with
+// Slow and strict: it refuses arguments that would crash a compiled kernel. Compiled with
 // -DKERNEL_SIZE=, -DHEAD_DIM= and -DRPB=. -DFACTOR= multiplies the output, to tell builds apart.
 #include <math.h>
 #include <stdint.h>
@@ -8,7 +8,7 @@
 
 #include <dlpack/dlpack.h>
 
-// The C interface of tvm-ffi, as far as it is needed (its header is C++).
+// The part of tvm-ffi's C interface that is used here (its header is C++).
 typedef struct {
   int32_t type_index;
   int32_t padding;

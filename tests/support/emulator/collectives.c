@@ -16,7 +16,7 @@ static void shuffle(natc_meeting **lanes) {
       case NATC_IDX: from = first + (by & (width - 1)); break;
       case NATC_UP: from = i - by < first ? i : i - by; break;
       case NATC_DOWN: from = i + by >= first + width ? i : i + by; break;
-      /* A lane of an earlier group may be read, one of a later group not. */
+      /* A lane may read from earlier groups of lanes, but not from later ones. */
       default: from = (i ^ by) >= first + width ? i : (i ^ by); break;
     }
     lanes[i]->result = values[from & (WARP - 1)];
@@ -48,8 +48,8 @@ static float element(const unsigned *fragment, int index, int kind) {
 
 /* mma.m16n8k16: A by rows, B by columns, sums in float. With g = lane / 4 and t = lane % 4, the
  * registers of A hold rows g, g + 8, g, g + 8 and columns 2t, 2t, 2t + 8, 2t + 8, each with the
- * column after it; those of B rows 2t and 2t + 8, each with the row after it, of column g; those of
- * D rows g, g, g + 8, g + 8 and columns 2t, 2t + 1, 2t, 2t + 1. */
+ * column after it. B's registers hold rows 2t and 2t + 8 of column g, each with the row after it.
+ * D's registers hold rows g, g, g + 8, g + 8 and columns 2t, 2t + 1, 2t, 2t + 1. */
 static void mma(natc_meeting **lanes) {
   float a[16][16], b[16][8];
   int kind = lanes[0]->kind;

@@ -57,7 +57,7 @@ class _Library:
     def run_in_order(self, order: int) -> None:
         """Choose how the threads of a block follow each other.
 
-        order: 0 as they are numbered, 1 in reverse, another number at random.
+        order: 0 ascending, 1 descending, another number at random.
         """
         self._own.natc_set_order(order)
 

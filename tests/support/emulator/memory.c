@@ -1,8 +1,8 @@
 /* Every access of a kernel to memory, as the compiler's thread sanitizer reports it.
  *
  * Outside of a thread's own stack there are the tensors of the call and the block's shared memory:
- * an access must lie inside one of them, be aligned to its size, and be ordered by a barrier
- * after those of other threads that it conflicts with.
+ * an access must lie inside one of them and be aligned to its size, and a barrier must order it
+ * after every access of another thread that conflicts with it.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -170,7 +170,7 @@ static void touch(const void *address, size_t size, int writes) {
   note(it, at, size, writes);
 }
 
-/* ---- what the thread sanitizer's instrumentation calls ---- */
+/* ---- called by the thread sanitizer's instrumentation ---- */
 void __tsan_init(void) {}
 void __tsan_func_entry(void *caller) { (void)caller; }
 void __tsan_func_exit(void) {}
@@ -200,7 +200,7 @@ void *__tsan_memset(void *to, int value, size_t size) {
   return memset(to, value, size);
 }
 
-/* ---- what the undefined-behaviour sanitizer's instrumentation calls ---- */
+/* ---- called by the undefined-behaviour sanitizer's instrumentation ---- */
 typedef struct {
   const char *file;
   uint32_t line, column;

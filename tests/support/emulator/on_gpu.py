@@ -14,7 +14,7 @@ _pointer_of.restype, _pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, 
 
 
 def on_gpu(value: Any) -> Any:
-    """Return a tensor's memory as a tensor of GPU 0, and anything else as it is."""
+    """Return a tensor's memory as a tensor of GPU 0; return other values unchanged."""
     return tvm_ffi.from_dlpack(_OnGpu(value)) if isinstance(value, Tensor) else value
 
 

@@ -41,7 +41,7 @@ const char *natc_stack_of(int thread, size_t *bytes) {
 unsigned natc_block_epoch(void) { return block_epoch; }
 unsigned natc_warp_epoch(int thread) { return warp_epochs[thread / WARP]; }
 
-/* In which order threads run: 0 as they are numbered, 1 in reverse, else at random. */
+/* The order in which threads run: 0 ascending, 1 descending, else at random. */
 __attribute__((visibility("default"))) void natc_set_order(uint64_t chosen) {
   seed = randomness = chosen;
 }
@@ -246,7 +246,7 @@ static void run_block(void) {
       else
         try_warp(thread);
     }
-    /* Lanes may have waited for one that ended meanwhile. */
+    /* Lanes may have waited for a lane that has ended meanwhile. */
     for (int i = 0; !moved && left && i < num_threads && !*message; ++i)
       if (fibers[i].state == WAITING && fibers[i].meeting->op != NATC_BARRIER) {
         try_warp(i);

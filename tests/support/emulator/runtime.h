@@ -1,4 +1,4 @@
-/* What the emulated driver needs of the fibers, and the other way round. */
+/* Functions that the emulated driver and the fibers call of each other. */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -28,7 +28,7 @@ void natc_fail(const char *format, ...) __attribute__((format(printf, 1, 2), nor
 /* The thread that runs, counted through its block; -1 between threads. */
 int natc_running(void);
 const char *natc_stack_of(int thread, size_t *bytes);
-/* Barriers that the block, and full ones that a thread's warp, has passed. */
+/* How many barriers the block, and how many full ones a thread's warp, has passed. */
 unsigned natc_block_epoch(void), natc_warp_epoch(int thread);
 
 /* memory.c */
@@ -37,5 +37,5 @@ void natc_memory_begin_block(void);
 /* Called before the running thread gives way to another. */
 void natc_memory_settle(void);
 
-/* collectives.c: what lanes that have met compute; lanes: NULL where one is not part of it */
+/* collectives.c: compute for lanes that have met; lanes[i] is NULL if lane i is not among them */
 void natc_compute(natc_meeting **lanes);

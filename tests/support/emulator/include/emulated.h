@@ -1,4 +1,4 @@
-/* CUDA C++ as ordinary C++: what the generated source and natc's device headers use of it.
+/* CUDA C++ as ordinary C++: the part that generated source and natc's device headers use.
  *
  * Included before the source. Threads are fibers (runtime.c); a collective suspends its lane until
  * every lane that its mask names has arrived.

@@ -1,4 +1,4 @@
-/* What a lane brings to a meeting with others, and takes from it. */
+/* The values that a lane brings to a meeting with other lanes, and takes from it. */
 #pragma once
 #include <stdint.h>
 
