@@ -443,7 +443,7 @@ def only_the_first(then: BaseException) -> measuring.MeasureCandidate:
 
 @pytest.mark.parametrize("there", [None, 1e-3, 9.0], ids=["none", "faster", "slower"])
 @pytest.mark.parametrize(
-    ("then", "said"),
+    ("then", "message"),
     [
         (KeyboardInterrupt(), "no candidate was measured yet; go on with: natc measure "),
         (JobError("wrong result"), "1 of 1 candidates failed (wrong result)"),

@@ -1,7 +1,7 @@
-"""What the tests of kernels for tensor cores share: building them, calls, and what is exact.
+"""Kernels for tensor cores, their CUDA source executed on the CPU, and their exact results.
 
-What is executed is the whole function: its host code chooses between the kernel for tensor cores
-and that for CUDA cores.
+A test calls the whole function, whose host code chooses between the kernel for tensor cores and
+the kernel for CUDA cores.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,22 +17,22 @@ import pytest
 import torch
 from torch import Tensor
 
+from natc.checks.guarded import call_guarded, scalars
 from natc.checks.inputs import Inputs, make_inputs
-from natc.checks.operations import Call, check_operations
+from natc.checks.operations import Call
 from natc.compiler.build import cuda
-from natc.compiler.build.lower import scheduled
-from natc.errors import CheckError, ScheduleError
-from natc.operations import operations_of
+from natc.operations import OPERATIONS
 from natc.spec import KernelSpec
 from natc.store.schedules import joined
 from natc.targets import Target
 from support import brute_force
 from support.emulator import Emulated, emulate_code
+from support.neighbors import pairs
 
 GPU = Target("cuda", "sm_90")
 
 # Maps that tiles do not divide, borders, windows as large as the map, dilation groups of two
-# lengths, causal axes, several heads to one of key and value.
+# lengths, causal axes, several heads of query for each head of key and value.
 CALLS = {
     1: [
         Call((1,)),
@@ -55,24 +55,10 @@ CALLS = {
         Call((4, 7, 9), batch=1, heads=1, heads_kv=1, dilation=(2, 1, 3)),
     ],
 }
-# Options of calls in which a number is spoilt.
-WHERE: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "causal": {"is_causal": (True, True)},
-    "dilated": {"dilation": (2, 1)},
-}
-
-
-def spoilt(*names: str) -> list[tuple[str, float]]:
-    """Return tensors, the bias and those named, with what a number of theirs may be spoilt to."""
-    return [
-        *((name, value) for name in names for value in (math.nan, math.inf)),
-        *(("rpb", value) for value in (math.nan, math.inf, -math.inf)),
-    ]
 
 
 class Kernels:
-    """Operations of kernels, each combination built once."""
+    """Operations of kernels; each combination is built once."""
 
     def __init__(self, tmp_path_factory: pytest.TempPathFactory) -> None:
         self._factory = tmp_path_factory
@@ -85,121 +71,128 @@ class Kernels:
         decisions: Mapping[str, int] | None = None,
         change: Callable[[str], str] = str,
     ) -> Emulated:
-        """Return operations that have one schedule; change: what to do to the CUDA source."""
+        """Return operations that share a schedule. change: applied to the CUDA source."""
         key = name, tuple(operations), tuple((decisions or {}).items()), change
         if key not in self._built:
             spec, directory = KernelSpec.parse(name), self._factory.mktemp("emulated")
-            chosen = joined(decisions or {}, operations[0])
-            code = cuda.generate(spec, GPU, chosen, directory, operations)
+            joint = joined(decisions or {}, operations[0])
+            code = cuda.generate(spec, GPU, joint, directory, operations)
             code = dataclasses.replace(code, source=change(code.source))
             names = {entry: cuda.function_name(spec, entry, GPU) for entry in operations}
             self._built[key] = emulate_code(code, names, directory)
         return self._built[key]
 
 
-def call_by_chance(chance: random.Random, rank: int) -> Call:
+def random_call(generator: random.Random, rank: int) -> Call:
     """Return a call without strides, of maps of up to 20 x 20, or 70 on one axis."""
-    sizes = tuple(chance.randint(1, 20 if rank == 2 else 70) for _ in range(rank))
-    heads_kv = chance.randint(1, 2)
+    sizes = tuple(generator.randint(1, 20 if rank == 2 else 70) for _ in range(rank))
+    heads_kv = generator.randint(1, 2)
     return Call(
         sizes,
-        batch=chance.randint(1, 2),
-        heads=heads_kv * chance.randint(1, 2),
+        batch=generator.randint(1, 2),
+        heads=heads_kv * generator.randint(1, 2),
         heads_kv=heads_kv,
-        dilation=tuple(chance.randint(1, max(1, size // 2)) for size in sizes),
-        is_causal=tuple(chance.random() < 0.3 for _ in sizes),
-        scale=chance.choice((0.3, -0.7, 0.0)),
+        dilation=tuple(generator.randint(1, max(1, size // 2)) for size in sizes),
+        is_causal=tuple(generator.random() < 0.3 for _ in sizes),
+        scale=generator.choice((0.3, -0.7, 0.0)),
     )
 
 
 def broken(source: str) -> str:
-    """Make the kernel for tensor cores, and no other, compute something else."""
+    """Return CUDA source whose kernel for tensor cores, and no other kernel, is wrong."""
     assert source.count("natc_exp2(") > 0
     return source.replace("natc_exp2(", "2.0f * natc_exp2(0.5f * ")
 
 
-def assert_served_without_strides(
-    kernels: Kernels, operations: Sequence[str], name: str = "na2d_k3_d16_float16"
-) -> None:
-    """Check that the kernel for tensor cores runs where no axis has a stride, and only there."""
-    spec, library = KernelSpec.parse(name), kernels(name, operations, change=broken)
-    strided = Call((6, 9), stride=(1, 2))
-    for operation in operations:
-        with pytest.raises(CheckError, match="relative error"):
-            check_operations(library.__getitem__, spec, Call((6, 9)), (operation,))
-        check_operations(library.__getitem__, spec, strided, (operation,))
-
-
-def assert_serves(
-    name: str, operation: str, cases: Iterable[tuple[Mapping[str, int], bool]]
-) -> None:
-    """Check for some decisions whether a kernel's operation has code for tensor cores."""
-    for decisions, serves in cases:
-        text = scheduled(KernelSpec.parse(name), GPU, decisions, operation=operation).script()
-        assert ("natc_mma_f16" in text) == serves, decisions
-
-
-def assert_without_choice(name: str, operation: str, space: str) -> None:
-    """Check that a kernel's operation has no code for tensor cores, and no choice of them."""
-    spec = KernelSpec.parse(name)
-    assert "natc_mma" not in scheduled(spec, GPU, {}, operation=operation).script()
-    with pytest.raises(ScheduleError, match=f"decision tensor_cores is not of space {space}"):
-        scheduled(spec, GPU, {"tensor_cores": 0}, operation=operation)
-
-
-def assert_refused(
-    name: str, operation: str, cases: Iterable[tuple[Mapping[str, int], str]]
-) -> None:
-    """Check what is said of decisions that a kernel's operation does not have."""
-    for decisions, message in cases:
-        with pytest.raises(ScheduleError, match=message):
-            scheduled(KernelSpec.parse(name), GPU, decisions, operation=operation)
-
-
-def forwards(spec: KernelSpec) -> tuple[str, ...]:
-    """Return the names of a kernel's forward operations."""
-    return operations_of(spec, ("forward",))
-
-
-def spoilt_inputs(spec: KernelSpec, leading: tuple[int, ...]) -> Inputs:
-    """Return inputs of a kernel: `leading` is batch, map and heads."""
-    return make_inputs(
+def draw(spec: KernelSpec, leading: tuple[int, ...]) -> dict[str, Tensor]:
+    """Return a kernel's inputs and d_output by name; leading: batch, map and heads."""
+    inputs = make_inputs(
         (*leading, spec.head_dim),
         kernel_size=spec.kernel_size if spec.rpb else None,
         value_dim=spec.value_dim,
         dtype=getattr(torch, spec.dtype),
     )
-
-
-def drawn(spec: KernelSpec, leading: tuple[int, ...]) -> tuple[Inputs, Tensor]:
-    """Return inputs of a kernel, and a gradient of its output; `leading` as above."""
-    inputs = spoilt_inputs(spec, leading)
     generator = torch.Generator().manual_seed(5)
     shape = (*leading, spec.value_dim)
-    return inputs, torch.randn(shape, generator=generator).to(inputs.value.dtype)
+    tensors = {name: tensor for name, tensor in inputs._asdict().items() if tensor is not None}
+    d_output = torch.randn(shape, generator=generator).to(inputs.value.dtype)
+    return {**tensors, "d_output": d_output}
+
+
+def run(
+    function: Callable[..., Any],
+    operation: str,
+    tensors: Mapping[str, Tensor],
+    options: Mapping[str, Any],
+    scale: float,
+) -> list[Tensor]:
+    """Return the results of an operation; `d_rpb` is computed in three chunks."""
+    results = OPERATIONS[operation].results
+    query, value = tensors["query"], tensors["value"]
+    shapes = {
+        "output": ((*query.shape[:-1], value.shape[-1]), query.dtype),
+        "lse": (query.shape[:-1], torch.float32),
+        "d_query": (query.shape, query.dtype),
+        "d_key": (query.shape, query.dtype),
+        "d_value": (value.shape, value.dtype),
+    }
+    if "rpb" in tensors:
+        shapes["partial"] = ((3, *tensors["rpb"].shape), torch.float32)
+    inputs = [tensors.get(name) for name in OPERATIONS[operation].tensors if name not in results]
+    three = Inputs(query, tensors["key"], value, tensors.get("rpb"))
+    tail = scalars(three, scale, **options)
+    return call_guarded(function, operation, inputs, [shapes[name] for name in results], tail)
 
 
 def exact(
-    spec: KernelSpec,
-    inputs: Inputs,
-    options: Mapping[str, tuple[Any, ...]],
-    *,
-    scale: float,
-    d_output: Tensor | None = None,
+    spec: KernelSpec, tensors: Mapping[str, Tensor], options: Mapping[str, Any], scale: float
 ) -> dict[str, Tensor]:
-    """Return results in float64 by brute force; gradients too where d_output is given."""
-    plain = {"dilation": 1, "stride": 1, "is_causal": False}
-    every: dict[str, Any] = {
-        name: options.get(name, (value,) * spec.rank) for name, value in plain.items()
-    }
-    given: dict[str, Any] = {
-        name: tensor.double().numpy()
-        for name, tensor in zip(Inputs._fields, inputs, strict=True)
-        if tensor is not None
-    }
-    if d_output is not None:
-        given["d_output"] = d_output.double().numpy()
-    attention: Any = brute_force.attention
+    """Return results and gradients in float64 by brute force."""
+    brute_attention: Any = brute_force.attention
+    arrays = {name: tensor.double().numpy() for name, tensor in tensors.items()}
     with np.errstate(invalid="ignore", over="ignore"):
-        found = attention(**given, kernel_size=spec.kernel_size, scale=scale, **every)
-    return {name: torch.from_numpy(np.array(array)) for name, array in found.items()}
+        results = brute_attention(
+            **arrays, kernel_size=spec.kernel_size, scale=scale, **_every(spec, options)
+        )
+    return {name: torch.from_numpy(np.array(array)) for name, array in results.items()}
+
+
+def sums_over_pairs(
+    spec: KernelSpec, tensors: Mapping[str, Tensor], options: Mapping[str, Any], scale: float
+) -> dict[str, Tensor]:
+    """Return d_key and d_value, added up over the pairs of each head in float64.
+
+    tensors: inputs, d_output, lse and delta, of one batch entry.
+    """
+    sizes = tensors["query"].shape[1:-2]
+    every = _every(spec, options)
+    ends = pairs(sizes, spec.kernel_size, *every.values())
+    results = {f"d_{name}": np.zeros(tensors[name].shape) for name in ("key", "value")}
+    with np.errstate(invalid="ignore", over="ignore"):
+        for head in range(tensors["query"].shape[-2]):
+
+            def rows(name: str, head: int = head) -> Any:
+                return tensors[name][0].select(len(sizes), head).double().numpy()
+
+            query, key, value, d_output = (
+                rows(name).reshape(math.prod(sizes), -1)
+                for name in ("query", "key", "value", "d_output")
+            )
+            lse, delta = (rows(name).ravel()[ends.query] for name in ("lse", "delta"))
+            logits = scale * (query[ends.query] * key[ends.key]).sum(-1)
+            if spec.rpb:
+                logits = logits + tensors["rpb"][head].double().numpy().ravel()[ends.bias]
+            weights = np.exp(logits - np.where(np.isinf(lse), np.nan, lse))
+            d_logits = weights * ((d_output[ends.query] * value[ends.key]).sum(-1) - delta)
+            sums = {"d_key": np.zeros(key.shape), "d_value": np.zeros(value.shape)}
+            np.add.at(sums["d_key"], ends.key, scale * d_logits[:, None] * query[ends.query])
+            np.add.at(sums["d_value"], ends.key, weights[:, None] * d_output[ends.query])
+            for name, total in sums.items():
+                results[name][0, ..., head, :] = total.reshape(*sizes, -1)
+    return {name: torch.from_numpy(array) for name, array in results.items()}
+
+
+def _every(spec: KernelSpec, options: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """Return options of every axis, in the order of `support.neighbors.pairs`."""
+    plain = {"dilation": 1, "stride": 1, "is_causal": False}
+    return {name: options.get(name, (value,) * spec.rank) for name, value in plain.items()}
