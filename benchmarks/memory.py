@@ -187,7 +187,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{row['result_bytes'] / 2**20:.1f} MiB",
             f"{row['peak_bytes_per_token']:.0f}",
         )
-    output.stdout().print(table)
+    output.print_table(table)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What `natc --help` says of each verb, and the examples under each verb's own help."""
+"""The line of `natc --help` for each verb, and the examples in the help of the verb."""
 
 from __future__ import annotations
 
-# Short enough for a line each on a terminal of 80 columns.
+# Each fits into a line of a terminal of 80 columns.
 SUMMARIES = {
-    "quickstart": "Tune, build and run a kernel here: all of it once.",
+    "quickstart": "Tune, build and run a kernel here, step by step.",
     "tune": "Search for the fastest way to run a kernel here.",
     "measure": "Time candidates compiled elsewhere; needs no compiler.",
     "build": "Compile a kernel into a library.",
@@ -75,6 +75,6 @@ EXAMPLES = {
 
 
 def epilog(verb: str) -> str:
-    """Return what `natc VERB --help` ends with."""
+    """Return the last paragraph of `natc VERB --help`."""
     # \b keeps the lines of a paragraph apart.
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in EXAMPLES[verb])])

@@ -1,4 +1,4 @@
-"""The `natc` command: its verbs, and what becomes of their errors."""
+"""The `natc` command: its verbs, its exit codes, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ BAD_INPUT = (SpecError, TargetError, ArgumentError, ArgumentTypeError)
 
 
 class Verbs(TyperGroup):
-    """The verbs, each of which may be stopped with Ctrl-C."""
+    """The verbs; Ctrl-C stops any of them."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the verb that was asked for."""
+        """Run the verb of the command line."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -55,8 +55,8 @@ app = typer.Typer(
     # Plain help: rich's columns leave little room on a terminal of 80, and take time to load.
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Every verb exits with 0; with 1 where its work failed or found a problem; with 2 for "
-    "wrong usage; with 130 when it was stopped. natc VERB --help has examples.",
+    epilog="Every verb exits with 0; with 1 if its work failed or found a problem; with 2 for "
+    "wrong usage; with 130 if it was stopped. natc VERB --help has examples.",
 )
 for _name, _function in (
     ("quickstart", quickstart.quickstart),
@@ -93,13 +93,13 @@ def main() -> None:
     """Run the command line in `sys.argv`.
 
     Exits with 0, 1 (failed, or found a problem), 2 (wrong usage), 130 (stopped with Ctrl-C) or
-    141 (nobody reads its output any longer).
+    141 (the reader of its output is gone).
     """
     with _watched() as was_stopped:
         try:
             app(prog_name="natc")
         except Exception as error:
-            # Compiled code, such as numpy that is being loaded, may make any error of Ctrl-C.
+            # Compiled code, such as numpy while it loads, may turn Ctrl-C into any error.
             if was_stopped():
                 print("natc: stopped.", file=sys.stderr)
                 raise SystemExit(INTERRUPTED) from None
@@ -113,7 +113,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _watched() -> Iterator[Callable[[], bool]]:
-    """Yield what says whether Ctrl-C was pressed since."""
+    """Yield a function that returns whether Ctrl-C was pressed since."""
     pressed = False
 
     def note(number: int, frame: Any) -> None:
@@ -122,7 +122,7 @@ def _watched() -> Iterator[Callable[[], bool]]:
         signal.default_int_handler(number, frame)
 
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    # Who starts natc may have said that it is not to be stopped so; threads are told of no signal.
+    # A program that starts natc may have disabled Ctrl-C; only the main thread handles signals.
     usual = usual and threading.current_thread() is threading.main_thread()
     if usual:
         signal.signal(signal.SIGINT, note)

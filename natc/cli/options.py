@@ -1,4 +1,4 @@
-"""Options that several verbs share, and what they mean."""
+"""Options that several verbs share, and functions that parse them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from natc.spec import CUDA_DTYPES, DTYPES, KernelSpec, compiles, parse_kernel_si
 from natc.store import workspace
 from natc.targets import ARCHS
 
-# What is compiled when the options do not say; NAT's own head dim and precisions.
+# Defaults: NAT's head dim and precisions.
 DEFAULT_HEAD_DIM = 32
 DEFAULT_DTYPE = {"llvm": "float32", "cuda": "float16"}
 NAT_KERNEL = "7"
@@ -34,27 +34,27 @@ class Dtype(str, enum.Enum):
 
 
 def complete(words: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
-    """Return what completes an option's value, which may be several with commas, in a shell.
+    """Return a function that completes the last of an option's values, separated by commas.
 
-    words: the values that there are, asked for only when a shell completes.
+    words: returns all values; called only when a shell completes.
     """
 
     def completed(incomplete: str) -> list[str]:
         before, comma, start = incomplete.rpartition(",")
         taken = before.split(",")
-        found = [word for word in words() if word.startswith(start) and word not in taken]
-        return [f"{before}{comma}{word}" for word in found]
+        ends = [word for word in words() if word.startswith(start) and word not in taken]
+        return [f"{before}{comma}{word}" for word in ends]
 
     return completed
 
 
 def _kernels() -> Sequence[str]:
-    """Return the window sizes of NAT, and those that have schedules."""
-    found = {str(size) for size in range(3, 15, 2)}
+    """Return the window sizes of NAT, and the sizes in schedules."""
+    sizes = {str(size) for size in range(3, 15, 2)}
     for path in workspace.schedule_files():
         with contextlib.suppress(SpecError):
-            found.add(KernelSpec.parse(path.stem).kernel_text)
-    return sorted(found, key=parse_kernel_size)
+            sizes.add(KernelSpec.parse(path.stem).kernel_text)
+    return sorted(sizes, key=parse_kernel_size)
 
 
 def _targets() -> Sequence[str]:
@@ -130,9 +130,7 @@ RpbOption = Annotated[
 ]
 RpbVariantsOption = Annotated[
     bool | None,
-    typer.Option(
-        "--rpb/--no-rpb", help="With a relative positional bias.", show_default="one of each"
-    ),
+    typer.Option("--rpb/--no-rpb", help="With a relative positional bias.", show_default="both"),
 ]
 ShapeOption = Annotated[
     list[str] | None,
@@ -156,9 +154,9 @@ def make_spec(
     rpb: bool,
     value_dim: int | None = None,
 ) -> KernelSpec:
-    """Return the spec that the options describe for a target of a kind (llvm or cuda).
+    """Return the spec that the options describe, for targets of a kind: llvm or cuda.
 
-    Raises SpecError for a value that is not allowed or that no kernel is compiled for.
+    Raises SpecError for a value that is not allowed or has no kernels.
     """
     sizes = parse_kernel_size(kernel)
     if rank is None:
@@ -195,11 +193,11 @@ def parse_operations(text: str) -> tuple[str, ...]:
 
 
 def parse_tuned(text: str, spec: KernelSpec) -> tuple[str, ...]:
-    """Return the operations of a kernel that text such as forward,d_query names, each once.
+    """Return the operations of a kernel that are named in text such as forward,d_query, each once.
 
     A family names all of its operations. Raises SpecError for any other text.
     """
-    found: list[str] = []
+    operations: list[str] = []
     for part in (part.strip() for part in text.split(",")):
         names = operations_of(spec, (part,)) or (part,)
         if not set(names) <= set(operations_of(spec)):
@@ -208,8 +206,8 @@ def parse_tuned(text: str, spec: KernelSpec) -> tuple[str, ...]:
                 f"{', '.join(dict.fromkeys((*FAMILIES, *operations_of(spec))))}, separated by "
                 "commas."
             )
-        found += map(tuned_as, names)
-    return tuple(dict.fromkeys(found))
+        operations += map(tuned_as, names)
+    return tuple(dict.fromkeys(operations))
 
 
 def parse_input(text: str, spec: KernelSpec) -> tuple[int, ...]:
@@ -240,9 +238,9 @@ def parse_per_axis(name: str, text: str, rank: int) -> tuple[int, ...]:
 
 
 def require_compiler(verb: str) -> None:
-    """Raise NatcError, with the command that helps, unless what compiles kernels is installed.
+    """Raise NatcError, with the command that helps, unless the compiler is installed.
 
-    verb: what the user wanted, such as `tune`. Imports neither TVM nor xgboost.
+    verb: for the message, such as `tune`. Imports neither TVM nor xgboost.
     """
     needed = ["tvm"] if verb == "build" else ["tvm", "xgboost", "cloudpickle", "psutil", "tornado"]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
@@ -251,7 +249,7 @@ def require_compiler(verb: str) -> None:
             f"natc {verb} needs the compiler, which is not installed (no {', '.join(missing)}): "
             "pip install 'natc[compiler]'."
         )
-    # Refused here, because the pair does not raise: it kills the process.
+    # This pair of releases would not raise, but end the process.
     problem = environment.compiler_problem()
     if problem:
         raise NatcError(problem)

@@ -1,4 +1,4 @@
-"""What a verb prints: results on stdout, progress and notes on stderr."""
+"""Printing: results on stdout, progress and notes on stderr."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-# The shell's convention for a program that is ended by SIGPIPE, as `| head` ends most.
+# The shell's exit code for a program that SIGPIPE ends, as in `| head`.
 PIPE_CLOSED = 141
-# More than any line: in a file or a pipe, nothing is wrapped or cut.
+# Wider than any line: in a file or a pipe, nothing is wrapped or cut.
 _PIPE_WIDTH = 100_000
 
 
@@ -40,7 +40,7 @@ def _console(*, stderr: bool) -> Console:
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     return Output(
         stderr=stderr,
-        # Whatever FORCE_COLOR and the like say: what reads a pipe expects text.
+        # The reader of a pipe expects plain text, even if FORCE_COLOR is set.
         force_terminal=terminal,
         width=None if terminal else _PIPE_WIDTH,
         highlight=False,
@@ -52,7 +52,7 @@ def _console(*, stderr: bool) -> Console:
 
 
 def flush() -> None:
-    """Write out what is buffered for stdout; exits silently where nobody reads it any longer."""
+    """Flush stdout; exit silently if its reader is gone."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -60,14 +60,14 @@ def flush() -> None:
 
 
 def _closed() -> NoReturn:
-    # Python writes what is left when it ends, and would complain.
+    # When Python ends it flushes stdout, and would complain.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     raise SystemExit(PIPE_CLOSED)
 
 
 def require_writable(path: Path) -> None:
-    """Raise NatcError where a file cannot be written: found out now, not after minutes of work."""
+    """Raise NatcError if a file cannot be written: now, not after minutes of work."""
     if path.is_dir():
         raise ArgumentError(f"{path} is a directory; name a file in it.")
     if not files.writable(path.parent):
@@ -88,7 +88,7 @@ def print_json(document: Any) -> None:
 def table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
     """Return an empty table; the columns named in `right` are aligned right.
 
-    On a terminal, values that have no room are folded; in a pipe, it is text without lines.
+    On a terminal, values that have no room are folded; in a pipe, the table has no lines.
     """
     from rich import box
     from rich.table import Table
@@ -99,13 +99,13 @@ def table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD if terminal else None,
-        # Two blanks between columns in either case: five of a kind fit into 80.
+        # Two blanks between columns in either case, so that five columns fit into 80.
         padding=(0, 1, 0, 0) if terminal else (0, 2, 0, 0),
         show_edge=False,
         pad_edge=False,
     )
     for number, column in enumerate(columns):
-        # What a line is about stays whole as long as others can be folded.
+        # The first column names the row, and is folded last.
         result.add_column(
             column,
             justify="right" if column in right else "left",
@@ -113,6 +113,22 @@ def table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
             no_wrap=number == 0,
         )
     return result
+
+
+def print_table(table: Table) -> None:
+    """Print a table on stdout; if its words do not fit, print a line for each value."""
+    console = stdout()
+    unlimited = console.options.update(width=_PIPE_WIDTH)
+    if console.measure(table, options=unlimited).minimum <= console.width:
+        console.print(table)
+        return
+    console.print(table.title or "", style="bold")
+    name, *columns = table.columns
+    for label, *cells in zip(name.cells, *(column.cells for column in columns), strict=True):
+        console.print(label)
+        for column, cell in zip(columns, cells, strict=True):
+            if cell not in ("", "-"):
+                console.print(f"  {column.header}: {cell}")
 
 
 def seconds_text(seconds: float) -> str:

@@ -22,7 +22,8 @@ BAD = [
     (["build", "--kernel", "7", "--target", "llvm", "--arch", "sm_90"], ["'sm_90'", "x86-64-v2"]),
     (["build", "--kernel", "7", "--target", "cuda"], ["no NVIDIA GPU", "--arch"]),
     (["tune", "--kernel", "7", "--rank", "4"], ["rank is 4", "1, 2 or 3"]),
-    (["tune"], ["--kernel is missing"]),
+    (["measure", "no-such-directory"], ["no-such-directory", "natc tune", "--export"]),
+    (["tune", "--import", "no-such-directory"], ["no-such-directory", "no candidates"]),
     (["tune", "--kernel", "7", "--import", "x"], ["--import takes no --kernel"]),
     (["tune", "--kernel", "7", "--operations", "dance"], ["'dance'", "forward, backward"]),
     (["tune", "--kernel", "7x5x3", "--shape", "1x9x9x2"], ["'1x9x9x2'", "depth"]),
@@ -66,6 +67,7 @@ def test_bad_input_is_refused_in_a_line(natc: Natc, words: list[str], expected: 
     "words",
     [
         ["build"],
+        ["tune"],
         ["dance"],
         ["tune", "--kernel", "7", "--dtype", "float8"],
         ["tune", "--kernel", "7", "--minutes", "0"],

@@ -22,6 +22,7 @@ from support.tiny_library import add_library
 from support.written_files import write_library, write_schedule_and_log
 
 import natc.tune as natc_tune
+from natc.bench import results
 from natc.cli.examples import EXAMPLES, SUMMARIES
 from natc.cli.main import app
 from natc.cli.options import Dtype
@@ -226,12 +227,13 @@ def test_a_reader_that_has_gone_is_no_news(place: Path, words: list[str]) -> Non
 
 
 def on_a_terminal(place: Path, *words: str, **changes: str) -> str:
-    """Return what natc writes to a terminal of 80 columns."""
+    """Return natc's output on a terminal, by default with 80 columns."""
     ours, theirs = pty.openpty()
     done = subprocess.Popen(
-        **process(place, *words, TERM="xterm", COLUMNS="80", **changes), stdout=theirs,
+        **process(place, *words, **{"TERM": "xterm", "COLUMNS": "80", **changes}),
+        stdout=theirs,
         stderr=theirs,
-    )  # fmt: skip
+    )
     os.close(theirs)
     written = b""
     try:
@@ -254,6 +256,17 @@ def test_on_a_terminal_tables_fit_and_have_lines_and_colors(place: Path) -> None
     colors = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
     assert colors.search(on_a_terminal(place, "doctor"))
     assert not colors.search(on_a_terminal(place, "doctor", NO_COLOR="1"))
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_tables_break_no_word(place: Path, columns: int) -> None:
+    changes = {"COLUMNS": str(columns), "NO_COLOR": "1"}
+    text = on_a_terminal(place, "bench", "--from", str(SAVED), **changes)
+    table = re.sub(r"\x1b\[[0-9;]*m", "", text.partition("ratio: time divided")[0])
+    assert all(len(line.rstrip()) <= columns for line in table.splitlines())
+    cells = [*results.read(SAVED).of(results.read(SAVED).problems[0]), "1x56x56x2x32", "526 us"]
+    for word in " ".join(cells).split():
+        assert re.search(rf"(?<!\S){re.escape(word)}(?!\S)", table), word
 
 
 def complete(natc: Natc, monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:

@@ -138,7 +138,7 @@ def test_an_impossible_export_is_refused_first(exported: Path, tmp_path: Path) -
     assert not directory.exists()
     with pytest.raises(TuneError, match="exists already. Import its measurements"):
         export(SPEC, HOST, exported, operation=OPERATION)
-    with pytest.raises(TuneError, match=r"holds no candidates \(no round.json"):
+    with pytest.raises(ArgumentError, match=r"holds no candidates \(no round.json"):
         rounds.find(tmp_path)
 
 

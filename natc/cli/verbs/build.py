@@ -29,7 +29,7 @@ def build(
         str,
         typer.Option(
             "--operations",
-            help="What the library is to hold, separated by commas.",
+            help="Operations in the library, separated by commas.",
             autocompletion=options.complete_families,
         ),
     ] = ",".join(FAMILIES),
@@ -59,19 +59,19 @@ def build(
     if not operations_of(specs[0], families):
         raise SpecError(
             f"value_dim is {specs[0].value_dim} and head_dim {specs[0].head_dim}; the operations "
-            f"{', '.join(families)} have kernels only where they are equal."
+            f"{', '.join(families)} have kernels only if they are equal."
         )
     options.require_compiler("build")
     where = directory or workspace.library_dir()
     if not files.writable(where):
         raise NatcError(
             f"directory {where} is not writable; name another with --output, or with "
-            "NATC_CACHE_DIR for all that natc keeps."
+            "NATC_CACHE_DIR for everything that natc keeps."
         )
 
     from natc.tune.search.interrupts import deferred
 
-    # While the compiler loads, Ctrl-C can be lost.
+    # Ctrl-C can be lost while the compiler loads.
     with deferred():
         from natc.compiler.build import build_library
     from natc.store.manifest import load_manifest

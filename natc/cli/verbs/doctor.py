@@ -1,4 +1,4 @@
-"""`natc doctor`: what natc finds on this machine, and what is wrong with it."""
+"""`natc doctor`: versions, hardware and paths of this machine, and every problem."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def doctor(
         bool,
         typer.Option(
             "--coverage",
-            help="Show what is supported, and what of it is installed, for each feature instead.",
+            help="Show for each feature whether it is supported, and installed here, instead.",
         ),
     ] = False,
     why: Annotated[
@@ -37,9 +37,11 @@ def doctor(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Show versions, hardware, paths and every problem; exits with 1 when there is one."""
+    """Show versions, hardware, paths and every problem; exits with 1 if there is any."""
     if coverage and why:
-        raise ArgumentError("--coverage and --why are given; each shows something else: take one.")
+        raise ArgumentError(
+            "--coverage and --why show different things; natc doctor takes only one."
+        )
     if coverage:
         from natc.cli.views.coverage import show
 
@@ -70,12 +72,12 @@ def doctor(
 
 
 def _versions(problems: list[str]) -> dict[str, str | None]:
-    found = environment.versions()
-    found["ziglang"] = environment.version_of("ziglang")
+    versions = environment.versions()
+    versions["ziglang"] = environment.version_of("ziglang")
     conflict = environment.compiler_problem()
     if conflict:
         problems.append(conflict)
-    return found
+    return versions
 
 
 def _machine(problems: list[str]) -> dict[str, Any]:
@@ -87,8 +89,8 @@ def _machine(problems: list[str]) -> dict[str, Any]:
     if gpus and not _torch_sees_a_gpu():
         version = environment.version_of("torch")
         problems.append(
-            f"torch {version} does not see this machine's GPU ({gpus[0]}). Install one that was "
-            f"built with a CUDA which the driver runs, {facts.driver or 'unknown'} or older: "
+            f"torch {version} does not see this machine's GPU ({gpus[0]}). Install a build for "
+            f"a CUDA version that the driver runs, {facts.driver or 'unknown'} or older: "
             "https://pytorch.org/get-started/locally."
         )
     if facts.target is None:
@@ -104,26 +106,26 @@ def _machine(problems: list[str]) -> dict[str, Any]:
 
 
 def _torch_sees_a_gpu() -> bool:
-    # Asked only where there is one: importing torch takes longer than all the rest.
+    # Only if there is a GPU: importing torch takes longer than everything else.
     import torch
 
     return torch.cuda.is_available()
 
 
 def _compilers(problems: list[str]) -> dict[str, str | None]:
-    found = {name: shutil.which(name) for name in _COMMANDS}
+    commands = {name: shutil.which(name) for name in _COMMANDS}
     named = env.NATC_CC.get()
-    found[env.NATC_CC.name] = shutil.which(named.split()[0]) if named else None
-    found["ziglang"] = "python -m ziglang cc" if find_spec("ziglang") else None
-    if named and found[env.NATC_CC.name] is None:
+    commands[env.NATC_CC.name] = shutil.which(named.split()[0]) if named else None
+    commands["ziglang"] = "python -m ziglang cc" if find_spec("ziglang") else None
+    if named and commands[env.NATC_CC.name] is None:
         problems.append(f"NATC_CC is {named!r}, which is not a command on this machine.")
-    usable = [found[name] for name in ("cc", "gcc", "clang", "ziglang", env.NATC_CC.name)]
+    usable = [commands[name] for name in ("cc", "gcc", "clang", "ziglang", env.NATC_CC.name)]
     if find_spec("tvm") and not any(usable):
         problems.append(
             "there is no C compiler, so natc build cannot link: pip install ziglang, or install "
             "gcc or clang, or set NATC_CC."
         )
-    return found
+    return commands
 
 
 def _paths(problems: list[str]) -> dict[str, dict[str, Any]]:
@@ -197,7 +199,7 @@ def _print(document: dict[str, Any]) -> None:
             f"  {row['path']}: {state}; {', '.join(row['operations'])}; from {row['from']}"
         )
     if not document["libraries"]:
-        console.print("  none; build one with: natc build --kernel 7 --target llvm")
+        console.print("  none; build a library: natc build --kernel 7 --target llvm")
     for problem in document["problems"]:
         console.print(f"problem: {problem}", style="red")
     if document["problems"]:

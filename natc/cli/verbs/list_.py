@@ -19,7 +19,7 @@ from natc.store.records import Environment, Trial, read_log
 def list_(
     prune: Annotated[
         bool,
-        typer.Option("--prune", help="First remove from natc's cache what serves no call."),
+        typer.Option("--prune", help="First remove files that serve no call from natc's cache."),
     ] = False,
     json: JsonOption = False,
 ) -> None:
@@ -45,7 +45,7 @@ def list_(
         if not rows:
             console.print(f"no {title}")
         for where, group in _by_directory(rows):
-            console.print(_table(f"{title} in {where}", group))
+            output.print_table(_table(f"{title} in {where}", group))
     problems = [
         problem for rows in document.values() for row in rows for problem in row["problems"]
     ]
@@ -56,7 +56,7 @@ def list_(
 
 
 def note_leftovers() -> None:
-    """Say on stderr how to remove what is of no use, where natc's cache holds such."""
+    """Print on stderr how to remove leftovers from natc's cache, if there are any."""
     from natc import runtime
 
     count = len(runtime.leftovers())
@@ -128,8 +128,8 @@ def _logs() -> list[dict[str, Any]]:
     rows = []
     for path in workspace.log_files():
         try:
-            records, found = read_log(path)
-            problems = [str(problem) for problem in found]
+            records, unreadable = read_log(path)
+            problems = list(map(str, unreadable))
         except RecordError as error:
             records, problems = [], [str(error)]
         trials = [record for record in records if isinstance(record, Trial)]
@@ -147,13 +147,13 @@ def _logs() -> list[dict[str, Any]]:
     return rows
 
 
-# What has no column: where a row belongs, times by shape, and problems, which are told below.
+# Fields without a column: directories are titles, times go by shape, problems come last.
 _NO_COLUMN = ("path", "from", "operation", "seconds", "problems")
 _NUMBERS = ("speedup", "sessions", "trials", "failures")
 
 
 def _by_directory(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield each directory, with how natc came to look there, and the rows of what is in it."""
+    """Yield each directory, with the reason why natc looks there, and its rows."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         # Schedules and logs lie in a folder for each target, which has a column.
@@ -165,8 +165,8 @@ def _by_directory(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[s
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Any:
     # A library's file is named after its spec.
-    left_out = (*_NO_COLUMN, "spec") if "library" in rows[0] else _NO_COLUMN
-    columns = [name for name in rows[0] if name not in left_out]
+    hidden = (*_NO_COLUMN, "spec") if "library" in rows[0] else _NO_COLUMN
+    columns = [name for name in rows[0] if name not in hidden]
     result = output.table(title, *columns, right=_NUMBERS)
     for row in rows:
         result.add_row(*(_cell(name, row) for name in columns))
@@ -176,7 +176,7 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Any:
 def _cell(name: str, row: dict[str, Any]) -> str:
     value = row[name]
     if value is None:
-        # What cannot be read has nothing but a name.
+        # Files that cannot be read have only a name.
         return row["path"].name if name in ("spec", "library") else "-"
     if name == "spec" and row.get("operation", FORWARD) != FORWARD:
         return f"{value}.{row['operation']}"

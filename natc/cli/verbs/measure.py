@@ -1,4 +1,4 @@
-"""`natc measure`: time what `natc tune --export` made, on the machine that has the device."""
+"""`natc measure`: time the candidates of `natc tune --export` on a machine with the device."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ if TYPE_CHECKING:
 
 
 def measure(
-    directory: Annotated[Path, typer.Argument(help="What natc tune --export wrote.")],
+    directory: Annotated[Path, typer.Argument(help="Directory of natc tune --export.")],
     minutes: Annotated[
         float | None,
         typer.Option(
             "--minutes",
             min=0.05,
-            help="Stop after this many minutes, shared out among searches.",
-            show_default="when all is measured",
+            help="Stop after this many minutes, divided among searches.",
+            show_default="when everything is measured",
         ),
     ] = None,
     json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
-    """Measure exported candidates here; needs no compiler. The same command goes on."""
+    """Measure exported candidates here; needs no compiler. Run it again to continue."""
     from natc.cli.views.progress import watch
     from natc.tune.measure import measuring, rounds
 
     end = None if minutes is None else time.monotonic() + 60 * minutes
-    found = rounds.find(directory)
+    places = rounds.find(directory)
     summaries, problems = [], []
-    for number, place in enumerate(found):
+    for number, place in enumerate(places):
         until = None
         if end is not None:
-            # What one search leaves of its share is there for those after it.
-            until = time.monotonic() + (end - time.monotonic()) / (len(found) - number)
+            # Later searches share the time that earlier ones did not need.
+            until = time.monotonic() + (end - time.monotonic()) / (len(places) - number)
         try:
             with watch(show=not quiet) as on_event:
                 summary = measuring.measure(place, until=until, on_event=on_event)
         except NatcError as error:
-            if len(found) == 1:
+            if len(places) == 1:
                 raise
             problems.append(str(error))
             output.stderr().print(f"problem: {error}")
@@ -55,13 +55,13 @@ def measure(
         summaries.append(summary)
         if not json:
             output.stdout().print(_line(summary))
-    left = [summary for summary in summaries if not summary.complete]
+    incomplete = [summary for summary in summaries if not summary.complete]
     if json:
         output.print_json({"searches": summaries, "problems": problems})
-    elif left:
+    elif incomplete:
         output.stdout().print(f"Not all is measured; go on with: natc measure {directory}")
     else:
-        output.stdout().print(f"Take it in where the compiler is: natc tune --import {directory}")
+        output.stdout().print(f"On a machine with the compiler: natc tune --import {directory}")
     if problems:
         raise typer.Exit(1)
 

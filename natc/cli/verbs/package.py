@@ -59,7 +59,7 @@ def package(
         str | None,
         typer.Option(
             "--operations",
-            help="What each library is to hold, separated by commas.",
+            help="Operations in each library, separated by commas.",
             autocompletion=options.complete_families,
         ),
     ] = None,
@@ -74,7 +74,7 @@ def package(
     ] = None,
     source: Annotated[
         Path | None,
-        typer.Option("--from", metavar="DIR", help="Pack the libraries of a directory as is."),
+        typer.Option("--from", metavar="DIR", help="Pack the libraries of a directory unchanged."),
     ] = None,
     form: Annotated[
         str, typer.Option("--format", help="wheel, archive, zip, hf; one or more.")
@@ -112,8 +112,8 @@ def package(
 ) -> None:
     """Build kernels and pack them: a wheel, an archive, or Hugging Face's layout.
 
-    Without --kernel, all kernels of NAT. Run again after an interruption: what is built already
-    is not built again.
+    Without --kernel, all kernels of NAT. Run it again after an interruption: it builds only the
+    missing libraries.
     """
     from natc.package import assemble
     from natc.package.plan import parse_list
@@ -122,13 +122,13 @@ def package(
     wrong = [name for name in forms if name not in assemble.FORMATS]
     if wrong:
         raise SpecError(
-            f"format {wrong[0]!r} is unknown; it must be one of {', '.join(assemble.FORMATS)}."
+            f"format is {wrong[0]!r}; it must be {', '.join(assemble.FORMATS)}, or several."
         )
     chosen = (kernel, arch, head_dim, dtype, rank, operations, rpb, named_set)
     if source is not None and any(option is not None for option in chosen):
         raise ArgumentError(
-            "--from packs a directory as it is; it goes with none of --kernel, --arch, "
-            "--head-dim, --dtype, --rank, --operations, --rpb and --set."
+            "--from packs a directory unchanged; it takes no --kernel, --arch, --head-dim, "
+            "--dtype, --rank, --operations, --rpb or --set."
         )
     signer = None
     if sign is not None:
@@ -146,7 +146,7 @@ def package(
     if dry_run:
         show_plan(jobs, tools, source, forms, json=json)
         return
-    # Found out now, not after an hour of building.
+    # Now, not after an hour of building.
     if not files.writable(directory):
         raise NatcError(f"directory {directory} is not writable; name another with --output.")
     reused = 0
@@ -186,7 +186,7 @@ def _plan(
     from natc.package import plan
 
     if named_set is not None and named_set not in plan.SETS:
-        raise SpecError(f"set {named_set!r} is unknown; it must be {', '.join(plan.SETS)}.")
+        raise SpecError(f"set is {named_set!r}; it must be {', '.join(plan.SETS)}.")
     if named_set is None and kernel is None:
         named_set = DEFAULT_SET
     kind, archs = _archs(target, arch)
@@ -216,18 +216,18 @@ def _archs(target: str, arch: str | None) -> tuple[str, tuple[str, ...]]:
         from natc.package.plan import parse_list
 
         named = parse_list(arch, "arch")
-        found = tuple(Target("llvm", name).arch for name in named)
-        if "aarch64" in found and len(found) > 1:
+        archs = tuple(Target("llvm", name).arch for name in named)
+        if "aarch64" in archs and len(archs) > 1:
             raise TargetError(
                 f"arch is {arch}; a package is for x86-64 or for aarch64: make one for each."
             )
-        return target, tuple(name for name in ARCHS["llvm"] if name in found)
-    one = detect.parse_target(target, arch)
-    return one.kind, (one.arch,)
+        return target, tuple(name for name in ARCHS["llvm"] if name in archs)
+    single = detect.parse_target(target, arch)
+    return single.kind, (single.arch,)
 
 
 def _build(jobs: Sequence[Job], tools: str, workers: int) -> int:
-    """Build what is not there yet; return how many libraries were."""
+    """Build the missing libraries; return how many were there already."""
     from natc.package import jobs as build
 
     todo = [job for job in jobs if build.built(job, tools) is None]
@@ -256,8 +256,8 @@ def _built_pieces(jobs: Sequence[Job], tools: str, when: int) -> list[Piece]:
         library = build.built(job, tools)
         if library is None:
             raise NatcError(f"{job} has no library, though it was built just now.")
-        found = piece(library, when)
-        # A library that was built at an earlier commit, from the same code, is this one's, too.
-        manifest = replace(found.manifest, provenance=provenance)
-        pieces.append(replace(found, manifest=manifest))
+        part = piece(library, when)
+        # The same code at an earlier commit builds the same library: name this commit.
+        manifest = replace(part.manifest, provenance=provenance)
+        pieces.append(replace(part, manifest=manifest))
     return sorted(pieces, key=lambda piece: piece.manifest.name)

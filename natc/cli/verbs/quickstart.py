@@ -38,8 +38,7 @@ def quickstart(
 ) -> None:
     """Tune a kernel for this CPU, build it, and run NAT-Mini on a photograph with it.
 
-    Every step is checked; exits with 1 when a result is wrong. The same command again goes on
-    with the search.
+    Every step is checked; exits with 1 if a result is wrong. Run it again to continue the search.
     """
     options.require_compiler("tune")
     _require_demo()
@@ -52,7 +51,7 @@ def quickstart(
         dtype=None,
         rpb=True,
     )
-    # Found out now, not after minutes of tuning.
+    # Now, not after minutes of tuning.
     files.make_directory(directory)
     if not files.writable(directory):
         raise NatcError(f"directory {directory} is not writable; name another with --output.")
@@ -70,7 +69,7 @@ def quickstart(
     if finished.schedule_path is not None:
         console.print(search.summary(finished))
     else:
-        # On a machine that is slow, or busy, the rest is worth seeing all the same.
+        # The next steps work on a slow or busy machine, too.
         more = f"natc quickstart --minutes {2 * minutes:g}"
         console.print(
             f"{search.unmeasured(finished)}: nothing new is tuned. For more time: {more}"
@@ -116,7 +115,7 @@ def _build(spec: KernelSpec, target: Target) -> tuple[Contestant, Contestant]:
 
     note = output.stderr().print
     where = workspace.library_dir()
-    # What a user tries next in Python may well have no bias.
+    # Both variants: the next call in Python may well have no bias.
     tuned, _ = (
         build_library(
             variant,
@@ -136,10 +135,10 @@ def _build(spec: KernelSpec, target: Target) -> tuple[Contestant, Contestant]:
 
 
 def families_to_build(spec: KernelSpec, target: Target, directory: Path) -> tuple[str, ...]:
-    """Return the families of operations that a library is to hold which replaces another.
+    """Return the families of operations to build: the forward, and all in the current library.
 
-    That is the forward, which is all that the quickstart runs, and what is there already: a
-    library that was built for training must not lose what it is for.
+    The quickstart runs only the forward, but must not remove gradients from a library that was
+    built for training.
     """
     from natc import runtime
     from natc.runtime.commands import families_of
@@ -155,7 +154,7 @@ def families_to_build(spec: KernelSpec, target: Target, directory: Path) -> tupl
 
 
 def _contestant(spec: KernelSpec, directory: Path, note: str) -> Contestant:
-    """Load the kernel that lies in a directory, whatever other directories hold."""
+    """Return the kernel in a directory, even if another directory has one."""
     import torch
 
     from natc import runtime

@@ -1,4 +1,4 @@
-"""`natc show`: what serves a kernel's calls and why; or what is in a library or a schedule."""
+"""`natc show`: which library serves a kernel's calls, and why; or the contents of a file."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ def show(
         str,
         typer.Option(
             "--operation",
-            help="The operation whose choice is explained, such as forward or d_query.",
+            help="The operation to explain, such as forward or d_query.",
             autocompletion=options.complete(lambda: tuple(OPERATIONS)),
         ),
     ] = FORWARD,
     json: JsonOption = False,
 ) -> None:
-    """Show what serves the calls of a kernel here, and why each other candidate does not.
+    """Show which library serves the calls of a kernel here, and why other candidates do not.
 
-    Candidates are named in the order in which natc looks. Exits with 1 where a call would run on
-    the reference or raise. With a FILE, shows what is in a library or a schedule.
+    Candidates come in the order in which natc looks. Exits with 1 if a call would run on the
+    reference or raise. With a FILE, shows the contents of a library or a schedule.
     """
-    # What finds libraries is imported here, so that natc --help need not.
+    # Imported here, so that natc --help does not load it.
     from natc import runtime
     from natc.cli.views import show_file, show_schedule, why
 
@@ -96,11 +96,11 @@ def _question(
     value_dim: int | None,
     rpb: bool,
 ) -> tuple[KernelSpec, Facts]:
-    """Return the spec and the device that the options ask about."""
+    """Return the spec and the device of the question."""
     from natc.cli.views import why
 
     if name is not None and kernel is not None:
-        raise ArgumentError("both of NAME and --kernel given; natc show takes one of them.")
+        raise ArgumentError("NAME and --kernel are both there; natc show takes only one.")
     kind = target.split("-")[0]
     facts = _facts(target, arch)
     if name is not None:
@@ -113,9 +113,9 @@ def _question(
         return spec, facts
     if kernel is None:
         raise ArgumentError(
-            "neither of NAME and --kernel given; natc show takes one of them, or a FILE."
+            "--kernel is missing: the window to explain, such as --kernel 7; or a NAME or FILE."
         )
-    # Asking about float64 on a GPU is allowed: the answer is what serves it.
+    # A question about float64 on a GPU is allowed: the reference serves it.
     spec = options.make_spec(
         kernel,
         kind="llvm" if dtype and not compiles(dtype.value, kind) else kind,
@@ -137,7 +137,7 @@ def _facts(target: str, arch: str | None) -> Facts:
     if facts.machine is None and facts.capability is None:
         raise TargetError(
             f"{facts.problem.rstrip('.')}; to ask about another machine, name its architecture "
-            f"with --arch, one of {', '.join(ARCHS[target])}."
+            f"with --arch: {', '.join(ARCHS[target])}."
         )
     return facts
 
@@ -162,7 +162,7 @@ def _print(account: dict[str, Any]) -> None:
     if account["library"] is not None:
         builds = "not needed"
     console.print(f"  build by the first call: {builds}")
-    console.print("  reference: plain PyTorch, serves what is left")
+    console.print("  reference: plain PyTorch, if no library serves the call")
     console.print("operations", style="bold")
     for server, names in _by_server(account["operations"]).items():
         console.print(f"  {server}: {', '.join(names)}")
@@ -173,10 +173,10 @@ def _print(account: dict[str, Any]) -> None:
 
 
 def _by_server(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    operations: dict[str, list[str]] = {}
     for row in rows:
-        found.setdefault(_server(row), []).append(row["operation"])
-    return found
+        operations.setdefault(_server(row), []).append(row["operation"])
+    return operations
 
 
 def _server(row: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from natc.tune.events import SearchFinished
     from natc.tune.measure.rounds import Imported
 
-# What candidates are checked and timed in; float64 is for checks, where speed does not matter.
+# Dtypes of candidates; float64 is for checks, and its speed does not matter.
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -72,21 +72,23 @@ def tune(
         typer.Option(
             "--import",
             metavar="DIR",
-            help="Take in what natc measure found in such a directory: log and schedules.",
+            help="Take in the measurements of such a directory: log and schedules.",
         ),
     ] = None,
     json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
-    """Search for the fastest schedules; the same command again goes on from there."""
+    """Search for the fastest schedules; run it again to continue."""
     if import_ is not None:
         if kernel is not None or export is not None:
-            raise SpecError("--import takes no --kernel and no --export: the directory says it.")
+            raise SpecError(
+                "--import takes no --kernel and no --export: the directory names the kernels."
+            )
         options.require_compiler("tune")
         _import(import_, json)
         return
     if kernel is None:
-        raise SpecError("--kernel is missing: the window to tune, such as --kernel 7.")
+        context.fail("Missing option '--kernel' / '-k'.")
     place = (
         _measurable(target, arch, kernel) if export is None else detect.parse_target(target, arch)
     )
@@ -122,8 +124,8 @@ def tune(
                 show=not quiet,
             )
         except KeyboardInterrupt:
-            said = "stopped. Everything measured is kept; go on with"
-            print(f"natc: {said}: {again}", file=sys.stderr)
+            text = "stopped. Everything measured is kept; go on with"
+            print(f"natc: {text}: {again}", file=sys.stderr)
             raise typer.Exit(search.INTERRUPTED) from None
         if json:
             names = {"spec": spec.name, "target": place.name, "operation": operation}
@@ -148,16 +150,16 @@ def tune(
 
 
 def _note_gpu(context: typer.Context, place: Target) -> None:
-    """Say on stderr that the CPU is searched for, where there is a GPU and nobody said which."""
+    """Print on stderr that the search is for the CPU, if there is a GPU and no --target."""
     source = context.get_parameter_source("target")
     if source is not None and source.name == "DEFAULT" and gpu.driver().gpus:
         name = gpu.driver().gpus[0].name
-        said = f"this searches for the CPU, {place.name}; for the GPU ({name}): --target cuda"
-        output.stderr().print(f"note: {said}")
+        text = f"this searches for the CPU, {place.name}; for the GPU ({name}): --target cuda"
+        output.stderr().print(f"note: {text}")
 
 
 def _complaint(spec: KernelSpec, operation: str, finished: SearchFinished, again: str) -> str:
-    """Return a sentence on a search that wrote no schedule, and what to do."""
+    """Return a sentence on a search that wrote no schedule, with advice."""
     text = f"{spec.name} {operation}: {search.unmeasured(finished)}, so no schedule was written"
     if finished.interrupted:
         return f"natc: stopped: {text}; go on with: {again}"
@@ -180,10 +182,10 @@ def _export(
     from natc.cli.views.progress import watch
     from natc.tune.search.export import export
 
-    made = []
+    documents = []
     for operation in operations:
         with watch(show=show) as on_event:
-            found = export(
+            exported = export(
                 spec,
                 target,
                 directory,
@@ -193,24 +195,22 @@ def _export(
                 seed=seed,
                 on_event=on_event,
             )
-        made.append(
+        documents.append(
             {
                 "spec": spec.name,
                 "target": target.name,
                 "operation": operation,
-                "candidates": len(found.candidates),
-                "dropped": len(found.dropped),
+                "candidates": len(exported.candidates),
+                "dropped": len(exported.dropped),
             }
         )
         if not json:
-            text = (
-                f"{found.name}: {len(found.candidates)} candidates, {len(found.dropped)} dropped"
-            )
-            output.stdout().print(text)
+            count = f"{len(exported.candidates)} candidates, {len(exported.dropped)} dropped"
+            output.stdout().print(f"{exported.name}: {count}")
     if json:
-        output.print_json({"directory": directory, "searches": made})
+        output.print_json({"directory": directory, "searches": documents})
     else:
-        output.stdout().print(f"Measure it on a machine of that kind: natc measure {directory}")
+        output.stdout().print(f"On a machine with that device: natc measure {directory}")
 
 
 def _import(directory: Path, json: bool) -> None:
@@ -218,48 +218,50 @@ def _import(directory: Path, json: bool) -> None:
     from natc.tune.search.importing import import_round
 
     places = rounds.find(directory)
-    found, problems = [], []
+    imported, problems = [], []
     for place in places:
         try:
-            one = import_round(place)
+            search = import_round(place)
         except NatcError as error:
             if len(places) == 1:
                 raise
             problem = str(error)
         else:
-            found.append(one)
-            problem = f"{one.name}: {one.problem}" if one.problem else ""
+            imported.append(search)
+            problem = f"{search.name}: {search.problem}" if search.problem else ""
             if not json:
-                _show_imported(one)
+                _show_imported(search)
         if problem:
             problems.append(problem)
             output.stderr().print(f"problem: {problem}")
     if json:
-        output.print_json({"searches": found, "problems": problems})
+        output.print_json({"searches": imported, "problems": problems})
     if problems:
         raise typer.Exit(1)
 
 
-def _show_imported(one: Imported) -> None:
+def _show_imported(search: Imported) -> None:
     console = output.stdout()
-    times = f"best {seconds_text(one.best)}, untuned {seconds_text(one.untuned)}"
-    console.print(f"{one.name}: {times}; {one.trials} new trials in {one.log_path}")
-    if one.problem:
+    times = f"best {seconds_text(search.best)}, untuned {seconds_text(search.untuned)}"
+    console.print(f"{search.name}: {times}; {search.trials} new trials in {search.log_path}")
+    if search.problem:
         return
-    console.print(f"schedule: {one.schedule_path}" + (f" ({one.kept})" if one.kept else ""))
-    if not one.complete:
-        console.print("Measuring was cut short, so that the winner is a guess: natc measure")
+    console.print(
+        f"schedule: {search.schedule_path}" + (f" ({search.kept})" if search.kept else "")
+    )
+    if not search.complete:
+        console.print("Measuring was cut short, so the winner is uncertain: natc measure")
 
 
 def _measurable(text: str, arch: str | None, kernel: str) -> Target:
     """Return the target, or raise TargetError where this machine cannot measure on it."""
     if text.split("-")[0] == "cuda" and not gpu.driver().gpus:
-        # A wrong name is the first thing to say, and a right one belongs into the advice.
+        # A wrong name raises first; a right one is part of the advice.
         named = detect.parse_target(text, arch or "sm_90" if text == "cuda" else arch)
         raise TargetError(
             "this machine has no NVIDIA GPU (or its driver does not answer), so nothing can be "
             "measured for cuda. Compile candidates here with --export DIR, measure them on a "
-            "machine with one (natc measure DIR) and take them in with --import DIR; or compile "
+            "machine with a GPU (natc measure DIR) and take them in with --import DIR; or compile "
             "without tuning, which needs no GPU: "
             f"natc build --kernel {shlex.quote(kernel)} --target cuda --arch {named.arch}"
         )

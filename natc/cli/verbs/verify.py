@@ -1,4 +1,4 @@
-"""`natc verify`: check libraries and packages without running anything of them."""
+"""`natc verify`: check libraries and packages without running their code."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ def verify(
     portable: Annotated[
         bool,
         typer.Option(
-            "--portable", help="Demand of directories what packages must do: run on glibc 2.28."
+            "--portable",
+            help="Demand that libraries in directories run on glibc 2.28, as packages do.",
         ),
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Check hashes, manifests, symbols and signatures; exits with 1 when something is wrong."""
+    """Check hashes, manifests, symbols and signatures; exits with 1 if anything is wrong."""
     from natc.package.verify import verify_path
 
     verifier = None
@@ -44,12 +45,12 @@ def verify(
         from natc.package.signing import Verifier
 
         verifier = Verifier(key)
-    found = list(paths or [])
-    if not found:
-        found = [place.path for place in workspace.library_places() if place.path.is_dir()]
+    checked = list(paths or [])
+    if not checked:
+        checked = [place.path for place in workspace.library_places() if place.path.is_dir()]
     reports = [
         verify_path(path, key=verifier, portable=portable, may_be_empty=not paths)
-        for path in found
+        for path in checked
     ]
     if json:
         output.print_json({"ok": all(report.ok for report in reports), "checked": [
@@ -71,7 +72,7 @@ def _show(reports: list[Report]) -> None:
         if not report.rows:
             console.print(f"{report.path}: {report.kind}, no libraries")
         else:
-            console.print(_table(report))
+            output.print_table(_table(report))
         for problem in report.problems:
             console.print(f"problem: {report.path}: {problem}", style="red")
         for row in report.rows:

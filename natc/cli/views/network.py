@@ -24,7 +24,7 @@ ALLOWED_ERROR = 1e-4
 
 @dataclass(frozen=True)
 class NetworkRun:
-    """What NAT-Mini did on a photograph.
+    """Errors and times of NAT-Mini on a photograph.
 
     library: the kernel's. Errors are relative to the largest value on the reference. Seconds are
     medians, of the whole network on kernels and on the reference. picture: the file written.
@@ -41,7 +41,7 @@ class NetworkRun:
 def run_network(
     spec: KernelSpec, directory: Path, *, seconds: float, console: Console
 ) -> NetworkRun:
-    """Run NAT-Mini with random weights on a photograph, and say on a console what it did.
+    """Run NAT-Mini with random weights on a photograph, and print the results on a console.
 
     spec: the kernel that its attention needs; directory: where the picture goes; seconds: time
     to spend on timing. Raises NatcError when kernels and reference differ.
@@ -58,7 +58,7 @@ def run_network(
     model = models.nat_mini().eval()
     image = photograph()
     with warnings.catch_warnings():
-        # A network that quietly ran on the reference would agree with it perfectly.
+        # A network that ran on the reference both times would agree with itself.
         warnings.simplefilter("error", NatcFallbackWarning)
         comparison = compare_network(model, image)
     choice = runtime.explain(spec, "cpu").choice

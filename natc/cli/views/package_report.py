@@ -1,4 +1,4 @@
-"""What `natc package` shows: the plan, what was built, and how large the packages are."""
+"""The output of `natc package`: the plan, the progress, and the sizes of the packages."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 _UNPACKED = "To use {}: unpack it, and name the directory in NATC_LIB_PATH"
-# What to do with a package of a format; the hub's is for others to load.
+# How to use a package of each format; packages for the hub are uploaded.
 _USE = {"wheel": "To use it: pip install {}", "archive": _UNPACKED, "zip": _UNPACKED}
 
 
 @contextlib.contextmanager
 def progress(todo: int, reused: int) -> Iterator[Callable[[Job, list[str]], None]]:
-    """Yield a function that shows a library that was built: a bar, or a line each in a pipe.
+    """Yield a function that shows each new library: in a bar, or as a line in a pipe.
 
-    todo: how many are to be built; reused: how many are there already.
+    todo: libraries to build; reused: libraries that are there already.
     """
     console = output.stderr()
     if reused:
@@ -147,7 +147,7 @@ def show(
     )
     for name, size in parts.items():
         table.add_row(name, f"{size.bytes:,}", f"{size.compressed:,}")
-    console.print(table)
+    output.print_table(table)
     for file in files:
         console.print(f"wrote {file['path']} ({file['bytes']:,} bytes)")
     for form, path in written:

@@ -1,4 +1,4 @@
-"""The live picture of a search: best time, speed-up, trials, failures, time left."""
+"""A search as it runs: best time, speed-up, trials, failures, remaining time."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Listener = Callable[[Event], None]
 def watch(*, show: bool) -> Iterator[Listener]:
     """Yield a function that shows each event of a search on stderr.
 
-    On a terminal it is one live line; elsewhere a line for the start, for each new best and for
-    each note. With show=False only notes are printed.
+    On a terminal it is one live line; elsewhere there are lines for the start, for each new best
+    time and for each note. show: False prints only notes.
     """
     console = output.stderr()
     if not show or not console.is_terminal:
@@ -119,12 +119,12 @@ class Bar:
 
 
 def built_text(event: CandidatesBuilt) -> str:
-    """Return the line on candidates that were compiled."""
+    """Return the line that counts compiled candidates."""
     return f"compiled {event.made} of {event.planned} candidates ({event.dropped} dropped)"
 
 
 def start_text(event: Started) -> str:
-    """Return the line that a search begins with."""
+    """Return the first line of a search."""
     text = f"tuning {event.spec} for {event.target} on {', '.join(event.shapes)}: "
     text += f"untuned {seconds_text(event.baseline)}"
     if event.resumed_trials:

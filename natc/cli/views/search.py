@@ -1,4 +1,4 @@
-"""Running a search and showing it: what `natc tune` and `natc quickstart` share."""
+"""Runs a search and shows it, for `natc tune` and `natc quickstart`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from natc.targets import Target
 if TYPE_CHECKING:
     from natc.tune.events import Event, SearchFinished
 
-# The shell's convention for a program ended by Ctrl-C.
+# The shell's exit code for a program that Ctrl-C ends.
 INTERRUPTED = 130
 
 
@@ -30,11 +30,11 @@ def run(
     seed: int = 0,
     show: bool = True,
 ) -> SearchFinished:
-    """Search for the fastest schedule, showing progress on stderr; return how it ended.
+    """Search for the fastest schedule, showing progress on stderr; return its last event.
 
     operation: of `natc.operations`. shapes: inputs `(batch, height, width, heads)`, by default
-    NAT's four levels. show: False shows notes only. Raises KeyboardInterrupt when stopped before
-    the search could say more.
+    NAT's four levels. show: False shows only notes. Raises KeyboardInterrupt if stopped before
+    anything was measured.
     """
     from natc.cli.views.progress import watch
     from natc.tune import tune
@@ -64,10 +64,10 @@ def run(
 
 
 def summary(finished: SearchFinished) -> str:
-    """Return one line on how a search ended that wrote a schedule."""
+    """Return a line on the end of a search that wrote a schedule."""
     state = "stopped" if finished.interrupted else "done"
     faster = f"{speedup(finished):.2f}"
-    gain = f"{faster} times faster" if float(faster) > 1 else "which none beats"
+    gain = f"{faster} times faster" if float(faster) > 1 else "no candidate was faster"
     return (
         f"{state}: {finished.trials} candidates in {finished.seconds:.0f} s "
         f"({finished.failures} failed); best {seconds_text(finished.best)}, "
@@ -89,7 +89,7 @@ def unmeasured(finished: SearchFinished) -> str:
 
 
 def report(finished: SearchFinished, again: str) -> None:
-    """Print how a search ended that wrote a schedule, and after an interruption how to go on."""
+    """Print the end of a search that wrote a schedule, and how to continue if it was stopped."""
     console = output.stdout()
     console.print(summary(finished))
     console.print(f"schedule: {finished.schedule_path}")

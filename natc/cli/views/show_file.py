@@ -1,4 +1,4 @@
-"""What is in one library or schedule file, for `natc show FILE`."""
+"""The contents of a library or schedule file, for `natc show FILE`."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _LIBRARY, _SCHEDULE = "library", "schedule"
 
 
 def is_file(text: str) -> bool:
-    """Return whether a word of the command line is meant as a file, there or not."""
+    """Return whether a word of the command line means a file, which may be missing."""
     path = Path(text)
     return path.exists() or len(path.parts) > 1 or path.suffix in (SUFFIX, ".so")
 
 
 def document(text: str) -> dict[str, Any]:
-    """Return what is in a library, its manifest or a schedule, as values for JSON.
+    """Return the contents of a library, its manifest or a schedule, as values for JSON.
 
-    Raises ArgumentError for what is none of these, and LibraryError or ScheduleError, naming the
-    file, for one that is damaged.
+    Raises ArgumentError for any other path, and LibraryError or ScheduleError, naming the file,
+    if it is damaged.
     """
     path = Path(text)
     if not path.exists():
@@ -39,12 +39,12 @@ def document(text: str) -> dict[str, Any]:
     if path.is_dir():
         raise ArgumentError(
             f"{path} is a directory; natc show takes one file. natc verify {path} checks all "
-            "libraries in it, natc list lists those that natc finds."
+            "libraries in it, natc list lists the libraries that natc finds."
         )
     if path.suffix == SUFFIX and _is_schedule(path):
         schedule = read_schedule(path.absolute())
-        found = show_schedule.of_schedule(path, schedule, "tuned")
-        return {"kind": _SCHEDULE, "spec": schedule.spec, "schedule": found}
+        facts = show_schedule.of_schedule(path, schedule, "tuned")
+        return {"kind": _SCHEDULE, "spec": schedule.spec, "schedule": facts}
     if path.suffix not in (SUFFIX, ".so"):
         raise ArgumentError(
             f"{path} is no library (.so), manifest or schedule (.json). natc verify checks "
@@ -55,8 +55,8 @@ def document(text: str) -> dict[str, Any]:
     manifest_path = path.with_name(name).with_suffix(SUFFIX).absolute()
     if not manifest_path.exists():
         raise LibraryError(
-            f"library {path} has no manifest {manifest_path.name} beside it, which says what it "
-            "holds; natc does not load it."
+            f"library {path} has no manifest {manifest_path.name} beside it; natc loads no "
+            "library without a manifest."
         )
     library = Library(load_manifest(manifest_path), manifest_path)
     if path.suffix != SUFFIX and path.name != library.path.name:
@@ -69,14 +69,14 @@ def document(text: str) -> dict[str, Any]:
 
 def _is_schedule(path: Path) -> bool:
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except OSError as error:
         raise ArgumentError(f"file {path} cannot be read: {reason(error)}.") from error
     except ValueError as error:
         raise ArgumentError(f"file {path} is not JSON: {error}.") from error
-    if isinstance(found, dict) and "decisions" in found:
+    if isinstance(content, dict) and "decisions" in content:
         return True
-    if isinstance(found, dict) and "library" in found:
+    if isinstance(content, dict) and "library" in content:
         return False
     raise ArgumentError(f"file {path} is neither a manifest of a library nor a schedule.")
 
@@ -106,11 +106,11 @@ def _library(library: Library) -> dict[str, Any]:
 
 
 def _is_found(library: Library) -> bool:
-    return any(found.manifest_path == library.manifest_path for found in runtime.kernels())
+    return any(each.manifest_path == library.manifest_path for each in runtime.kernels())
 
 
 def _runs_here(library: Library, machine: dict[str, runtime.Facts]) -> str | None:
-    """Return why no code of a library runs on this machine, or None where some does."""
+    """Return why no code of a library runs on this machine, or None if some does."""
     facts = machine[library.manifest.target.kind]
     operation = next(iter(library.manifest.entries))
     choice, rejections = runtime.select([library], library.spec, facts, operation=operation)
@@ -118,7 +118,7 @@ def _runs_here(library: Library, machine: dict[str, runtime.Facts]) -> str | Non
 
 
 def held(library: Library) -> dict[str, Any]:
-    """Return what a library holds: operations, architectures, PTX, and how it was made."""
+    """Return a library's operations, architectures, PTX, and the versions that built it."""
     manifest = library.manifest
     size = library.path.stat().st_size if library.path.is_file() else None
     return {
@@ -134,38 +134,40 @@ def held(library: Library) -> dict[str, Any]:
     }
 
 
-def show_held(found: dict[str, Any]) -> None:
+def show_held(facts: dict[str, Any]) -> None:
     """Print what `held` returned on stdout."""
     console = output.stdout()
-    size = f" ({found['bytes']:,} bytes)" if found["bytes"] is not None else ", which is missing"
+    size = f" ({facts['bytes']:,} bytes)" if facts["bytes"] is not None else ", which is missing"
     console.print("library", style="bold")
-    console.print(f"  file: {found['path']}{size}")
-    ptx = f", and PTX of {found['ptx']} for newer GPUs" if found["ptx"] else ""
-    console.print(f"  code for: {', '.join(found['targets'])}{ptx}")
-    console.print(f"  operations: {', '.join(found['families'])}")
-    made = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
-    console.print(f"  built: {found['built_at'] or 'at an unknown time'}, by {made or 'unknown'}")
-    console.print(f"  sha256: {found['sha256']}")
+    console.print(f"  file: {facts['path']}{size}")
+    ptx = f", and PTX of {facts['ptx']} for newer GPUs" if facts["ptx"] else ""
+    console.print(f"  code for: {', '.join(facts['targets'])}{ptx}")
+    console.print(f"  operations: {', '.join(facts['families'])}")
+    tools = ", ".join(
+        f"{name} {version}" for name, version in facts["versions"].items() if version
+    )
+    console.print(f"  built: {facts['built_at'] or 'at an unknown time'}, by {tools or 'unknown'}")
+    console.print(f"  sha256: {facts['sha256']}")
 
 
-def show(found: dict[str, Any]) -> None:
+def show(facts: dict[str, Any]) -> None:
     """Print what `document` returned on stdout."""
     console = output.stdout()
-    if found["kind"] == _SCHEDULE:
-        console.print(f"schedule of {found['spec']}", style="bold")
-        show_schedule.show(found["schedule"])
+    if facts["kind"] == _SCHEDULE:
+        console.print(f"schedule of {facts['spec']}", style="bold")
+        show_schedule.show(facts["schedule"])
         return
-    console.print(f"library of {found['spec']}", style="bold")
-    show_held(found["holds"])
+    console.print(f"library of {facts['spec']}", style="bold")
+    show_held(facts["holds"])
     console.print("here", style="bold")
-    no = found["runs_here"]
+    no = facts["runs_here"]
     console.print(f"  runs on this machine: {'yes' if no is None else f'no: {no}'}")
-    if found["used"] is None:
-        console.print("  not where natc looks; name its directory in NATC_LIB_PATH")
+    if facts["used"] is None:
+        console.print("  natc does not look in its directory; name it in NATC_LIB_PATH")
     else:
-        for line in why.use_lines(found["used"]):
+        for line in why.use_lines(facts["used"]):
             console.print(f"  {line}")
-    for schedule in found["schedules"]:
+    for schedule in facts["schedules"]:
         show_schedule.show(schedule)
-    if found["problem"]:
-        console.print(f"problem: {found['problem']}", style="red")
+    if facts["problem"]:
+        console.print(f"problem: {facts['problem']}", style="red")

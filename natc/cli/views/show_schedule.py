@@ -1,4 +1,4 @@
-"""The schedule behind a kernel, shown: decisions, times, where and when they were measured."""
+"""Shows the schedule of a kernel: decisions, times, and where and when they were measured."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def of_library(library: Library, target: Target, operation: str) -> dict[str, Any]:
-    """Return what an operation's code for a target was made from; its times where they are here.
+    """Return the schedule of an operation's code for a target, with times if its file is here.
 
-    A manifest holds the decisions; the times are in the schedule's file, if it is still the same.
+    A manifest has the decisions; the schedule's file has the times, if it is still the same.
     """
     operation = tuned_as(operation)
     record = library.manifest.schedule.get(target.arch) or {}
@@ -31,7 +31,7 @@ def of_library(library: Library, target: Target, operation: str) -> dict[str, An
     origin = record.get("origin") if operation == FORWARD else "untuned"
     if operation != FORWARD and evidence:
         origin = "tuned" if evidence.get("of") == library.spec.name else "borrowed"
-    found = {
+    facts = {
         "operation": operation,
         "origin": origin,
         "of": evidence.get("of"),
@@ -46,18 +46,18 @@ def of_library(library: Library, target: Target, operation: str) -> dict[str, An
     if evidence.get("of"):
         path, schedule = _find(KernelSpec.parse(evidence["of"]), target, operation)
         if schedule is not None and schedule.created == evidence.get("created"):
-            found |= _evidence(path, schedule)
-    return found
+            facts |= _evidence(path, schedule)
+    return facts
 
 
 def all_of_library(library: Library, target: Target) -> list[dict[str, Any]]:
-    """Return what `of_library` does, for the forward and each operation with a schedule."""
+    """Return `of_library` for the forward and each operation with a schedule."""
     record = library.manifest.schedule.get(target.arch) or {}
     return [of_library(library, target, name) for name in (FORWARD, *(record.get("others") or ()))]
 
 
 def on_file(spec: KernelSpec, target: Target, operation: str) -> dict[str, Any] | None:
-    """Return the schedule that lies ready for a kernel that is not built, or a near kernel's."""
+    """Return the schedule that a build of a kernel would use: its own, or a near kernel's."""
     for candidate in near(spec):
         path, schedule = _find(candidate, target, tuned_as(operation))
         if schedule is not None:
@@ -66,7 +66,7 @@ def on_file(spec: KernelSpec, target: Target, operation: str) -> dict[str, Any] 
 
 
 def of_schedule(path: Path | None, schedule: Schedule, origin: str) -> dict[str, Any]:
-    """Return what is in a schedule."""
+    """Return the contents of a schedule."""
     return {
         "operation": schedule.operation,
         "origin": origin,
@@ -99,30 +99,30 @@ def _evidence(path: Path | None, schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def show(found: dict[str, Any]) -> None:
+def show(facts: dict[str, Any]) -> None:
     """Print what `of_library`, `on_file` or `of_schedule` returned on stdout."""
     console = output.stdout()
-    console.print(f"schedule of {found['operation']} for {found['target']}", style="bold")
-    if not found["of"]:
-        # Libraries that an older natc built say less.
-        console.print(f"  {found['origin'] or 'unknown'}: no search was made for this kernel")
+    console.print(f"schedule of {facts['operation']} for {facts['target']}", style="bold")
+    if not facts["of"]:
+        # Libraries of an older natc tell less.
+        console.print(f"  {facts['origin'] or 'unknown'}: no search tuned this kernel")
         return
-    whose = "" if found["origin"] == "tuned" else f", {found['origin']}"
-    space = found["space"] or {}
+    whose = "" if facts["origin"] == "tuned" else f", {facts['origin']}"
+    space = facts["space"] or {}
     console.print(
-        f"  of {found['of']}{whose}, found {str(found['created'])[:16]}, "
+        f"  of {facts['of']}{whose}, tuned {str(facts['created'])[:16]}, "
         f"in space {space.get('name')} {space.get('version')}"
     )
-    chosen = ", ".join(f"{name} {value}" for name, value in (found["decisions"] or {}).items())
+    chosen = ", ".join(f"{name} {value}" for name, value in (facts["decisions"] or {}).items())
     console.print(f"  decisions: {chosen}")
-    measured = found["measured"]
+    measured = facts["measured"]
     if measured is None:
-        console.print("  measured: the schedule's file is not here, or is of another search")
+        console.print("  measured: unknown, because the file of this schedule is not here")
         return
-    where = found["environment"]
+    where = facts["environment"]
     place = where["gpu"] or f"{where['cpu']}, {where['cores']} cores"
     console.print(f"  measured: on {place}; {measured['trials']} candidates")
-    console.print(f"  file: {found['path']}")
+    console.print(f"  file: {facts['path']}")
     table = output.table(
         "", "input", "tuned", "untuned", "ratio", right=("tuned", "untuned", "ratio")
     )
@@ -134,4 +134,4 @@ def show(found: dict[str, Any]) -> None:
             seconds_text(before) if before else "-",
             f"{before / seconds:.2f}" if before else "-",
         )
-    console.print(table)
+    output.print_table(table)

@@ -39,7 +39,7 @@ def show(results: Results) -> None:
                 "ratio": f"{least / base:.2g}" if base else "-",
             }
             table.add_row("  floor", *(cells.get(column, "-") for column in columns[1:]))
-    console.print(table)
+    output.print_table(table)
     for line in explanations(results):
         console.print(line)
     for sentence in results.busy:

@@ -1,4 +1,4 @@
-"""What serves a kernel's calls and why: the account that `natc show` and `natc doctor` give."""
+"""Explains which library serves a kernel's calls, for `natc show` and `natc doctor`."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from natc.store.manifest import SUFFIX
 if TYPE_CHECKING:
     from natc.runtime import Choice, Explanation, Facts, Library
 
-# What a call comes to, in the order in which natc tries.
+# The ways to serve a call, in the order in which natc tries them.
 LIBRARY, BUILD, REFERENCE, REFUSED = "library", "build", "reference", "refused"
 
-# Where libraries come from, in the order in which natc looks, and what it means to have none.
+# The sources of libraries, in the order in which natc looks, and a text if a source has none.
 _SOURCES = {
     "named in the program": "nothing: natc.runtime.use() does it, in a program",
     env.NATC_LIB_PATH.name: "not set",
     "wheel": "none is installed",
     "cache": "",
-    env.NATC_JIT.name: "off: what was built when first called is not used either",
+    env.NATC_JIT.name: "off: libraries built by first calls are not used either",
     "natc": "",
 }
-# Libraries of other kernels that are named as close to the one wanted; the others are counted.
+# Libraries of so many near kernels are named; more are only counted.
 _NEAREST = 3
 _FIELDS = ("rank", "kernel_size", "head_dim", "value_dim", "dtype", "rpb")
 
 
 def account(spec: KernelSpec, facts: Facts, operation: str) -> dict[str, Any]:
-    """Return what serves a spec's operation on a device and why, as values for JSON.
+    """Return which way a spec's operation is served on a device and why, as values for JSON.
 
-    `served_by` is library, build (by the first call), reference or refused; `places` are where
-    libraries are looked for, in order, each with its candidates.
+    `served_by` is library, build (by the first call), reference or refused; `places` are the
+    directories of libraries in order, each with its candidates.
     """
-    found = runtime.explain(spec, facts, operation=operation)
-    served_by, why = _served(found)
+    explanation = runtime.explain(spec, facts, operation=operation)
+    served_by, why = _served(explanation)
     return {
         "spec": spec.name,
         "operation": operation,
@@ -49,28 +49,29 @@ def account(spec: KernelSpec, facts: Facts, operation: str) -> dict[str, Any]:
         "machine": facts.machine.name if facts.machine else None,
         "served_by": served_by,
         "why": why,
-        "library": found.choice.library.path if found.choice else None,
-        "code_for": found.choice.target.name if found.choice else None,
-        "function": found.choice.function if found.choice else None,
-        "places": _places(found),
+        "library": explanation.choice.library.path if explanation.choice else None,
+        "code_for": explanation.choice.target.name if explanation.choice else None,
+        "function": explanation.choice.function if explanation.choice else None,
+        "places": _places(explanation),
         "built_by_a_call": served_by == BUILD,
-        "not_built": found.not_built or (None if facts.machine else facts.problem.rstrip(".")),
-        "command": found.command,
+        "not_built": explanation.not_built
+        or (None if facts.machine else facts.problem.rstrip(".")),
+        "command": explanation.command,
     }
 
 
 def operations(spec: KernelSpec, facts: Facts) -> list[dict[str, Any]]:
-    """Return what serves each operation that a kernel of a spec may have."""
+    """Return the way each operation of a kernel of a spec is served."""
     rows = []
     for name in operations_of(spec):
-        found = runtime.explain(spec, facts, operation=name)
-        served_by, why = _served(found)
+        explanation = runtime.explain(spec, facts, operation=name)
+        served_by, why = _served(explanation)
         rows.append(
             {
                 "operation": name,
                 "family": OPERATIONS[name].family,
                 "served_by": served_by,
-                "library": found.choice.library.path if found.choice else None,
+                "library": explanation.choice.library.path if explanation.choice else None,
                 "why": why,
             }
         )
@@ -78,7 +79,7 @@ def operations(spec: KernelSpec, facts: Facts) -> list[dict[str, Any]]:
 
 
 def uses(library: Library, machine: dict[str, Facts]) -> list[dict[str, Any]]:
-    """Return for each operation of a library whether calls of its spec run it here, and why not.
+    """Return for each operation of a library whether calls here use it, and why not.
 
     machine: the facts of this machine, by kind of target.
     """
@@ -87,37 +88,40 @@ def uses(library: Library, machine: dict[str, Facts]) -> list[dict[str, Any]]:
     for name in library.manifest.entries:
         if name not in OPERATIONS:
             continue
-        found = runtime.explain(library.spec, facts, operation=name)
-        used = found.choice is not None and found.choice.library == library
+        explanation = runtime.explain(library.spec, facts, operation=name)
+        used = explanation.choice is not None and explanation.choice.library == library
         rows.append(
             {
                 "operation": name,
                 "device": facts.device,
                 "used": used,
-                "reason": None if used else reason_of(found, library.manifest_path),
+                "reason": None if used else reason_of(explanation, library.manifest_path),
             }
         )
     return rows
 
 
-def reason_of(found: Explanation, path: Path) -> str | None:
-    """Return why a manifest, or the directory that it is in, was passed over."""
-    reasons = [item.reason for item in found.rejections if item.path in (path, path.parent)]
+def reason_of(explanation: Explanation, path: Path) -> str | None:
+    """Return why a manifest, or its directory, was passed over."""
+    reasons = [item.reason for item in explanation.rejections if item.path in (path, path.parent)]
     return reasons[0] if reasons else None
 
 
-def _served(found: Explanation) -> tuple[str, str]:
-    """Return what a call comes to and why, as a clause."""
-    facts, spec = found.facts, found.spec
-    if found.choice is not None:
-        problem = _problem(found.choice)
+def _served(explanation: Explanation) -> tuple[str, str]:
+    """Return the way a call is served, and why as a clause."""
+    facts, spec = explanation.facts, explanation.spec
+    if explanation.choice is not None:
+        problem = _problem(explanation.choice)
         if problem:
             return REFUSED, problem
-        if found.choice.library.spec != spec:
-            return LIBRARY, f"that of {found.choice.library.spec.name}, which is the same"
-        code, machine = found.choice.target, facts.machine
+        if explanation.choice.library.spec != spec:
+            return (
+                LIBRARY,
+                f"the library of {explanation.choice.library.spec.name}, which computes the same",
+            )
+        code, machine = explanation.choice.target, facts.machine
         if code == machine:
-            return LIBRARY, f"code for {code.name}, which is what this is"
+            return LIBRARY, f"code for {code.name}, which is this machine"
         if machine is not None and code.runs_on(machine):
             return LIBRARY, f"code for {code.name}, which runs on {machine.name}"
         return LIBRARY, f"PTX for {code.name}, which the driver compiles for this GPU"
@@ -125,10 +129,10 @@ def _served(found: Explanation) -> tuple[str, str]:
         why = facts.problem.rstrip(".")
     elif not compiles(spec.dtype, facts.machine.kind):
         return REFERENCE, f"there are no {spec.dtype} kernels for {facts.machine.kind}, by design"
-    elif found.not_built is None:
-        return BUILD, "no library fits; the first call builds one, in seconds, once"
+    elif explanation.not_built is None:
+        return BUILD, "no library fits; the first call builds one, once"
     else:
-        why = f"no library fits, and a call builds none: {found.not_built}"
+        why = f"no library fits, and a call builds none: {explanation.not_built}"
     if env.NATC_STRICT.flag():
         return REFUSED, f"{why}; and {env.NATC_STRICT.name} forbids the reference"
     return REFERENCE, why
@@ -139,14 +143,14 @@ def _problem(choice: Choice) -> str | None:
     here = runtime.this_machine()["llvm"].machine
     elsewhere = choice.target.kind == "llvm" and not (here and choice.target.runs_on(here))
     try:
-        # Asked about another processor, that its library is not for this one is no news.
+        # A library for another processor cannot be loaded here, only verified.
         (runtime.verify if elsewhere else runtime.check)(choice.library)
     except LibraryError as error:
         return str(error).rstrip(".")
     return None
 
 
-def _places(found: Explanation) -> list[dict[str, Any]]:
+def _places(explanation: Explanation) -> list[dict[str, Any]]:
     places = workspace.library_places()
     rows: list[dict[str, Any]] = []
     for source, none in _SOURCES.items():
@@ -154,7 +158,7 @@ def _places(found: Explanation) -> list[dict[str, Any]]:
         if not here and none:
             rows.append({"source": source, "path": None, "state": none, "candidates": []})
         for place in here:
-            candidates = _candidates(found, place.path)
+            candidates = _candidates(explanation, place.path)
             state = "missing" if not place.path.is_dir() else None if candidates else "empty"
             rows.append(
                 {
@@ -167,21 +171,21 @@ def _places(found: Explanation) -> list[dict[str, Any]]:
     return rows
 
 
-def _candidates(found: Explanation, directory: Path) -> list[dict[str, Any]]:
-    """Return what lies in a directory and why each was passed over, the nearest first."""
+def _candidates(explanation: Explanation, directory: Path) -> list[dict[str, Any]]:
+    """Return the libraries in a directory and why each was passed over, the nearest first."""
     by_path = {library.manifest_path: library for library in runtime.kernels()}
     rows: list[tuple[int, dict[str, Any]]] = []
-    chosen = found.choice.library if found.choice is not None else None
+    chosen = explanation.choice.library if explanation.choice is not None else None
     if chosen is not None and chosen.manifest_path.parent == directory:
         rows.append((-1, _row(chosen.path, True, None, [])))
-    for item in found.rejections:
-        # A kernel with a bias may serve what reads none: it is passed over, and then chosen.
+    for item in explanation.rejections:
+        # A kernel with a bias may serve operations that read none: passed over, then chosen.
         if chosen is not None and item.path == chosen.manifest_path:
             continue
         if item.path.parent != directory and item.path != directory:
             continue
         library = by_path.get(item.path)
-        differs = differences(library.spec, found.spec) if library else []
+        differs = differences(library.spec, explanation.spec) if library else []
         path = library.path if library else item.path
         rows.append((len(differs), _row(path, False, item.reason, differs)))
     return [row for _, row in sorted(rows, key=lambda pair: (pair[0], str(pair[1]["path"])))]
@@ -192,12 +196,12 @@ def _row(path: Path, chosen: bool, reason: str | None, differs: list[str]) -> di
 
 
 def differences(have: KernelSpec, wanted: KernelSpec) -> list[str]:
-    """Return in which fields a spec is another than the one wanted, such as `dtype float32`."""
+    """Return the fields in which a spec differs from the wanted spec, such as `dtype float32`."""
     return [
         f"{name} {_field(have, name)}"
         for name in _FIELDS
         if getattr(have, name) != getattr(wanted, name)
-        # A value dim that follows the head dim is no difference of its own.
+        # A value_dim that equals head_dim adds no difference.
         and not (name == "value_dim" and _plain(have) and _plain(wanted))
     ]
 
@@ -215,26 +219,27 @@ def _field(spec: KernelSpec, name: str) -> str:
 
 
 def place_lines(places: Iterable[dict[str, Any]]) -> list[str]:
-    """Return the lines that show places and their candidates to a person."""
+    """Return lines for people from places and their candidates."""
     lines = []
     for place in places:
         where = place["path"] or "-"
         state = f" ({place['state']})" if place["state"] else ""
         lines.append(f"  {place['source']}: {where}{state}")
-        others = 0
+        other_kernels = 0
         for row in place["candidates"]:
             if row["chosen"]:
                 lines.append(f"    chosen: {row['path'].name}")
             elif not row["differs_in"]:
                 lines.append(f"    passed over: {_name(row, place)}: {row['reason']}")
-            elif others < _NEAREST:
-                others += 1
+            elif other_kernels < _NEAREST:
+                other_kernels += 1
                 what = ", ".join(row["differs_in"])
                 lines.append(f"    passed over: {row['path'].name}: another kernel ({what})")
             else:
-                others += 1
-        if others > _NEAREST:
-            lines.append(f"    passed over: {others - _NEAREST} libraries of other kernels")
+                other_kernels += 1
+        if other_kernels > _NEAREST:
+            count = other_kernels - _NEAREST
+            lines.append(f"    passed over: {count} libraries of other kernels")
     return lines
 
 
@@ -243,7 +248,7 @@ def _name(row: dict[str, Any], place: dict[str, Any]) -> str:
 
 
 def use_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """Return the lines that show `uses` to a person: operations by what becomes of their calls."""
+    """Return lines for people from `uses`: operations with the same result share a line."""
     by_text: dict[str, list[str]] = {}
     for row in rows:
         text = f"used on {row['device']}" if row["used"] else f"not used: {row['reason']}"
@@ -254,7 +259,7 @@ def use_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def spec_of_name(text: str) -> KernelSpec | None:
-    """Return the spec whose name a text is, or the name of whose files; None where it is none."""
+    """Return the spec named by a text or file name; None if it names no spec."""
     stem = text.removesuffix(SUFFIX).split(".")[0]
     with contextlib.suppress(SpecError):
         return KernelSpec.parse(stem)

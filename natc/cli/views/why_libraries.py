@@ -1,4 +1,4 @@
-"""`natc doctor --why`: for each library on this machine whether calls use it, and why not."""
+"""`natc doctor --why`: whether calls use each library on this machine, and why not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from natc.store import workspace
 
 
 def show_libraries(*, json: bool) -> None:
-    """Print on stdout what becomes of each library and manifest that is found here."""
+    """Print on stdout whether calls use each library on this machine."""
     machine = runtime.this_machine()
     document = {
         "devices": [

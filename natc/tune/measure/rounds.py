@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from natc.errors import NatcError, TargetError, TuneError
+from natc.errors import ArgumentError, NatcError, TargetError, TuneError
 from natc.host import gpu
 from natc.host.detect import detect_gpu, detect_host_cpu
 from natc.operations import OPERATIONS
@@ -130,10 +130,10 @@ class Imported:
 
 
 def find(directory: Path) -> list[Path]:
-    """Return the rounds below a directory, sorted; raises TuneError when there is none."""
+    """Return the rounds below a directory, sorted; raises ArgumentError if there is none."""
     directories = sorted(path.parent for path in directory.rglob(NAME))
     if not directories:
-        raise TuneError(
+        raise ArgumentError(
             f"directory {directory} holds no candidates (no {NAME} in it or below it); make some: "
             f"natc tune --kernel 7 --target cuda --arch sm_90 --export {directory}"
         )
