@@ -117,7 +117,8 @@ def _shares(axes: Any, results: Results, groups: list[list[Row]], colors: dict[s
         axes.barh(place, bars[0], 0.86, color=colors[row.contestant])
         axes.plot([min(bars), max(bars)], [place, place], color=INK, linewidth=0.8)
         share = f", {bars[0]:.2g}%" if ceilings else ""
-        _annotate(axes, f"{1e3 * seconds:.3g} ms{share}", max(bars), place)
+        time = f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+        _annotate(axes, time + share, max(bars), place)
     if ceilings is None:
         _log_axis(axes, values, "milliseconds", "Times, with quartiles")
         return

@@ -128,7 +128,7 @@ def test_options_narrow_a_set(natc: Natc) -> None:
         ("--kernel 7 --arch x86-64-v3,aarch64", "make one for each"),
         ("--kernel 7 --target cuda --arch sm_1", "'sm_1' is unknown"),
         ("--kernel 7 --head-dim 8,a", "head_dim is '8,a'"),
-        ("--from . --kernel 7", "--from packs a directory as it is"),
+        ("--from . --kernel 7", "--from packs a directory unchanged"),
         ("--from . --sign no.pem", "no.pem"),
     ],
 )

@@ -185,7 +185,7 @@ def test_a_directory_that_others_can_write_is_passed_over(natc: Natc) -> None:
 @pytest.mark.parametrize(
     ("arch", "code_for", "why"),
     [
-        ("sm_90", "cuda-sm_90", "code for cuda-sm_90, which is what this is"),
+        ("sm_90", "cuda-sm_90", "code for cuda-sm_90, which is this machine"),
         ("sm_89", "cuda-sm_80", "code for cuda-sm_80, which runs on cuda-sm_89"),
         ("sm_120", "cuda-sm_90", "PTX for cuda-sm_90, which the driver compiles for this GPU"),
     ],
@@ -329,8 +329,8 @@ def test_a_schedule_file_is_shown(natc: Natc) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "neither of NAME and --kernel"),
-        (["na2d_k7_d32_float32", "--kernel", "7"], "both of NAME and --kernel"),
+        ([], "--kernel is missing"),
+        (["na2d_k7_d32_float32", "--kernel", "7"], "NAME and --kernel are both there"),
         (["dance"], "'dance' is neither a file nor the name of a kernel"),
         (["absent.so"], "file absent.so does not exist"),
         (["."], "natc verify"),

@@ -138,7 +138,7 @@ def test_who_tunes_for_the_cpu_beside_a_gpu_is_told(
 def test_a_search_without_gain_claims_none(natc: Natc, search: Callable[..., Search]) -> None:
     search(START, replace(finish(), best=4.001e-3, baseline=4.003e-3))
     assert natc("tune", "--kernel", "7").out.splitlines()[0] == (
-        "done: 4 candidates in 12 s (1 failed); best 4 ms, untuned 4 ms, which none beats"
+        "done: 4 candidates in 12 s (1 failed); best 4 ms, untuned 4 ms, no candidate was faster"
     )
 
 
@@ -248,7 +248,7 @@ def test_quickstart_goes_on_and_calls_nothing_tuned_that_is_not(
     timed = []
     monkeypatch.setattr(quickstart, "_build", lambda *_: ("built", "untuned"))
     monkeypatch.setattr(quickstart, "run_network", lambda *_, **__: {})
-    monkeypatch.setattr(quickstart, "_time", lambda kernels: timed.append(kernels) or [])
+    monkeypatch.setattr(quickstart, "_time", lambda *arguments: timed.append(arguments[-1]) or [])
     if tuned_before:
         spec = KernelSpec.make(7, rpb=True)
         path = workspace.schedule_path(spec, detect_host_cpu())
@@ -318,7 +318,7 @@ def test_importing_rounds_shows_each_problem(natc: Natc, rounds: Callable[..., N
         f"{IMPORTED.name}: best 4 ms, untuned 4 ms; 9 new trials in /w/tuning_logs/x.jsonl",
         f"{IMPORTED.name}: best 1 ms, untuned 4 ms; 9 new trials in /w/tuning_logs/x.jsonl",
         "schedule: /w/schedules/x.json (the one there took 1 s)",
-        "Measuring was cut short, so that the winner is a guess: natc measure",
+        "Measuring was cut short, so the winner is uncertain: natc measure",
         f"{IMPORTED.name}: best 1 ms, untuned 4 ms; 9 new trials in /w/tuning_logs/x.jsonl",
         "schedule: /w/schedules/x.json",
     ]

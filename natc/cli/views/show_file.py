@@ -163,7 +163,7 @@ def show(facts: dict[str, Any]) -> None:
     no = facts["runs_here"]
     console.print(f"  runs on this machine: {'yes' if no is None else f'no: {no}'}")
     if facts["used"] is None:
-        console.print("  natc does not look in its directory; name it in NATC_LIB_PATH")
+        console.print("  natc does not look here; name its directory in NATC_LIB_PATH")
     else:
         for line in why.use_lines(facts["used"]):
             console.print(f"  {line}")
