@@ -120,8 +120,8 @@ def test_options_narrow_a_set(natc: Natc) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--set vit", "set 'vit' is unknown; it must be nat"),
-        ("--kernel 7 --format egg", "format 'egg' is unknown"),
+        ("--set vit", "set is 'vit'; it must be nat"),
+        ("--kernel 7 --format egg", "format is 'egg'"),
         ("--kernel 0", "kernel_size 0"),
         ("--kernel 7 --dtype float64 --target cuda --arch sm_90", "dtype is float64"),
         ("--kernel 7 --arch x86-64-v9", "'x86-64-v9' is unknown"),
