@@ -6,7 +6,7 @@ Only what a good call needs runs on its way; messages are put together where som
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -245,3 +245,35 @@ def _refuse_mixed(named: Sequence[tuple[str, Any]], found: Sequence[Tensor]) -> 
     raise ArgumentError(
         f"{name} is on device {other.device}; it must be on that of {measure}, {first.device}."
     )
+
+
+_IN_STEPS = "For other {}, apply them between na2d_qk, softmax and na2d_av of natc.functional."
+_MASK = (
+    "kernel_size, stride, dilation and is_causal decide which keys a query attends to. "
+    + _IN_STEPS.format("masks")
+)
+_DROPOUT = "Drop out probabilities between na2d_qk, softmax and na2d_av of natc.functional."
+_PACKED = "Make one call per sequence, and put sequences of the same length into one batch."
+_INSTEAD = {
+    "mask": _MASK,
+    "attn_mask": _MASK,
+    "key_padding_mask": _MASK,
+    "attn_bias": "rpb adds a bias for each offset of key from query. "
+    + _IN_STEPS.format("biases"),
+    "dropout": _DROPOUT,
+    "dropout_p": _DROPOUT,
+    "cu_seqlens": _PACKED,
+    "cu_seqlens_q": _PACKED,
+    "cu_seqlens_k": _PACKED,
+    "causal": "Use is_causal.",
+    "softmax_scale": "Use scale.",
+    "enable_gqa": "key and value may have fewer heads than query without it.",
+    "backend": "natc chooses the kernel. The functions of natc.compat.get_kernel accept backend.",
+}
+
+
+def refuse(unsupported: Mapping[str, Any]) -> NoReturn:
+    """Raise ArgumentTypeError for the first of `unsupported`, and say what natc offers instead."""
+    name = next(iter(unsupported))
+    instead = _INSTEAD.get(name, "Its arguments are listed by help(natc.neighborhood_attention).")
+    raise ArgumentTypeError(f"natc's attention has no argument {name!r}. {instead}")

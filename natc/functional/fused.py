@@ -62,6 +62,7 @@ def neighborhood_attention(
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
     return_lse: bool = False,
+    **unsupported: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Return neighborhood attention, softmax(scale * query key^T + rpb) value in a window.
 
@@ -92,6 +93,8 @@ def neighborhood_attention(
             does not apply. Both or none of these two.
         additional_values: `[B, tokens, heads_kv, value_dim]`.
         return_lse: also return the natural log of the softmax's denominator.
+        unsupported: arguments that other attention functions have, such as `attn_mask`; refused
+            with what natc offers instead.
 
     Returns:
         output `[B, *S, heads, value_dim]` in the dtype of query, or (output, lse) with lse
@@ -103,6 +106,8 @@ def neighborhood_attention(
         LibraryError: the kernel's library is not the file that its manifest vouches for.
         NotCoveredError: no kernel covers the call and NATC_STRICT is set.
     """
+    if unsupported:
+        arguments.refuse(unsupported)
     if not isinstance(query, Tensor):
         raise ArgumentTypeError(f"query is a {type(query).__name__}; it must be a torch.Tensor.")
     rank = query.ndim - 3
@@ -132,11 +137,14 @@ def na1d(
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
     return_lse: bool = False,
+    **unsupported: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Return 1-D neighborhood attention: query `[B, length, heads, head_dim]`.
 
     Everything else is as for `neighborhood_attention`.
     """
+    if unsupported:
+        arguments.refuse(unsupported)
     options = (kernel_size, stride, dilation, is_causal, scale)
     return _attend(
         1, query, key, value, options, rpb, additional_keys, additional_values, return_lse
@@ -158,11 +166,14 @@ def na2d(
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
     return_lse: bool = False,
+    **unsupported: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Return 2-D neighborhood attention: query `[B, height, width, heads, head_dim]`.
 
     Everything else is as for `neighborhood_attention`.
     """
+    if unsupported:
+        arguments.refuse(unsupported)
     options = (kernel_size, stride, dilation, is_causal, scale)
     return _attend(
         2, query, key, value, options, rpb, additional_keys, additional_values, return_lse
@@ -184,11 +195,14 @@ def na3d(
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
     return_lse: bool = False,
+    **unsupported: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Return 3-D neighborhood attention: query `[B, depth, height, width, heads, head_dim]`.
 
     Everything else is as for `neighborhood_attention`.
     """
+    if unsupported:
+        arguments.refuse(unsupported)
     options = (kernel_size, stride, dilation, is_causal, scale)
     return _attend(
         3, query, key, value, options, rpb, additional_keys, additional_values, return_lse

@@ -50,11 +50,14 @@ def na1d_qkvpacked(
     scale: float | None = None,
     rpb: Tensor | None = None,
     return_lse: bool = False,
+    **unsupported: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Return 1-D neighborhood attention of `[B, length, 3, heads, head_dim]`.
 
     Everything else is as for `na2d_qkvpacked`.
     """
+    if unsupported:
+        arguments.refuse(unsupported)
     options = (kernel_size, stride, dilation, is_causal, scale)
     return _attend(1, qkv, options, rpb, return_lse)
 
@@ -70,6 +73,7 @@ def na2d_qkvpacked(
     scale: float | None = None,
     rpb: Tensor | None = None,
     return_lse: bool = False,
+    **unsupported: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Return `natc.na2d(*qkv.unbind(-3), ...)`, which reads its input without a copy.
 
@@ -83,6 +87,8 @@ def na2d_qkvpacked(
     Returns:
         output `[B, height, width, heads, head_dim]` in the dtype of qkv, or (output, lse).
     """
+    if unsupported:
+        arguments.refuse(unsupported)
     options = (kernel_size, stride, dilation, is_causal, scale)
     return _attend(2, qkv, options, rpb, return_lse)
 
@@ -98,11 +104,14 @@ def na3d_qkvpacked(
     scale: float | None = None,
     rpb: Tensor | None = None,
     return_lse: bool = False,
+    **unsupported: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Return 3-D neighborhood attention of `[B, depth, height, width, 3, heads, head_dim]`.
 
     Everything else is as for `na2d_qkvpacked`.
     """
+    if unsupported:
+        arguments.refuse(unsupported)
     options = (kernel_size, stride, dilation, is_causal, scale)
     return _attend(3, qkv, options, rpb, return_lse)
 

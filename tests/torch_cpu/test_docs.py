@@ -348,6 +348,9 @@ def _call_problems(node: ast.Call, function: Any) -> list[str]:
         signature = inspect.signature(function)
     except ValueError:
         return []
+    # natc's functions take other arguments only to refuse them.
+    allowed = [each for each in signature.parameters.values() if each.name != "unsupported"]
+    signature = signature.replace(parameters=allowed)
     bind = signature.bind_partial if unpacked else signature.bind
     arguments = [argument for argument in node.args if not isinstance(argument, ast.Starred)]
     try:

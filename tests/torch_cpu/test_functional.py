@@ -412,3 +412,27 @@ def test_a_function_insists_on_its_rank(libraries: LibraryDirectory, rank: int) 
         for function in calls(rank):
             with pytest.raises(ArgumentError, match=f"{name} is .*, one per axis"):
                 function(query, query, query, **{"kernel_size": 3, name: entries})
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("mask", "na2d_qk"),
+        ("attn_mask", "na2d_qk"),
+        ("key_padding_mask", "na2d_qk"),
+        ("dropout_p", "na2d_qk"),
+        ("cu_seqlens", "one call per sequence"),
+        ("causal", "is_causal"),
+        ("kernel", "help"),
+    ],
+)
+def test_arguments_of_other_attention_functions_are_refused_with_a_remedy(
+    name: str, instead: str
+) -> None:
+    x = torch.zeros(1, 5, 5, 2, 4)
+    calls = [(natc.na2d, (x, x, x)), (natc.neighborhood_attention, (x, x, x))]
+    calls.append((natc.functional.na2d_qkvpacked, (torch.stack((x, x, x), -3),)))
+    calls += [(natc.na1d, (x[0],) * 3), (natc.na3d, (x[None],) * 3)]
+    for function, tensors in calls:
+        with pytest.raises(TypeError, match=f"no argument '{name}'.*{instead}"):
+            function(*tensors, 3, **{name: None})
