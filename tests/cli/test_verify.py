@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 from support.command_line import Natc
 from support.library_files import library_of, rewrite
+from support.signing_keys import write_keys
 from support.tiny_library import ARCH, SPEC, add_library
 
 from natc.errors import ArgumentError
 from natc.package.containers import Directory
 from natc.package.verify import verify_path
+from natc.spec import KernelSpec
 from natc.store import workspace
 from natc.store.manifest import LibraryTarget
 
@@ -86,19 +88,23 @@ def test_a_directory_in_which_nothing_was_checked_is_not_right(natc: Natc, wheel
     assert problems(natc, f"{folder}/empty") == ["holds no library"]
 
 
-@pytest.mark.parametrize("name", ["absent", "file.txt"])
-def test_what_is_no_package_is_refused_with_2(natc: Natc, place: Path, name: str) -> None:
-    (place / "file.txt").touch()
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent", "absent does not exist"),
+        ("file.txt", "file.txt is not a directory, a wheel"),
+        ("a.whl", "a.whl cannot be read"),
+        ("a.zip", "a.zip cannot be read"),
+        ("a.tar.gz", "a.tar.gz cannot be read"),
+    ],
+)
+def test_what_is_no_package_is_refused_with_2(
+    natc: Natc, place: Path, name: str, message: str
+) -> None:
+    if name != "absent":
+        (place / name).write_bytes(b"no archive")
     code, out, err = natc("verify", str(place / name))
-    assert (code, out) == (2, "")
-    assert str(place / name) in err
-
-
-@pytest.mark.parametrize("name", ["a.whl", "a.zip", "a.tar.gz"])
-def test_an_archive_that_is_none_is_refused_with_2(natc: Natc, place: Path, name: str) -> None:
-    (place / name).write_bytes(b"no archive")
-    code, _, err = natc("verify", str(place / name))
-    assert code == 2 and f"{place / name} cannot be read" in err
+    assert (code, out) == (2, "") and f"{place}/{message}" in err
 
 
 def set_manifest(path: Path, **changes: Any) -> None:
@@ -263,16 +269,7 @@ def test_an_archive_that_would_write_elsewhere_has_a_problem(natc: Natc, place: 
 
 @pytest.fixture
 def keys(place: Path) -> tuple[Path, Path]:
-    import subprocess
-
-    private, public = place / "key.pem", place / "key.pub"
-    subprocess.run(
-        ["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(private)], check=True
-    )
-    subprocess.run(
-        ["openssl", "pkey", "-in", str(private), "-pubout", "-out", str(public)], check=True
-    )
-    return private, public
+    return write_keys(place)
 
 
 @pytest.mark.parametrize("form", ["wheel", "archive", "hf"])
@@ -297,15 +294,7 @@ def test_an_unsigned_package_and_another_key_are_refused(
     assert any("is not signed" in text for text in messages)
     assert any("is on no list that this key's owner signed" in text for text in messages)
     signed = packed(natc, place, "archive", "--sign", str(private))
-    private.unlink()
-    import subprocess
-
-    subprocess.run(
-        ["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(private)], check=True
-    )
-    subprocess.run(
-        ["openssl", "pkey", "-in", str(private), "-pubout", "-out", str(public)], check=True
-    )
+    write_keys(place)
     messages = problems(natc, str(signed), "--key", str(public))
     assert any("is not of this key's owner" in text for text in messages)
 
@@ -313,8 +302,6 @@ def test_an_unsigned_package_and_another_key_are_refused(
 def test_a_library_slipped_into_a_signed_directory_is_found(
     natc: Natc, place: Path, keys: tuple[Path, Path]
 ) -> None:
-    from natc.spec import KernelSpec
-
     private, public = keys
     path = packed(natc, place, "archive", "--sign", str(private))
     with tarfile.open(path) as archive:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from support.fresh_process import run_fresh
 from support.library_files import library_of
+from support.signing_keys import write_keys
 from support.tiny_library import ARCH, SPEC, add_library, compile_c
 
 from natc import env
@@ -283,23 +284,17 @@ def test_a_library_that_changed_is_not_packed(tmp_path: Path) -> None:
         read_pieces(tmp_path / "lib", WHEN)
 
 
-def test_a_library_that_no_other_system_could_load_is_not_packed(tmp_path: Path) -> None:
-    add_library(tmp_path, source="int leaked(void) { return 1; }")
-    with pytest.raises(LibraryError, match="it shows leaked, which is not a kernel"):
-        assemble.names_of(read_pieces(tmp_path, WHEN), "1")
-
-
-def test_a_directory_with_damage_or_nothing_is_not_packed(tmp_path: Path) -> None:
-    with pytest.raises(LibraryError, match="holds no library"):
-        read_pieces(tmp_path, WHEN)
-    add_library(tmp_path).with_name("bad.json").write_text("{")
-    with pytest.raises(LibraryError, match="bad.json cannot be packaged"):
-        read_pieces(tmp_path, WHEN)
-
-
-def test_a_version_that_pip_would_not_take_is_refused(pieces: list[Piece]) -> None:
+def test_what_cannot_be_packed_is_named(pieces: list[Piece], tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="version 'new' is not a version"):
         assemble.names_of(pieces, "new")
+    with pytest.raises(LibraryError, match="holds no library"):
+        read_pieces(tmp_path, WHEN)
+    path = add_library(tmp_path, source="int leaked(void) { return 1; }")
+    with pytest.raises(LibraryError, match="it shows leaked, which is not a kernel"):
+        assemble.names_of(read_pieces(tmp_path, WHEN), "1")
+    path.with_name("bad.json").write_text("{")
+    with pytest.raises(LibraryError, match="bad.json cannot be packaged"):
+        read_pieces(tmp_path, WHEN)
 
 
 def test_time_of_files_in_a_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -368,24 +363,8 @@ def test_use_library_dir_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # Signatures
 
 
-@pytest.fixture
-def keys(tmp_path: Path) -> tuple[Path, Path]:
-    from cryptography.hazmat.primitives import serialization as form
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    key = Ed25519PrivateKey.generate()
-    private, public = tmp_path / "key.pem", tmp_path / "key.pub"
-    private.write_bytes(
-        key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
-    )
-    public.write_bytes(
-        key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
-    )
-    return private, public
-
-
-def test_a_signature_is_of_these_bytes_and_this_key(keys: tuple[Path, Path]) -> None:
-    private, public = keys
+def test_a_signature_is_of_these_bytes_and_this_key(tmp_path: Path) -> None:
+    private, public = write_keys(tmp_path)
     signature = Signer(private).sign(b"bytes")
     verifier = Verifier(public)
     assert verifier.verify(b"bytes", signature)
@@ -394,8 +373,8 @@ def test_a_signature_is_of_these_bytes_and_this_key(keys: tuple[Path, Path]) -> 
     assert not verifier.verify(b"bytes", b"\xff")
 
 
-def test_what_is_no_key_is_refused(keys: tuple[Path, Path], tmp_path: Path) -> None:
-    private, public = keys
+def test_what_is_no_key_is_refused(tmp_path: Path) -> None:
+    private, public = write_keys(tmp_path)
     (tmp_path / "none.pem").write_text("none")
     for path in (public, tmp_path / "none.pem", tmp_path / "absent.pem"):
         with pytest.raises(ArgumentError, match=f"key {path}"):

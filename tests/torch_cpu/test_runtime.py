@@ -17,13 +17,13 @@ from support.library_files import library_of, rewrite
 import natc
 from natc import runtime
 from natc.checks.inputs import make_inputs
-from natc.errors import LibraryError
+from natc.errors import LibraryError, TargetError
 from natc.host.detect import detect_host_cpu
 from natc.runtime import Facts, Library, load, registry, select
 from natc.runtime.commands import build_command, rebuild_command
 from natc.spec import KernelSpec
 from natc.store import manifest
-from natc.targets import CUDA_ARCHS, LLVM_ARCHS, Target
+from natc.targets import CUDA_ARCHS, LLVM_ARCHS, Target, cuda_target_for
 
 pytestmark = pytest.mark.quick
 
@@ -94,6 +94,7 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
         ("entries", {"forward": {"llvm": ""}}, "entries.forward"),
         ("alignment", 48, "alignment 48 must be a power of two"),
         ("alignment", 0, "alignment 0"),
+        ("ptx", "sm_80", "ptx 'sm_80' must be one of target.archs"),
     ],
 )
 def test_a_bad_field_is_named(tmp_path: Path, field: str, value: Any, message: str) -> None:
@@ -140,24 +141,47 @@ def test_cpu_code_runs_on_its_own_level_and_above(
 
 
 @pytest.mark.parametrize(
-    ("archs", "machine", "chosen"),
+    ("archs", "ptx", "capability", "chosen"),
     [
-        (("sm_80", "sm_90"), "sm_90", "sm_90"),
-        (("sm_80", "sm_86", "sm_89"), "sm_86", "sm_86"),
-        (("sm_80", "sm_86"), "sm_89", "sm_86"),
-        (("sm_86", "sm_80"), "sm_89", "sm_86"),
-        (("sm_89",), "sm_86", None),
-        (("sm_80", "sm_90"), "sm_100", None),
-        (("sm_100",), "sm_103", "sm_100"),
-        (("sm_80",), "sm_87", None),
+        (("sm_80", "sm_90"), "", (9, 0), "sm_90"),
+        (("sm_80", "sm_86", "sm_89"), "", (8, 6), "sm_86"),
+        (("sm_80", "sm_86"), "", (8, 9), "sm_86"),
+        (("sm_86", "sm_80"), "", (8, 9), "sm_86"),
+        (("sm_89",), "", (8, 6), None),
+        (("sm_80", "sm_90"), "", (10, 0), None),
+        (("sm_100",), "", (10, 3), "sm_100"),
+        (("sm_80",), "", (8, 7), None),
+        (("sm_90",), "", (12, 0), None),
+        # The driver of a newer GPU compiles PTX, even for a GPU that natc does not know.
+        (("sm_80", "sm_90"), "sm_90", (9, 0), "sm_90"),
+        (("sm_80", "sm_90"), "sm_90", (12, 0), "sm_90"),
+        (("sm_80", "sm_90"), "sm_90", (13, 0), "sm_90"),
+        (("sm_80", "sm_90"), "sm_90", (8, 6), "sm_80"),
+        (("sm_80", "sm_90"), "sm_90", (7, 5), None),
     ],
 )
-def test_gpu_code_runs_within_its_major_version(
-    tmp_path: Path, archs: tuple[str, ...], machine: str, chosen: str | None
+def test_gpu_code_runs_within_its_major_version_and_ptx_on_newer_gpus(
+    tmp_path: Path, archs: tuple[str, ...], ptx: str, capability: tuple[int, int], chosen: str
 ) -> None:
-    facts = Facts("cuda:0", Target("cuda", machine))
-    choice, _ = select([library(tmp_path, SPEC, "cuda", *archs)], SPEC, facts)
-    assert (choice and choice.function) == (f"attend_{chosen}" if chosen else None)
+    try:
+        facts = Facts("cuda:0", cuda_target_for(capability), "", capability)
+    except TargetError as error:
+        facts = Facts("cuda:0", None, str(error), capability)
+    choice, rejections = select([library(tmp_path, SPEC, "cuda", *archs, ptx=ptx)], SPEC, facts)
+    assert (choice and choice.function) == (chosen and f"attend_{chosen}")
+    if choice is None:
+        (rejection,) = rejections
+        made_for = f"made for {', '.join(f'cuda-{arch}' for arch in archs)}, which does not run on"
+        assert rejection.reason.startswith(
+            made_for if facts.machine else facts.problem.rstrip(".")
+        )
+
+
+def test_code_of_the_machine_goes_before_ptx(tmp_path: Path) -> None:
+    libraries = [library(tmp_path, SPEC, "cuda", arch, ptx=arch) for arch in ("sm_90", "sm_120")]
+    facts = Facts("cuda:0", Target("cuda", "sm_120"), capability=(12, 0))
+    choice, _ = select(libraries, SPEC, facts)
+    assert choice is not None and choice.function == "attend_sm_120"
 
 
 def test_the_newest_code_of_the_first_directory_wins(tmp_path: Path) -> None:
@@ -175,7 +199,7 @@ def test_the_newest_code_of_the_first_directory_wins(tmp_path: Path) -> None:
 def test_every_library_that_does_not_fit_says_why(tmp_path: Path) -> None:
     facts = Facts("cpu", Target("llvm", "x86-64-v4"))
     biased = library(tmp_path, SPECS[True], "llvm", "x86-64-v3")
-    gpu = library(tmp_path, SPEC, "cuda", "sm_90")
+    gpu = library(tmp_path, SPEC, "cuda", "sm_90", ptx="sm_90")
     gone = library(tmp_path, SPEC, "llvm", "x86-64-v2")
     gone.path.unlink()
     choice, rejections = select([biased, gpu, gone], SPEC, facts)
