@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import torch
 from support.built_kernels import open_entry
-from support.library_files import library_of, rewrite
+from support.library_files import library_of
 from support.written_files import HOST_DECISIONS, make_host_schedule
 
 import natc
@@ -33,7 +33,6 @@ from natc.host import c_compiler, toolchain
 from natc.host.detect import detect_host_cpu
 from natc.operations import operations_of
 from natc.reference import neighborhood_attention
-from natc.runtime import Facts
 from natc.spec import KernelSpec
 from natc.store import elf, manifest, schedules
 from natc.store.records import SpaceVersion
@@ -225,33 +224,26 @@ def test_kernels_of_the_committed_schedules_are_right(
 # What goes wrong
 
 
-def test_operations_that_a_kernel_lacks_are_refused(place: Path) -> None:
-    unequal = KernelSpec.make(3, head_dim=8, value_dim=4)
-    for chosen, message in (
-        ({"families": ["sideways"]}, "operations is sideways; it must be some of forward, backw"),
-        ({"families": ["unfused"]}, "na2d_k3_d8v4_float32 has forward, backward"),
-        ({"families": []}, "operations is empty"),
-        ({"operations": ["qk"]}, "operations is qk; na2d_k3_d8v4_float32 has forward, forward_l"),
-        ({"operations": []}, "operations is empty"),
+def test_what_cannot_be_built_is_refused_before_anything_is_written(place: Path) -> None:
+    unequal, double = KernelSpec.parse("na2d_k3_d8v4_float32"), KernelSpec.make(3, dtype="float64")
+    weaker = Target("llvm", "aarch64" if HOST.arch != "aarch64" else "x86-64-v2")
+    gpu = Target("cuda", "sm_90")
+    targets = "target is .*; a library is for one CPU target, or for one or more CUDA"
+    (place / "file").write_text("")
+    for spec, target, options, message in (
+        (unequal, HOST, {"families": ["sideways"]}, "is sideways; it must be some of forward, ba"),
+        (unequal, HOST, {"families": ["unfused"]}, "na2d_k3_d8v4_float32 has forward, backward"),
+        (unequal, HOST, {"families": []}, "operations is empty"),
+        (unequal, HOST, {"operations": ["qk"]}, "is qk; na2d_k3_d8v4_float32 has forward, forwa"),
+        (unequal, HOST, {"operations": []}, "operations is empty"),
+        (double, gpu, {}, "dtype is float64; kernels for cuda are float32"),
+        (SPEC, [], {}, targets),
+        (SPEC, [HOST, gpu], {}, targets),
+        (SPEC, [weaker, HOST], {}, targets),
     ):
         with pytest.raises(BuildError, match=message):
-            build.build_library(unequal, HOST, place / "lib", **chosen)
-    with pytest.raises(BuildError, match="dtype is float64; kernels for cuda are float32"):
-        double = KernelSpec.make(3, dtype="float64")
-        build.build_library(double, Target("cuda", "sm_90"), place / "lib")
+            build.build_library(spec, target, place / "lib", **options)
     assert not (place / "lib").exists()
-
-
-def test_targets_that_share_no_library_are_refused(place: Path) -> None:
-    weaker = Target("llvm", "aarch64" if HOST.arch != "aarch64" else "x86-64-v2")
-    for targets in ([], [HOST, Target("cuda", "sm_90")], [weaker, HOST]):
-        with pytest.raises(BuildError, match="one CPU target, or for one or more CUDA"):
-            build.build_library(SPEC, targets, place / "lib")
-    assert not (place / "lib").exists()
-
-
-def test_a_directory_that_cannot_be_made_is_named(place: Path) -> None:
-    (place / "file").write_text("")
     with pytest.raises(NatcError, match=f"{place}/file/lib cannot be created: not a directory"):
         build.build_library(SPEC, HOST, place / "file" / "lib")
 
@@ -400,19 +392,3 @@ def test_a_library_is_replaced_while_it_is_in_use(make: Any) -> None:
     assert query.grad is not None
     runtime.clear()
     torch.testing.assert_close(attend(), expected)
-
-
-def test_a_library_for_a_better_cpu_is_refused_with_the_reason(make: Any, directory: Path) -> None:
-    make()
-    (library,) = runtime.kernels()
-    weaker = Target("llvm", "aarch64" if HOST.arch != "aarch64" else "x86-64-v2")
-    choice, (rejection,) = runtime.select([library], SPEC, Facts("cpu", weaker))
-    assert choice is None
-    assert rejection.reason == f"made for {HOST}, which does not run on {weaker}"
-    # The same through a call, with a manifest that names another CPU.
-    path = directory / f"{SPEC.name}.{HOST.name}.json"
-    rewrite(path, target=manifest.LibraryTarget("llvm", (weaker.arch,)))
-    path.unlink()
-    runtime.clear()
-    with pytest.raises(natc.errors.NotCoveredError, match=f"made for {weaker}, which does not"):
-        attend()

@@ -24,24 +24,19 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["b.json"]
 
 
-def test_new_files_have_the_users_usual_permissions(tmp_path: Path) -> None:
-    before = os.umask(0o027)
-    try:
-        write_atomically(tmp_path / "ours", "x")
-        (tmp_path / "usual").write_text("x")
-    finally:
-        os.umask(before)
-    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "usual").stat().st_mode
-
-
-def test_nobody_else_may_write_what_is_made(tmp_path: Path) -> None:
-    before = os.umask(0)
+@pytest.mark.parametrize(
+    ("umask", "directory", "file"), [(0, 0o755, 0o644), (0o027, 0o750, 0o640)]
+)
+def test_the_user_alone_may_write_new_files(
+    tmp_path: Path, umask: int, directory: int, file: int
+) -> None:
+    before = os.umask(umask)
     try:
         write_atomically(tmp_path / "a" / "b" / "c", "x")
     finally:
         os.umask(before)
-    for path in (tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "c"):
-        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644)
+    paths = (tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "c")
+    assert [path.stat().st_mode & 0o777 for path in paths] == [directory, directory, file]
 
 
 def test_a_failed_write_leaves_the_old_file(
@@ -74,29 +69,20 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "I am a file"
 
 
-def test_a_file_that_is_a_directory_cannot_be_appended_to(tmp_path: Path) -> None:
-    with pytest.raises(NatcError, match="cannot be appended to"):
-        append_line(tmp_path, "x")
-
-
 def test_lines_are_appended(tmp_path: Path) -> None:
     path = tmp_path / "a" / "log.jsonl"
     append_line(path, "one")
     append_line(path, "zwei ü")
     assert path.read_text(encoding="utf-8") == "one\nzwei ü\n"
-
-
-def test_a_line_cut_short_is_kept_and_left_behind(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
+    # A line that a crash cut short stays.
     path.write_bytes(b'{"a": 1}\n{"b": ')
     append_line(path, '{"c": 3}')
     assert path.read_bytes() == b'{"a": 1}\n{"b": \n{"c": 3}\n'
-
-
-def test_two_lines_in_one_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NatcError, match="newline"):
         append_line(tmp_path / "log", "a\nb")
     assert not (tmp_path / "log").exists()
+    with pytest.raises(NatcError, match="cannot be appended to"):
+        append_line(tmp_path, "x")
 
 
 def test_lines_of_several_writers_do_not_mix(tmp_path: Path) -> None:

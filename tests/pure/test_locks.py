@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,62 +20,56 @@ pytestmark = pytest.mark.timeout(120)
 LOCK = ".natc.lock"
 
 
-class Told(logging.Handler):
-    """What natc's logger says; `then` is called each time."""
+class Warnings(list[str]):
+    """The warnings of `natc.store.files`; `then` is called at each."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: list[str] = []
-        self.then: Callable[[], object] = lambda: None
+    then: Callable[[], object] = staticmethod(lambda: None)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        assert record.levelno == logging.WARNING
-        self.messages.append(record.getMessage())
+    def warning(self, text: str, *arguments: object) -> None:
+        self.append(text % arguments)
         self.then()
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
+def warnings(monkeypatch: pytest.MonkeyPatch) -> Warnings:
     monkeypatch.setattr(files, "_PATIENCE", 0.05)
-    handler = Told()
-    logging.getLogger("natc").addHandler(handler)
-    yield handler
-    logging.getLogger("natc").removeHandler(handler)
+    monkeypatch.setattr(files, "_log", Warnings())
+    return files._log  # type: ignore[return-value]
 
 
-def test_who_waits_names_the_lock_once_and_goes_on(tmp_path: Path, told: Told) -> None:
+def test_who_waits_names_the_lock_once_and_goes_on(tmp_path: Path, warnings: Warnings) -> None:
     holder = Holder(tmp_path / LOCK)
-    told.then = holder.let_go
+    warnings.then = holder.let_go
     with locked(tmp_path):
-        assert told.messages == [f"natc waits: another process holds the lock {holder.path}"]
+        assert warnings == [f"natc waits: another process holds the lock {holder.path}"]
         with pytest.raises(BlockingIOError):
             holder.take_again()
     holder.take_again()
-    assert len(told.messages) == 1
+    assert len(warnings) == 1
 
 
-def test_who_need_not_wait_says_nothing(tmp_path: Path, told: Told) -> None:
+def test_who_need_not_wait_says_nothing(tmp_path: Path, warnings: Warnings) -> None:
     with locked(tmp_path / "new"), locked(tmp_path / "new", ".another"):
         assert {path.name for path in (tmp_path / "new").iterdir()} == {LOCK, ".another"}
     with locked(tmp_path / "new", wait=False):
         pass
-    assert told.messages == []
+    assert warnings == []
 
 
-def test_who_does_not_want_to_wait_gives_up(tmp_path: Path, told: Told) -> None:
+def test_who_does_not_want_to_wait_gives_up(tmp_path: Path, warnings: Warnings) -> None:
     holder = Holder(tmp_path / ".another")
     with pytest.raises(Locked, match=r"another process holds the lock .*/\.another$"):
         locked(tmp_path, ".another", wait=False).__enter__()
-    assert told.messages == []
+    assert warnings == []
     holder.let_go()
     with locked(tmp_path, ".another", wait=False):
         pass
 
 
-def test_who_waits_may_be_stopped(tmp_path: Path, told: Told) -> None:
+def test_who_waits_may_be_stopped(tmp_path: Path, warnings: Warnings) -> None:
     holder = Holder(tmp_path / LOCK)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    told.then = lambda: os.kill(os.getpid(), signal.SIGINT)
+    warnings.then = lambda: os.kill(os.getpid(), signal.SIGINT)
     try:
         with pytest.raises(KeyboardInterrupt):
             locked(tmp_path).__enter__()
@@ -88,7 +81,7 @@ def test_who_waits_may_be_stopped(tmp_path: Path, told: Told) -> None:
     holder.let_go()
     with locked(tmp_path, wait=False):
         pass
-    assert len(told.messages) == 1
+    assert len(warnings) == 1
 
 
 def test_a_lock_that_cannot_be_had_is_named(tmp_path: Path) -> None:

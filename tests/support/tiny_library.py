@@ -50,3 +50,11 @@ def add_library(
         **changes,
     }
     return add_code(directory, code, **fields)
+
+
+def add_wheel(site: Path) -> None:
+    """Write the metadata of a wheel of libraries, `natc-kernels-tiny`, into a site directory."""
+    info = site / "natc_kernels_tiny-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: natc-kernels-tiny\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[natc.kernels]\ntiny = natc_kernels_tiny\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -354,19 +353,6 @@ def test_a_new_build_is_used_after_clear(libraries: LibraryDirectory, tmp_path: 
     doubled = compile_c(SPEC, tmp_path / "doubled.so", factor=2)
     LibraryDirectory(libraries.path, {False: doubled}).add(SPEC)
     torch.testing.assert_close(attend(), before, rtol=0, atol=0)
-    runtime.clear()
-    torch.testing.assert_close(attend(), 2 * before)
-
-
-def test_kernels_from_a_directory_put_first_are_used(
-    libraries: LibraryDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    libraries.add(SPEC)
-    before = attend()
-    doubled = compile_c(SPEC, tmp_path / "doubled.so", factor=2)
-    first = LibraryDirectory(tmp_path / "first", {False: doubled})
-    first.add(SPEC)
-    monkeypatch.setenv("NATC_LIB_PATH", os.pathsep.join((str(first.path), str(libraries.path))))
     runtime.clear()
     torch.testing.assert_close(attend(), 2 * before)
 

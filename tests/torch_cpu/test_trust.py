@@ -14,6 +14,7 @@ import pytest
 import torch
 from support.c_library import KERNEL_SIZE, SPECS, LibraryDirectory
 from support.library_files import library_of, rewrite
+from support.tiny_library import add_wheel
 
 import natc
 from natc import runtime
@@ -220,10 +221,7 @@ def test_a_library_of_a_wheel_is_to_be_installed_again(
     libraries: LibraryDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = tmp_path / "site"
-    info = site / "natc_kernels_tiny-1.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: natc-kernels-tiny\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[natc.kernels]\ntiny = natc_kernels_tiny\n")
+    add_wheel(site)
     (site / "natc_kernels_tiny").mkdir()
     monkeypatch.syspath_prepend(str(site))
     directory = LibraryDirectory(site / "natc_kernels_tiny" / "lib", libraries.compiled)
@@ -244,11 +242,15 @@ def test_a_directory_that_a_program_names_is_searched_first(
     monkeypatch.setattr("natc.store.workspace._used", [])
     libraries.add(SPEC)
     attend()
-    mine = LibraryDirectory(tmp_path / "mine", libraries.compiled)
-    mine.add(SPEC)
+    first, mine = (LibraryDirectory(tmp_path / n, libraries.compiled) for n in ("first", "mine"))
+    for directory in (first, mine):
+        directory.add(SPEC)
+    monkeypatch.setenv("NATC_LIB_PATH", f"{first.path}{os.pathsep}{libraries.path}")
+    runtime.clear()
+    attend()
     runtime.use(mine.path)
     attend()
-    assert (libraries.calls(SPEC), mine.calls(SPEC)) == (1, 1)
+    assert (libraries.calls(SPEC), first.calls(SPEC), mine.calls(SPEC)) == (1, 1, 1)
     for wrong in (tmp_path / "gone", mine.path / f"{SPEC.name}.so"):
         with pytest.raises(ArgumentError, match=f"directory is '{wrong}', and there is no such"):
             runtime.use(wrong)
