@@ -14,7 +14,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from natc.errors import LibraryError, NatcError
 from natc.spec import KernelSpec
@@ -36,6 +36,7 @@ class LibraryTarget:
     archs: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "archs", tuple(self.archs))  # a list in JSON
         if not self.archs or len(set(self.archs)) != len(self.archs):
             raise ValueError("target.archs must name at least one architecture, each once")
         for arch in self.archs:
@@ -96,7 +97,8 @@ class Manifest:
         if not self.entries:
             raise ValueError("entries must name at least one operation")
         for operation, functions in self.entries.items():
-            if set(functions) != keys or not all(map(_is_name, functions.values())):
+            names = list(functions.values()) if isinstance(functions, dict) else [None]
+            if set(functions) != keys or not all(isinstance(name, str) and name for name in names):
                 raise ValueError(
                     f"entries.{operation} must name a function for {', '.join(sorted(keys))}"
                 )
@@ -107,13 +109,9 @@ class Manifest:
         return f"{self.spec}.{self.target.name}"
 
 
-_NAMES = {item.name for item in dataclasses.fields(Manifest)}
 # The JSON type of each field.
-_TYPES = dict.fromkeys(_NAMES, str) | {
-    **dict.fromkeys(("schema_version", "alignment"), int),
-    **dict.fromkeys(("target", "entries", "schedule", "versions", "provenance"), dict),
-}
-_REQUIRED = ("spec", "target", "library", "sha256", "entries")
+_TYPES = {name: get_origin(hint) or hint for name, hint in get_type_hints(Manifest).items()}
+_TYPES["target"] = dict
 
 
 def dump(manifest: Manifest) -> str:
@@ -156,8 +154,8 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
         return _manifest(content)
     except LibraryError:
         raise
-    # ValueError covers text that is not JSON or not UTF-8.
-    except (ValueError, RecursionError, NatcError) as error:
+    # ValueError covers text that is not JSON or not UTF-8, TypeError wrong JSON types.
+    except (ValueError, TypeError, RecursionError, NatcError) as error:
         raise LibraryError(f"manifest {name} is not valid: {str(error).rstrip('.')}.") from error
 
 
@@ -169,28 +167,18 @@ def _object(data: bytes) -> dict[str, Any]:
 
 
 def _manifest(content: dict[str, Any]) -> Manifest:
-    fields = {name: value for name, value in content.items() if name in _NAMES}
-    for name in _REQUIRED:
-        if name not in fields:
-            raise ValueError(f"{name} is missing")
+    fields = {name: content[name] for name in _TYPES if name in content}
+    missing = {"spec", "target", "library", "sha256", "entries"} - fields.keys()
+    if missing:
+        raise ValueError(f"it has no {', '.join(sorted(missing))}")
     for name, value in fields.items():
         if type(value) is not _TYPES[name]:
             raise ValueError(f"{name} must be a JSON {_TYPES[name].__name__}")
-    for operation, functions in fields["entries"].items():
-        if type(functions) is not dict:
-            raise ValueError(f"entries.{operation} must be a JSON object")
-    kind, archs = (fields["target"].get(name) for name in ("kind", "archs"))
-    if not isinstance(archs, list) or not all(map(_is_name, [kind, *archs])):
-        raise ValueError("target must have a kind and archs, which are names")
-    library = fields.pop("library")
-    manifest = Manifest(**{**fields, "target": LibraryTarget(kind, tuple(archs))})
+    library, target = fields.pop("library"), LibraryTarget(**fields.pop("target"))
+    manifest = Manifest(target=target, **fields)
     if library != manifest.library:
         raise ValueError(f"library {library!r} must be {manifest.library}")
     return manifest
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and value != ""
 
 
 def schema_version(path: str | os.PathLike[str]) -> int | None:
