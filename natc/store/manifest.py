@@ -97,8 +97,11 @@ class Manifest:
         if not self.entries:
             raise ValueError("entries must name at least one operation")
         for operation, functions in self.entries.items():
-            names = list(functions.values()) if isinstance(functions, dict) else [None]
-            if set(functions) != keys or not all(isinstance(name, str) and name for name in names):
+            if (
+                not isinstance(functions, dict)
+                or set(functions) != keys
+                or not all(isinstance(name, str) and name for name in functions.values())
+            ):
                 raise ValueError(
                     f"entries.{operation} must name a function for {', '.join(sorted(keys))}"
                 )

@@ -92,7 +92,7 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
         ("entries", {"forward": {"sm_90": "f"}}, "entries.forward must name a function for llvm"),
         ("entries", {"forward": {"llvm": ""}}, "entries.forward"),
         ("entries", {"forward": ["llvm"]}, "entries.forward"),
-        ("entries", {"forward": None}, "is not valid"),
+        ("entries", {"forward": None}, "entries.forward"),
         ("alignment", 48, "alignment 48 must be a power of two"),
         ("alignment", 0, "alignment 0"),
         ("ptx", "sm_80", "ptx 'sm_80' must be one of target.archs"),
