@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from natc.bench.times import Contestant, Prepared, Unavailable
 from natc.dispatch.call import Options
 from natc.dispatch.fallback import NatcFallbackWarning
 from natc.errors import NotCoveredError
+from natc.operations import FORWARD, operations_of
 from natc.window import key_position, rpb_index, window
 
 # A dense mask of every query against every key grows with the square of the map.
@@ -68,26 +71,25 @@ def from_kernel(kernel: Callable[..., Any], note: str = "") -> Contestant:
 
 
 def natc_kernels(case: Case) -> Prepared:
-    """natc as a program calls it: on a library, built by the first call if need be.
+    """natc as a program calls it: on libraries, which the first call builds if need be.
 
-    Raises Unavailable if the reference would run.
+    Raises Unavailable if any part of the call would run on the reference.
     """
-    device = case.inputs.query.device
+    spec, device = case.problem.kernel, case.inputs.query.device
     prepared = from_function(functional.neighborhood_attention)(case)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", NatcFallbackWarning)
-            prepared.call()
-    except (NatcFallbackWarning, NotCoveredError):
-        explanation = runtime.explain(case.problem.kernel, device)
-        advice = f"; build it: {explanation.command}" if explanation.command else ""
-        raise Unavailable(f"no kernel{advice}") from None
-    choice = runtime.explain(case.problem.kernel, device).choice
-    return (
-        prepared
-        if choice is None
-        else from_function(functional.neighborhood_attention, choice.target.name)(case)
-    )
+    operations: tuple[str, ...] = (FORWARD,)
+    if case.d_output is not None:
+        operations = ("forward_lse", *operations_of(spec, ("backward",)))
+    with warnings.catch_warnings(), contextlib.suppress(NotCoveredError):
+        warnings.simplefilter("ignore", NatcFallbackWarning)
+        prepared.call()
+    for operation in operations:
+        explanation = runtime.explain(spec, device, operation=operation)
+        if explanation.choice is None:
+            advice = f"; build it: {explanation.command}" if explanation.command else ""
+            raise Unavailable(f"no kernel{advice}")
+        prepared = replace(prepared, note=explanation.choice.target.name)
+    return prepared
 
 
 def plain(case: Case) -> Prepared:

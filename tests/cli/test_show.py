@@ -106,7 +106,9 @@ def test_without_nvcc_a_call_builds_nothing(natc: Natc, monkeypatch: pytest.Monk
     assert "there is no program '/nowhere/cc'" in natc.json("show", *KERNEL, code=1)["why"]
 
 
-def test_strict_refuses_what_no_kernel_serves(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strict_mode_refuses_calls_without_a_kernel(
+    natc: Natc, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NATC_STRICT", "1")
     account = natc.json("show", *KERNEL, code=1)
     assert account["served_by"] == "refused"
@@ -155,7 +157,7 @@ def test_first_directory_wins(natc: Natc, place: Path, monkeypatch: pytest.Monke
     assert code == 1 and f"{library.name}: has no d_query, only forward" in out
 
 
-def test_a_kernel_without_bias_serves_what_reads_none(natc: Natc) -> None:
+def test_a_kernel_without_bias_serves_operations_that_read_none(natc: Natc) -> None:
     plain = add_library(
         workspace.library_dir(), replace(SPEC, rpb=False), entries={"av": {"llvm": "av"}}
     )
@@ -213,7 +215,7 @@ def test_this_machines_gpu_is_asked_about(natc: Natc, monkeypatch: pytest.Monkey
     assert account["machine"] is None and "compute capability 7.0" in account["why"]
 
 
-def test_what_has_no_kernel_by_design_is_said(natc: Natc) -> None:
+def test_combinations_without_kernels_by_design(natc: Natc) -> None:
     words = ("show", *KERNEL, "--dtype", "float64", "--target", "cuda", "--arch", "sm_90")
     account = natc.json(*words, code=1)
     assert account["why"] == "there are no float64 kernels for cuda, by design"
@@ -234,7 +236,7 @@ def test_the_schedule_that_a_build_would_use_is_shown(natc: Natc) -> None:
     assert ["1x56x56x2x32", "1", "ms", "4", "ms", "4.00"] in [s.split() for s in text.splitlines()]
 
 
-def test_the_schedule_behind_a_library_has_its_times_while_it_is_the_same(natc: Natc) -> None:
+def test_the_schedule_of_a_library_has_times_if_its_file_is_unchanged(natc: Natc) -> None:
     path, _ = write_schedule_and_log()
     written = json.loads(path.read_text())
     written |= {"spec": SPEC.name, "target": f"llvm-{ARCH}"}
@@ -249,8 +251,8 @@ def test_the_schedule_behind_a_library_has_its_times_while_it_is_the_same(natc: 
 
     record["created"] = "2001-02-03T04:05:06+00:00"
     library = library_of(add_library(workspace.library_dir(), schedule={ARCH: record}))
-    found = natc.json("show", *KERNEL)["schedule"]
-    assert found["decisions"] == {"tile": 1} and found["measured"] is None
+    shown = natc.json("show", *KERNEL)["schedule"]
+    assert shown["decisions"] == {"tile": 1} and shown["measured"] is None
     assert "is not here" in natc("show", str(library)).out
 
 
@@ -348,7 +350,7 @@ def test_senseless_questions_are_refused(natc: Natc, words: list[str], message: 
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}'])
-def test_a_file_that_is_neither_is_refused(natc: Natc, place: Path, text: str) -> None:
+def test_other_files_are_refused(natc: Natc, place: Path, text: str) -> None:
     (place / "x.json").write_text(text)
     code, out, err = natc("show", str(place / "x.json"))
     assert (code, out) == (2, "") and "x.json" in err
@@ -362,9 +364,9 @@ def test_doctor_says_why(natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatc
     cuda = cuda_library(place / "mine", spec, ("sm_80",), "sm_80")
     (place / "mine" / "damaged.json").write_text("{")
 
-    found = natc.json("doctor", "--why")
-    assert found["jit"] == "readonly"
-    rows = {row["library"]: row for place in found["places"] for row in place["libraries"]}
+    document = natc.json("doctor", "--why")
+    assert document["jit"] == "readonly"
+    rows = {row["library"]: row for place in document["places"] for row in place["libraries"]}
     (use,) = rows[str(library_of(first))]["used"]
     assert use["used"] is True
     (use,) = rows[str(library_of(second))]["used"]

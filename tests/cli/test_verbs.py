@@ -155,7 +155,7 @@ def test_every_example_is_understood(line: str) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_an_option_that_there_is_not_is_wrong_usage(natc: Natc, verb: str) -> None:
+def test_unknown_options_are_wrong_usage(natc: Natc, verb: str) -> None:
     code, out, err = natc(verb, "--dance")
     assert (code, out) == (2, "")
     assert f"Usage: natc {verb}" in err and "--dance" in err and not LINES.search(err)
@@ -215,7 +215,7 @@ def test_ctrl_c_during_an_import_stops(natc: Natc, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["--help"]], ids=" ".join)
-def test_a_reader_that_has_gone_is_no_news(place: Path, words: list[str]) -> None:
+def test_a_closed_pipe_is_no_error(place: Path, words: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
@@ -346,7 +346,7 @@ def test_the_choices_of_dtype_are_those_of_kernels() -> None:
     assert tuple(dtype.value for dtype in Dtype) == DTYPES
 
 
-def test_a_library_that_is_no_code_is_refused_by_show_as_by_a_call(natc: Natc) -> None:
+def test_show_refuses_a_library_without_code_as_a_call_does(natc: Natc) -> None:
     library, _ = write_library()
     code, out, _ = natc("show", "--kernel", "7")
     assert code == 1
