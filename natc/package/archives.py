@@ -66,7 +66,7 @@ def write_wheel(
 
 
 def write_zip(path: Path, files: Contents, *, epoch: int) -> Path:
-    """Write a zip archive; epoch: the time of its files. Raises NatcError if that fails."""
+    """Write a zip archive and return its path; epoch: the time of its files."""
 
     def write(file: IO[bytes]) -> None:
         with zipfile.ZipFile(file, "w") as archive:
@@ -77,7 +77,7 @@ def write_zip(path: Path, files: Contents, *, epoch: int) -> Path:
 
 
 def write_tar(path: Path, files: Contents, *, epoch: int) -> Path:
-    """Write a tar.gz; epoch: the time of its files. Raises NatcError if that fails."""
+    """Write a tar.gz and return its path; epoch: the time of its files."""
 
     def write(file: IO[bytes]) -> None:
         # Neither the name nor the time of the tar file is in the gzip header.

@@ -93,7 +93,7 @@ def _is_newer(path: Path) -> bool:
 
 
 def _problem(library: Library) -> str | None:
-    """Return why a library cannot be opened, or None where it can."""
+    """Return why a library cannot be used, as a clause, or None."""
     try:
         verify(library)
     except LibraryError:

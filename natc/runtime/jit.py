@@ -2,7 +2,7 @@
 
 `natc build` runs in its own process, so that the process which runs kernels never loads the
 compiler. The cache has a directory for each family of operations: a call that needs gradients
-builds a library of the gradients, and the library of the forward stays as it is.
+builds a library of the gradients and leaves the library of the forward alone.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def _check_owner(library: Library) -> None:
 
 
 def _check_machine(library: Library) -> None:
-    # Elsewhere libraries have another format, and the system's loader is left to judge.
+    # On other systems, libraries have another format; their loader checks it.
     if sys.platform != "linux":
         return
     path, here = library.path, detect.host_machine()
@@ -129,7 +129,7 @@ def _remedy(library: Library) -> str:
     if place is not None and place.source == "package":
         return "Download the package again"
     if place is not None and place.distribution is not None:
-        # Its name alone would do only where an index has it.
+        # The name alone is not enough: no index may have the wheel.
         return (
             f"Install the wheel of {place.distribution} again: "
             "pip install --force-reinstall --no-deps FILE.whl"

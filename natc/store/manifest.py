@@ -44,7 +44,7 @@ class LibraryTarget:
 
     @property
     def name(self) -> str:
-        """The name used for files: `llvm-x86-64-v3`, or `cuda` where several archs share one."""
+        """The name used for files: `llvm-x86-64-v3`, or `cuda`, which several archs share."""
         return "cuda" if self.kind == "cuda" else f"{self.kind}-{self.archs[0]}"
 
 
@@ -185,9 +185,9 @@ def _manifest(content: dict[str, Any]) -> Manifest:
 
 
 def schema_version(path: str | os.PathLike[str]) -> int | None:
-    """Return the schema version that a manifest file names, or None where it names none.
+    """Return the schema version in a manifest file, or None if it has none.
 
-    Raises OSError where the file cannot be read.
+    Raises OSError if the file cannot be read.
     """
     try:
         version = _object(Path(path).read_bytes()).get("schema_version")

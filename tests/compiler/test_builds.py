@@ -1,4 +1,4 @@
-"""What a build writes, which schedule it uses, and every way that it can fail."""
+"""A build's files, the schedule that it uses, and every way that it can fail."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def files(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.glob("[!.]*")}
 
 
-# What is written
+# Files
 
 
 def test_the_manifest_describes_the_library(make: Any, directory: Path) -> None:
@@ -344,7 +344,7 @@ def test_ziglang_needs_no_home_that_it_can_write_to(
     monkeypatch.setenv("NATC_CACHE_DIR", str(place / "file" / "cache"))
     kept = str(place / "zig-global")
     assert c_compiler.zig_caches(place)["ZIG_GLOBAL_CACHE_DIR"] == kept
-    # What the user says holds.
+    # The user's own setting wins.
     monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", "mine")
     assert list(c_compiler.zig_caches(place)) == ["ZIG_LOCAL_CACHE_DIR"]
 
@@ -354,7 +354,7 @@ def test_a_library_shows_its_functions_and_nothing_else(make: Any, directory: Pa
     shown = ctypes.CDLL(str(library_of(directory / f"{SPEC.name}.{HOST.name}.json")))
     for name in ("forward", "forward_lse"):
         assert getattr(shown, f"__tvm_ffi_{SPEC.name}_{name}")
-    # What another library could overwrite, since all have one of the same name.
+    # Every library has these names, so another library could overwrite them.
     for name in ("__TVMBackendParallelLaunch", "gomp_parallel", "parallel_launch"):
         with pytest.raises(AttributeError, match="undefined symbol"):
             getattr(shown, name)
@@ -386,7 +386,7 @@ def test_a_library_is_replaced_while_it_is_in_use(make: Any) -> None:
     schedules.save_schedule(make_host_schedule(SPEC))
     make()
     assert torch.equal(attend(), expected)  # the old code, until this process searches again
-    # A kernel of the same library that was not called before is of the new code.
+    # A kernel of the library that was not called before comes from the new library.
     query, key, value, _ = make_inputs((1, 6, 5, 2, 8), requires_grad=True)
     natc.na2d(query, key, value, 3).sum().backward()
     assert query.grad is not None
