@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from natc import models
 from natc.bench import clocks
-from natc.bench.times import Unavailable
+from natc.bench.times import Unavailable, first_line
 from natc.cli import output
 from natc.errors import NatcError
 from natc.host import environment
@@ -223,8 +223,7 @@ def _ready(network: nn.Module, images: Tensor, mode: str) -> Callable[[], Tensor
     except NatcError:
         raise
     except Exception as error:  # torch.compile fails with many types
-        reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:200]
-        raise Unavailable(f"torch.compile failed: {reason}") from None
+        raise Unavailable(f"torch.compile failed: {first_line(error)}") from None
     return lambda: compiled(images)
 
 

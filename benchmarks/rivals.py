@@ -13,7 +13,7 @@ from torch.nn import functional
 from natc.bench import clocks
 from natc.bench.peers import heads_first, in_torch_layout
 from natc.bench.problem import Case
-from natc.bench.times import Prepared, Unavailable
+from natc.bench.times import Prepared, Unavailable, first_line
 from natc.checks.tolerance import relative_errors
 
 # The backends of NATTEN 0.21, and the functions that list their tile shapes.
@@ -104,7 +104,7 @@ def _fastest(
         try:
             seconds.append((clocks.device_seconds(call_of(options)), options))
         except Exception as error:  # it refuses with several types the shapes that it listed
-            reason = f"{type(error).__name__}: {error}"
+            reason = first_line(error)
     if not seconds:
         raise Unavailable(reason)
     return min(seconds, key=lambda pair: pair[0])[1]

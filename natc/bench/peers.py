@@ -16,7 +16,7 @@ from torch.nn import functional as torch_functional
 
 from natc import functional, reference, runtime
 from natc.bench.problem import BenchProblem, Case, reference_bytes
-from natc.bench.times import Contestant, Prepared, Unavailable
+from natc.bench.times import Contestant, Prepared, Unavailable, first_line
 from natc.dispatch.call import Options
 from natc.dispatch.fallback import NatcFallbackWarning
 from natc.errors import NotCoveredError
@@ -132,24 +132,23 @@ def flex(case: Case) -> Prepared:
     leaves = case.leaves(heads_first)[:3]
 
     def prepared(attend: Callable[..., Any], note: str) -> Prepared:
-        contestant = in_torch_layout(case, leaves, lambda: attend(*leaves, **options), note)
-        contestant.call()
-        return contestant
+        return in_torch_layout(case, leaves, lambda: attend(*leaves, **options), note)
 
     try:
         torch._dynamo.reset()
-        return prepared(torch.compile(attention, dynamic=False), "compiled")
+        compiled = prepared(torch.compile(attention, dynamic=False), "compiled")
+        compiled.call()
+        return compiled
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # torch.compile fails with many types
-        reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:120]
+        reason = first_line(error)
     with warnings.catch_warnings():
-        # It warns that it is not compiled, which the note says.
+        # It warns that it is not compiled, as the note says.
         warnings.simplefilter("ignore")
-        try:
-            return prepared(attention, f"not compiled, because torch.compile failed ({reason})")
-        except (RuntimeError, NotImplementedError) as error:
-            raise Unavailable(f"FlexAttention failed: {str(error).splitlines()[0]}") from error
+        eager = prepared(attention, f"not compiled, because torch.compile failed ({reason})")
+        eager.call()
+        return eager
 
 
 PEERS: dict[str, Contestant] = {

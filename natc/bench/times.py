@@ -61,6 +61,11 @@ class Prepared:
 Contestant = Callable[[Case], Prepared]
 
 
+def first_line(error: Exception) -> str:
+    """Return the type of an error and the beginning of its message."""
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:160]
+
+
 def time_problems(
     problems: Sequence[BenchProblem],
     contestants: Mapping[str, Contestant],
@@ -111,6 +116,9 @@ def _time(
         except torch.OutOfMemoryError:
             rows[name] = replace(rows[name], note="out of memory")
             continue
+        except Exception as failure:  # torch refuses a problem with many types
+            rows[name] = replace(rows[name], note=f"failed: {first_line(failure)}")
+            continue
         rows[name] = replace(rows[name], max_error=error, note=prepared.note)
         tolerance = ELEMENT_FACTOR * RELATIVE_TOLERANCE[case.problem.dtype]
         if error <= tolerance:
@@ -140,5 +148,5 @@ def _with_device_time(row: Row, call: Callable[[], object]) -> Row:
         return replace(row, device_seconds=clocks.device_seconds(call))
     except RuntimeError as error:
         torch.cuda.synchronize()
-        reason = str(error).splitlines()[0][:100]
-        return replace(row, note=f"{row.note} no CUDA graph: {reason}".strip())
+        note = f"{row.note} no CUDA graph: {first_line(error)}".strip()
+        return replace(row, note=note)

@@ -174,12 +174,21 @@ def test_a_contestant_that_is_unavailable_keeps_its_row_and_its_reason() -> None
     def hungry(case: Case) -> Prepared:
         raise torch.OutOfMemoryError("2 TiB")
 
-    contestants = {"absent": absent, "hungry": hungry, "reference": peers.plain}
+    def picky(case: Case) -> Prepared:
+        return Prepared(lambda: torch.zeros(2).view(3))
+
+    contestants = {
+        "absent": absent,
+        "hungry": hungry,
+        "picky": picky,
+        "reference": peers.plain,
+    }
     rows = time_problems([problem()], contestants, seconds=0)
     assert rows[0] == Row(problem=problem(), contestant="absent", note="not on this machine")
     assert rows[1] == Row(problem=problem(), contestant="hungry", note="out of memory")
     # The first contestant was not timed, so there is nothing to be a multiple of.
-    assert rows[2].median_seconds is not None and rows[2].ratio_to_first is None
+    assert rows[2].note.startswith("failed: RuntimeError: ") and rows[2].median_seconds is None
+    assert rows[3].median_seconds is not None and rows[3].ratio_to_first is None
 
 
 def test_what_would_not_fit_is_refused() -> None:

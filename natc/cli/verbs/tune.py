@@ -254,7 +254,7 @@ def _show_imported(search: Imported) -> None:
 
 
 def _measurable(text: str, arch: str | None, kernel: str) -> Target:
-    """Return the target, or raise TargetError where this machine cannot measure on it."""
+    """Return the target; raises TargetError if this machine cannot measure on it."""
     if text.split("-")[0] == "cuda" and not gpu.driver().gpus:
         # A wrong name raises first; a right one is part of the advice.
         named = detect.parse_target(text, arch or "sm_90" if text == "cuda" else arch)
