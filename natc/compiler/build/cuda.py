@@ -107,7 +107,7 @@ def build_cuda(
 
 
 def newest(targets: Iterable[Target]) -> Target:
-    """Return the newest architecture, for which a library also holds PTX."""
+    """Return the newest of some architectures, the one for which a library also holds PTX."""
     return max(targets, key=lambda target: target.compute_capability)
 
 

@@ -37,7 +37,7 @@ class Tensors:
 
 
 def delta(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
-    """Return the function of `delta` (`natc.operations`)."""
+    """Return the function that computes `delta` (`natc.operations`)."""
     p = Problem(spec, HEADS_LAST, exponential)
     d_output, output = (p.tensor(n, spec.value_dim) for n in ("d_output", "output"))
     d = te.reduce_axis((0, spec.value_dim), "d")
@@ -54,21 +54,21 @@ def delta(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
 def d_query(
     spec: KernelSpec, exponential: Exponential, *, lanes: int | None = None
 ) -> tirx.PrimFunc:
-    """Return the function of `d_query` (`natc.operations`); lanes: see `te.rows`."""
+    """Return the function that computes `d_query` (`natc.operations`); lanes: see `te.rows`."""
     return _of_logits(spec, exponential, from_keys=False, lanes=lanes)
 
 
 def d_key(
     spec: KernelSpec, exponential: Exponential, *, lanes: int | None = None
 ) -> tirx.PrimFunc:
-    """Return the function of `d_key` (`natc.operations`); lanes: see `te.rows`."""
+    """Return the function that computes `d_key` (`natc.operations`); lanes: see `te.rows`."""
     return _of_logits(spec, exponential, from_keys=True, lanes=lanes)
 
 
 def _of_logits(
     spec: KernelSpec, exponential: Exponential, *, from_keys: bool, lanes: int | None
 ) -> tirx.PrimFunc:
-    """Return the function of d_query, or of d_key if `from_keys`: sums of ds * (key or query)."""
+    """Return the function that computes d_query, or d_key if `from_keys`: sums of ds * (key or query)."""
     p = Problem(spec, HEADS_LAST, exponential)
     t, g = Tensors(p), _gather(p, from_keys=from_keys, lanes=lanes)
     of_queries, of_keys = (t.query, t.d_output), (t.key, t.value)
@@ -86,7 +86,7 @@ def _of_logits(
 def d_value(
     spec: KernelSpec, exponential: Exponential, *, lanes: int | None = None
 ) -> tirx.PrimFunc:
-    """Return the function of `d_value` (`natc.operations`); lanes: see `te.rows`."""
+    """Return the function that computes `d_value` (`natc.operations`); lanes: see `te.rows`."""
     p = Problem(spec, HEADS_LAST, exponential)
     t, g = Tensors(p), _gather(p, from_keys=True, lanes=lanes)
     scores = g.product(g.site_vector(t.key), g.tap_vector(t.query), "scores")

@@ -137,7 +137,7 @@ class Chunks:
 
 
 def d_rpb(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
-    """Return the function of `d_rpb` (`natc.operations`); formulas: `te.backward`."""
+    """Return the function that computes `d_rpb` (`natc.operations`); formulas: `te.backward`."""
     p = Problem(spec, HEADS_LAST, exponential)
     query, d_output = p.tensor("query", spec.head_dim), p.tensor("d_output", spec.value_dim)
     key, value = p.kv_tensor("key", spec.head_dim), p.kv_tensor("value", spec.value_dim)
@@ -171,7 +171,7 @@ def d_rpb(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
 
 
 def sum_rpb(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
-    """Return the function of `sum_rpb` (`natc.operations`)."""
+    """Return the function that computes `sum_rpb` (`natc.operations`)."""
     p = Problem(spec, HEADS_FIRST, exponential)
     taps = 1
     for k in spec.kernel_size:

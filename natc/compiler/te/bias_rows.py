@@ -24,7 +24,7 @@ from natc.spec import KernelSpec
 
 
 def d_rpb(spec: KernelSpec, exponential: Exponential, *, lanes: int) -> tirx.PrimFunc:
-    """Return the function of `d_rpb` (`natc.operations`); lanes: see `te.rows`."""
+    """Return the function that computes `d_rpb` (`natc.operations`); lanes: see `te.rows`."""
     p = _ByChunk(spec, HEADS_LAST, exponential)
     t = Tensors(p)
     if t.rpb is None:

@@ -26,7 +26,7 @@ def forward(
     columns: int | None = None,
     copies: bool = False,
 ) -> tirx.PrimFunc:
-    """Return the unscheduled function of `forward` (`natc.operations`).
+    """Return the unscheduled function that computes `forward` (`natc.operations`).
 
     with_lse, packed: which variant, such as `forward_lse_packed` for both.
 

@@ -219,5 +219,5 @@ class Problem:
         return tirx.const(value, self.accumulator)
 
     def function(self, tensors: Sequence[te.Tensor | None], *extra: Any) -> tirx.PrimFunc:
-        """Return the function of tensors (None: not a parameter), scalars and extra scalars."""
+        """Return the function whose parameters are tensors (but None), scalars and `extra`."""
         return te.create_prim_func([*(t for t in tensors if t is not None), *self.scalars, *extra])

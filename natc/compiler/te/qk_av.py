@@ -17,7 +17,7 @@ from natc.spec import KernelSpec
 
 
 def qk(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
-    """Return the function of `qk` (`natc.operations`)."""
+    """Return the function that computes `qk` (`natc.operations`)."""
     p = Problem(spec, HEADS_FIRST, exponential)
     g = Gather(p, from_keys=False)
     query, key = p.tensor("query", spec.head_dim), p.kv_tensor("key", spec.head_dim)
@@ -36,7 +36,7 @@ def qk(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
 
 
 def av(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
-    """Return the function of `av` (`natc.operations`)."""
+    """Return the function that computes `av` (`natc.operations`)."""
     p = Problem(spec, HEADS_FIRST, exponential)
     g = Gather(p, from_keys=False)
     attn = p.tensor("attn", math.prod(spec.kernel_size))
@@ -46,7 +46,7 @@ def av(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
 
 
 def inverse_av(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
-    """Return the function of `inverse_av` (`natc.operations`)."""
+    """Return the function that computes `inverse_av` (`natc.operations`)."""
     p = Problem(spec, HEADS_FIRST, exponential)
     g = Gather(p, from_keys=True)
     attn = p.tensor("attn", math.prod(spec.kernel_size))

@@ -193,7 +193,7 @@ class KeyStep:
         return [words[i] for i in range(2 * _PAIR)]
 
     def keep(self, gradients: Any, exists: Sequence[Any]) -> None:
-        """Store the step's gradients in those of a part, [product, 4]; 0 outside the window.
+        """Store the step's gradients in `gradients`, a part's [product, 4]; 0 outside the window.
 
         exists: for each half a word, all ones if the lane's query lies on the map, else 0.
         """

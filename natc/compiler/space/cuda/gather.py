@@ -31,7 +31,11 @@ _OF_PARTIAL = ("v_c", "v_h", "v_r0", "v_r1", "v_r2")
 
 
 class _Blocks(NamedTuple):
-    """output: the results; stored: their copy to memory; vectors: the vectors of each block."""
+    """Blocks of a function.
+
+    output: computes the results; stored: copies them to memory. vectors: for each block that sums
+    over channels, the stages of the vectors that it reads.
+    """
 
     output: SBlockRV
     stored: SBlockRV
