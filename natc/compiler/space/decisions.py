@@ -48,7 +48,7 @@ class Decisions:
         return value
 
     def sample(self, sch: Schedule, name: str, candidates: Sequence[int]) -> ExprRV:
-        """Return a candidate, sampled by an instruction of sch's trace; raises as `choose` does."""
+        """Return a candidate, sampled by an instruction of sch's trace; raises as `choose`."""
         value = self._checked(name, candidates)
         is_given = name in self._fixed or self._default_rest
         decision = list(candidates).index(value) if is_given else None

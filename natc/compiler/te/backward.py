@@ -68,7 +68,7 @@ def d_key(
 def _of_logits(
     spec: KernelSpec, exponential: Exponential, *, from_keys: bool, lanes: int | None
 ) -> tirx.PrimFunc:
-    """Return the function that computes d_query, or d_key if `from_keys`: sums of ds * (key or query)."""
+    """Return the function that sums ds * key (d_query) or, from keys, ds * query (d_key)."""
     p = Problem(spec, HEADS_LAST, exponential)
     t, g = Tensors(p), _gather(p, from_keys=from_keys, lanes=lanes)
     of_queries, of_keys = (t.query, t.d_output), (t.key, t.value)
