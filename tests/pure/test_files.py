@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -88,14 +88,9 @@ def test_lines_are_appended(tmp_path: Path) -> None:
 def test_lines_of_several_writers_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "log"
     lines = [f"{writer} {'x' * 500}" for writer in range(4)]
-    threads = [
-        threading.Thread(target=lambda line=line: [append_line(path, line) for _ in range(20)])
-        for line in lines
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        for line in lines * 20:
+            pool.submit(append_line, path, line)
     assert sorted(path.read_text().splitlines()) == sorted(lines * 20)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from natc import runtime
 from natc.checks.inputs import make_inputs
 from natc.errors import LibraryError, TargetError
 from natc.host.detect import detect_host_cpu
-from natc.runtime import Facts, Library, load, registry, select
+from natc.runtime import Choice, Facts, Library, load, registry, select
 from natc.runtime.commands import build_command, rebuild_command
 from natc.spec import KernelSpec
 from natc.store import manifest
@@ -254,6 +255,15 @@ def test_the_command_that_builds_a_kernel(
     assert build_command(spec, targets) == command
 
 
+def test_the_command_that_builds_a_library_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = library(tmp_path / "lib", SPEC, "cuda", "sm_80", "sm_90")
+    assert rebuild_command(built).endswith(f"--target cuda --arch sm_80,sm_90 -o {tmp_path}/lib")
+    monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path))
+    assert rebuild_command(built).endswith("--target cuda --arch sm_80,sm_90")
+
+
 # Loading
 
 
@@ -362,28 +372,12 @@ def test_a_new_build_is_used_after_clear(libraries: LibraryDirectory, tmp_path: 
 def test_threads_that_come_first_together_load_once(
     kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loads = []
-
-    def counting(choice: Any) -> Any:
-        loads.append(choice)
-        return load.load(choice)
-
-    monkeypatch.setattr(registry, "load", counting)
-    threads = 8
-    barrier = threading.Barrier(threads)
-    results: list[torch.Tensor] = []
-
-    def work() -> None:
-        barrier.wait()
-        results.append(attend())
-
-    workers = [threading.Thread(target=work) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    loads: list[Choice] = []
+    monkeypatch.setattr(registry, "load", lambda choice: loads.append(choice) or load.load(choice))
+    barrier = threading.Barrier(8)
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda _: (barrier.wait(), attend())[1], range(8)))
     assert len(loads) == 1
-    assert len(results) == threads
     assert all(torch.equal(result, results[0]) for result in results)
 
 
@@ -404,12 +398,3 @@ def test_the_operations_of_a_library_are_independent(libraries: LibraryDirectory
     with pytest.warns(natc.NatcFallbackWarning, match="has no forward_lse, only forward"):
         natc.na2d(query, key, value, KERNEL_SIZE, return_lse=True)
     assert libraries.calls(SPEC) == 1
-
-
-def test_rebuilding_into_the_default_directory_needs_no_option(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path))
-    here = library(tmp_path / "lib", SPEC, "cuda", "sm_80", "sm_90")
-    command = rebuild_command(here)
-    assert " -o " not in command and command.endswith("--target cuda --arch sm_80,sm_90")
