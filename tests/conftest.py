@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import platformdirs
@@ -81,6 +82,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name, value in values.items():
             if isinstance(value, (set, frozenset)) and str(value) in item.name:
                 raise pytest.UsageError(f"{item.nodeid}: {name} is a set; pass a tuple instead.")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run small tensors on one thread: with two, torch waits longer than it computes.
+
+    Folders with compiled kernels keep all threads.
+    """
+    folder = request.path.relative_to(TESTS).parts[0]
+    if folder not in ("torch_cpu", "cli") or _missing("torch_cpu"):
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

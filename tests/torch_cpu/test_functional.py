@@ -1,9 +1,8 @@
-"""The fused functions: on a kernel, on the reference, and with bad arguments."""
+"""The fused functions, on a kernel and on the reference."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from support.kernel_double import Doubles
 
 import natc
 from natc.checks.inputs import make_inputs, misaligned, noncontiguous
-from natc.errors import ArgumentError, ArgumentTypeError
+from natc.errors import ArgumentError
 from natc.reference import neighborhood_attention
 
 SHAPE = (2, 5, 7, 3, HEAD_DIM)
@@ -296,104 +295,6 @@ def test_tokens_are_attended_on_a_kernel_by_merging(kernels: LibraryDirectory) -
     expected = neighborhood_attention(*inputs[:3], KERNEL_SIZE, **options)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
     assert kernels.calls(SPECS[True]) == 1
-
-
-def bad(**changes: Any) -> dict[str, Any]:
-    query, key, value, _ = make_inputs(SHAPE)
-    return {"query": query, "key": key, "value": value, "kernel_size": KERNEL_SIZE, **changes}
-
-
-T = torch.zeros(SHAPE)
-TOKENS = torch.zeros(2, 4, 3, HEAD_DIM)
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"query": [1.0]}, ArgumentTypeError, "query is a list; it must be a torch.Tensor"),
-        ({"value": None}, ArgumentTypeError, "value is a NoneType"),
-        ({"key": T.to_sparse()}, ArgumentTypeError, "key has layout torch.sparse_coo"),
-        ({"query": T.int()}, ArgumentTypeError, "query has dtype torch.int32; it must be"),
-        ({"query": T.cfloat()}, ArgumentTypeError, "query has dtype torch.complex64"),
-        ({"key": T.half()}, ArgumentTypeError, "key has dtype torch.float16.*torch.float32"),
-        ({"value": T.half()}, ArgumentTypeError, "value has dtype torch.float16"),
-        ({"key": T.to("meta")}, ArgumentError, "key is on device meta.*query, cpu"),
-        ({"value": T.to("meta")}, ArgumentError, "value is on device meta"),
-        ({"query": T[0]}, ArgumentError, r"query has 4 axes.*must have 5: \[batch, height"),
-        ({"query": T[None]}, ArgumentError, "query has 6 axes"),
-        ({"query": T[..., :0]}, ArgumentError, "head_dim must be at least 1"),
-        (
-            {"key": T[:, 1:]},
-            ArgumentError,
-            r"key has shape \[2, 4, 7, 3, 8\]; it must be \[2, 5, 7, heads_kv, 8\], as query",
-        ),
-        ({"key": T[..., 1:]}, ArgumentError, r"key has shape \[2, 5, 7, 3, 7\]"),
-        ({"key": T[:, :, :, :2]}, ArgumentError, "key has 2 heads.*must divide that of query, 3"),
-        ({"key": T[:, :, :, :0]}, ArgumentError, "key has 0 heads"),
-        ({"key": T[0]}, ArgumentError, "key has shape"),
-        ({"value": T[:, 1:]}, ArgumentError, r"value has shape .*\[2, 5, 7, 3, value_dim\]"),
-        ({"value": T[:, :, :, :1]}, ArgumentError, "value has shape .*as key has shape"),
-        ({"value": T[..., :0]}, ArgumentError, "value has shape .*value_dim, must be at least 1"),
-        ({"kernel_size": 0}, ArgumentError, "kernel_size is 0; it must be at least 1"),
-        ({"kernel_size": (3, 0)}, ArgumentError, r"kernel_size is \(3, 0\)"),
-        ({"kernel_size": (3, 3, 3)}, ArgumentError, "must have 2 entries"),
-        (
-            {"kernel_size": 3.0},
-            ArgumentTypeError,
-            "kernel_size is 3.0; it must be an integer, or one for",
-        ),
-        ({"kernel_size": True}, ArgumentTypeError, "kernel_size is True"),
-        ({"kernel_size": "33"}, ArgumentTypeError, "kernel_size is '33'"),
-        ({"kernel_size": (3, "3")}, ArgumentTypeError, "kernel_size"),
-        ({"dilation": 0}, ArgumentError, "dilation is 0; it must be at least 1"),
-        ({"dilation": (1, -1)}, ArgumentError, "dilation"),
-        ({"dilation": None}, ArgumentTypeError, "dilation is None"),
-        ({"stride": 0}, ArgumentError, "stride is 0"),
-        ({"stride": 4}, ArgumentError, "stride is 4; it must not exceed kernel_size, which is 3"),
-        ({"stride": (1, 4)}, ArgumentError, r"stride is \(1, 4\)"),
-        ({"is_causal": 1}, ArgumentTypeError, "is_causal is 1; it must be True or False"),
-        ({"is_causal": (True,)}, ArgumentError, "is_causal.*2 entries"),
-        ({"scale": math.nan}, ArgumentError, "scale is nan; it must be finite"),
-        ({"scale": math.inf}, ArgumentError, "scale is inf"),
-        ({"scale": "1"}, ArgumentTypeError, "scale is '1'"),
-        ({"scale": True}, ArgumentTypeError, "scale is True"),
-        ({"scale": torch.tensor(1.0)}, ArgumentTypeError, "scale"),
-        ({"rpb": 1}, ArgumentTypeError, "rpb is a int"),
-        ({"rpb": torch.zeros(3, 5, 5).int()}, ArgumentTypeError, "rpb has dtype torch.int32"),
-        ({"rpb": torch.zeros(3, 5, 5, device="meta")}, ArgumentError, "rpb is on device meta"),
-        ({"rpb": torch.zeros(2, 5, 5)}, ArgumentError, r"rpb has shape \[2, 5, 5\].*\[3, 5, 5\]"),
-        ({"rpb": torch.zeros(3, 5)}, ArgumentError, r"rpb has shape \[3, 5\]"),
-        ({"rpb": torch.zeros(3, 5, 7)}, ArgumentError, "rpb has shape"),
-        ({"additional_keys": TOKENS}, ArgumentError, "additional_values is None; it must be"),
-        ({"additional_values": TOKENS}, ArgumentError, "additional_keys is None; it must be"),
-        (
-            {"additional_keys": TOKENS[:, :, :1], "additional_values": TOKENS},
-            ArgumentError,
-            r"additional_keys has shape \[2, 4, 1, 8\]; it must be \[2, tokens, 3, 8\], as key",
-        ),
-        (
-            {"additional_values": TOKENS[:, 1:], "additional_keys": TOKENS},
-            ArgumentError,
-            r"additional_values has shape \[2, 3, 3, 8\]; it must be \[2, 4, 3, 8\], as value",
-        ),
-        (
-            {"additional_values": TOKENS.half(), "additional_keys": TOKENS},
-            ArgumentTypeError,
-            "additional_values has dtype torch.float16; it must be that of query, torch.float32",
-        ),
-    ],
-)
-def test_a_bad_argument_is_named_before_anything_runs(
-    kernels: LibraryDirectory, changes: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message) as raised:
-        natc.na2d(**bad(**changes))
-    assert isinstance(raised.value, natc.errors.NatcError)
-    both = "additional" in next(iter(changes))
-    name = "additional_(keys|values)" if both else next(iter(changes))
-    assert re.match(name, str(raised.value)), "the message names the argument"
-    # Opening the library here is the first time that it is opened.
-    assert kernels.calls(SPECS[False]) == 0
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])

@@ -15,6 +15,7 @@ from natc import ops
 
 # kernel_size, dilation, stride, is_causal, scale
 ONE = ((3,), (2,), (2,), (True,), 0.3)
+TWO = ((3, 3), (1, 1), (2, 1), (False, False), 0.3)
 THREE = ((2, 3, 4), (1, 3, 2), (1, 2, 1), (False, True, False), -1.5)
 
 
@@ -27,6 +28,7 @@ def calls(case: str, grad: bool) -> dict[str, tuple[Any, ...]]:
     """Arguments for every operator."""
     spatial, options, dtype = {
         "1D": ((5,), ONE, torch.bfloat16),
+        "2D": ((5, 6), TWO, torch.float32),
         "3D": ((3, 1, 5), THREE, torch.float32),
         "larger than the map": ((2,), ((7,), (1,), (1,), (False,), 0.3), torch.float64),
     }[case]
@@ -52,7 +54,20 @@ def calls(case: str, grad: bool) -> dict[str, tuple[Any, ...]]:
         "forward_packed": (qkv, rpb, *options),
         "forward_lse_packed": (qkv, rpb, *options),
         "backward": (d_output, d_lse, query, key, value, rpb, output, lse, wanted, *options),
+        "backward for key": (
+            d_output,
+            None,
+            query,
+            key,
+            value,
+            None,
+            output,
+            lse,
+            [False, True, False, False],
+            *options,
+        ),
         "qk": (*heads_first[:2], rpb, -math.inf, *where),
+        "qk filled with 0": (*heads_first[:2], None, 0.0, *where),
         "av": (attn, heads_first[2], *where),
         "inverse_av": (attn, heads_first[0], *where),
         "sum_rpb": (attn, 5, *where),
@@ -60,29 +75,32 @@ def calls(case: str, grad: bool) -> dict[str, tuple[Any, ...]]:
 
 
 OPERATORS = [name for name in ops.__all__ if isinstance(getattr(ops, name), torch._ops.OpOverload)]
+CALLS = [*OPERATORS, "backward for key", "qk filled with 0"]
+
+
+def check(name: str, case: str, grad: bool) -> None:
+    result = torch.library.opcheck(getattr(ops, name.split()[0]), calls(case, grad)[name])
+    assert list(result.values()) == ["SUCCESS"] * 4
 
 
 def test_every_operator_is_here() -> None:
-    assert set(OPERATORS) == set(calls("1D", False))
+    assert set(CALLS) == set(calls("1D", False))
     defined = {name for name in torch._C._dispatch_get_all_op_names() if "natc::" in name}
     assert defined == {f"natc::{name}" for name in OPERATORS}
 
 
-@pytest.mark.parametrize("case", ["1D", "3D", "larger than the map"])
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("case", ["1D", "2D", "3D", "larger than the map"])
+@pytest.mark.parametrize("name", CALLS)
 def test_on_kernels(doubles: Doubles, name: str, case: str) -> None:
-    grad = case != "3D"
-    arguments = calls(case, grad)[name]
-    result = torch.library.opcheck(getattr(ops, name), arguments)
-    assert list(result.values()) == ["SUCCESS"] * 4
+    check(name, case, grad=case != "3D")
     assert doubles.calls
 
 
-@pytest.mark.parametrize("name", OPERATORS)
-def test_on_the_reference(name: str) -> None:
+@pytest.mark.parametrize(("case", "grad"), [("2D", False), ("3D", True)])
+@pytest.mark.parametrize("name", CALLS)
+def test_on_the_reference(name: str, case: str, grad: bool) -> None:
     with natc.force_reference():
-        result = torch.library.opcheck(getattr(ops, name), calls("3D", True)[name])
-    assert list(result.values()) == ["SUCCESS"] * 4
+        check(name, case, grad)
 
 
 @pytest.mark.parametrize("name", OPERATORS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import warnings
 from collections.abc import Callable
@@ -71,47 +70,6 @@ def test_opcheck(
     result = torch.library.opcheck(operator, (*inputs, *OPTIONS))
     assert list(result.values()) == ["SUCCESS"] * 4
     assert kernels.calls(SPECS[rpb]) > 0
-
-
-@pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize("wanted", [[True] * 4, [False, True, False, False]], ids=str)
-def test_opcheck_of_the_backward(
-    kernels: LibraryDirectory, quiet: None, wanted: list[bool], requires_grad: bool
-) -> None:
-    inputs = with_rpb(requires_grad=requires_grad)
-    output, lse = (t.detach() for t in expected(*inputs))
-    for d_lse in (None, torch.ones_like(lse)):
-        arguments = (torch.ones_like(output), d_lse, *inputs, output, lse, wanted, *OPTIONS)
-        result = torch.library.opcheck(ops.backward, arguments)
-        assert list(result.values()) == ["SUCCESS"] * 4
-
-
-@pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize("operator", [ops.forward_packed, ops.forward_lse_packed])
-def test_opcheck_of_packed(
-    libraries: LibraryDirectory, quiet: None, operator: Any, requires_grad: bool
-) -> None:
-    qkv = torch.randn(2, 5, 6, 3, 2, 4, requires_grad=requires_grad)
-    rpb = make_inputs(SHAPE, kernel_size=3, requires_grad=requires_grad).rpb
-    result = torch.library.opcheck(operator, (qkv, rpb, *OPTIONS))
-    assert list(result.values()) == ["SUCCESS"] * 4
-
-
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_opcheck_of_unfused(libraries: LibraryDirectory, quiet: None, requires_grad: bool) -> None:
-    inputs = make_inputs((2, 2, 5, 6, 4), kernel_size=3, requires_grad=requires_grad)
-    heads_first = [t.detach().requires_grad_(requires_grad) for t in inputs[:3]]
-    rpb = make_inputs(SHAPE, kernel_size=3, requires_grad=requires_grad).rpb
-    attn = torch.randn(2, 2, 5, 6, 9, requires_grad=requires_grad)
-    for operator, *arguments in (
-        (ops.qk, *heads_first[:2], rpb, -math.inf, *OPTIONS[:4]),
-        (ops.qk, *heads_first[:2], None, 0.0, *OPTIONS[:4]),
-        (ops.av, attn, heads_first[2], *OPTIONS[:4]),
-        (ops.inverse_av, attn, heads_first[2], *OPTIONS[:4]),
-        (ops.sum_rpb, attn, 4, *OPTIONS[:4]),
-    ):
-        result = torch.library.opcheck(operator, arguments)
-        assert list(result.values()) == ["SUCCESS"] * 4
 
 
 def test_a_compiled_graph_is_whole_and_takes_other_shapes(kernels: LibraryDirectory) -> None:

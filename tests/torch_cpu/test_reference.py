@@ -1,15 +1,14 @@
-"""natc.reference against plain loops, against self-attention, and by finite differences."""
+"""natc.reference against brute force, against self-attention, and by finite differences."""
 
 from __future__ import annotations
 
-import itertools
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import brute_force
 from torch.nn.functional import scaled_dot_product_attention
 
 from natc.checks.inputs import make_inputs, noncontiguous
@@ -27,50 +26,6 @@ from natc.reference import (
 pytestmark = pytest.mark.quick
 
 
-def looped(query, key, value, kernel_size, dilation, scale, rpb):
-    """Neighborhood attention, a query at a time; arrays [batch, *spatial, heads, channels]."""
-    batch, *spatial, heads, _ = query.shape
-    out = np.zeros((*query.shape[:-1], value.shape[-1]))
-    lse = np.zeros(query.shape[:-1])
-    for b in range(batch):
-        for h in range(heads):
-            for place in itertools.product(*map(range, spatial)):
-                axes = [
-                    nearest(i, length, size, step)
-                    for i, length, size, step in zip(
-                        place, spatial, kernel_size, dilation, strict=True
-                    )
-                ]
-                logits, values = [], []
-                for where in itertools.product(*axes):
-                    logit = scale * query[(b, *place, h)] @ key[(b, *where, h)]
-                    if rpb is not None:
-                        offset = [
-                            (k - q) // d + size - 1
-                            for k, q, d, size in zip(
-                                where, place, dilation, kernel_size, strict=True
-                            )
-                        ]
-                        logit += rpb[(h, *offset)]
-                    logits.append(logit)
-                    values.append(value[(b, *where, h)])
-                weights = np.exp(np.array(logits))
-                out[(b, *place, h)] = weights @ np.array(values) / weights.sum()
-                lse[(b, *place, h)] = math.log(weights.sum())
-    return out, lse
-
-
-def nearest(position: int, length: int, kernel_size: int, dilation: int) -> list[int]:
-    """The kernel_size members of the query's group that are nearest to it, shifted at borders."""
-    group = [p for p in range(length) if p % dilation == position % dilation]
-    before = [p for p in group if p < position]
-    after = [p for p in group if p > position]
-    before_it, right = kernel_size // 2, kernel_size - kernel_size // 2 - 1
-    before_it = max(before_it, kernel_size - 1 - len(after))
-    right = max(right, kernel_size - 1 - len(before))
-    return before[max(len(before) - before_it, 0) :] + [position] + after[:right]
-
-
 @st.composite
 def problems(draw: st.DrawFn):
     rank = draw(st.integers(1, 3))
@@ -85,22 +40,18 @@ def problems(draw: st.DrawFn):
 
 @settings(max_examples=60)
 @given(problems())
-def test_equals_loops(problem) -> None:
+def test_equals_brute_force(problem) -> None:
     shape, kernel_size, dilation, value_dim, has_rpb = problem
     inputs = make_inputs(shape, kernel_size=kernel_size, value_dim=value_dim).to_float64()
     rpb = inputs.rpb if has_rpb else None
-    out, lse = neighborhood_attention(
-        *inputs[:3], kernel_size, dilation=dilation, scale=0.7, rpb=rpb, return_lse=True
-    )
-    expected = looped(
-        *(tensor.numpy() for tensor in inputs[:3]),
-        kernel_size,
-        dilation,
-        0.7,
-        None if rpb is None else rpb.numpy(),
-    )
-    check_close(out, torch.from_numpy(expected[0]), torch.float64, "out")
-    check_close(lse, torch.from_numpy(expected[1]), torch.float64, "lse")
+    tensors = {**inputs._asdict(), "rpb": rpb}
+    options = {"kernel_size": kernel_size, "dilation": dilation, "scale": 0.7}
+    out, lse = neighborhood_attention(**tensors, **options, return_lse=True)
+    arrays = {name: None if t is None else t.numpy() for name, t in tensors.items()}
+    ones, falses = (1,) * len(kernel_size), (False,) * len(kernel_size)
+    expected = brute_force.attention(**arrays, **options, stride=ones, is_causal=falses)
+    check_close(out, torch.from_numpy(expected["output"]), torch.float64, "out")
+    check_close(lse, torch.from_numpy(expected["lse"]), torch.float64, "lse")
 
 
 @pytest.mark.parametrize("kernel_size", [5, 6, 9])
