@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from natc import reference
-from natc.checks.inputs import Inputs, make_inputs
+from natc.checks.inputs import Inputs, inputs_of
 from natc.checks.tolerance import relative_errors
 from natc.errors import ArgumentError
 from natc.spec import KernelSpec
@@ -184,14 +184,8 @@ class Case:
         """Return a problem with random tensors: the same for a seed on every device."""
         spec = problem.kernel
         shape = (*problem.shape[:-1], spec.value_dim)
-        inputs = make_inputs(
-            problem.shape,
-            kernel_size=spec.kernel_size if spec.rpb else None,
-            heads_kv=problem.heads_kv,
-            value_dim=spec.value_dim,
-            dtype=problem.dtype,
-            device=device,
-            seed=seed,
+        inputs = inputs_of(
+            spec, problem.shape[:-1], heads_kv=problem.heads_kv, device=device, seed=seed
         )
         if not problem.backward:
             return cls(problem, inputs, None)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from natc.spec import KernelSpec
 
 
 class Inputs(NamedTuple):
@@ -64,6 +66,20 @@ def make_inputs(
         sizes = (kernel_size,) * rank if isinstance(kernel_size, int) else kernel_size
         rpb = draw(heads, *(2 * size - 1 for size in sizes), dtype=torch.float32)
     return Inputs(query, key, value, rpb)
+
+
+def inputs_of(spec: KernelSpec, leading: Sequence[int], **options: Any) -> Inputs:
+    """Return inputs of a kernel.
+
+    leading: batch, map and heads of the query; options: as for `make_inputs`.
+    """
+    return make_inputs(
+        (*leading, spec.head_dim),
+        kernel_size=spec.kernel_size if spec.rpb else None,
+        value_dim=spec.value_dim,
+        dtype=getattr(torch, spec.dtype),
+        **options,
+    )
 
 
 def noncontiguous(tensor: Tensor) -> Tensor:

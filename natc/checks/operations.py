@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from natc.checks.guarded import call_guarded, scalars
-from natc.checks.inputs import Inputs, make_inputs
+from natc.checks.inputs import Inputs, inputs_of
 from natc.checks.tolerance import check_close
 from natc.errors import CheckError
 from natc.operations import OPERATIONS
@@ -96,14 +96,7 @@ class _Problem:
         self.dtype = getattr(torch, spec.dtype)
         self.acc = getattr(torch, spec.accumulator)
         b, s, h = call.batch, call.sizes, call.heads
-        drawn = make_inputs(
-            (b, *s, h, spec.head_dim),
-            kernel_size=spec.kernel_size if spec.rpb else None,
-            heads_kv=call.heads_kv,
-            value_dim=spec.value_dim,
-            dtype=self.dtype,
-            seed=seed,
-        )
+        drawn = inputs_of(spec, (b, *s, h), heads_kv=call.heads_kv, seed=seed)
         generator = torch.Generator().manual_seed(seed + 1)
 
         def draw(*shape: int, dtype: torch.dtype) -> Tensor:

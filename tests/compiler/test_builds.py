@@ -20,7 +20,7 @@ from support.written_files import HOST_DECISIONS, make_host_schedule
 import natc
 from natc import runtime
 from natc.checks.guarded import call_forward, check_forward
-from natc.checks.inputs import make_inputs
+from natc.checks.inputs import inputs_of, make_inputs
 from natc.compiler import build
 from natc.compiler.space import space_for
 from natc.errors import (
@@ -31,7 +31,7 @@ from natc.errors import (
 )
 from natc.host import c_compiler, toolchain
 from natc.host.detect import detect_host_cpu
-from natc.operations import operations_of
+from natc.operations import FAMILIES, operations_of
 from natc.reference import neighborhood_attention
 from natc.spec import KernelSpec
 from natc.store import elf, manifest, schedules
@@ -51,11 +51,15 @@ def directory(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def make(directory: Path) -> Callable[..., dict[str, Any]]:
-    """Build into the test's directory; return the manifest's content, with the notes given."""
+    """Build forwards into the test's directory; return the manifest's content and the notes."""
 
-    def build_it(spec: KernelSpec = SPEC, **options: Any) -> dict[str, Any]:
+    def build_it(
+        spec: KernelSpec = SPEC, families: tuple[str, ...] = ("forward",), **options: Any
+    ) -> dict[str, Any]:
         notes: list[str] = []
-        path = build.build_library(spec, HOST, directory, on_note=notes.append, **options)
+        path = build.build_library(
+            spec, HOST, directory, families=families, on_note=notes.append, **options
+        )
         return json.loads(path.read_text()) | {"notes": notes}
 
     return build_it
@@ -74,7 +78,7 @@ def files(directory: Path) -> dict[str, bytes]:
 
 
 def test_the_manifest_describes_the_library(make: Any, directory: Path) -> None:
-    content = make()
+    content = make(families=FAMILIES)
     path = directory / f"{SPEC.name}.{HOST.name}.json"
     written = manifest.load_manifest(path)
     code = library_of(path)
@@ -209,13 +213,9 @@ def test_kernels_of_the_committed_schedules_are_right(
         if not target.runs_on(HOST):
             continue
         spec = KernelSpec.parse(listed.schedule.spec)
-        path = build.build_library(spec, target, place / "lib")
+        path = build.build_library(spec, target, place / "lib", families=("forward",))
         assert json.loads(path.read_text())["schedule"][target.arch]["origin"] == "tuned"
-        inputs = make_inputs(
-            (2, 16, 11, 2, spec.head_dim),
-            kernel_size=spec.kernel_size if spec.rpb else None,
-            dtype=getattr(torch, spec.dtype),
-        )
+        inputs = inputs_of(spec, (2, 16, 11, 2))
         function = open_entry(path, "forward_lse")
         result = call_forward(function, inputs, scale=0.2, dilation=(2, 1), with_lse=True)
         check_forward(result, inputs, spec.kernel_size, scale=0.2, dilation=(2, 1))

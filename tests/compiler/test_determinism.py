@@ -93,7 +93,7 @@ def check(compute: Callable[[Call], dict[str, Tensor]], call: Call, threads: Any
     for number in (2, 3, 8):
         threads(number)
         assert_same_bits(compute(call), once)
-        # Nothing refuses the mode, and what it fills memory with is nowhere in the results.
+        # No operator refuses this mode, and the NaN that fills memory reaches no result.
         with poisoned_results():
             assert_same_bits(compute(call), once)
 

@@ -58,7 +58,7 @@ def parameters(kinds: tuple[str, ...], some: tuple[str, ...]) -> Any:
 
 
 def test_golden_cases_have_every_option() -> None:
-    """Also where there are only the copied ones."""
+    """In a checkout without the whole set, too."""
     every = [case.params for case in CASES.values()]
     for rank in (1, 2, 3):
         assert {case.kind for case in CASES.values() if case.params["ndim"] == rank} >= {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support.built_kernels import BuiltKernels
+from support.forward_checks import assert_same
 from support.fresh_process import run_fresh
 from support.library_files import library_of
 
@@ -33,34 +33,10 @@ def attend(inputs: Inputs, **options: Any) -> Any:
     return natc.na2d(*inputs[:3], 7, rpb=inputs.rpb, return_lse=True, **options)
 
 
-def assert_same(actual: Any, expected: Any) -> None:
-    for a, b in zip(actual, expected, strict=True):
-        assert torch.equal(a, b)
-
-
 @pytest.fixture
 def inputs(built: BuiltKernels) -> Inputs:
     built.manifest(SPEC)
     return make_inputs(SHAPE, kernel_size=7)
-
-
-@pytest.fixture
-def threads() -> Iterator[Any]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_the_same_call_gives_the_same_bits(built: BuiltKernels, threads: Any, dtype: str) -> None:
-    built.manifest(KernelSpec(2, (7, 7), 32, dtype, True))
-    inputs = make_inputs(SHAPE, kernel_size=7, dtype=getattr(torch, dtype))
-    threads(1)
-    once = attend(inputs, dilation=2)
-    assert_same(attend(inputs, dilation=2), once)
-    for number in (2, 3, 8):
-        threads(number)
-        assert_same(attend(inputs, dilation=2), once)
 
 
 def test_a_batch_equals_its_entries_one_by_one(inputs: Inputs) -> None:
@@ -179,7 +155,7 @@ def test_a_large_batch_is_given_a_few_entries_at_a_time(
     entries.clear()
     monkeypatch.setattr(launch, "COPIED_TOGETHER", 3 * inputs.query[0].numel())
     assert_same(results(), expected)
-    # Entries of lse are no multiple of what tensors are aligned to; 8 of them are.
+    # An entry of lse is smaller than the alignment of tensors; 8 entries are a multiple of it.
     sizes = [8, 8, 3] if with_lse else [3, 3, 3, 3, 3, 3, 1]
     name = "forward" + "_lse" * with_lse + "_packed" * packed
     assert entries == [(name, size) for size in sizes]

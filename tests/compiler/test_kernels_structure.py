@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-import torch
 import tvm
 from tvm.s_tir import Schedule
 
 from natc.checks.guarded import call_forward, check_forward
-from natc.checks.inputs import make_inputs
+from natc.checks.inputs import inputs_of
 from natc.compiler.build.lower import compiler_target, finished, scheduled
 from natc.compiler.space import Decisions, combinations, read_decisions, space_for
 from natc.errors import ScheduleError
@@ -68,12 +67,7 @@ def check(spec: KernelSpec, decisions: Mapping[str, int]) -> None:
     module = scheduled(spec, HOST, decisions, operation="forward_lse")
     function = tvm.compile(module, target=compiler_target(HOST))["main"]
     for shape, dilation in (((2, 7, 5, 3), (1, 2)), ((1, 2, 9, 1), (1, 1))):
-        inputs = make_inputs(
-            (*shape, spec.head_dim),
-            kernel_size=spec.kernel_size if spec.rpb else None,
-            value_dim=spec.value_dim,
-            dtype=getattr(torch, spec.dtype),
-        )
+        inputs = inputs_of(spec, shape)
         results = call_forward(function, inputs, scale=0.4, dilation=dilation, with_lse=True)
         check_forward(results, inputs, spec.kernel_size, scale=0.4, dilation=dilation)
 

@@ -164,7 +164,7 @@ def test_tensor_cores_keep_numbers_in_registers(place: Path, name: str, operatio
     assert usage, text
     assert int(usage[1]) <= 255 and usage[2] == "0", usage[0]
     assert (usage[3] == "0") == (operation != "d_rpb"), usage[0]
-    functions = dumped(library, "-sass").split("Function : ")
+    functions = dumped(library_of(path), "-sass").split("Function : ")
     (code,) = (f for f in functions if f.startswith(f"{name}_{operation}_sm_90_kernel\n"))
     assert "HMMA" in code and (where_lanes_part(code) > 0 or operation == "d_rpb")
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Iterator
@@ -12,17 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 import tvm_ffi
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from support.forward_checks import assert_same, check_forwards, maps, self_attention
 from support.fresh_process import NO_COMPILER, run_fresh
 from support.gpu_libraries import has, specs
 
 import natc
 from natc import runtime
-from natc.checks.guarded import call_forward, check_forward
-from natc.checks.inputs import Inputs, make_inputs, misaligned, noncontiguous
+from natc.checks import inputs as checks
+from natc.checks.guarded import call_forward
+from natc.checks.inputs import Inputs, misaligned, noncontiguous
 from natc.reference import neighborhood_attention
 from natc.spec import KernelSpec
 
@@ -42,18 +42,8 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert torch.cuda.current_device() == before
 
 
-def inputs_of(
-    spec: KernelSpec, leading: tuple[int, ...], *, seed: int = 0, device: str = "cuda"
-) -> Inputs:
-    """Return inputs for [batch, height, width, heads]."""
-    return make_inputs(
-        (*leading, spec.head_dim),
-        kernel_size=spec.kernel_size if spec.rpb else None,
-        value_dim=spec.value_dim,
-        dtype=getattr(torch, spec.dtype),
-        device=device,
-        seed=seed,
-    )
+def inputs_of(spec: KernelSpec, leading: tuple[int, ...], **options: Any) -> Inputs:
+    return checks.inputs_of(spec, leading, **{"device": "cuda", **options})
 
 
 def attend(spec: KernelSpec, inputs: Inputs, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,87 +56,18 @@ def function_of(spec: KernelSpec, operation: str) -> Any:
     return tvm_ffi.load_module(str(choice.library.path))[choice.function]
 
 
-def assert_same(actual: Any, expected: Any) -> None:
-    for a, b in zip(actual, expected, strict=True):
-        assert torch.equal(a, b)
-
-
-def check(
-    spec: KernelSpec,
-    leading: tuple[int, int, int, int],
-    dilation: tuple[int, int],
-    *,
-    scale: float | None = None,
-    seed: int = 0,
-) -> None:
-    """Check both entries, called directly and through natc.na2d."""
-    inputs = inputs_of(spec, leading, seed=seed)
-    used = spec.head_dim**-0.5 if scale is None else scale
-    output = call_forward(function_of(spec, "forward"), inputs, scale=used, dilation=dilation)
-    lse = function_of(spec, "forward_lse")
-    both = call_forward(lse, inputs, scale=used, dilation=dilation, with_lse=True)
-    check_forward(both, inputs, spec.kernel_size, scale=used, dilation=dilation)
-    check_forward(output, inputs, spec.kernel_size, scale=used, dilation=dilation)
-    assert_same(attend(spec, inputs, dilation=dilation, scale=scale), both)
-    attended = natc.na2d(
-        *inputs[:3], spec.kernel_size, dilation=dilation, scale=scale, rpb=inputs.rpb
-    )
-    assert_same([attended], output)
-
-
 @each_spec
 def test_every_kind_of_map(spec: KernelSpec) -> None:
-    taps_h, taps_w = spec.kernel_size
-    check(spec, (1, 1, 1, 1), (1, 1))
-    check(spec, (3, taps_h, taps_w, 3), (1, 1))  # the window is the map
-    check(spec, (1, taps_h - 1, taps_w + 3, 2), (1, 1))  # smaller on one axis
-    check(spec, (2, 2 * taps_h + 1, taps_w + 1, 3), (2, 1))
-    check(spec, (1, 17, 5, 5), (3, 2))  # dilation divides neither axis
-    check(spec, (1, 1, 37, 1), (7, 4))
-    check(spec, (1, 6, 7, 2), (11, 100))  # every query alone in its group
-    check(spec, (1, 9, 8, 1), (1, 2), scale=-1.5)
-    check(spec, (2, 4, 9, 1), (1, 1), scale=0.0)
-    check(spec, (2, 28, 28, 4), (1, 1))
-
-
-@each_spec
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    batch_heads=st.sampled_from([(1, 1), (1, 3), (2, 2), (3, 1), (1, 5)]),
-    height=st.integers(1, 20),
-    width=st.integers(1, 20),
-    dilation=st.tuples(st.integers(1, 7), st.integers(1, 7)),
-    scale=st.sampled_from([None, 0.02, 1.0]),
-    seed=st.integers(0, 1000),
-)
-def test_random_shapes(
-    spec: KernelSpec,
-    batch_heads: tuple[int, int],
-    height: int,
-    width: int,
-    dilation: tuple[int, int],
-    scale: float | None,
-    seed: int,
-) -> None:
-    batch, heads = batch_heads
-    check(spec, (batch, height, width, heads), dilation, scale=scale, seed=seed)
+    for example in (*maps(spec), ((2, 28, 28, 4), (1, 1), None)):
+        check_forwards(functools.partial(function_of, spec), spec, example, "cuda")
 
 
 @each_spec
 def test_a_window_of_the_whole_map_is_torchs_self_attention(spec: KernelSpec) -> None:
-    height, width = spec.kernel_size
-    inputs = inputs_of(spec, (2, height, width, 3))
-    query, key, value = (t.double().flatten(1, 2).transpose(1, 2) for t in inputs[:3])
-    bias = None
-    if inputs.rpb is not None:
-        row, column = (torch.arange(n, device="cuda") for n in (height, width))
-        down = (row[None, :] - row[:, None] + height - 1)[:, None, :, None]
-        across = (column[None, :] - column[:, None] + width - 1)[None, :, None, :]
-        bias = inputs.rpb.double()[:, down, across].reshape(3, height * width, -1)
-    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-    expected = expected.transpose(1, 2).unflatten(1, (height, width))
+    tensors = inputs_of(spec, (2, *spec.kernel_size, 3))
     tolerance = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}[spec.dtype]
-    output, _ = attend(spec, inputs)
+    output, _ = attend(spec, tensors)
+    expected = self_attention(tensors, spec.kernel_size)
     torch.testing.assert_close(output.double(), expected, rtol=tolerance, atol=tolerance)
 
 

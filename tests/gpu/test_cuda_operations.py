@@ -18,7 +18,7 @@ from support.gpu_libraries import specs
 import natc
 from natc import runtime
 from natc.checks.guarded import call_forward, check_forward
-from natc.checks.inputs import Inputs, make_inputs
+from natc.checks.inputs import Inputs, inputs_of
 from natc.checks.operations import Call, calls, check_operations
 from natc.checks.tolerance import RELATIVE_TOLERANCE
 from natc.operations import operations_of
@@ -206,10 +206,4 @@ def call_plain(function: Any, inputs: Inputs) -> tuple[torch.Tensor, ...]:
 
 
 def draw(spec: KernelSpec, leading: tuple[int, ...]) -> Inputs:
-    return make_inputs(
-        (*leading, spec.head_dim),
-        kernel_size=spec.kernel_size if spec.rpb else None,
-        value_dim=spec.value_dim,
-        dtype=getattr(torch, spec.dtype),
-        device="cuda",
-    )
+    return inputs_of(spec, leading, device="cuda")

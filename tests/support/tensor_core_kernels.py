@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from natc.checks.guarded import call_guarded, scalars
-from natc.checks.inputs import Inputs, make_inputs
+from natc.checks.inputs import Inputs, inputs_of
 from natc.checks.operations import Call
 from natc.compiler.build import cuda
 from natc.operations import OPERATIONS
@@ -106,12 +106,7 @@ def broken(source: str) -> str:
 
 def draw(spec: KernelSpec, leading: tuple[int, ...]) -> dict[str, Tensor]:
     """Return a kernel's inputs and d_output by name; leading: batch, map and heads."""
-    inputs = make_inputs(
-        (*leading, spec.head_dim),
-        kernel_size=spec.kernel_size if spec.rpb else None,
-        value_dim=spec.value_dim,
-        dtype=getattr(torch, spec.dtype),
-    )
+    inputs = inputs_of(spec, leading)
     generator = torch.Generator().manual_seed(5)
     shape = (*leading, spec.value_dim)
     tensors = {name: tensor for name, tensor in inputs._asdict().items() if tensor is not None}
