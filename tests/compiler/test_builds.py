@@ -367,7 +367,7 @@ def test_a_c_compiler_that_fails_leaves_the_old_library(
     expected, before = attend(), files(directory)
     schedules.save_schedule(make_host_schedule(SPEC))
     monkeypatch.setenv("NATC_CC", "/bin/false")
-    with pytest.raises(BuildError, match="linking the library failed: false ended with 1"):
+    with pytest.raises(BuildError, match="false ended with 1"):
         make()
     script = directory.parent / "cc.sh"
     script.write_text("#!/bin/sh\necho out of luck >&2\nexit 3\n")
@@ -381,10 +381,11 @@ def test_a_c_compiler_that_fails_leaves_the_old_library(
 
 
 def test_a_library_is_replaced_while_it_is_in_use(make: Any) -> None:
-    make()
+    families = ("forward", "backward")
+    make(families=families)
     expected = attend()
     schedules.save_schedule(make_host_schedule(SPEC))
-    make()
+    make(families=families)
     assert torch.equal(attend(), expected)  # the old code, until this process searches again
     # A kernel of the library that was not called before comes from the new library.
     query, key, value, _ = make_inputs((1, 6, 5, 2, 8), requires_grad=True)

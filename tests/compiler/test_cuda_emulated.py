@@ -297,9 +297,7 @@ def test_decisions_are_checked(space: str, name: str) -> None:
     for decision in ("sums", "threads"):
         with pytest.raises(ScheduleError, match=f"{decision} is 3; space cuda_{space} allows"):
             scheduled(spec, GPU, {decision: 3}, operation=operation)
-    with pytest.raises(
-        ScheduleError, match=f"colour is not of space cuda_{space}, which has sums"
-    ):
+    with pytest.raises(ScheduleError, match=f"colour .* cuda_{space}.* sums"):
         scheduled(spec, GPU, {"colour": 1}, operation=operation)
 
 

@@ -73,7 +73,7 @@ def test_decisions_are_checked() -> None:
         with pytest.raises(ScheduleError, match="decision lanes is 5"):
             scheduled(spec, HOST, {"lanes": 5}, operation=operation)
         space = space_for(HOST, operation, spec).name
-        with pytest.raises(ScheduleError, match=f"decision colour is not of space {space}, which"):
+        with pytest.raises(ScheduleError, match=f"colour .* {space}"):
             scheduled(spec, HOST, {"colour": 5}, operation=operation)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from support.built_kernels import BuiltKernels
-from support.calls import Call, draw_av, draw_fused, draw_qk, missing_taps
+from support.calls import Call, call_of, draw_av, draw_fused, draw_qk, missing_taps
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -62,21 +62,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def call_of(spec: KernelSpec, option: str) -> Call:
+def option_call(spec: KernelSpec, option: str) -> Call:
     """Return the call of an option; the second of two axes has default options."""
-    asked = dict(OPTIONS[option])
-    spatial = asked.pop("maps")[spec.rank - 1]
-    axes = range(spec.rank)
-    dilation, causal = asked.pop("dilation", 1), asked.pop("is_causal", False)
-    return Call(
-        spec,
-        spatial,
-        dilation=tuple(1 if axis == 1 else dilation for axis in axes),
-        stride=(asked.pop("stride", 1),) * spec.rank,
-        is_causal=tuple(causal and axis != 1 for axis in axes),
-        seed=3,
-        **asked,
-    )
+    options = dict(OPTIONS[option])
+    spatial = options.pop("maps")[spec.rank - 1]
+    for name, default in (("dilation", 1), ("is_causal", False)):
+        value = options.get(name, default)
+        options[name] = tuple(default if axis == 1 else value for axis in range(spec.rank))
+    return call_of(spec, spatial, seed=3, **options)
 
 
 def fused(built: BuiltKernels, call: Call) -> tuple[Callable[..., Any], tuple[Tensor, ...]]:
@@ -137,20 +130,20 @@ def check_first(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Non
 @each_option
 @each_spec
 def test_gradcheck_of_attention(built: BuiltKernels, spec: KernelSpec, option: str) -> None:
-    check_first(*fused(built, call_of(spec, option)))
+    check_first(*fused(built, option_call(spec, option)))
 
 
 @each_option
 @each_spec
 def test_gradgradcheck_of_attention(built: BuiltKernels, spec: KernelSpec, option: str) -> None:
-    function, inputs = fused(built, call_of(spec, option))
+    function, inputs = fused(built, option_call(spec, option))
     forward_too = option == "everything"
     assert gradgradcheck(function, inputs, fast_mode=True, check_fwd_over_rev=forward_too)
 
 
 @pytest.mark.parametrize("spec", OTHER_CHANNELS, ids=str)
 def test_gradcheck_of_other_channels(built: BuiltKernels, spec: KernelSpec) -> None:
-    call = dataclasses.replace(call_of(spec, "plain"), spatial=(4, 3)[: spec.rank])
+    call = dataclasses.replace(option_call(spec, "plain"), spatial=(4, 3)[: spec.rank])
     for function, inputs in (
         fused(built, call),
         operator(built, call, "qk"),
@@ -166,7 +159,7 @@ def test_gradcheck_of_other_channels(built: BuiltKernels, spec: KernelSpec) -> N
 def test_gradcheck_of_operators(
     built: BuiltKernels, spec: KernelSpec, option: str, name: str
 ) -> None:
-    check_first(*operator(built, call_of(spec, option), name))
+    check_first(*operator(built, option_call(spec, option), name))
 
 
 @each_operator
@@ -175,7 +168,7 @@ def test_gradcheck_of_operators(
 def test_gradgradcheck_of_operators(
     built: BuiltKernels, spec: KernelSpec, option: str, name: str
 ) -> None:
-    function, inputs = operator(built, call_of(spec, option), name)
+    function, inputs = operator(built, option_call(spec, option), name)
     forward_too = option == "everything"
     assert gradgradcheck(function, inputs, fast_mode=True, check_fwd_over_rev=forward_too)
 

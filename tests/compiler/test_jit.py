@@ -73,7 +73,7 @@ def test_processes_that_call_at_once_build_once() -> None:
 def test_readonly_uses_built_kernels_and_off_ignores_them(monkeypatch: pytest.MonkeyPatch) -> None:
     query = torch.randn(1, 5, 5, 1, 4)
     monkeypatch.setenv("NATC_JIT", "readonly")
-    with pytest.raises(NotCoveredError, match="a call does not build it: NATC_JIT is readonly"):
+    with pytest.raises(NotCoveredError, match="NATC_JIT is readonly"):
         natc.na2d(query, query, query, 3)
     done = subprocess.run(
         [sys.executable, "-c", CALL], env={**os.environ, "NATC_JIT": "on"}, timeout=300
@@ -113,5 +113,5 @@ def test_an_impossible_build_is_explained() -> None:
 
 def test_a_wrong_mode_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NATC_JIT", "sometimes")
-    with pytest.raises(NatcError, match="NATC_JIT is 'sometimes'; it must be one of on, off"):
+    with pytest.raises(NatcError, match="NATC_JIT is 'sometimes'"):
         jit.mode()

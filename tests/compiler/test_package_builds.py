@@ -137,7 +137,7 @@ def test_the_package_for_the_hub_computes_attention_and_gradients(
     wanted = torch.autograd.grad(expected, exact, d_output)
     for gradient, right in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(gradient.double(), right, rtol=1e-4, atol=1e-4)
-    with pytest.raises(RuntimeError, match="no kernel covers forward.* of na2d_k5_d8_float32"):
+    with pytest.raises(RuntimeError, match="na2d_k5_d8_float32"):
         kernel.na2d(query, key, value, 5)
     with pytest.raises(ValueError, match="stride"):
         kernel.na2d(query, key, value, 3, stride=4)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from support import brute_force
 from support.built_kernels import BuiltKernels
-from support.calls import Call, draw_fused
+from support.calls import Call, call_of, draw_fused
 from support.special_numbers import same
 from torch import Tensor
 
@@ -50,63 +50,43 @@ WHERE = {
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=str)
 
 
-def call_of(spec: KernelSpec, **options: Any) -> Call:
-    plain = {"dilation": 1, "stride": 1, "is_causal": False}
-    return Call(
-        spec,
-        MAPS[spec.rank],
-        **{name: (options.pop(name, value),) * spec.rank for name, value in plain.items()},
-        batch=2,
-        heads=2,
-        heads_kv=1,
-        **options,
-    )
+def small_call(spec: KernelSpec, **options: Any) -> Call:
+    return call_of(spec, MAPS[spec.rank], batch=2, heads=2, heads_kv=1, **options)
 
 
-def spoil(name: str, value: float) -> Callable[[Tensors], None]:
-    """Return what sets one element of a tensor, away from its ends."""
+class Spoil(NamedTuple):
+    """A change of a tensor: one of its elements, a head's bias, or most of a head's bias."""
 
-    def apply(tensors: Tensors) -> None:
-        flat = tensors[name].view(-1)
-        flat[flat.numel() // 2 + 1] = value
+    name: str
+    value: float
+    part: str = "element"
 
-    return apply
-
-
-def bias_of_a_head(value: float) -> Callable[[Tensors], None]:
-    """Return what makes every window of one head hold nothing but a value."""
-
-    def apply(tensors: Tensors) -> None:
-        tensors["rpb"][1] = value
-
-    return apply
-
-
-def bias_but_one(value: float) -> Callable[[Tensors], None]:
-    """Return a change that spares one offset of a head: some windows have it, others do not."""
-
-    def apply(tensors: Tensors) -> None:
-        middle = tuple(length // 2 for length in tensors["rpb"].shape[1:])
-        kept = tensors["rpb"][(0, *middle)].clone()
-        tensors["rpb"][0] = value
-        tensors["rpb"][(0, *middle)] = kept
-
-    return apply
+    def __call__(self, tensors: Tensors) -> None:
+        tensor = tensors[self.name]
+        if self.part == "element":  # away from its ends
+            tensor.view(-1)[tensor.numel() // 2 + 1] = self.value
+        elif self.part == "head":
+            tensor[1] = self.value
+        else:  # some windows have the offset that is spared, others do not
+            middle = (0, *(length // 2 for length in tensor.shape[1:]))
+            spared = tensor[middle].clone()
+            tensor[0] = self.value
+            tensor[middle] = spared
 
 
 SPOILT = {
     **{
-        f"{value} in {name}": spoil(name, value)
+        f"{value} in {name}": Spoil(name, value)
         for name in ("query", "key", "value", "rpb")
         for value in (math.nan, math.inf, -math.inf)
         # A tap without a key has weight 0, as in attention with a mask: 0 * inf is NaN.
         if name != "value" or math.isnan(value)
     },
-    "-inf in a head's rpb": bias_of_a_head(-math.inf),
-    "-inf in most of rpb": bias_but_one(-math.inf),
-    "inf in a head's rpb": bias_of_a_head(math.inf),
-    "NaN upstream": spoil("d_output", math.nan),
-    "NaN upstream of lse": spoil("d_lse", math.nan),
+    "-inf in a head's rpb": Spoil("rpb", -math.inf, "head"),
+    "-inf in most of rpb": Spoil("rpb", -math.inf, "most"),
+    "inf in a head's rpb": Spoil("rpb", math.inf, "head"),
+    "NaN upstream": Spoil("d_output", math.nan),
+    "NaN upstream of lse": Spoil("d_lse", math.nan),
 }
 
 
@@ -116,7 +96,7 @@ SPOILT = {
 def test_attention_of_spoilt_inputs(
     built: BuiltKernels, spec: KernelSpec, spoilt: str, where: str
 ) -> None:
-    call = call_of(spec, **WHERE[where])
+    call = small_call(spec, **WHERE[where])
     check(built, call, SPOILT[spoilt])
 
 
@@ -128,7 +108,7 @@ def test_attention_with_tokens_of_spoilt_inputs(
     built: BuiltKernels, spec: KernelSpec, spoilt: str
 ) -> None:
     """A window of nothing but -inf has no weight beside the tokens, and no say."""
-    check(built, call_of(spec, tokens=2), SPOILT[spoilt])
+    check(built, small_call(spec, tokens=2), SPOILT[spoilt])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
@@ -137,7 +117,7 @@ def test_attention_with_tokens_of_spoilt_inputs(
 def test_attention_with_spoilt_tokens(
     built: BuiltKernels, spec: KernelSpec, name: str, value: float
 ) -> None:
-    check(built, call_of(spec, tokens=2), spoil(name, value))
+    check(built, small_call(spec, tokens=2), Spoil(name, value))
 
 
 def check(built: BuiltKernels, call: Call, apply: Callable[[Tensors], None]) -> None:
@@ -186,7 +166,7 @@ def test_attention_of_infinite_values(
     built: BuiltKernels, spec: KernelSpec, where: str, value: float
 ) -> None:
     """Of whole windows: none of their taps is without a key."""
-    check(built, call_of(spec, **WHERE[where]), spoil("value", value))
+    check(built, small_call(spec, **WHERE[where]), Spoil("value", value))
 
 
 # Very large scores
@@ -208,7 +188,7 @@ def test_very_large_scores(built: BuiltKernels, dtype: str, size: float, where: 
     """
     spec = KernelSpec.parse(f"na2d_k3_d8_{dtype}_rpb")
     built.need(spec)
-    call = call_of(spec, **WHERE[where], scale=1.0)
+    call = small_call(spec, **WHERE[where], scale=1.0)
     inputs, upstream = draw_fused(call)
     with torch.no_grad():
         inputs["query"].mul_(size**0.5)
@@ -254,12 +234,12 @@ def test_operators_of_spoilt_inputs(
     spec = KernelSpec.parse(f"na2d_k3_d8_{dtype}_rpb")
     built.need(spec)
     built.need(dataclasses.replace(spec, rpb=False), "qk", "av", "inverse_av")
-    call = call_of(spec, **WHERE[where])
+    call = small_call(spec, **WHERE[where])
     inputs, _ = draw_fused(call)
     tensors = {name: x.detach().movedim(-2, 1).contiguous() for name, x in inputs.items()}
     tensors["rpb"] = inputs["rpb"].detach()
     tensors["attn"] = torch.randn(2, 2, *call.spatial, 9).to(call.dtype)
-    spoil(name, value)(tensors)
+    Spoil(name, value)(tensors)
     if name in ("query", "key"):
         function, oracle, kind = functional.na2d_qk, brute_force.qk, "attn"
         inputs = {key: tensors[key] for key in ("query", "key", "rpb")}

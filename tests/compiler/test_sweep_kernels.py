@@ -13,13 +13,19 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.built_kernels import BuiltKernels
-from support.calls import Call, check_av, check_fused, check_qk
+from support.calls import call_of, check_av, check_fused, check_qk
 from support.emulator import Emulated, emulate
 from support.guarded_calls import GuardedKernel
-from support.sweep import fused_calls, unfused_calls
+from support.sweep import (
+    check_between_guards,
+    few_examples,
+    fused_calls,
+    unfused_calls,
+    without_rpb,
+)
 
 import natc
 from natc import functional
@@ -48,22 +54,10 @@ SPECS = [
     )
 ]
 WITH_OPERATORS = [spec for spec in SPECS if spec.value_dim == spec.head_dim]
-FEW = max(1, settings.default.max_examples // 8)
-once = settings(
-    max_examples=FEW,
-    suppress_health_check=(
-        HealthCheck.too_slow,
-        HealthCheck.data_too_large,
-        HealthCheck.function_scoped_fixture,
-    ),
-)
+once = few_examples(8)
 one_thread = pytest.mark.usefixtures("one_thread")
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=str)
 each_with_operators = pytest.mark.parametrize("spec", WITH_OPERATORS, ids=str)
-
-
-def without_rpb(spec: KernelSpec) -> KernelSpec:
-    return dataclasses.replace(spec, rpb=False)
 
 
 def operators(built: BuiltKernels, spec: KernelSpec) -> tuple[Any, Any]:
@@ -186,23 +180,6 @@ def test_sweep_of_emulated_cuda_kernels(
         return emulated(dataclasses.replace(spec, rpb=rpb))[operation]
 
     check_between_guards(GuardedKernel(open_operation, chunks=chunks), spec, data)
-
-
-def check_between_guards(kernel: GuardedKernel, spec: KernelSpec, data: st.DataObject) -> None:
-    call = dataclasses.replace(data.draw(fused_calls(spec)), tokens=0, layouts={})
-    check_fused(call, kernel.attention)
-    if spec.head_dim == spec.value_dim:
-        check_qk(call, kernel.qk)
-        check_av(call, kernel.av)
-
-
-def call_of(spec: KernelSpec, spatial: tuple[int, ...], **options: Any) -> Call:
-    plain = {
-        "dilation": (1,) * spec.rank,
-        "stride": (1,) * spec.rank,
-        "is_causal": (False,) * spec.rank,
-    }
-    return Call(spec, spatial, **plain | options)
 
 
 PARTIAL = KernelSpec.parse("na1d_k5_d20_float32")

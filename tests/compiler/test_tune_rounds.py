@@ -146,7 +146,7 @@ def test_an_export_that_fails_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(builder, "build", refuse)
-    with pytest.raises(TuneError, match="untuned kernel .* cannot be measured, .*: has 2048 t"):
+    with pytest.raises(TuneError, match="untuned kernel .* 2048"):
         export(SPEC, HOST, tmp_path / "round", shapes=[SHAPE])
     assert not list((tmp_path / "round").rglob("*.*"))
 
@@ -380,7 +380,7 @@ def test_files_that_the_round_does_not_list_are_not_run(tmp_path: Path) -> None:
     path = tmp_path / "candidate_1.so"
     path.write_text("something else")
     table = Table()
-    with pytest.raises(TuneError, match="candidate_1.so is not the file that round.json vouches"):
+    with pytest.raises(TuneError, match="candidate_1.so .* round.json"):
         measuring.measure(tmp_path, with_=table)
     path.unlink()
     with pytest.raises(TuneError, match="candidate_1.so cannot be read"):
@@ -417,7 +417,7 @@ def test_a_missing_or_stale_round_is_not_imported(copied: Path) -> None:
     )
     rounds.write(place, old)
     version = round_.space.version
-    with pytest.raises(TuneError, match=f"version {version + 1}, and this natc has .* {version}:"):
+    with pytest.raises(TuneError, match=f"version {version + 1}.* {version}:"):
         import_round(place)
     rounds.write(place, round_)
 

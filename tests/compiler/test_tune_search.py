@@ -387,7 +387,7 @@ def test_a_finalist_that_fails_when_measured_again_does_not_win(
 
 def test_without_an_untuned_kernel_there_is_no_search(search: Search, table: Table) -> None:
     table.fails = lambda decisions: "linking the library failed"
-    with pytest.raises(TuneError, match="untuned kernel na2d_k3_d1_float32 .* linking the libr"):
+    with pytest.raises(TuneError, match="na2d_k3_d1_float32 .* linking"):
         search()
     assert table.left == 1 and not search.schedule.exists()
 

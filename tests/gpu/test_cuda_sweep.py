@@ -14,12 +14,18 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from support.calls import Call, check_av, check_fused, check_qk, draw_fused
+from support.calls import call_of, check_av, check_fused, check_qk, draw_fused
 from support.gpu_libraries import has, specs
 from support.guarded_calls import GuardedKernel
-from support.sweep import fused_calls, unfused_calls
+from support.sweep import (
+    check_between_guards,
+    few_examples,
+    fused_calls,
+    unfused_calls,
+    without_rpb,
+)
 
 import natc
 from natc import functional, runtime
@@ -31,10 +37,6 @@ SPECS = specs(
 )
 
 
-def without_rpb(spec: KernelSpec) -> KernelSpec:
-    return dataclasses.replace(spec, rpb=False)
-
-
 # The gradient of one operator is another, which has no bias.
 WITH_OPERATORS = [
     spec
@@ -43,15 +45,7 @@ WITH_OPERATORS = [
     and has(spec, *operations_of(spec, ("unfused",)))
     and has(without_rpb(spec), "qk", "av", "inverse_av")
 ]
-FEW = max(1, settings.default.max_examples // 5)
-once = settings(
-    max_examples=FEW,
-    suppress_health_check=(
-        HealthCheck.too_slow,
-        HealthCheck.data_too_large,
-        HealthCheck.function_scoped_fixture,
-    ),
-)
+once = few_examples(5)
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=str)
 each_with_operators = pytest.mark.parametrize("spec", WITH_OPERATORS, ids=str)
 
@@ -99,20 +93,7 @@ def test_sweep_of_operations_between_guards(
         return tvm_ffi.load_module(str(choice.library.path))[choice.function]
 
     kernel = GuardedKernel(open_operation, chunks=chunks)
-    call = dataclasses.replace(data.draw(fused_calls(spec)), tokens=0, layouts={})
-    check_fused(call, kernel.attention, "cuda")
-    if spec in WITH_OPERATORS:
-        check_qk(call, kernel.qk, "cuda")
-        check_av(call, kernel.av, "cuda")
-
-
-def call_of(spec: KernelSpec, spatial: tuple[int, ...], **options: Any) -> Call:
-    plain = {
-        "dilation": (1,) * spec.rank,
-        "stride": (1,) * spec.rank,
-        "is_causal": (False,) * spec.rank,
-    }
-    return Call(spec, spatial, **plain | options)
+    check_between_guards(kernel, spec, data, "cuda", unfused=spec in WITH_OPERATORS)
 
 
 @each_spec

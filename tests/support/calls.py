@@ -64,6 +64,14 @@ class Call:
         }
 
 
+def call_of(spec: KernelSpec, spatial: tuple[int, ...], **options: Any) -> Call:
+    """Return a call; dilation, stride and is_causal may be one value for all axes."""
+    for name, default in (("dilation", 1), ("stride", 1), ("is_causal", False)):
+        value = options.get(name, default)
+        options[name] = value if isinstance(value, tuple) else (value,) * spec.rank
+    return Call(spec, spatial, **options)
+
+
 def check_fused(call: Call, compute: Compute, device: str = "cpu") -> None:
     """Raise CheckError unless attention, logsumexp and gradients agree with brute force.
 

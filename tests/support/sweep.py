@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from natc.checks.inputs import LAYOUTS
 from natc.spec import KernelSpec
-from support.calls import Call
+from support.calls import Call, check_av, check_fused, check_qk
+from support.guarded_calls import GuardedKernel
 
 # By rank: the longest axis of a random map. Brute force lists every pair of a query and a key.
 LONGEST = {1: 90, 2: 17, 3: 7}
@@ -22,6 +27,39 @@ _UNFUSED = (
     "query", "key", "attn", "value", "rpb", "additional_keys", "additional_values", "d_attn",
     "d_output",
 )  # fmt: skip
+
+
+def few_examples(share: int) -> Any:
+    """Return the settings of a slow test: one of `share` examples of the profile, at least one."""
+    return settings(
+        max_examples=max(1, settings.default.max_examples // share),
+        suppress_health_check=(
+            HealthCheck.too_slow,
+            HealthCheck.data_too_large,
+            HealthCheck.function_scoped_fixture,
+        ),
+    )
+
+
+def without_rpb(spec: KernelSpec) -> KernelSpec:
+    """Return the kernel without a bias."""
+    return dataclasses.replace(spec, rpb=False)
+
+
+def check_between_guards(
+    kernel: GuardedKernel,
+    spec: KernelSpec,
+    data: st.DataObject,
+    device: str = "cpu",
+    *,
+    unfused: bool = True,
+) -> None:
+    """Check a random call of a kernel's functions, each called between guards."""
+    call = dataclasses.replace(data.draw(fused_calls(spec)), tokens=0, layouts={})
+    check_fused(call, kernel.attention, device)
+    if unfused and spec.head_dim == spec.value_dim:
+        check_qk(call, kernel.qk, device)
+        check_av(call, kernel.av, device)
 
 
 @st.composite
