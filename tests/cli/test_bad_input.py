@@ -84,7 +84,7 @@ def test_bad_usage_is_refused(natc: Natc, words: list[str]) -> None:
     assert "Usage: natc" in err and "Traceback" not in err
 
 
-def test_tuning_for_cuda_without_a_gpu_says_what_to_do_instead(natc: Natc) -> None:
+def test_tuning_for_cuda_without_a_gpu(natc: Natc) -> None:
     code, out, err = natc("tune", "--kernel", "7x5", "--target", "cuda", "--arch", "sm_100")
     assert (code, out) == (2, "")
     assert "no NVIDIA GPU" in err
@@ -129,9 +129,7 @@ def test_missing_compiler_extra(natc: Natc, monkeypatch: pytest.MonkeyPatch, ver
 
 
 @pytest.mark.parametrize("verb", ["tune", "build"])
-def test_crashing_versions_are_refused(
-    natc: Natc, monkeypatch: pytest.MonkeyPatch, verb: str
-) -> None:
+def test_crashing_versions_refused(natc: Natc, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     from natc.host import environment
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())

@@ -40,7 +40,7 @@ def test_both_variants_are_built_into_the_cache(natc: Natc, builder: Builder, pl
     assert "NATC_LIB_PATH" not in out
 
 
-def test_a_directory_of_ones_own_comes_with_how_to_use_it(
+def test_an_output_directory_comes_with_its_use(
     natc: Natc, builder: Builder, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
@@ -74,9 +74,7 @@ def test_one_cuda_library_holds_every_architecture(natc: Natc, builder: Builder)
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
-def test_options_name_the_kernel(
-    natc: Natc, builder: Builder, words: list[str], name: str
-) -> None:
+def test_options_name_a_kernel(natc: Natc, builder: Builder, words: list[str], name: str) -> None:
     assert natc("build", "--no-rpb", "--kernel", *words).code == 0
     assert [asked[0] for asked in builder.asked] == [name]
 

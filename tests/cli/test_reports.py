@@ -25,7 +25,7 @@ def test_a_new_machine_has_nothing(natc: Natc) -> None:
     assert "no problems found" in natc("doctor").out
 
 
-def test_what_was_tuned_and_built_is_listed(natc: Natc) -> None:
+def test_schedules_and_libraries_are_listed(natc: Natc) -> None:
     schedule, log = write_schedule_and_log()
     library, _ = write_library()
     listing = natc.json("list")
@@ -43,7 +43,7 @@ def test_what_was_tuned_and_built_is_listed(natc: Natc) -> None:
     assert f"schedules in {schedule.parent.parent}" in text and "2.00x" in text
 
 
-def test_damage_is_shown_and_hides_nothing_else(natc: Natc) -> None:
+def test_damage_hides_no_other_file(natc: Natc) -> None:
     schedule, log = write_schedule_and_log()
     library, manifest_path = write_library()
     unreadable = manifest_path.with_name("na2d_k5_d32_float32.llvm-aarch64.json")
@@ -99,7 +99,7 @@ def test_unwritable_directories(natc: Natc, place: Path, monkeypatch: pytest.Mon
     assert any("cache" in text and "not writable" in text for text in report["problems"])
 
 
-def test_a_compiler_that_is_none_is_named(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_named(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NATC_CC", "no-such-compiler -O2")
     report = natc.json("doctor", code=1)
     assert any("no-such-compiler" in text for text in report["problems"])

@@ -106,9 +106,7 @@ def test_without_nvcc_a_call_builds_nothing(natc: Natc, monkeypatch: pytest.Monk
     assert "there is no program '/nowhere/cc'" in natc.json("show", *KERNEL, code=1)["why"]
 
 
-def test_strict_mode_refuses_calls_without_a_kernel(
-    natc: Natc, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_strict_mode_refuses_missing_kernels(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NATC_STRICT", "1")
     account = natc.json("show", *KERNEL, code=1)
     assert account["served_by"] == "refused"
@@ -167,7 +165,7 @@ def test_a_kernel_without_bias_serves_operations_that_read_none(natc: Natc) -> N
     assert list(reasons(account).values()) == [None]
 
 
-def test_a_library_that_was_changed_serves_nothing(natc: Natc) -> None:
+def test_a_changed_library_serves_nothing(natc: Natc) -> None:
     library = library_of(add_library(workspace.library_dir()))
     library.write_bytes(b"other code")
     account = natc.json("show", *KERNEL, code=1)

@@ -75,7 +75,7 @@ def test_the_options_reach_the_search(natc: Natc, search: Callable[..., Search])
     }
 
 
-def test_what_is_assumed(natc: Natc, search: Callable[..., Search]) -> None:
+def test_defaults(natc: Natc, search: Callable[..., Search]) -> None:
     ran = search(START, finish())
     natc("tune", "--kernel", "7")
     assert ran.asked["spec"] == "na2d_k7_d32_float32_rpb"
@@ -216,7 +216,7 @@ def test_a_search_without_a_candidate_fails(
     assert with_json.err == message.replace("--quiet", "--quiet --json")
 
 
-def test_other_searches_go_on_after_one_without_a_candidate(
+def test_searches_go_on_after_a_failed_search(
     natc: Natc, search: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search()
@@ -237,7 +237,7 @@ def test_other_searches_go_on_after_one_without_a_candidate(
 
 
 @pytest.mark.parametrize("tuned_before", [False, True])
-def test_quickstart_goes_on_and_calls_nothing_tuned_that_is_not(
+def test_quickstart_without_a_schedule(
     natc: Natc,
     search: Callable[..., Search],
     place: Path,
@@ -329,7 +329,7 @@ def test_importing_rounds_shows_each_problem(natc: Natc, rounds: Callable[..., N
     assert paths == [None, "/w/schedules/x.json", "/w/schedules/x.json"]
 
 
-def test_taking_in_one_round(natc: Natc, rounds: Callable[..., None]) -> None:
+def test_importing_a_round(natc: Natc, rounds: Callable[..., None]) -> None:
     rounds(IMPORTED)
     assert natc("tune", "--import", "one").code == 0
     rounds(TuneError("it was not measured yet"))
@@ -359,7 +359,7 @@ def test_the_live_line_shows_best_speedup_trials_failures_and_time_left() -> Non
     assert "untuned 4 ms" in screen.getvalue()
 
 
-def test_a_resumed_search_says_what_it_starts_from() -> None:
+def test_a_resumed_search_names_its_start() -> None:
     from dataclasses import replace
 
     text = progress.start_text(replace(START, resumed_trials=40, best=2e-3))

@@ -108,9 +108,7 @@ def test_json_is_one_document_and_nothing_else(run: Natc, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_plain_in_pipes(
-    run: Natc, case: str, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_text_in_pipes(run: Natc, case: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What makes others color their output regardless, and a terminal that is not there.
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "40")
@@ -308,9 +306,7 @@ def test_shells_complete_tuned_kernels(natc: Natc, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_every_shell_has_completion(
-    natc: Natc, monkeypatch: pytest.MonkeyPatch, shell: str
-) -> None:
+def test_shells_have_completion(natc: Natc, monkeypatch: pytest.MonkeyPatch, shell: str) -> None:
     monkeypatch.setenv("_NATC_COMPLETE", f"source_{shell}")
     code, out, _ = natc()
     assert code == 0 and "_NATC_COMPLETE" in out

@@ -31,9 +31,7 @@ def site() -> ModuleType:
         ("README.md", "benchmarks/results/a.json", "files/benchmarks/results/a.json", ""),
     ],
 )
-def test_links_in_the_site(
-    site: ModuleType, source: str, link: str, uri: str, anchor: str
-) -> None:
+def test_links(site: ModuleType, source: str, link: str, uri: str, anchor: str) -> None:
     path, target_anchor = site._target(source, link)
     assert (site._uri(path), target_anchor) == (uri, anchor)
 

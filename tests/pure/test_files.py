@@ -27,9 +27,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("umask", "directory", "file"), [(0, 0o755, 0o644), (0o027, 0o750, 0o640)]
 )
-def test_the_user_alone_may_write_new_files(
-    tmp_path: Path, umask: int, directory: int, file: int
-) -> None:
+def test_only_the_user_writes_files(tmp_path: Path, umask: int, directory: int, file: int) -> None:
     before = os.umask(umask)
     try:
         write_atomically(tmp_path / "a" / "b" / "c", "x")
@@ -39,7 +37,7 @@ def test_the_user_alone_may_write_new_files(
     assert [path.stat().st_mode & 0o777 for path in paths] == [directory, directory, file]
 
 
-def test_a_failed_write_leaves_the_old_file(
+def test_a_failed_write_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "schedule.json"

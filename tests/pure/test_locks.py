@@ -48,7 +48,7 @@ def test_who_waits_names_the_lock_once_and_goes_on(tmp_path: Path, warnings: War
     assert len(warnings) == 1
 
 
-def test_who_need_not_wait_says_nothing(tmp_path: Path, warnings: Warnings) -> None:
+def test_no_message_without_waiting(tmp_path: Path, warnings: Warnings) -> None:
     with locked(tmp_path / "new"), locked(tmp_path / "new", ".another"):
         assert {path.name for path in (tmp_path / "new").iterdir()} == {LOCK, ".another"}
     with locked(tmp_path / "new", wait=False):

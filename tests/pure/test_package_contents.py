@@ -86,7 +86,7 @@ def test_packing_loads_nothing_heavy() -> None:
 # The symbols and libraries that a library needs
 
 
-def test_what_a_library_shows_and_needs_is_read_from_the_file(libraries: Path) -> None:
+def test_symbols_of_a_library_are_read(libraries: Path) -> None:
     library = elf.read(library_of(libraries / NAME).read_bytes())
     assert library.machine == detect.host_machine()
     assert "libc.so.6" in library.needed
@@ -122,7 +122,7 @@ def test_a_damaged_library_is_read_or_refused_and_nothing_else(libraries: Path) 
          "needs libgcc_s.so.1, which is not part of every system"),
     ],
 )  # fmt: skip
-def test_what_does_not_belong_into_a_library_is_named(
+def test_foreign_symbols(
     tmp_path: Path, source: str, flags: tuple[str, ...], problem: str | None
 ) -> None:
     code = compile_c(source, tmp_path / "a.so", *flags).read_bytes()
@@ -252,7 +252,7 @@ def test_an_archive_is_one_folder_with_public_files(pieces: list[Piece], tmp_pat
     assert all((m.mode, m.uid, m.mtime, m.uname) == (0o644, 0, WHEN, "") for m in members)
 
 
-def test_the_list_of_hashes_is_one_for_sha256sum(pieces: list[Piece], tmp_path: Path) -> None:
+def test_sha256sum_reads_the_list_of_hashes(pieces: list[Piece], tmp_path: Path) -> None:
     (path,) = written(pieces, tmp_path, "zip")
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path / "out")
@@ -314,9 +314,7 @@ def installed(wheel: Path, folder: Path) -> None:
     subprocess.run([*command, "--target", str(folder), str(wheel)], check=True)
 
 
-def test_installed_wheel(
-    pieces: list[Piece], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_found_wheel(pieces: list[Piece], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (wheel,) = written(pieces, tmp_path, "wheel")
     site = tmp_path / "site"
     installed(wheel, site)
@@ -366,7 +364,7 @@ def test_a_signature_is_of_these_bytes_and_this_key(tmp_path: Path) -> None:
     assert not verifier.verify(b"bytes", b"\xff")
 
 
-def test_what_is_no_key_is_refused(tmp_path: Path) -> None:
+def test_wrong_keys_are_refused(tmp_path: Path) -> None:
     private, public = write_keys(tmp_path)
     (tmp_path / "none.pem").write_text("none")
     for path in (public, tmp_path / "none.pem", tmp_path / "absent.pem"):
@@ -410,7 +408,7 @@ def test_sizes_of_several_ranks_and_repetitions() -> None:
         (lambda text: plan.parse_list(text, "kernel"), " , ", "kernel is ' , '"),
     ],
 )
-def test_a_list_that_is_none_is_refused(parse: object, text: str, message: str) -> None:
+def test_malformed_lists_are_refused(parse: object, text: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         parse(text)  # type: ignore[operator]
 

@@ -50,7 +50,7 @@ def log(tmp_path: Path) -> tuple[Path, list[Record]]:
     return path, records
 
 
-def test_what_is_appended_is_read_back(log: tuple[Path, list[Record]]) -> None:
+def test_appended_records_are_read_back(log: tuple[Path, list[Record]]) -> None:
     path, records = log
     assert read_log(path) == (records, [])
     lines = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
@@ -127,7 +127,7 @@ def test_fields_that_are_not_known_do_no_harm(tmp_path: Path) -> None:
         {"seconds": {"1x1x1x1x1": 0.0}},
     ],
 )
-def test_a_trial_that_says_nothing_is_refused(changes: dict[str, object]) -> None:
+def test_a_trial_needs_times_or_an_error(changes: dict[str, object]) -> None:
     with pytest.raises(RecordError):
         make_trial(0, **changes)
 
@@ -146,7 +146,7 @@ def test_the_environment_says_where_it_was() -> None:
     assert first.timestamp.endswith("+00:00")
 
 
-def test_an_environment_with_nothing_in_it_is_still_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_of_an_unknown_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "run", lambda *command: None)
     monkeypatch.setattr(environment, "version_of", lambda distribution: None)
     monkeypatch.setattr("pathlib.Path.read_text", _unreadable)

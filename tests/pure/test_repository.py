@@ -65,7 +65,7 @@ def test_the_command_line_loads_nothing_heavy() -> None:
     assert run_fresh(LIGHT) == "[]\n"
 
 
-def test_processes_run_the_natc_that_is_tested(tmp_path: Path) -> None:
+def test_processes_run_the_tested_natc(tmp_path: Path) -> None:
     """The checkout's natc, even if another natc is installed."""
     program = "import natc; print(natc.__file__)"
     assert run_fresh(program) == f"{natc.__file__}\n"

@@ -52,7 +52,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_what_is_saved_is_loaded(place: Path) -> None:
+def test_a_saved_schedule_is_loaded(place: Path) -> None:
     path = save_schedule(make_schedule())
     assert path == place / "schedules" / TARGET.name / f"{SPEC.name}.json"
     loaded = load_schedule(SPEC, TARGET)
@@ -67,7 +67,7 @@ def test_no_schedule_is_none() -> None:
     assert list_schedules() == []
 
 
-def test_the_file_is_the_same_whatever_order_things_were_found_in() -> None:
+def test_the_order_of_entries_changes_no_byte() -> None:
     schedule = make_schedule()
     measured = schedule.measured
     turned = msgspec.structs.replace(

@@ -36,13 +36,13 @@ def test_cuda_alone_is_this_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_target("cuda").name == "cuda-sm_90"
 
 
-def test_cuda_alone_without_a_gpu_says_what_to_do(no_gpu: None) -> None:
+def test_cuda_without_a_gpu_names_the_remedy(no_gpu: None) -> None:
     with pytest.raises(TargetError, match=r"no NVIDIA GPU.*sm_90.*--arch"):
         parse_target("cuda")
 
 
 @pytest.mark.parametrize("text", ["", "opencl", "llvm-", "llvm-x86-64-v5", "cuda-sm_75", "CUDA"])
-def test_an_unknown_target_is_named_with_what_is_allowed(text: str) -> None:
+def test_unknown_targets_are_named(text: str) -> None:
     with pytest.raises(TargetError) as caught:
         Target.parse(text)
     assert repr(text) in str(caught.value)
@@ -55,7 +55,7 @@ def test_a_bare_kind_needs_an_architecture(kind: str) -> None:
         Target.parse(kind)
 
 
-def test_an_unknown_architecture_is_named_with_what_is_allowed() -> None:
+def test_unknown_architectures_are_named() -> None:
     with pytest.raises(TargetError, match=r"'sm_12'.*sm_80, sm_86"):
         Target.parse("cuda", "sm_12")
     with pytest.raises(TargetError, match=r"'sm_90'.*x86-64-v2"):

@@ -113,7 +113,7 @@ def test_examples(arguments: tuple[int, ...], options: dict, expected: list[int]
     assert taps(*arguments, **options) == expected
 
 
-def test_dilation_of_an_interpreter_integer_one_needs_no_division() -> None:
+def test_dilation_1_needs_no_division() -> None:
     def never(a: int, b: int) -> int:
         raise AssertionError("a division that costs every kernel without dilation")
 

@@ -42,9 +42,7 @@ def test_files_have_the_documented_names(tmp_path: Path, monkeypatch: pytest.Mon
     )
 
 
-def test_the_workspace_hides_shipped_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_workspace_hides_shipped_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine, shipped = tmp_path / "mine", tmp_path / "shipped"
     monkeypatch.setenv("NATC_WORKSPACE", str(mine))
     monkeypatch.setattr(workspace, "SHIPPED", shipped)
@@ -60,9 +58,7 @@ def test_the_workspace_hides_shipped_files(
         assert list(workspace.schedule_files()) == [path]
 
 
-def test_every_workspace_has_shipped_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workspaces_have_shipped_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NATC_WORKSPACE", str(tmp_path))
     schedules = list(workspace.schedule_files())
     assert schedules and all(path.is_relative_to(workspace.SHIPPED) for path in schedules)

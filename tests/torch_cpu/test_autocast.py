@@ -44,7 +44,7 @@ def leaves() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_gradients_have_the_dtypes_of_what_they_belong_to(doubles: Doubles, function: Any) -> None:
+def test_gradients_have_their_tensors_dtypes(doubles: Doubles, function: Any) -> None:
     x, rpb = leaves()
     with torch.autocast("cpu", LOW):
         output = function(x, rpb)

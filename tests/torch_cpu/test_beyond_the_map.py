@@ -39,7 +39,7 @@ def test_they_are_what_they_were_asked_for(lengths: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("huge", HUGE)
-def test_one_beyond_the_map_is_as_good_as_another(huge: int) -> None:
+def test_all_windows_beyond_the_map_are_equal(huge: int) -> None:
     tensors = [torch.randn(1, 4, 5, 1, 3, dtype=torch.float64) for _ in range(3)]
     with natc.force_reference():
         for large, plain in (

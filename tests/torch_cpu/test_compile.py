@@ -136,7 +136,7 @@ def test_wrong_arguments_are_named_inside_a_graph() -> None:
         call(x[:, 1:])
 
 
-def test_inductor_compiles_what_is_around_a_kernel(
+def test_inductor(
     kernels: LibraryDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if shutil.which(os.environ.get("CXX", "g++")) is None:

@@ -61,7 +61,7 @@ def test_no_row_is_refused(cells: list[Cell]) -> None:
     assert not [cell for cell in cells if cell.supported == support.REFUSED]
 
 
-def test_every_operation_that_is_named_exists_and_is_used(cells: list[Cell]) -> None:
+def test_every_named_operation_exists_and_is_used(cells: list[Cell]) -> None:
     claimed = {name for cell in cells for name in cell.operations}
     assert claimed == set(USED)
 

@@ -102,13 +102,13 @@ MADE: dict[str, Callable[[], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", list(MADE))
-def test_a_tensor_that_is_not_plain_takes_the_dispatcher(name: str) -> None:
+def test_special_tensors_take_the_dispatcher(name: str) -> None:
     assert goes_straight((plain(), None, nn.Parameter(plain())))
     assert not goes_straight((plain(), None, MADE[name]()))
 
 
 @pytest.mark.parametrize("name", ["a lazy negation", "a lazy zero", "functionalized"])
-def test_a_tensor_that_is_not_plain_has_the_same_result(name: str, doubles: Doubles) -> None:
+def test_special_tensors_have_equal_results(name: str, doubles: Doubles) -> None:
     tensor = MADE[name]()
     result = natc.na1d(tensor, tensor, tensor, 3)
     if name == "functionalized":
@@ -140,7 +140,7 @@ SHOWS: dict[str, Callable[[Tensor], bool]] = {
 
 @pytest.mark.parametrize("kind", list(CHANGES))
 @of_each_operator
-def test_each_tensor_has_a_say(operator: Any, kind: str, doubles: Doubles) -> None:
+def test_one_special_tensor_is_dispatched(operator: Any, kind: str, doubles: Doubles) -> None:
     """One of the tensors has a gradient, a tangent or a class; the others have none."""
     for number in range(len(tensors_of(operator))):
 
@@ -157,7 +157,7 @@ def test_each_tensor_has_a_say(operator: Any, kind: str, doubles: Doubles) -> No
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")
-def test_what_is_around_a_call_takes_the_dispatcher() -> None:
+def test_modes_and_transforms_take_the_dispatcher() -> None:
     x = plain()
     seen = []
 
@@ -266,9 +266,7 @@ def test_both_ways_give_the_same(operator: Any, requires_grad: bool, doubles: Do
 
 @pytest.mark.parametrize("context", [torch.inference_mode, torch._C._AutoDispatchBelowAutograd])
 @of_each_operator
-def test_below_autograd_there_are_no_gradients(
-    operator: Any, context: Any, doubles: Doubles
-) -> None:
+def test_below_autograd_are_no_gradients(operator: Any, context: Any, doubles: Doubles) -> None:
     """Gradients may be enabled there: `torch.enable_grad` says nothing in inference mode."""
     launched = []
     for kind in ("gradient", "tangent"):
@@ -326,9 +324,7 @@ ASKED: dict[str, tuple[Callable[[Tensor], Any], int]] = {
 
 
 @pytest.mark.parametrize("name", list(ASKED))
-def test_direct_is_undispatched(
-    name: str, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_is_not_dispatched(name: str, doubles: Doubles, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of forward and backward: else the way would be there and nobody on it."""
     asked: list[bool] = []
 

@@ -104,7 +104,7 @@ def test_commands_of_natc_are_ones_that_it_takes(block: Block) -> None:
     [block for block in BLOCKS if block.language == "python" and not block.runs],
     ids=str,
 )
-def test_python_that_is_not_run_names_what_exists(block: Block) -> None:
+def test_names_in_unexecuted_python_exist(block: Block) -> None:
     assert python_problems(block.code) == []
 
 

@@ -40,17 +40,13 @@ pytestmark = [
     ids=str,
 )
 @pytest.mark.parametrize(
-    ("shape", "heads_kv"),
+    "case",
     [(SHAPE, 3), (SHAPE, 1), ((1, 1, 1, 1, 8), 1), ((1, 2, 9, 4, 8), 2), ((3, 4, 2, 2, 8), 2)],
 )
-def test_a_kernel_gives_what_the_reference_gives(
-    kernels: LibraryDirectory,
-    shape: tuple[int, ...],
-    heads_kv: int,
-    options: dict[str, Any],
-    return_lse: bool,
-    rpb: bool,
+def test_kernel_and_reference_agree(
+    kernels: LibraryDirectory, case: Any, options: dict[str, Any], return_lse: bool, rpb: bool
 ) -> None:
+    shape, heads_kv = case
     inputs = make_inputs(shape, heads_kv=heads_kv, kernel_size=KERNEL_SIZE if rpb else None)
     options = {**options, "scale": 0.7, "return_lse": return_lse}
     actual = natc.na2d(*inputs[:3], KERNEL_SIZE, rpb=inputs.rpb, **options)
@@ -103,9 +99,7 @@ def test_slices_of_one_projection_are_taken(kernels: LibraryDirectory) -> None:
     assert kernels.calls(SPECS[False]) == 1
 
 
-def test_readable_is_not_copied(
-    kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_copied(kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     query, key, value, rpb = make_inputs(SHAPE, kernel_size=KERNEL_SIZE)
     natc.na2d(query, key, value, KERNEL_SIZE, rpb=rpb)
     monkeypatch.setattr(torch.Tensor, "clone", lambda *_, **__: pytest.fail("copied"))
@@ -206,7 +200,7 @@ def calls(rank: int) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("shape", "options"),
+    "case",
     [
         ((2, 9, 4, 5), {"kernel_size": 4, "stride": 3, "dilation": 2}),
         ((1, 9, 4, 5), {"kernel_size": (5,), "is_causal": [True]}),
@@ -218,13 +212,10 @@ def calls(rank: int) -> list[Any]:
 )
 @pytest.mark.parametrize("tokens", [None, 0, 3])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_every_rank_and_option_equals_the_reference(
-    libraries: LibraryDirectory,
-    shape: tuple[int, ...],
-    options: dict[str, Any],
-    tokens: int | None,
-    dtype: torch.dtype,
+def test_every_rank_and_option(
+    libraries: LibraryDirectory, case: Any, tokens: int | None, dtype: torch.dtype
 ) -> None:
+    shape, options = case
     rank = len(shape) - 3
     sizes = options["kernel_size"]
     inputs = make_inputs(
@@ -262,7 +253,7 @@ def test_gradients_with_additional_tokens(libraries: LibraryDirectory) -> None:
         assert torch.autograd.gradgradcheck(attend, tensors)
 
 
-def test_tokens_are_all_that_is_attended_where_the_window_is_masked(doubles: Doubles) -> None:
+def test_masked_windows_attend_only_to_tokens(doubles: Doubles) -> None:
     inputs = make_inputs((1, 5, 2, 2), kernel_size=3, value_dim=3).to_float64()
     more = make_inputs((1, 2, 2, 2), value_dim=3, seed=1).to_float64()
     assert inputs.rpb is not None
@@ -298,7 +289,7 @@ def test_tokens_are_attended_on_a_kernel_by_merging(kernels: LibraryDirectory) -
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_a_function_insists_on_its_rank(libraries: LibraryDirectory, rank: int) -> None:
+def test_functions_refuse_other_ranks(libraries: LibraryDirectory, rank: int) -> None:
     for wrong_rank in (rank - 1, rank + 1):
         query = torch.zeros(1, *[3] * wrong_rank, 2, 4)
         with pytest.raises(ArgumentError, match=f"query has {wrong_rank + 3} axes.* must have"):
@@ -327,9 +318,7 @@ def test_a_function_insists_on_its_rank(libraries: LibraryDirectory, rank: int) 
         ("kernel", "help"),
     ],
 )
-def test_arguments_of_other_attention_functions_are_refused_with_a_remedy(
-    name: str, instead: str
-) -> None:
+def test_arguments_of_other_libraries_have_a_remedy(name: str, instead: str) -> None:
     x = torch.zeros(1, 5, 5, 2, 4)
     calls = [(natc.na2d, (x, x, x)), (natc.neighborhood_attention, (x, x, x))]
     calls.append((natc.functional.na2d_qkvpacked, (torch.stack((x, x, x), -3),)))

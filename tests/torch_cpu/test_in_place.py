@@ -59,7 +59,7 @@ def test_results_may_be_changed(name: str, on: str, doubles: Doubles) -> None:
 
 
 @pytest.mark.parametrize("changed", ["query", "key", "value", "rpb", "output", "lse", "nothing"])
-def test_what_a_gradient_needs_is_watched(changed: str, doubles: Doubles) -> None:
+def test_changes_of_saved_tensors_are_noticed(changed: str, doubles: Doubles) -> None:
     inputs = {name: torch.randn(2, 6, 2, 4) for name in ("query", "key", "value")}
     inputs["rpb"] = torch.randn(2, 5)
     leaves = [t.requires_grad_() for t in inputs.values()]

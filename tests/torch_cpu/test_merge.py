@@ -75,7 +75,7 @@ def test_derivatives_are_those_of_the_whole() -> None:
 
 
 @pytest.mark.parametrize("garbage", [0.0, 7.0, math.nan, math.inf])
-def test_what_attends_to_nothing_is_not_looked_at(garbage: float) -> None:
+def test_parts_with_lse_minus_infinity_are_ignored(garbage: float) -> None:
     output = torch.randn(2, 3, requires_grad=True)
     lse = torch.randn(2, requires_grad=True)
     nothing = torch.full((2, 3), garbage, requires_grad=True)
@@ -88,7 +88,7 @@ def test_what_attends_to_nothing_is_not_looked_at(garbage: float) -> None:
         torch.testing.assert_close(tensor.grad, torch.full_like(tensor, wanted))
 
 
-def test_where_all_attend_to_nothing() -> None:
+def test_all_parts_with_lse_minus_infinity() -> None:
     outputs = [torch.tensor([[7.0], [0.0], [0.0]]), torch.tensor([[3.0], [0.0], [math.nan]])]
     lses = [torch.full((3,), -math.inf, requires_grad=True) for _ in range(2)]
     output, lse = natc.merge_attentions(outputs, lses)

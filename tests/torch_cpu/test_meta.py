@@ -98,7 +98,7 @@ def autocast_of_cuda() -> Iterator[None]:
     torch.set_autocast_dtype("cuda", before[1])
 
 
-def test_fake_tensors_of_a_gpu_that_is_not_there(autocast_of_cuda: None) -> None:
+def test_fake_tensors_of_an_absent_gpu(autocast_of_cuda: None) -> None:
     # Without gradients: torch's autograd asks the driver.
     with FakeTensorMode(), torch.device("cuda"):
         query = torch.empty(2, 5, 6, 4, 8)

@@ -154,7 +154,7 @@ def test_gradients(kernels: LibraryDirectory, quiet: None, name: str | None) -> 
     assert kernels.calls(SPECS[True]) == 1
 
 
-def test_only_one_result_needs_a_gradient(kernels: LibraryDirectory, quiet: None) -> None:
+def test_gradient_of_a_single_result(kernels: LibraryDirectory, quiet: None) -> None:
     for index in (0, 1):
         gradients = []
         for function in (attend, expected):
@@ -319,7 +319,7 @@ def test_inference_mode(kernels: LibraryDirectory) -> None:
 # When the reference steps in
 
 
-def test_a_missing_kernel_is_said_once_with_the_command(libraries: LibraryDirectory) -> None:
+def test_one_warning_for_a_missing_kernel(libraries: LibraryDirectory) -> None:
     query, key, value, _ = make_inputs((1, 4, 4, 1, 32))
     command = "natc build --kernel 5 --target llvm"
     with pytest.warns(natc.NatcFallbackWarning, match=command) as caught:
@@ -334,7 +334,7 @@ def test_a_missing_kernel_is_said_once_with_the_command(libraries: LibraryDirect
         natc.na2d(query, key, value, 5)
 
 
-def test_a_warning_that_is_an_error_is_one_each_time(libraries: LibraryDirectory) -> None:
+def test_a_warning_as_an_error_is_raised_each_time(libraries: LibraryDirectory) -> None:
     query, key, value, _ = make_inputs(SHAPE)
     with warnings.catch_warnings():
         warnings.simplefilter("error", natc.NatcFallbackWarning)
@@ -343,7 +343,7 @@ def test_a_warning_that_is_an_error_is_one_each_time(libraries: LibraryDirectory
                 natc.na2d(query, key, value, KERNEL_SIZE)
 
 
-def test_the_backward_on_the_reference_is_said_once(kernels: LibraryDirectory) -> None:
+def test_one_warning_for_every_backward(kernels: LibraryDirectory) -> None:
     text = "no kernel covers delta of na2d_k3_d8_float32_rpb on cpu; .*\n*.*natc build --kernel 3 "
     with pytest.warns(natc.NatcFallbackWarning, match=text) as caught:
         for _ in range(2):
@@ -409,7 +409,7 @@ def test_force_reference(kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPa
     assert kernels.calls(SPECS[True]) == 1
 
 
-def test_asking_for_the_reference_binds_one_thread(kernels: LibraryDirectory) -> None:
+def test_force_reference_binds_one_thread(kernels: LibraryDirectory) -> None:
     inputs = with_rpb()
     with natc.force_reference():
         worker = threading.Thread(target=lambda: attend(*inputs))

@@ -76,16 +76,9 @@ def limit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 @pytest.mark.parametrize("rpb", [False, True])
-@pytest.mark.parametrize(("shape", "heads_kv", "value_dim", "options"), CASES)
-def test_the_fused_operations(
-    doubles: Doubles,
-    limit: Any,
-    shape: tuple[int, ...],
-    heads_kv: int,
-    value_dim: int,
-    options: dict[str, Any],
-    rpb: bool,
-) -> None:
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_fused_operations(doubles: Doubles, limit: Any, case: Any, rpb: bool) -> None:
+    shape, heads_kv, value_dim, options = case
     tensors = tensors_of(shape, heads_kv, value_dim, options["kernel_size"], rpb)
     wanted = fused(tensors, neighborhood_attention, options)
     limit(*tensors[:3], wanted[0], heads_axis=-2, rpb=tensors[3] if rpb else None)
@@ -102,16 +95,9 @@ def test_the_fused_operations(
 
 
 @pytest.mark.parametrize("rpb", [False, True])
-@pytest.mark.parametrize(("shape", "heads_kv", "value_dim", "options"), CASES)
-def test_the_unfused_operations(
-    doubles: Doubles,
-    limit: Any,
-    shape: tuple[int, ...],
-    heads_kv: int,
-    value_dim: int,
-    options: dict[str, Any],
-    rpb: bool,
-) -> None:
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_unfused_operations(doubles: Doubles, limit: Any, case: Any, rpb: bool) -> None:
+    shape, heads_kv, value_dim, options = case
     options = {name: option for name, option in options.items() if name != "scale"}
     rank = len(shape) - 3
     qk, av = (getattr(natc.functional, f"na{rank}d_{name}") for name in ("qk", "av"))
@@ -171,7 +157,7 @@ NEEDED = {
 
 
 @pytest.mark.parametrize("name", NEEDED)
-def test_only_what_is_needed_is_launched(doubles: Doubles, name: str) -> None:
+def test_only_needed_kernels_are_launched(doubles: Doubles, name: str) -> None:
     inputs = make_inputs((1, 5, 6, 2, 4), kernel_size=3)._asdict()
     inputs[name].requires_grad_()
     natc.na2d(**inputs, kernel_size=3).sum().backward()
@@ -189,7 +175,7 @@ UNFUSED_NEEDED = {"query": ["av"], "key": ["inverse_av"], "rpb": ["sum_rpb"]}
 
 
 @pytest.mark.parametrize("name", UNFUSED_NEEDED)
-def test_only_what_is_needed_of_the_unfused_is_launched(doubles: Doubles, name: str) -> None:
+def test_only_needed_unfused_kernels_are_launched(doubles: Doubles, name: str) -> None:
     inputs = make_inputs((1, 2, 6, 2, 4))._asdict()
     inputs["rpb"] = torch.randn(2, 5, 5)
     del inputs["value"]
@@ -306,9 +292,7 @@ def test_derivatives_by_design_of_the_reference_are_no_fallback(doubles: Doubles
     ],
     ids=["fused", "packed", "qk", "av"],
 )
-def test_forced_reference_has_derivatives(
-    call: Callable[[Tensor], Tensor], doubles: Doubles
-) -> None:
+def test_forced_reference_derives(call: Callable[[Tensor], Tensor], doubles: Doubles) -> None:
     x = torch.randn(1, 5, 2, 4, requires_grad=True)
     with natc.force_reference():
         output = call(x)
@@ -428,7 +412,7 @@ def test_packed(
 
 
 @pytest.mark.parametrize("missing", [(), ("forward_packed", "forward_lse_packed")], ids=str)
-def test_packed_reads_what_it_is_given(doubles: Doubles, missing: tuple[str, ...]) -> None:
+def test_packed_kernels_read_the_packed_tensor(doubles: Doubles, missing: tuple[str, ...]) -> None:
     doubles.missing = set(missing)
     qkv = torch.randn(2, 5, 6, 3, 2, 4)
     rpb = torch.randn(2, 5, 5)

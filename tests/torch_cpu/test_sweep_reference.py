@@ -85,7 +85,7 @@ def call_of(spec: str, spatial: tuple[int, ...], **options: Any) -> Call:
     return Call(KernelSpec.parse(spec), spatial, **plain | options)
 
 
-def test_the_sweep_sees_what_is_wrong() -> None:
+def test_the_sweep_sees_mistakes() -> None:
     """A kernel might make each of these mistakes."""
     call = call_of("na2d_k3_d4_float32_rpb", (5, 6), heads=4, heads_kv=2, tokens=2, batch=2)
 

@@ -56,7 +56,7 @@ def test_an_undefined_gradient_counts_as_zero(name: str, used: int, doubles: Dou
     torch.testing.assert_close(gradient, expected)
 
 
-def test_a_gradient_of_gradients_that_is_not_there(doubles: Doubles) -> None:
+def test_undefined_gradients_of_gradients(doubles: Doubles) -> None:
     """Of two gradients, the one whose own is undefined adds nothing."""
     leaves = [torch.randn(2, 6, 2, 4, requires_grad=True) for _ in range(3)]
     output = natc.na1d(*leaves, 3)
