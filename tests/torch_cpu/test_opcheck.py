@@ -92,7 +92,8 @@ def test_every_operator_is_here() -> None:
 @pytest.mark.parametrize("case", ["1D", "2D", "3D", "larger than the map"])
 @pytest.mark.parametrize("name", CALLS)
 def test_on_kernels(doubles: Doubles, name: str, case: str) -> None:
-    check(name, case, grad=case != "3D")
+    # With gradients, torch checks `backward` for ten seconds.
+    check(name, case, grad=case == "1D" or case == "larger than the map" and name in OPERATORS)
     assert doubles.calls
 
 
