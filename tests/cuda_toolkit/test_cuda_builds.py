@@ -158,7 +158,8 @@ def test_tensor_cores_keep_numbers_in_registers(place: Path, name: str, operatio
     path = build_library(
         spec, Target("cuda", "sm_90"), place / "lib", untuned=True, operations=[operation]
     )
-    text = dumped(library_of(path), "--dump-resource-usage")
+    library = library_of(path)
+    text = dumped(library, "--dump-resource-usage")
     start = rf"Function {name}_{operation}_sm_90_kernel:\s+"
     usage = re.search(start + r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", text)
     assert usage, text
