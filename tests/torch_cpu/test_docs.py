@@ -191,6 +191,8 @@ def _pairs(text: str) -> list[tuple[str, str]]:
 
 
 def _texts_of_the_package() -> Iterator[str]:
+    for path in sorted((ROOT / "natc").rglob("*.c")):
+        yield from re.findall(r'"([^"\n]*)"', path.read_text(encoding="utf-8"))
     for path in sorted((ROOT / "natc").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
