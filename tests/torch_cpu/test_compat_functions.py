@@ -283,6 +283,20 @@ def test_fused_functions_take_even_windows_since_0175(version: str | None) -> No
                 natten.functional.na2d_qk(query, key, (4, 2))
 
 
+def test_windows_of_one_are_taken_by_the_default_only() -> None:
+    query, key, value = qkv(1, 3, 7, 8, 2, 4)
+    expected = neighborhood_attention(query, key, value, (1, 3, 4))
+    with installed() as natten:
+        generic = natten.functional.neighborhood_attention_generic
+        for na in (natten.na3d, generic):
+            torch.testing.assert_close(na(query, key, value, (1, 3, 4)), expected)
+        module = natten.NeighborhoodAttention2D(8, 2, (1, 3))
+        assert module(torch.zeros(1, 5, 5, 8)).shape == (1, 5, 5, 8)
+    for version, error in (("0.17.5", RuntimeError), ("0.21.7", ValueError)):
+        with installed(version) as natten, pytest.raises(error, match="kernel_size"):
+            natten.functional.na3d(query, key, value, (1, 3, 4))
+
+
 def test_the_default_tells_the_generations_apart() -> None:
     query, key, value = qkv(1, 9, 8, 2, 4)
     rpb = draw(2, 5, 5)
