@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from natc.compat.natten.operators import named
 from natc.errors import ArgumentError
 
 
@@ -68,29 +69,9 @@ def get_memory_usage_preference() -> MemoryUsagePreference:
     return SETTINGS.memory
 
 
-def is_memory_usage_default() -> bool:
-    """Return whether the preference is "default"."""
-    return SETTINGS.memory is MemoryUsagePreference.Default
-
-
-def is_memory_usage_strict() -> bool:
-    """Return whether the preference is "strict"."""
-    return SETTINGS.memory is MemoryUsagePreference.Strict
-
-
-def is_memory_usage_unrestricted() -> bool:
-    """Return whether the preference is "unrestricted"."""
-    return SETTINGS.memory is MemoryUsagePreference.Unrestricted
-
-
 def use_deterministic_algorithms(mode: bool = True) -> None:
     """Store the switch; natc is deterministic with it on or off."""
     SETTINGS.deterministic = mode
-
-
-def are_deterministic_algorithms_enabled() -> bool:
-    """Return the switch."""
-    return SETTINGS.deterministic
 
 
 def use_kv_parallelism_in_fused_na(mode: bool = True) -> None:
@@ -103,21 +84,6 @@ def use_kv_parallelism_in_fused_na(mode: bool = True) -> None:
     if mode and SETTINGS.deterministic:
         raise RuntimeError("KV parallelism is not deterministic, and deterministic mode is on.")
     SETTINGS.kv_parallel = mode
-
-
-def is_kv_parallelism_in_fused_na_enabled() -> bool:
-    """Return the switch."""
-    return SETTINGS.kv_parallel
-
-
-def is_flex_compile_allowed() -> bool:
-    """Return the switch."""
-    return SETTINGS.compile_flex
-
-
-def is_flex_compile_backprop_allowed() -> bool:
-    """Return the switch."""
-    return SETTINGS.compile_flex_backward
 
 
 def allow_flex_compile(mode: bool = True, backprop: bool = False) -> None:
@@ -141,24 +107,34 @@ def disable_flex_compile_backprop() -> None:
     allow_flex_compile(SETTINGS.compile_flex, False)
 
 
-def _by_name(*functions: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+def by_name(*functions: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """Return functions by their names."""
     return {function.__name__: function for function in functions}
 
 
-COMMON = _by_name(
+def reader(name: str, setting: str, value: Any = True) -> Callable[[], bool]:
+    """Return a function called `name` that returns whether a switch has `value`."""
+
+    def read() -> bool:
+        return bool(getattr(SETTINGS, setting) == value)
+
+    return named(read, name)
+
+
+COMMON = by_name(
     set_memory_usage_preference,
     get_memory_usage_preference,
-    is_memory_usage_default,
-    is_memory_usage_strict,
-    is_memory_usage_unrestricted,
+    reader("is_memory_usage_default", "memory", MemoryUsagePreference.Default),
+    reader("is_memory_usage_strict", "memory", MemoryUsagePreference.Strict),
+    reader("is_memory_usage_unrestricted", "memory", MemoryUsagePreference.Unrestricted),
     use_deterministic_algorithms,
-    are_deterministic_algorithms_enabled,
+    reader("are_deterministic_algorithms_enabled", "deterministic"),
     use_kv_parallelism_in_fused_na,
-    is_kv_parallelism_in_fused_na_enabled,
+    reader("is_kv_parallelism_in_fused_na_enabled", "kv_parallel"),
 )
-FLEX_COMPILE = _by_name(
-    is_flex_compile_allowed,
-    is_flex_compile_backprop_allowed,
+FLEX_COMPILE = by_name(
+    reader("is_flex_compile_allowed", "compile_flex"),
+    reader("is_flex_compile_backprop_allowed", "compile_flex_backward"),
     allow_flex_compile,
     allow_flex_compile_backprop,
     disable_flex_compile,

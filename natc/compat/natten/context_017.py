@@ -6,14 +6,19 @@ on GPUs only. The other `has_*` report the same as a complete build of the relea
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from natc.compat.natten.context import COMMON, SETTINGS, use_kv_parallelism_in_fused_na
+from natc.compat.natten.context import (
+    COMMON,
+    SETTINGS,
+    by_name,
+    reader,
+    use_kv_parallelism_in_fused_na,
+)
 from natc.compat.natten.operators import named
 from natc.compat.natten.releases import Release
 from natc.errors import ArgumentError
@@ -29,11 +34,6 @@ def has_cuda() -> bool:
 def has_fna(device_index: Any = None) -> bool:
     """Return True: natc has fused attention on every device."""
     return True
-
-
-def is_fused_na_enabled() -> bool:
-    """Return the switch."""
-    return SETTINGS.fused
 
 
 def use_autotuner(
@@ -94,26 +94,6 @@ def is_autotuner_enabled() -> bool:
     return SETTINGS.tune_forward or SETTINGS.tune_backward
 
 
-def is_autotuner_enabled_for_forward() -> bool:
-    """Return the switch."""
-    return SETTINGS.tune_forward
-
-
-def is_autotuner_enabled_for_backward() -> bool:
-    """Return the switch."""
-    return SETTINGS.tune_backward
-
-
-def is_autotuner_thorough_for_forward() -> bool:
-    """Return the switch."""
-    return SETTINGS.thorough_forward
-
-
-def is_autotuner_thorough_for_backward() -> bool:
-    """Return the switch."""
-    return SETTINGS.thorough_backward
-
-
 def _gpu_functions(half: int) -> _Functions:
     """Return has_*, each true from some compute capability on; `half` is the one for float16."""
 
@@ -165,8 +145,7 @@ def _kernel_functions() -> _Functions:
     kinds = (("tf32_in_gemm_na", "tf32"), ("tiled_na", "tiled"), ("gemm_na", "gemm"))
     for kind, setting in kinds:
         functions[f"use_{kind}"] = named(_user(setting), f"use_{kind}")
-        is_enabled = functools.partial(getattr, SETTINGS, setting)
-        functions[f"is_{kind}_enabled"] = named(_reader(is_enabled), f"is_{kind}_enabled")
+        functions[f"is_{kind}_enabled"] = reader(f"is_{kind}_enabled", setting)
     return functions
 
 
@@ -175,13 +154,6 @@ def _user(setting: str) -> Callable[..., Any]:
         setattr(SETTINGS, setting, mode)
 
     return use
-
-
-def _reader(read: Callable[[], bool]) -> Callable[..., Any]:
-    def is_enabled() -> bool:
-        return read()
-
-    return is_enabled
 
 
 def _fused_functions(release: Release) -> _Functions:
@@ -217,8 +189,8 @@ def _fused_functions(release: Release) -> _Functions:
         more = {
             "use_flex_attention": use_flex_attention,
             "force_flex_attention": force_flex_attention,
-            "should_use_flex_attention": _reader(lambda: SETTINGS.use_flex),
-            "should_force_flex_attention": _reader(lambda: SETTINGS.force_flex),
+            "should_use_flex_attention": reader("should_use_flex_attention", "use_flex"),
+            "should_force_flex_attention": reader("should_force_flex_attention", "force_flex"),
         }
     else:
         use = middle if release.number >= (0, 17, 3) else early
@@ -226,11 +198,11 @@ def _fused_functions(release: Release) -> _Functions:
     return {
         "use_fused_na": use,
         "use_fna": use,
-        "is_fused_na_enabled": is_fused_na_enabled,
-        "is_fna_enabled": is_fused_na_enabled,
+        "is_fused_na_enabled": reader("is_fused_na_enabled", "fused"),
+        "is_fna_enabled": reader("is_fna_enabled", "fused"),
         "has_fna": has_fna,
         "has_fused_na": has_fna,
-        **{name: named(function, name) for name, function in more.items()},
+        **more,
     }
 
 
@@ -241,14 +213,14 @@ def functions_015() -> _Functions:
 
 def functions_017(release: Release) -> _Functions:
     """Return the functions of `natten.context` in a release of 0.17."""
-    tuner = (
+    tuner = by_name(
         use_autotuner,
         disable_autotuner,
         is_autotuner_enabled,
-        is_autotuner_enabled_for_forward,
-        is_autotuner_enabled_for_backward,
-        is_autotuner_thorough_for_forward,
-        is_autotuner_thorough_for_backward,
+        reader("is_autotuner_enabled_for_forward", "tune_forward"),
+        reader("is_autotuner_enabled_for_backward", "tune_backward"),
+        reader("is_autotuner_thorough_for_forward", "thorough_forward"),
+        reader("is_autotuner_thorough_for_backward", "thorough_backward"),
     )
     return {
         **COMMON,
@@ -256,5 +228,5 @@ def functions_017(release: Release) -> _Functions:
         **_kernel_functions(),
         **_switches(returning=True),
         **_fused_functions(release),
-        **{function.__name__: function for function in tuner},
+        **tuner,
     }
