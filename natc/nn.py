@@ -1,4 +1,4 @@
-"""Neighborhood attention as modules: projections around `natc.functional`."""
+"""Neighborhood attention as modules: `natc.functional` between two linear layers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from natc.errors import ArgumentError, ArgumentTypeError
 from natc.functional import na1d_qkvpacked, na2d_qkvpacked, na3d_qkvpacked
+from natc.functional.arguments import check_dense
 
 PerAxis = int | Sequence[int]
 Flags = bool | Sequence[bool]
@@ -21,7 +22,7 @@ _SEVERAL = {1: "a list of one", 2: "a pair of", 3: "a triple of"}
 
 
 def _per_axis(name: str, value: Any, rank: int, minimum: int) -> tuple[int, ...]:
-    """Return `value` once per axis, after checking type, length and `minimum`."""
+    """Return value as one int for each axis, checked to be at least `minimum`."""
     entries = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
     if len(entries) != rank or any(isinstance(v, bool) or not isinstance(v, int) for v in entries):
         raise ArgumentTypeError(f"{name} must be an int or {_SEVERAL[rank]} ints, not {value!r}.")
@@ -31,7 +32,7 @@ def _per_axis(name: str, value: Any, rank: int, minimum: int) -> tuple[int, ...]
 
 
 def _flags(name: str, value: Any, rank: int) -> tuple[bool, ...]:
-    """Return `value` once per axis, after checking type and length."""
+    """Return value as one bool for each axis."""
     entries = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
     if len(entries) != rank or any(not isinstance(v, bool) for v in entries):
         raise ArgumentTypeError(f"{name} must be a bool or {_SEVERAL[rank]} bools, not {value!r}.")
@@ -39,14 +40,14 @@ def _flags(name: str, value: Any, rank: int) -> tuple[bool, ...]:
 
 
 def _probability(name: str, value: float) -> float:
-    """Return `value` as a float, after checking that it lies in [0, 1)."""
+    """Return value, checked to be in [0, 1), as a float."""
     if not 0.0 <= value < 1.0:
         raise ArgumentError(f"{name} must be in [0, 1), not {value!r}.")
     return float(value)
 
 
 class _NeighborhoodAttention(nn.Module):
-    """What the modules of every rank share; `rank` is that of a subclass."""
+    """The modules of every rank; a subclass sets `rank`."""
 
     rank: int
 
@@ -56,8 +57,8 @@ class _NeighborhoodAttention(nn.Module):
         num_heads: int,
         kernel_size: PerAxis,
         *,
-        dilation: PerAxis = 1,
         stride: PerAxis = 1,
+        dilation: PerAxis = 1,
         is_causal: Flags = False,
         rel_pos_bias: bool = True,
         qkv_bias: bool = True,
@@ -75,8 +76,8 @@ class _NeighborhoodAttention(nn.Module):
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
         self.kernel_size = _per_axis("kernel_size", kernel_size, self.rank, 1)
-        self.dilation = _per_axis("dilation", dilation, self.rank, 1)
         self.stride = _per_axis("stride", stride, self.rank, 1)
+        self.dilation = _per_axis("dilation", dilation, self.rank, 1)
         if any(s > k for s, k in zip(self.stride, self.kernel_size, strict=True)):
             raise ArgumentError(
                 f"stride must be at most kernel_size={self.kernel_size} on each axis, "
@@ -98,12 +99,13 @@ class _NeighborhoodAttention(nn.Module):
         self.proj_drop = nn.Dropout(_probability("proj_drop", proj_drop))
 
     def reset_parameters(self) -> None:
-        """Draw `rpb` anew; the projections have a `reset_parameters` of their own."""
+        """Initialize `rpb` at random; the linear layers have their own `reset_parameters`."""
         if self.rpb is not None:
             nn.init.trunc_normal_(self.rpb, std=0.02, a=-2.0, b=2.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a tensor of the shape, dtype and device of `x`, `[batch, *axes, dim]`."""
+        """Return the attention of x to itself, `[batch, *axes, dim]` like x."""
+        check_dense("x", x)
         if x.dim() != self.rank + 2 or x.shape[-1] != self.dim:
             raise ArgumentError(
                 f"x must have shape [batch, {_AXES[self.rank]}, {self.dim}], not {list(x.shape)}."
@@ -115,8 +117,8 @@ class _NeighborhoodAttention(nn.Module):
         output = _ATTENTION[self.rank](
             qkv,
             self.kernel_size,
-            dilation=self.dilation,
             stride=self.stride,
+            dilation=self.dilation,
             is_causal=self.is_causal,
             scale=self.scale,
             rpb=self.rpb,
@@ -128,8 +130,8 @@ class _NeighborhoodAttention(nn.Module):
         needed = [k * d for k, d in zip(self.kernel_size, self.dilation, strict=True)]
         missing = [max(0, n - size) for n, size in zip(needed, x.shape[1:-1], strict=True)]
         if any(missing):
-            # From the last axis to the first, as many before as after: the channels get none.
-            amounts = [0, 0, *(amount for one in reversed(missing) for amount in (0, one))]
+            # As (before, after), from the last axis to the first; (0, 0) is for the channels.
+            amounts = [0, 0, *(amount for after in reversed(missing) for amount in (0, after))]
             x = nn.functional.pad(x, amounts)
         return x
 
@@ -137,37 +139,37 @@ class _NeighborhoodAttention(nn.Module):
         """Return the settings that `print(module)` shows."""
         return (
             f"dim={self.dim}, num_heads={self.num_heads}, kernel_size={self.kernel_size}, "
-            f"dilation={self.dilation}, stride={self.stride}, is_causal={self.is_causal}, "
+            f"stride={self.stride}, dilation={self.dilation}, is_causal={self.is_causal}, "
             f"rel_pos_bias={self.rpb is not None}, pad_small_maps={self.pad_small_maps}"
         )
 
 
 class NeighborhoodAttention2D(_NeighborhoodAttention):
-    """Multi-head self-attention in which each pixel attends to the pixels around it.
+    """Multi-head self-attention of each pixel to its window of kernel_size pixels.
 
     Input and output are `[batch, height, width, dim]`. The parameters are `qkv.weight`
     `[3*dim, dim]` (rows: query, key, value), `qkv.bias` `[3*dim]`, `rpb`
-    `[num_heads, 2*K0-1, 2*K1-1]`, `proj.weight` `[dim, dim]` and `proj.bias` `[dim]`: the
-    names and the meaning that NATTEN's modules use. Dropout of attention weights is not
-    offered, because a fused kernel never holds the weights.
+    `[num_heads, 2*K0-1, 2*K1-1]`, `proj.weight` `[dim, dim]` and `proj.bias` `[dim]`, as in
+    NATTEN's modules. Dropout of attention probabilities is not offered, because a fused kernel
+    never stores them.
 
     Args:
         dim: channels of the input and output; a multiple of `num_heads`.
         num_heads: number of heads, at least 1.
         kernel_size: window height and width in keys, at least 1; one int or a pair.
+        stride: queries that share a window, 1 to `kernel_size`; one int or a pair.
         dilation: distance between neighboring keys in pixels, at least 1; one int or a pair.
-        stride: queries that share one window, 1 to `kernel_size`; one int or a pair.
         is_causal: whether an axis hides the keys after the query; one bool or a pair.
         rel_pos_bias: add a learned bias for each head and relative position of a key.
         qkv_bias: add a learned bias in the query, key and value projection.
         qk_scale: factor on the scores before the bias; None means `(dim/num_heads) ** -0.5`.
         proj_drop: probability in [0, 1) of dropping an output element while training.
-        pad_small_maps: what happens on an axis shorter than `kernel_size * dilation`. False:
+        pad_small_maps: how to treat an axis shorter than `kernel_size * dilation`. False:
             the window shrinks to the pixels that exist. True: the input is zero-padded at the
             right and bottom up to that length before the projection, the padding takes part
-            as keys and values (equal to the bias of `qkv`), and the output is cropped. True is
-            what NATTEN's modules did up to 0.15.1, hence what the published NAT and DiNAT
-            weights were trained with.
+            as keys and values (equal to the bias of `qkv`), and the output is cropped. True
+            agrees with NATTEN's modules up to 0.15.1, with which the published NAT and DiNAT
+            weights were trained.
 
     Raises:
         ArgumentError: a value outside the range above, or an input of another shape.
@@ -178,7 +180,7 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
 
 
 class NeighborhoodAttention1D(_NeighborhoodAttention):
-    """Multi-head self-attention in which each element of a sequence attends to those around it.
+    """Multi-head self-attention of each element of a sequence to its window of kernel_size.
 
     Input and output are `[batch, length, dim]`, `rpb` is `[num_heads, 2*K0-1]`; everything else
     is as in `NeighborhoodAttention2D`, with one axis.
@@ -188,7 +190,7 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
 
 
 class NeighborhoodAttention3D(_NeighborhoodAttention):
-    """Multi-head self-attention in which each voxel attends to the voxels around it.
+    """Multi-head self-attention of each voxel to its window of kernel_size voxels.
 
     Input and output are `[batch, depth, height, width, dim]`, `rpb` is
     `[num_heads, 2*K0-1, 2*K1-1, 2*K2-1]`; everything else is as in `NeighborhoodAttention2D`, with

@@ -1,4 +1,4 @@
-"""What happens when no kernel covers a call: the reference runs, with one warning, or it may not.
+"""The fallback when no kernel covers a call: it runs on the reference, with one warning.
 
 `NATC_STRICT=1` turns the warning into an error; `force_reference` asks for the reference.
 """
@@ -27,7 +27,7 @@ _OURS = (__name__.removesuffix("dispatch.fallback"), "torch.")
 
 
 class NatcFallbackWarning(RuntimeWarning):
-    """A call runs on the slow reference because no kernel covers it; given once for each kind."""
+    """No kernel covers a call: it runs on the slow reference. Once for each kind of call."""
 
 
 _forced: ContextVar[bool] = ContextVar("natc_force_reference", default=False)
@@ -36,9 +36,9 @@ reference_is_forced = _forced.get
 
 @contextlib.contextmanager
 def force_reference() -> Iterator[None]:
-    """Run every natc operator in this context on the reference, with no warning.
+    """Return a context in which every natc operator runs on the reference, without a warning.
 
-    It holds for the thread or task that enters it, and `NATC_STRICT` does not forbid it.
+    It affects the thread or task that enters it, and `NATC_STRICT` does not forbid it.
     """
     token = _forced.set(True)
     try:
@@ -53,9 +53,9 @@ def find(key: registry.KernelKey) -> Kernel | None:
 
 
 def as_new(result: Tensor) -> Tensor:
-    """Return a result of the reference as that of a kernel: compact, and no view to autograd.
+    """Return a result of the reference, contiguous and detached, as a kernel's result is.
 
-    Views that an autograd function returns cannot be changed in place.
+    Detached, because a view that an autograd function returns cannot be changed in place.
     """
     return result.contiguous().detach()
 
@@ -84,19 +84,24 @@ def report(key: registry.KernelKey) -> None:
 
 
 def _clause(item: Rejection) -> str:
+    """Return the line of a warning about a library that was passed over."""
     return f"\n  passed over {item.path}: {item.reason}"
 
 
 def _fall_back(
     operation: str, what: str, device: torch.device, remedy: str, trace: str | None = None
 ) -> None:
+    """Warn that no kernel covers an operation of `what`; raise instead if NATC_STRICT is set.
+
+    remedy: how to get a kernel. trace: text of the error; None if there is no explanation.
+    """
     if env.NATC_STRICT.flag():
         text = trace or f"no kernel covers {operation} of {what} on {device}: {remedy}"
         raise NotCoveredError(f"{text}\nNATC_STRICT forbids the slow reference; unset it to run.")
     key = f"{what} {device.type} {'' if trace else remedy}"
     family = OPERATIONS[operation].family
     if family == "backward" and key in registry.warned:
-        return  # It was said of the forward, which needs the same kernel.
+        return  # The forward, which needs the same kernel, has warned.
     if family != "forward":
         key = f"{operation if family == 'unfused' else family} of {key}"
         what = f"{operation} of {what}"
@@ -108,17 +113,17 @@ def _fall_back(
 
 
 def warn_once(message: str, *, key: str) -> None:
-    """Give a NatcFallbackWarning unless one was given for the same key."""
+    """Warn with a NatcFallbackWarning, unless an earlier call warned with the same key."""
     if key not in registry.warned:
         warnings.warn(message, NatcFallbackWarning, stacklevel=_users_level())
-        # After the warning, so that one that was turned into an error is given again.
+        # After the warning: if a filter turned it into an error, the next call warns again.
         registry.warned.add(key)
 
 
 def _users_level() -> int:
-    """Return the stack level, for `warnings.warn` in the caller, of the first code of the user.
+    """Return the stacklevel with which the caller's `warnings.warn` names the user's own code.
 
-    natc and torch call each other on the way to a kernel, so that depth is no constant.
+    It differs between calls: natc and torch call each other on the way to a kernel.
     """
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_OURS):

@@ -1,8 +1,8 @@
-"""Kernels in a process that was forked from one that had threads.
+"""Kernels in a process that was forked from a process with threads.
 
-OpenMP keeps its threads for the thread that started them. After a fork none of them is there, and
-GNU's OpenMP, which torch brings, would wait for them for ever: torch's own operators do. A kernel
-runs on the one thread that there is.
+A fork copies only the thread that called it. GNU's OpenMP, which torch brings, does not notice
+that its other threads are gone and waits for them for ever, as torch's own operators do after a
+fork. So kernels run on one thread there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-# The thread that forked this process and goes on in it; None where nothing forked.
+# The thread that survived the fork; None if this process is not a fork.
 _survivor: int | None = None
 
 
@@ -27,12 +27,12 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def misses_its_threads() -> bool:
-    """Return whether OpenMP would wait, in this thread, for threads that a fork left behind."""
+    """Return whether OpenMP would wait, in this thread, for threads that a fork did not copy."""
     return _survivor is not None and threading.get_ident() == _survivor
 
 
 def call_alone(function: Callable[..., Any], arguments: Sequence[Any]) -> None:
-    """Call a function with no other threads than this one."""
+    """Call a function with torch and OpenMP limited to this thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

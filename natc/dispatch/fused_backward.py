@@ -118,8 +118,8 @@ def second(
 ) -> Sequence[Tensor | None]:
     """Return the gradients of `backward` with respect to its first six arguments.
 
-    They are the reference's. directions: gradients of the four results of `backward`; None for
-    one that is not wanted or zero.
+    The reference computes them. directions: gradients of the four results of `backward`; None
+    stands for zeros, and for a result that is not wanted.
     """
     if query.numel() == 0:
         return tuple(

@@ -77,7 +77,7 @@ def run_packed(operation: str, qkv: Tensor, rpb: Tensor | None, options: Options
     return results if operation == "forward_lse" else output
 
 
-# What the operators of these names run.
+# The implementations of the operators of the same names.
 forward = functools.partial(run, "forward")
 forward_lse = functools.partial(run, "forward_lse")
 forward_packed = functools.partial(run_packed, "forward")

@@ -1,7 +1,7 @@
-"""Launching one kernel: inputs that it can read, sizes that it can count, the device it runs on.
+"""Launching a kernel: aligned inputs, tensors of a size that it can index, its device current.
 
-What a kernel computes, and the order of its tensors, is in `natc.operations`. Nothing here checks
-arguments; `natc.functional` does.
+`natc.operations` defines what kernels compute and the order of their tensors. Arguments are
+checked in `natc.functional`, not here.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from natc.errors import ArgumentError
 from natc.operations import HEADS_FIRST, OPERATIONS
 from natc.runtime.load import Kernel
 
-# Kernels compute positions in memory in 32 bits.
+# Kernels compute memory offsets in 32 bits.
 MOST_ELEMENTS = 2**31 - 1
 
-# A CPU's kernels first copy the keys and values that taps read (`natc.compiler.space.cpu.rows`).
-# They get so few elements at a time that the copies stay in caches, and in the memory that
-# `launcher/threads.c` keeps.
+# Kernels for CPUs first copy the keys and values that taps read (`natc.compiler.space.cpu.rows`).
+# One launch gets at most so many elements of the query, so that the copies stay in caches and in
+# the memory that `launcher/threads.c` keeps.
 COPIED_TOGETHER = 2**18
 
-# Tensors with one head for each of the query's `group`, and those without a batch.
+# Tensors with heads_kv heads, and tensors without a batch.
 _OF_KEYS = frozenset(("key", "value"))
 _WITHOUT_BATCH = frozenset(("rpb", "partial"))
 _COPYING = frozenset(
     name
-    for name, found in OPERATIONS.items()
-    if found.family == "forward" or name in ("d_query", "d_key", "d_value")
+    for name, operation in OPERATIONS.items()
+    if operation.family == "forward" or name in ("d_query", "d_key", "d_value")
 )
 
 
@@ -46,46 +46,52 @@ def launch(
     group: int,
     extra: tuple[Any, ...] = (),
 ) -> None:
-    """Run a kernel, in parts where a tensor is too large for it.
+    """Run a kernel on inputs and write its results; in parts if a tensor is too large for it.
 
-    inputs: in the kernel's order, none of them empty; what it cannot read as it is, is copied.
-    results: compact, of the kernel's dtypes; they are written. scalars: of `Options.scalars`.
-    group: heads of the query for each one of key and value. extra: scalars after the group.
-    Raises ArgumentError where one head of one entry of the batch is too large.
+    Args:
+        inputs: in the kernel's order, none empty; not contiguous or not aligned ones are copied.
+        results: contiguous, in the kernel's dtypes.
+        scalars: from `Options.scalars`.
+        group: heads of the query that share a head of key and value.
+        extra: scalars after the group.
+
+    Raises:
+        ArgumentError: one head of one entry of the batch is too large.
     """
     alignment = kernel.alignment
-    given = []
+    readable = []
     for tensor in inputs:
         if tensor.numel() > MOST_ELEMENTS:
             return _in_parts(kernel, operation, inputs, results, scalars, group, extra)
-        # A kernel assumes the alignment in its loads; a pointer that breaks it ends the process.
+        # A load from a pointer that is not aligned crashes the process.
         fits = tensor.is_contiguous() and not tensor.data_ptr() % alignment
-        given.append(tensor if fits else ready(tensor, alignment))
+        readable.append(tensor if fits else ready(tensor, alignment))
     for tensor in results:
         if tensor.numel() > MOST_ELEMENTS:
             return _in_parts(kernel, operation, inputs, results, scalars, group, extra)
     first = results[0]
     if first.is_cuda:
-        arguments = (*given, *results, *scalars, group, *extra)
+        arguments = (*readable, *results, *scalars, group, *extra)
         if first.device.index == torch.cuda.current_device():
             kernel.function(*arguments)
         else:
-            # Launching makes the tensors' device current and would leave it so.
+            # A launch makes the tensors' device current and does not restore the other.
             with torch.cuda.device(first.device):
                 kernel.function(*arguments)
-    elif given[0].numel() > COPIED_TOGETHER and operation in _COPYING:
+    elif readable[0].numel() > COPIED_TOGETHER and operation in _COPYING:
         tail = (*scalars, group, *extra)
-        for part in _few_entries(operation, (*given, *results), alignment):
+        for part in _few_entries(operation, (*readable, *results), alignment):
             _on_cpu(kernel, (*part, *tail))
     else:
-        _on_cpu(kernel, (*given, *results, *scalars, group, *extra))
+        _on_cpu(kernel, (*readable, *results, *scalars, group, *extra))
 
 
 def _on_cpu(kernel: Kernel, arguments: tuple[Any, ...]) -> None:
+    """Call a kernel's function with torch's number of threads; alone in a fork."""
     if misses_its_threads():
         call_alone(kernel.function, arguments)
     else:
-        # OpenMP counts its threads in each thread apart: this hands torch's number to this one.
+        # OpenMP has a number of threads for each calling thread: this sets it to torch's.
         get_num_threads()
         kernel.function(*arguments)
 
@@ -93,9 +99,9 @@ def _on_cpu(kernel: Kernel, arguments: tuple[Any, ...]) -> None:
 def _few_entries(
     operation: str, tensors: Sequence[Tensor], alignment: int
 ) -> Iterator[list[Tensor]]:
-    """Cut compact, aligned tensors into aligned parts of a few entries of the batch."""
+    """Yield contiguous, aligned tensors in aligned parts of a few entries of the batch each."""
     cut = [name not in _WITHOUT_BATCH for name in _names(operation, len(tensors))]
-    first = tensors[0]  # query, or it is a third of it
+    first = tensors[0]  # query; or qkv, which is three times as large
     batch = len(first)
     entries = [t.numel() // batch * t.itemsize for t, flag in zip(tensors, cut) if flag]
     step = math.lcm(*(alignment // math.gcd(alignment, entry) for entry in entries))
@@ -106,7 +112,7 @@ def _few_entries(
 
 
 def ready(tensor: Tensor, alignment: int) -> Tensor:
-    """Return a tensor as a kernel takes it, compact and aligned: itself, or else a copy."""
+    """Return a tensor that is contiguous and aligned: the same, or else a copy."""
     tensor = tensor.contiguous()
     if tensor.data_ptr() % alignment:
         tensor = tensor.clone(memory_format=torch.contiguous_format)
@@ -122,7 +128,7 @@ def _in_parts(
     group: int,
     extra: tuple[Any, ...],
 ) -> None:
-    """Run a kernel on parts of the batch, or else of the heads, each of which may have parts."""
+    """Call `launch` on parts of the batch; on parts of the heads if an entry is too large."""
     tensors = (*inputs, *results)
     names = _names(operation, len(tensors))
     axes = [_heads_axis(name, operation) for name in names]
@@ -132,15 +138,15 @@ def _in_parts(
     def run(slices: list[tuple[int, int, int] | None], group: int) -> None:
         parts = [t if cut is None else t.narrow(*cut) for t, cut in zip(tensors, slices)]
         written = parts[len(inputs) :]
-        # A part of a result may be neither compact nor aligned.
+        # A part of a result may be neither contiguous nor aligned.
         fresh = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in written]
         launch(kernel, operation, parts[: len(inputs)], fresh, scalars, group, extra)
-        for name, result, found in zip(names[len(inputs) :], written, fresh):
-            # Sums over the batch: they began as zeros, and parts of the batch add to them.
+        for name, result, part in zip(names[len(inputs) :], written, fresh):
+            # A result without a batch is a sum over it; it began as zeros, and parts add to it.
             if name in _WITHOUT_BATCH:
-                result.add_(found)
+                result.add_(part)
             else:
-                result.copy_(found)
+                result.copy_(part)
 
     for name, result in zip(names[len(inputs) :], results):
         if name in _WITHOUT_BATCH:
@@ -153,7 +159,7 @@ def _in_parts(
         return
 
     def of_heads(first: int, number: int, group: int) -> list[tuple[int, int, int] | None]:
-        """Heads of the query, and those of key and value that they use."""
+        """Return (axis, start, length) for each tensor; first, number: heads of the query."""
         first_kv = first * heads_kv // heads
         return [
             (axis, first_kv, number // group) if n in _OF_KEYS else (axis, first, number)
@@ -161,7 +167,7 @@ def _in_parts(
         ]
 
     heads_kv = heads // group
-    # Elements of one head, in one entry of the batch.
+    # Elements of a head, in an entry of the batch.
     each = {
         name: t.numel() // t.shape[axis] // (1 if name in _WITHOUT_BATCH else batch)
         for name, t, axis in zip(names, tensors, axes)
@@ -184,18 +190,19 @@ def _in_parts(
 
 
 def _ranges(length: int, step: int) -> list[tuple[int, int]]:
-    """Cut 0 .. length-1 into ranges of at most `step`, each as (start, length)."""
+    """Return ranges of at most `step` that cover 0 .. length-1, each as (start, length)."""
     return [(start, min(step, length - start)) for start in range(0, length, step)]
 
 
 @functools.cache
 def _names(operation: str, number: int) -> tuple[str, ...]:
-    """Return the names of an operation's tensors, of which a call has that number."""
+    """Return the operation's tensor names; without `rpb` if the call passes one tensor fewer."""
     names = OPERATIONS[operation].tensors
     return names if len(names) == number else tuple(name for name in names if name != "rpb")
 
 
 def _heads_axis(name: str, operation: str) -> int:
+    """Return the axis of the heads in an operation's tensor."""
     if name == "rpb":
         return 0
     if name == "partial" or OPERATIONS[operation].layout == HEADS_FIRST:

@@ -82,7 +82,7 @@ def inverse_av(attn: Tensor, vector: Tensor, options: Options) -> Tensor:
 def _weighted(
     operation: str, attn: Tensor, vectors: Tensor, group: int, options: Options
 ) -> Tensor:
-    """Return the result of `av` or `inverse_av`; group: heads that share one of `vectors`."""
+    """Return the result of `av` or `inverse_av`; group: heads of attn for each of vectors."""
     dim = vectors.shape[-1]
     result = attn.new_empty((*attn.shape[:-1], dim))
     if result.numel() == 0:

@@ -1,6 +1,7 @@
-"""Checks of arguments: what passes is what the operators take, what does not is named.
+"""Checks of the public functions' arguments.
 
-Only what a good call needs runs on its way; messages are put together where something is wrong.
+Each check returns the argument as operators take it, or raises an error that names it. A call
+whose arguments are right pays only for the comparisons: messages are built when one fails.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _ENTRIES = {1: "one entry", 2: "2 entries", 3: "3 entries"}
 
 
 def fit(query: Any, key: Any, value: Any) -> bool:
-    """Return whether `tensors` would return these as they are: the common case, checked fast."""
+    """Return whether `tensors` would return query, key and value unchanged; a fast check."""
     if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
         return False
     dtype, device = query.dtype, query.device
@@ -44,32 +45,69 @@ def fit(query: Any, key: Any, value: Any) -> bool:
 
 
 def tensors(*named: tuple[str, Any]) -> tuple[Tensor, ...]:
-    """Return tensors of one dtype and device, cast as autocast wants; the first is the measure."""
-    for name, given in named:
-        if not isinstance(given, Tensor) or given.layout is not torch.strided:
-            _refuse_tensor(name, given)
-    first_name, first = named[0]
-    device = first.device
-    device_type = device.type
-    found = tuple(given for _, given in named)
-    if device_type != "meta" and is_autocast_enabled(device_type):
-        found = _autocast(device_type, found)
-    dtype = found[0].dtype
+    """Return the named tensors, checked and cast as autocast wants.
+
+    All must be dense and have the dtype and device of the first.
+    """
+    for name, value in named:
+        if not isinstance(value, Tensor) or value.layout is not _STRIDED or value.is_nested:
+            check_dense(name, value)
+    values: tuple[Tensor, ...] = tuple(value for _, value in named)
+    device = values[0].device
+    kind = device.type
+    if kind != "meta" and is_autocast_enabled(kind):
+        values = _autocast(kind, values)
+    dtype = values[0].dtype
     if dtype not in _FLOATS:
-        _refuse_dtype(first_name, dtype)
-    for tensor in found:
-        if tensor.dtype is not dtype or tensor.device != device:
-            _refuse_mixed(named, found)
-    return found
+        check_dtype(named[0][0], values[0])
+    for value in values:
+        if value.dtype is not dtype or value.device != device:
+            _check_same([name for name, _ in named], values)
+    return values
 
 
-def _autocast(device_type: str, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Cast as autocast casts the operands of attention: all but float64 and integers."""
-    wanted = torch.get_autocast_dtype(device_type)
+def _autocast(kind: str, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return values cast to the dtype of autocast, except float64 and integer tensors."""
+    dtype = torch.get_autocast_dtype(kind)
     return tuple(
-        t.to(wanted) if t.is_floating_point() and t.dtype is not torch.float64 else t
-        for t in given
+        value.to(dtype)
+        if value.is_floating_point() and value.dtype is not torch.float64
+        else value
+        for value in values
     )
+
+
+def check_dense(name: str, value: Any) -> None:
+    """Raise ArgumentTypeError unless value is a dense tensor."""
+    if not isinstance(value, Tensor):
+        raise ArgumentTypeError(f"{name} is a {type(value).__name__}; it must be a torch.Tensor.")
+    if value.is_nested:
+        raise ArgumentTypeError(
+            f"{name} is a nested tensor, layout {value.layout}; it must be dense: call natc for "
+            f"each tensor of {name}.unbind()."
+        )
+    if value.layout is not _STRIDED:
+        raise ArgumentTypeError(
+            f"{name} has layout {value.layout}; it must be dense, torch.strided: "
+            f"{name}.to_dense()."
+        )
+
+
+def check_dtype(name: str, tensor: Tensor) -> None:
+    """Raise ArgumentTypeError unless a tensor is float32, float16, bfloat16 or float64."""
+    if tensor.dtype not in _FLOATS:
+        raise ArgumentTypeError(
+            f"{name} has dtype {tensor.dtype}; it must be torch.float32, torch.float16, "
+            "torch.bfloat16 or torch.float64."
+        )
+
+
+def check_device(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
+    """Raise ArgumentError unless a tensor is on the device of `like`, named like_name."""
+    if tensor.device != like.device:
+        raise ArgumentError(
+            f"{name} is on device {tensor.device}; it must be on {like.device}, as {like_name} is."
+        )
 
 
 def options(rank: int, head_dim: int, unchecked: tuple[Any, Any, Any, Any, Any]) -> Options:
@@ -101,43 +139,45 @@ def options(rank: int, head_dim: int, unchecked: tuple[Any, Any, Any, Any, Any])
     return Options(sizes, strides, dilations, causal, scale)
 
 
-def _per_axis(name: str, given: Any, rank: int, *, at_least: int) -> tuple[int, ...]:
-    # Never the caller's own list: gradients, which come later, are of what it is now.
-    entries = tuple(given) if isinstance(given, (tuple, list)) else (given,) * rank
+def _per_axis(name: str, value: Any, rank: int, *, at_least: int) -> tuple[int, ...]:
+    """Return an option as one integer for each axis."""
+    # Copy a list: the caller may change it before backward runs.
+    entries = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
     for entry in entries:
         if type(entry) is not int:
-            entries = _integers(name, given, entries, rank)
+            entries = _integers(name, value, entries, rank)
             break
     if len(entries) != rank:
-        _refuse_number(name, given, rank)
+        _refuse_number(name, value, rank)
     if min(entries) < at_least:
-        raise ArgumentError(f"{name} is {given!r}; it must be at least {at_least}.")
+        raise ArgumentError(f"{name} is {value!r}; it must be at least {at_least}.")
     return entries
 
 
-def _integers(name: str, given: Any, entries: tuple[Any, ...], rank: int) -> tuple[Any, ...]:
-    """Return entries as plain integers, but those of a trace, which stay what they are."""
+def _integers(name: str, value: Any, entries: tuple[Any, ...], rank: int) -> tuple[Any, ...]:
+    """Return entries as plain integers; symbolic integers, as in a trace, stay symbolic."""
     if not all(map(_is_integer, entries)):
         raise ArgumentTypeError(
-            f"{name} is {given!r}; it must be an integer, or one for each axis: "
+            f"{name} is {value!r}; it must be an integer, or one for each axis: "
             f"({_SPATIAL[rank]})."
         )
     return tuple(n if isinstance(n, torch.SymInt) else int(n) for n in entries)
 
 
-def _is_integer(given: Any) -> bool:
-    return isinstance(given, (int, torch.SymInt)) and not isinstance(given, bool)
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
 
 
-def _flags(given: Any, rank: int) -> tuple[bool, ...]:
-    if not isinstance(given, (tuple, list)) or not all(isinstance(flag, bool) for flag in given):
+def _flags(value: Any, rank: int) -> tuple[bool, ...]:
+    """Return is_causal, if it is a sequence, as one flag for each axis."""
+    if not isinstance(value, (tuple, list)) or not all(isinstance(flag, bool) for flag in value):
         raise ArgumentTypeError(
-            f"is_causal is {given!r}; it must be True or False, or one of them for each axis: "
+            f"is_causal is {value!r}; it must be True or False, or a flag for each axis: "
             f"({_SPATIAL[rank]})."
         )
-    if len(given) != rank:
-        _refuse_number("is_causal", given, rank)
-    return tuple(given)
+    if len(value) != rank:
+        _refuse_number("is_causal", value, rank)
+    return tuple(value)
 
 
 def scale_of(scale: Any, head_dim: int) -> float:
@@ -155,15 +195,10 @@ def scale_of(scale: Any, head_dim: int) -> float:
 
 
 def bias(rpb: Any, query: Tensor, heads: int, kernel_size: Sequence[int]) -> Tensor:
-    """Return rpb, checked, in the dtype that the operators take it in."""
-    if not isinstance(rpb, Tensor) or rpb.layout is not torch.strided:
-        _refuse_tensor("rpb", rpb)
-    if rpb.dtype not in _FLOATS:
-        _refuse_dtype("rpb", rpb.dtype)
-    if rpb.device != query.device:
-        raise ArgumentError(
-            f"rpb is on device {rpb.device}; it must be on that of query, {query.device}."
-        )
+    """Return rpb, checked, in the dtype in which operators take it: the accumulator's."""
+    check_dense("rpb", rpb)
+    check_dtype("rpb", rpb)
+    check_device("rpb", rpb, "query", query)
     shape = (heads, *[2 * size - 1 for size in kernel_size])
     if rpb.shape != shape:
         axes = ", ".join(f"2*K{axis}-1" for axis in range(len(kernel_size)))
@@ -171,15 +206,15 @@ def bias(rpb: Any, query: Tensor, heads: int, kernel_size: Sequence[int]) -> Ten
             f"rpb has shape {list(rpb.shape)}; for {heads} heads and this kernel_size it must be "
             f"[heads, {axes}] = {list(shape)}."
         )
-    wanted = accumulator(query.dtype)
-    return rpb if rpb.dtype is wanted else rpb.to(wanted)
+    dtype = accumulator(query.dtype)
+    return rpb if rpb.dtype is dtype else rpb.to(dtype)
 
 
 def axes(name: str, tensor: Tensor, rank: int, layout: str, extra: int = 0) -> None:
-    """Check the number of axes, and that the last is not empty.
+    """Raise ArgumentError unless a tensor has the axes of `layout`, the last of them not empty.
 
-    layout: as messages write it, with {} for the spatial axes; extra: axes beside a batch, spatial
-    axes, heads and channels.
+    layout: for the message, with {} for the spatial axes. extra: number of axes besides batch,
+    spatial axes, heads and channels.
     """
     shape, number = tensor.shape, rank + 3 + extra
     if len(shape) == number and shape[-1]:
@@ -194,57 +229,40 @@ def axes(name: str, tensor: Tensor, rank: int, layout: str, extra: int = 0) -> N
 
 
 def shape(name: str, tensor: Tensor, expected: Sequence[int | str], because: str) -> None:
-    """Check a shape in which a word stands for any length."""
-    found = tensor.shape
-    if len(found) != len(expected) or any(
-        want != got for want, got in zip(expected, found) if not isinstance(want, str)
+    """Raise ArgumentError unless a tensor has the expected shape; a word stands for any length."""
+    actual = tensor.shape
+    if len(actual) != len(expected) or any(
+        length != size for length, size in zip(expected, actual) if not isinstance(length, str)
     ):
         raise ArgumentError(
-            f"{name} has shape {list(found)}; it must be [{', '.join(map(str, expected))}], "
+            f"{name} has shape {list(actual)}; it must be [{', '.join(map(str, expected))}], "
             f"{because}."
         )
 
 
 def divides(name: str, heads_kv: int, heads: int, of: str = "query") -> None:
-    """Check that a number of heads divides that of the query."""
-    # No heads at all are an empty result.
+    """Raise ArgumentError unless the heads_kv of tensor `name` divide the heads of tensor `of`."""
+    # Without heads the result is empty, whatever heads_kv is.
     if heads and (heads_kv < 1 or heads % heads_kv):
         raise ArgumentError(
-            f"{name} has {heads_kv} heads; their number must divide that of {of}, {heads}."
+            f"{name} has {heads_kv} heads; their number must divide the {heads} heads of {of}."
         )
 
 
-def _refuse_number(name: str, given: Any, rank: int) -> NoReturn:
-    raise ArgumentError(f"{name} is {given!r}; it must have {_ENTRIES[rank]}, one per axis.")
-
-
-def _refuse_tensor(name: str, given: Any) -> NoReturn:
-    if not isinstance(given, Tensor):
-        raise ArgumentTypeError(f"{name} is a {type(given).__name__}; it must be a torch.Tensor.")
-    raise ArgumentTypeError(
-        f"{name} has layout {given.layout}; it must be dense, torch.strided: {name}.to_dense()."
-    )
-
-
-def _refuse_dtype(name: str, dtype: torch.dtype) -> NoReturn:
-    raise ArgumentTypeError(
-        f"{name} has dtype {dtype}; it must be torch.float32, torch.float16, "
-        "torch.bfloat16 or torch.float64."
-    )
-
-
-def _refuse_mixed(named: Sequence[tuple[str, Any]], found: Sequence[Tensor]) -> NoReturn:
-    first = found[0]
-    measure = named[0][0]
-    for (name, _), tensor in zip(named, found):
-        if tensor.dtype is not first.dtype:
+def _check_same(names: Sequence[str], values: Sequence[Tensor]) -> None:
+    """Raise unless all values have the dtype and the device of the first."""
+    first_name, first = names[0], values[0]
+    for name, value in zip(names, values):
+        if value.dtype is not first.dtype:
             raise ArgumentTypeError(
-                f"{name} has dtype {tensor.dtype}; it must be that of {measure}, {first.dtype}."
+                f"{name} has dtype {value.dtype}; it must be {first.dtype}, as {first_name} is."
             )
-    name, other = next((n, t) for (n, _), t in zip(named, found) if t.device != first.device)
-    raise ArgumentError(
-        f"{name} is on device {other.device}; it must be on that of {measure}, {first.device}."
-    )
+    for name, value in zip(names, values):
+        check_device(name, value, first_name, first)
+
+
+def _refuse_number(name: str, value: Any, rank: int) -> NoReturn:
+    raise ArgumentError(f"{name} is {value!r}; it must have {_ENTRIES[rank]}, one per axis.")
 
 
 _IN_STEPS = "For other {}, apply them between na2d_qk, softmax and na2d_av of natc.functional."

@@ -18,7 +18,7 @@ _LAYOUT = "[batch, {}, heads, head_dim]"
 
 
 class _Attention(Protocol):
-    """How every function of this module is called: the result depends on return_lse."""
+    """The signature of this module's functions; the type of the result depends on return_lse."""
 
     @overload
     def __call__(
@@ -72,13 +72,13 @@ def neighborhood_attention(
 
     A call that no compiled kernel covers runs on `natc.reference` with one NatcFallbackWarning,
     and so do its gradients. Gradients of gradients, forward-mode derivatives, and float64 on CUDA
-    are the reference's by design. Under autocast query, key, value and additional tokens are cast
+    always run on the reference. Under autocast query, key, value and additional tokens are cast
     to its dtype, rpb is not.
 
     Args:
         query: `[B, *S, heads, head_dim]`; float32, float16, bfloat16 or float64. Any strides and
-            alignment: what a kernel cannot read as it is, is copied. Any axis but the last may be
-            empty.
+            alignment: a tensor that a kernel cannot read in place is copied. Any axis but the
+            last may be empty.
         key: `[B, *S, heads_kv, head_dim]`, dtype and device of query. heads_kv divides heads:
             head h of the query uses head h // (heads / heads_kv) of key and value.
         value: `[B, *S, heads_kv, value_dim]`, dtype and device of query.
@@ -90,7 +90,7 @@ def neighborhood_attention(
         rpb: relative positional bias, `[heads, 2*K0-1, ...]`, any float dtype: added at the
             offset of key from query; itself not scaled.
         additional_keys: `[B, tokens, heads_kv, head_dim]`: every query attends to these too; rpb
-            does not apply. Both or none of these two.
+            does not apply. Goes together with additional_values.
         additional_values: `[B, tokens, heads_kv, value_dim]`.
         return_lse: also return the natural log of the softmax's denominator.
         unsupported: arguments that other attention functions have, such as `attn_mask`; refused

@@ -1,30 +1,29 @@
-"""Joining attentions over different keys into the attention over all of them."""
+"""`merge_attentions`: attention to all keys from attentions to disjoint parts of the keys."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from natc.errors import ArgumentError, ArgumentTypeError
+from natc.functional.arguments import check_dense, check_device, check_dtype
 from natc.reference.layout import accumulator
-
-_FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
 
 
 def merge_attentions(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the attention of some queries to all keys from attentions to disjoint parts of them.
+    """Return the attention of queries to all keys from their attentions to disjoint parts of them.
 
-    Exact: a softmax over the union is the mean of softmaxes over its parts, weighted by their
-    denominators, exp(lse). Differentiable, to any order, in every output and lse.
+    The result is exact: the softmax over all keys is the mean of the softmaxes over the parts,
+    weighted by their denominators, exp(lse). Differentiable, to any order, in every output and
+    lse.
 
-    An lse of -inf says that nothing was attended: that output has weight 0, and is not looked at,
-    as a softmax does not look at logits of -inf. Where every lse is -inf, so is the result's, and
-    the output is 0, as a sum over no keys; it is NaN where an output is, which is what a softmax
-    of nothing but -inf gives.
+    An lse of -inf means that the query attended to no key of that part: its output is ignored,
+    whatever it holds. If every lse of a query is -inf, its merged lse is -inf and its merged
+    output is the sum of its outputs: 0 for parts without keys, NaN if a part's output is NaN, as
+    the softmax of logits that are all -inf is.
 
     Args:
         outputs: one or more of `[..., value_dim]`, of one shape, float dtype and device.
@@ -39,10 +38,10 @@ def merge_attentions(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple
         ArgumentError: other numbers, shapes or devices (a ValueError).
         ArgumentTypeError: another type or dtype (a TypeError).
     """
-    for name, given in (("outputs", outputs), ("lses", lses)):
-        if not isinstance(given, (tuple, list)):
+    for name, parts in (("outputs", outputs), ("lses", lses)):
+        if not isinstance(parts, (tuple, list)):
             raise ArgumentTypeError(
-                f"{name} is a {type(given).__name__}; it must be a list or tuple of tensors."
+                f"{name} is a {type(parts).__name__}; it must be a list or tuple of tensors."
             )
     if not outputs or len(outputs) != len(lses):
         raise ArgumentError(
@@ -50,22 +49,24 @@ def merge_attentions(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple
             "they must have as many, one or more."
         )
     for index, (output, lse) in enumerate(zip(outputs, lses)):
-        _check(f"outputs[{index}]", output, outputs[0])
-        _check(f"lses[{index}]", lse, outputs[0])
+        for name, tensor in ((f"outputs[{index}]", output), (f"lses[{index}]", lse)):
+            check_dense(name, tensor)
+            check_dtype(name, tensor)
+            check_device(name, tensor, "outputs[0]", outputs[0])
         if output.dtype is not outputs[0].dtype:
             raise ArgumentTypeError(
-                f"outputs[{index}] has dtype {output.dtype}; it must be that of outputs[0], "
-                f"{outputs[0].dtype}."
+                f"outputs[{index}] has dtype {output.dtype}; it must be {outputs[0].dtype}, "
+                "as outputs[0] is."
             )
         if output.ndim == 0 or output.shape != outputs[0].shape:
             raise ArgumentError(
-                f"outputs[{index}] has shape {list(output.shape)}; it must be [..., value_dim] "
-                f"and that of outputs[0], {list(outputs[0].shape)}."
+                f"outputs[{index}] has shape {list(output.shape)}; it must be "
+                f"[..., value_dim], the same as outputs[0], {list(outputs[0].shape)}."
             )
         if lse.shape != output.shape[:-1]:
             raise ArgumentError(
-                f"lses[{index}] has shape {list(lse.shape)}; it must be that of outputs[{index}] "
-                f"without its last axis, {list(output.shape[:-1])}."
+                f"lses[{index}] has shape {list(lse.shape)}; it must be "
+                f"{list(output.shape[:-1])}, as outputs[{index}] without its last axis."
             )
     return merge(outputs, lses, outputs[0].dtype)
 
@@ -73,37 +74,22 @@ def merge_attentions(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple
 def merge(
     outputs: Sequence[Tensor], lses: Sequence[Tensor], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Do what `merge_attentions` does, unchecked; dtype: of the output."""
+    """Return `merge_attentions` of checked tensors, with the output in `dtype`."""
     compute = accumulator(dtype, *(tensor.dtype for tensor in (*outputs, *lses)))
-    every = torch.stack([lse.to(compute) for lse in lses])
-    # A constant to the derivative: it cancels. Of finite size where nothing was attended.
-    largest = every.detach().amax(0)
+    stacked = torch.stack([lse.to(compute) for lse in lses])
+    # Detached: it cancels, so that its derivative is 0.
+    largest = stacked.detach().amax(0)
     nowhere = largest == -math.inf
-    weights = (every - largest.masked_fill(nowhere, 0)).exp()
-    # 1 where it would be 0, of which the logarithm has no derivative.
+    weights = (stacked - largest.masked_fill(nowhere, 0)).exp()
+    # 1 instead of 0, whose logarithm has no derivative.
     total = weights.sum(0).masked_fill(nowhere, 1)
     shares = (weights / total).unsqueeze(-1)
-    # No derivative reaches an output that is not looked at.
-    ignored = ((every == -math.inf) & ~nowhere).unsqueeze(-1)
+    # Masked, so that no derivative reaches an ignored output.
+    ignored = ((stacked == -math.inf) & ~nowhere).unsqueeze(-1)
     terms = [
         share * output.to(compute).masked_fill(without, 0)
         for share, output, without in zip(shares, outputs, ignored)
     ]
-    # An infinite lse is that of the whole, as torch.logsumexp has it; the output is NaN then.
+    # If an lse is inf, so is the merged lse, as in torch.logsumexp; the output is NaN then.
     lse = torch.where(largest == math.inf, largest, largest + total.log())
     return sum(terms[1:], terms[0]).to(dtype), lse
-
-
-def _check(name: str, given: Any, first: Any) -> None:
-    if not isinstance(given, Tensor):
-        raise ArgumentTypeError(f"{name} is a {type(given).__name__}; it must be a torch.Tensor.")
-    if given.dtype not in _FLOATS:
-        raise ArgumentTypeError(
-            f"{name} has dtype {given.dtype}; it must be torch.float32, torch.float16, "
-            "torch.bfloat16 or torch.float64."
-        )
-    if given.device != first.device:
-        raise ArgumentError(
-            f"{name} is on device {given.device}; it must be on that of outputs[0], "
-            f"{first.device}."
-        )

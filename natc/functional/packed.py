@@ -1,4 +1,4 @@
-"""Fused attention of query, key and value in one tensor, as one linear layer makes them."""
+"""Fused attention of query, key and value in one tensor, as one linear layer computes them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from natc.ops import run_forward_lse_packed, run_forward_packed
 
 
 class _PackedAttention(Protocol):
-    """How every function of this module is called: the result depends on return_lse."""
+    """The signature of this module's functions; the type of the result depends on return_lse."""
 
     @overload
     def __call__(
@@ -52,7 +52,7 @@ def na1d_qkvpacked(
     return_lse: bool = False,
     **unsupported: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Return 1-D neighborhood attention of `[B, length, 3, heads, head_dim]`.
+    """Return 1-D neighborhood attention of qkv `[B, length, 3, heads, head_dim]`.
 
     Everything else is as for `na2d_qkvpacked`.
     """
@@ -75,12 +75,12 @@ def na2d_qkvpacked(
     return_lse: bool = False,
     **unsupported: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Return `natc.na2d(*qkv.unbind(-3), ...)`, which reads its input without a copy.
+    """Return `natc.na2d(*qkv.unbind(-3), kernel_size, ...)`; kernels read qkv without a copy.
 
     Args:
-        qkv: query, key and value in this order, `[B, height, width, 3, heads, head_dim]`, what
-            a linear layer of 3 * heads * head_dim channels makes; float32, float16, bfloat16 or
-            float64.
+        qkv: query, key and value in this order, `[B, height, width, 3, heads, head_dim]`: the
+            output of a linear layer with 3 * heads * head_dim channels, reshaped. float32,
+            float16, bfloat16 or float64.
         kernel_size, stride, dilation, is_causal, scale, rpb, return_lse, and Raises: as for
             `natc.neighborhood_attention`.
 
@@ -106,7 +106,7 @@ def na3d_qkvpacked(
     return_lse: bool = False,
     **unsupported: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Return 3-D neighborhood attention of `[B, depth, height, width, 3, heads, head_dim]`.
+    """Return 3-D neighborhood attention of qkv `[B, depth, height, width, 3, heads, head_dim]`.
 
     Everything else is as for `na2d_qkvpacked`.
     """

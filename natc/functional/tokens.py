@@ -1,4 +1,4 @@
-"""Additional tokens, which every query attends to beside its window."""
+"""Additional tokens, to which every query attends besides its window."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from natc.reference.layout import accumulator, without_autocast
 
 
 def both(keys: Tensor | None, values: Tensor | None) -> list[tuple[str, Tensor]]:
-    """Return the tokens with their names; raises ArgumentError where one of two is missing."""
-    named = [("additional_keys", keys), ("additional_values", values)]
-    for (name, given), (other, _) in zip(named, reversed(named)):
-        if given is None:
-            raise ArgumentError(f"{name} is None; it must be given with {other}.")
-    return named  # type: ignore[return-value]
+    """Return additional keys and values with their names; ArgumentError if either is None."""
+    if keys is None:
+        raise ArgumentError("additional_keys is None; it must be given with additional_values.")
+    if values is None:
+        raise ArgumentError("additional_values is None; it must be given with additional_keys.")
+    return [("additional_keys", keys), ("additional_values", values)]
 
 
 def check(key: Tensor, value: Tensor, keys: Tensor, values: Tensor) -> None:
-    """Check the shapes of tokens for key `[B, *S, heads_kv, head_dim]` and its value."""
+    """Raise ArgumentError unless additional keys and values fit key and value.
+
+    key: `[B, *S, heads_kv, head_dim]`. keys, values: `[B, tokens, heads_kv, channels]`.
+    """
     batch, heads_kv, head_dim = key.shape[0], key.shape[-2], key.shape[-1]
     because = f"as key has shape {list(key.shape)}"
     arguments.shape("additional_keys", keys, (batch, "tokens", heads_kv, head_dim), because)
@@ -31,9 +34,9 @@ def check(key: Tensor, value: Tensor, keys: Tensor, values: Tensor) -> None:
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Return attention of every query to the same tokens, and its logsumexp; no tokens: 0, -inf.
+    """Return the attention of every query to the tokens, and its logsumexp; no tokens: 0, -inf.
 
-    query `[B, *S, heads, head_dim]`, keys and values `[B, tokens, heads_kv, channels]`. Heads that
+    query: `[B, *S, heads, head_dim]`. keys, values: `[B, tokens, heads_kv, channels]`. Heads that
     share a key become rows of one product, so that keys are not copied.
     """
     batch, *spatial, heads, head_dim = query.shape

@@ -1,7 +1,7 @@
 """The two halves of neighborhood attention, heads-first: `na1d_qk`, `na1d_av` and so on.
 
-`qk`, a softmax over the last axis, and `av` make attention; what lies between them, of the size of
-queries times taps, is the caller's to change. Neither scales.
+`qk`, a softmax over the last axis, and `av` make attention. Between them the caller may change the
+logits or the probabilities, a tensor of queries times taps. Neither function scales.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def na2d_qk(
             heads.
         additional_keys: `[B, heads_kv, tokens, head_dim]`: every query attends to these too; rpb
             does not apply.
-        kernel_size, stride, dilation, is_causal, rpb: as for `natc.neighborhood_attention`, which
-            also says how autocast, missing kernels and derivatives are treated. Here derivatives
-            of any order run on kernels.
+        kernel_size, stride, dilation, is_causal, rpb: as for `natc.neighborhood_attention`, whose
+            documentation covers autocast, missing kernels and derivatives. Here derivatives of any
+            order run on kernels.
 
     Returns:
         `[B, heads, height, width, K0*K1 + tokens]` in the dtype of query: the taps in row-major
@@ -96,7 +96,7 @@ def na1d_av(
     is_causal: Flags = False,
     additional_values: Tensor | None = None,
 ) -> Tensor:
-    """Return the weighted sum of the values in each window: `na2d_av` with one spatial axis."""
+    """Return the sum over each window of attn times value: `na2d_av` with one spatial axis."""
     options = (kernel_size, stride, dilation, is_causal, 1.0)
     return _av(1, attn, value, options, additional_values)
 
@@ -111,11 +111,11 @@ def na2d_av(
     is_causal: Flags = False,
     additional_values: Tensor | None = None,
 ) -> Tensor:
-    """Return the weighted sum of the values in each window.
+    """Return the sum over each window of attn times value.
 
     Args:
-        attn: weights, `[B, heads, height, width, K0*K1 + tokens]`, in the order of `na2d_qk`; what
-            stands at a tap without a key is ignored.
+        attn: probabilities, or any factors, `[B, heads, height, width, K0*K1 + tokens]`, in the
+            order of `na2d_qk`; entries at taps without a key are ignored.
         value: `[B, heads_kv, height, width, value_dim]`, dtype and device of attn; heads_kv
             divides heads.
         additional_values: `[B, heads_kv, tokens, value_dim]`.
@@ -138,7 +138,7 @@ def na3d_av(
     is_causal: Flags = False,
     additional_values: Tensor | None = None,
 ) -> Tensor:
-    """Return the weighted sum of the values in each window: `na2d_av` with 3 spatial axes."""
+    """Return the sum over each window of attn times value: `na2d_av` with 3 spatial axes."""
     options = (kernel_size, stride, dilation, is_causal, 1.0)
     return _av(3, attn, value, options, additional_values)
 
@@ -199,13 +199,13 @@ def _av(rank: int, attn: Any, value: Any, unchecked: Any, values: Any) -> Tensor
 
 
 def _rows(tensor: Tensor, heads_kv: int) -> Tensor:
-    """Return `[B, heads, *S, n]` as `[B, heads_kv, rows, n]`: heads of a group are more rows."""
+    """Return `[B, heads, *S, n]` as `[B, heads_kv, rows, n]`: heads that share a key are rows."""
     rows = math.prod(tensor.shape[1:-1]) // max(heads_kv, 1)
     return tensor.reshape(tensor.shape[0], heads_kv, rows, tensor.shape[-1])
 
 
 def _product(rows: Tensor, matrix: Tensor) -> Tensor:
-    """Return a product, summed in the accumulator's dtype, which the result has."""
+    """Return rows @ matrix, computed and returned in the accumulator's dtype."""
     compute = accumulator(rows.dtype)
     with without_autocast(rows.device):
         return rows.to(compute) @ matrix.to(compute)

@@ -153,9 +153,10 @@ class NATBlock(nn.Module):
         return (tokens + self._branch(processed, self.gamma2)).view(x.shape)
 
     def _branch(self, x: Tensor, gamma: Tensor | None) -> Tensor:
-        """Return what a residual branch adds to the tokens."""
+        """Return x times gamma, with drop path, as tokens `[batch*height*width, dim]`."""
         return self.drop_path(x if gamma is None else gamma * x).flatten(0, 2)
 
 
 def _normalized(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """Return norm(x)."""
     return norm(x.flatten(0, 2)).view(x.shape)  # one axis for all tokens, as in a block

@@ -1,7 +1,7 @@
 """NAT, the Neighborhood Attention Transformer (Hassani et al., CVPR 2023), and its sizes.
 
-Depths, widths, MLP ratios, drop path and layer scale are those of the published
-classification models; a state dict of one of those loads with `strict=True`.
+Depths, widths, MLP ratios, drop path and layer scale are as published for the classification
+models; their state dicts load with `strict=True`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class NATLevel(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the feature map `[batch, height, width, dim]` and what the next level takes."""
+        """Return the feature map `[batch, height, width, dim]` and the next level's input."""
         for block in self.blocks:
             x = block(x)
         return x, x if self.downsample is None else self.downsample(x)
@@ -124,9 +124,9 @@ class NAT(nn.Module):
         self.apply(_initialize)
 
     def init_weights(self) -> None:
-        """Draw all weights anew; a network that was made on device meta needs it after `to_empty`.
+        """Initialize all weights at random, as a new network from the same seed has them.
 
-        From the same seed these are the weights of a new network.
+        A network created on device meta needs this after `to_empty`.
         """
         for module in self.modules():
             if hasattr(module, "reset_parameters"):

@@ -1,7 +1,7 @@
 """The operators `torch.ops.natc.*`: schemas, shapes for tracing, derivatives, vmap, FLOP counts.
 
-They check nothing; call `natc.na2d` and `natc.functional`, which do. One set serves every rank: an
-option has one entry for each spatial axis.
+They check no arguments; `natc.na2d` and `natc.functional` do. The same operators serve every rank:
+an option has one entry for each spatial axis.
 """
 
 from __future__ import annotations

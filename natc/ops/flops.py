@@ -12,6 +12,7 @@ from natc.ops.library import operators
 
 
 def _products(leading: Sequence[int], kernel_size: Sequence[int], channels: int) -> int:
+    """Return the FLOPs of products over `channels` at every tap; leading: batch, map and heads."""
     return 2 * math.prod(leading) * math.prod(kernel_size) * channels
 
 
@@ -40,8 +41,8 @@ def _(
     *_: Any,
     **__: Any,
 ) -> int:
-    # The recomputed query key^T; d_output value^T, of which only d_value has no need; and one
-    # product for each of d_query, d_key and d_value.
+    # The recomputed query key^T; a product for each of d_query, d_key and d_value; and
+    # d_output value^T, unless d_value alone is wanted.
     channels = query[-1] * (1 + wanted[0] + wanted[1]) + value[-1] * wanted[2]
     if wanted[0] or wanted[1] or wanted[3]:
         channels += value[-1]

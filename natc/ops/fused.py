@@ -2,7 +2,7 @@
 
 `forward` and `forward_lse` are two operators because an operator has a fixed number of results.
 The first derivative runs the operator `backward` on the results of `forward_lse`. Higher
-derivatives, and those of forward mode, are the reference's.
+derivatives and forward-mode derivatives run on the reference.
 """
 
 from __future__ import annotations

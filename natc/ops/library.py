@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 
 from natc.dispatch.call import Options
 from natc.dispatch.fallback import force_reference, reference_is_forced
-from natc.ops.direct import goes_straight
+from natc.ops.direct import are_transforms_active, goes_straight
 
 # The fields of `Options`, in order; the unfused operators take none but the window's.
 WINDOW = "int[] kernel_size, int[] stride, SymInt[] dilation, bool[] is_causal"
@@ -123,7 +123,7 @@ def differentiable(
     before = _before_options(operator)
 
     def without_autograd(*arguments: Any) -> Any:
-        if not torch._C._are_functorch_transforms_active():
+        if not are_transforms_active():
             with torch._C._AutoDispatchBelowAutograd():
                 return call_operator(*arguments)
         # Transforms further out may differentiate too, which an autograd function switches off.
@@ -164,7 +164,7 @@ def differentiable(
 
 def apply(function: type[Function], *arguments: Any) -> Any:
     """Call an autograd function, under the transforms of torch.func too."""
-    if not torch._C._are_functorch_transforms_active():
+    if not are_transforms_active():
         return function.apply(*arguments)  # type: ignore[attr-defined]
     with torch._functorch.utils.enable_single_level_autograd_function():
         return function.apply(*arguments)  # type: ignore[attr-defined]

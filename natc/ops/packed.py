@@ -1,7 +1,7 @@
 """The operators `forward_packed` and `forward_lse_packed`: query, key and value in one tensor.
 
-One linear layer computes such a tensor, and a kernel reads it without a copy. Derivatives are
-those of `forward_lse`.
+One linear layer computes such a tensor, and a kernel reads it without a copy. Derivatives run
+the operator `backward`, as for `forward_lse`.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class _PackedAttentionFunction(Function):
 
 
 def _composed(run: Callable[..., Any], qkv: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """Return (output, lse) of packed tensors by the reference, whose operations torch derives."""
     query, key, value = qkv.unbind(-3)
     return fused_forward.composed(query, key, value, *arguments)
 

@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 
 from natc.dispatch import qk_av
 from natc.dispatch.fallback import reference_is_forced
+from natc.ops.direct import are_transforms_active
 from natc.ops.library import (
     WINDOW,
     Function,
@@ -64,8 +65,8 @@ def _(d_attn: Tensor, head_dim: int, kernel_size: Sequence[int], *_: Any) -> Ten
 class _Linear(Function):
     """An operator that is linear in each tensor; subclasses define its derivatives.
 
-    tensors: how many of the operator's first arguments are tensors. ctx.constants holds the other
-    arguments, of which the last are the options.
+    tensors: how many of the operator's first arguments are tensors. ctx.constants holds the
+    others: fill or head_dim, if the operator has it, and the options.
     """
 
     tensors: int
@@ -102,7 +103,7 @@ class _Linear(Function):
 
     @staticmethod
     def tangent(tangents: Sequence[Any], saved: Sequence[Any], *constants: Any) -> Tensor:
-        """Return the tangent of the result; at least one of the tangents is not None."""
+        """Return the result's tangent; not all of the inputs' tangents are None."""
         raise NotImplementedError
 
 
@@ -219,7 +220,7 @@ def _with_tangent(
     operator: Callable[..., Tensor], function: type[_Linear], run: Any, *arguments: Any
 ) -> Tensor:
     """Return the operator's result with its tangent."""
-    if not torch._C._are_functorch_transforms_active():
+    if not are_transforms_active():
         return apply(function, run, *arguments)
     # The `jvp` of an autograd function would switch off transforms further out.
     variables, constants = arguments[: function.tensors], arguments[function.tensors :]

@@ -1,4 +1,4 @@
-"""The forward direction of the reference: logits, weighted sums, and the attention they make."""
+"""The forward direction of the reference: logits, sums over windows, and their composition."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def neighborhood_attention(
     value: Tensor,
     kernel_size: PerAxis,
     *,
-    dilation: PerAxis = 1,
     stride: PerAxis = 1,
+    dilation: PerAxis = 1,
     is_causal: PerAxisFlag = False,
     scale: float | None = None,
     rpb: Tensor | None = None,
@@ -47,7 +47,7 @@ def neighborhood_attention(
     """Return softmax(scale * query key^T + rpb) value over the neighborhood of each query.
 
     Differentiable, to any order, in every tensor and through both results. 16-bit inputs are
-    computed in float32. Which keys form a neighborhood is said in `natc.window`.
+    computed in float32. `natc.window` defines which keys form a neighborhood.
 
     Args:
         query: `[batch, *spatial, heads, head_dim]`; float16, bfloat16, float32 or float64.
@@ -56,8 +56,8 @@ def neighborhood_attention(
         value: `[batch, *spatial, heads_kv, value_dim]`, dtype of query.
         kernel_size: keys per axis, >= 1; one int, or one for each axis. More than the axis has is
             no error: a query then attends to its whole dilation group.
-        dilation: distance between neighbors, >= 1.
         stride: this many queries in a row share a window, 1 to kernel_size.
+        dilation: distance between neighbors, >= 1.
         is_causal: a query attends to no key after itself on that axis.
         scale: factor of the dot products; None means head_dim ** -0.5.
         rpb: `[heads, 2*K0-1, ...]`, any float dtype: added to the scaled dot products at the
@@ -83,8 +83,8 @@ def neighborhood_attention(
         query,
         key,
         kernel_size,
-        dilation=dilation,
         stride=stride,
+        dilation=dilation,
         is_causal=is_causal,
         scale=scale,
         rpb=rpb,
@@ -93,7 +93,7 @@ def neighborhood_attention(
     check_tensor("value", value, like=query)
     if value.shape[:-1] != key.shape[:-1]:
         raise ArgumentError(
-            f"value has shape {tuple(value.shape)}; all but its last axis must be those of key, "
+            f"value has shape {tuple(value.shape)}; all axes but the last must be as in key, "
             f"which has shape {tuple(key.shape)}."
         )
     if additional_keys is not None and additional_values is not None:
@@ -109,8 +109,8 @@ def neighborhood_attention(
         logits.softmax(-1),
         value,
         kernel_size,
-        dilation=dilation,
         stride=stride,
+        dilation=dilation,
         is_causal=is_causal,
         additional_values=additional_values,
     ).to(query.dtype)
@@ -122,17 +122,17 @@ def neighborhood_logits(
     key: Tensor,
     kernel_size: PerAxis,
     *,
-    dilation: PerAxis = 1,
     stride: PerAxis = 1,
+    dilation: PerAxis = 1,
     is_causal: PerAxisFlag = False,
     scale: float | None = None,
     rpb: Tensor | None = None,
     additional_keys: Tensor | None = None,
     fill: float = -math.inf,
 ) -> Tensor:
-    """Return what the softmax is taken of: scale * query key^T + rpb, one entry per tap.
+    """Return the logits, the softmax's input: scale * query key^T + rpb, one entry per tap.
 
-    Args and Raises: as for `neighborhood_attention`; fill is what a tap without a key gets.
+    Args and Raises: as for `neighborhood_attention`. fill: the entry of a tap without a key.
 
     Returns:
         `[batch, *spatial, heads, prod(kernel_size) + tokens]` in float32 (float64 for float64
@@ -142,7 +142,7 @@ def neighborhood_logits(
     batch, *spatial, heads, head_dim = check_query("query", query)
     check_tensor("key", key, like=query)
     heads_kv = check_keys("key", key, (batch, *spatial), heads, channels=head_dim)
-    near = neighborhood(spatial, kernel_size, dilation, stride, is_causal, query.device)
+    near = neighborhood(spatial, kernel_size, stride, dilation, is_causal, query.device)
     compute = accumulator(query.dtype)
     if scale is None:
         scale = head_dim**-0.5
@@ -167,34 +167,35 @@ def neighborhood_logits(
 
 
 def neighborhood_sum(
-    weights: Tensor,
+    attn: Tensor,
     value: Tensor,
     kernel_size: PerAxis,
     *,
-    dilation: PerAxis = 1,
     stride: PerAxis = 1,
+    dilation: PerAxis = 1,
     is_causal: PerAxisFlag = False,
     additional_values: Tensor | None = None,
 ) -> Tensor:
-    """Return the sum of the values in each neighborhood, each times its weight.
+    """Return the sum over each neighborhood of attn times value.
 
     Args:
-        weights: `[batch, *spatial, heads, prod(kernel_size) + tokens]`, any float dtype, in the
-            order of `neighborhood_logits`. The weight of a tap that has no key is ignored.
-        value, kernel_size, dilation, stride, is_causal, additional_values: as for
+        attn: probabilities, or any factors, `[batch, *spatial, heads, prod(kernel_size) +
+            tokens]`, any float dtype, in the order of `neighborhood_logits`. Entries of taps
+            without a key are ignored.
+        value, kernel_size, stride, dilation, is_causal, additional_values: as for
             `neighborhood_attention`.
 
     Returns:
-        `[batch, *spatial, heads, value_dim]` in the wider of the dtypes of weights and value.
+        `[batch, *spatial, heads, value_dim]` in the wider of the dtypes of attn and value.
 
     Raises:
         ArgumentError, ArgumentTypeError: as for `neighborhood_attention`.
     """
-    batch, *spatial, heads, entries = check_query("weights", weights)
-    check_tensor("value", value, like=weights, any_float=True)
+    batch, *spatial, heads, entries = check_query("attn", attn)
+    check_tensor("value", value, like=attn, any_float=True)
     heads_kv = check_keys("value", value, (batch, *spatial), heads, channels=None)
-    near = neighborhood(spatial, kernel_size, dilation, stride, is_causal, weights.device)
-    result = torch.promote_types(weights.dtype, value.dtype)
+    near = neighborhood(spatial, kernel_size, stride, dilation, is_causal, attn.device)
+    result = torch.promote_types(attn.dtype, value.dtype)
     compute = torch.promote_types(result, torch.float32)
     taps = near.positions.shape[1]
     tokens = 0
@@ -204,11 +205,11 @@ def neighborhood_sum(
         tokens = additional_values.shape[1]
     if entries != taps + tokens:
         raise ArgumentError(
-            f"weights has {entries} entries in its last axis; it must have {taps + tokens}: "
+            f"attn has {entries} entries in its last axis; it must have {taps + tokens}: "
             f"{taps} taps and {tokens} additional tokens."
         )
 
-    by_group = grouped(weights.to(compute), heads_kv)
+    by_group = grouped(attn.to(compute), heads_kv)
     of_taps = by_group[..., :taps].masked_fill(~near.attended[:, None, :], 0)
     output = matmul(of_taps, heads_first(value, compute)[:, :, near.positions])
     if additional_values is not None:

@@ -31,8 +31,8 @@ def neighborhood_gradients(
     d_output: Tensor,
     d_lse: Tensor | None = None,
     *,
-    dilation: PerAxis = 1,
     stride: PerAxis = 1,
+    dilation: PerAxis = 1,
     is_causal: PerAxisFlag = False,
     scale: float | None = None,
     rpb: Tensor | None = None,
@@ -40,32 +40,32 @@ def neighborhood_gradients(
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of `neighborhood_attention` in query, key, value and rpb.
 
-    With p the weights and dp = d_output . value, the gradient of a logit is
+    With p the probabilities and dp = d_output . value, the gradient of a logit is
     p * (dp - sum(p * dp) + d_lse): the derivative of softmax and of logsumexp.
 
     Args:
         d_output: gradient of the output, `[batch, *spatial, heads, value_dim]`.
         d_lse: gradient of the logsumexp, `[batch, *spatial, heads]`; None stands for zeros.
-        wanted: which of the four gradients to compute; the others are None, as is that of an rpb
-            that is None.
-        query, key, value, kernel_size, dilation, stride, is_causal, scale, rpb: as for
-            `neighborhood_attention`, which says what is raised.
+        wanted: which of the four gradients to compute; the others are None, and so is d_rpb if
+            rpb is None.
+        query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb: as for
+            `neighborhood_attention`, which raises the same errors.
 
     Returns:
         d_query, d_key, d_value and d_rpb in the shapes and dtypes of their tensors.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    where: dict[str, Any] = {"dilation": dilation, "stride": stride, "is_causal": is_causal}
+    where: dict[str, Any] = {"stride": stride, "dilation": dilation, "is_causal": is_causal}
     logits = neighborhood_logits(query, key, kernel_size, scale=scale, rpb=rpb, **where)
     compute = logits.dtype
-    weights = softmax(logits, d_output, d_lse)
+    probabilities = softmax(logits, d_output, d_lse)
     d_logits = None
     if any(wanted[index] for index in (0, 1, 3)):
-        d_weights = neighborhood_logits(d_output, value, kernel_size, scale=1.0, fill=0.0, **where)
-        d_logits = d_weights - (weights * d_weights).sum(-1, keepdim=True)
+        dp = neighborhood_logits(d_output, value, kernel_size, scale=1.0, fill=0.0, **where)
+        d_logits = dp - (probabilities * dp).sum(-1, keepdim=True)
         if d_lse is not None:
             d_logits = d_logits + d_lse.to(compute).unsqueeze(-1)
-        d_logits = weights * d_logits
+        d_logits = probabilities * d_logits
 
     d_query = d_key = d_value = d_rpb = None
     if wanted[0] and d_logits is not None:
@@ -74,7 +74,7 @@ def neighborhood_gradients(
         of_heads = attended_sum(d_logits * scale, query, kernel_size, **where)
         d_key = of_group(of_heads, key.shape[-2]).to(key.dtype)
     if wanted[2]:
-        of_heads = attended_sum(weights, d_output, kernel_size, **where)
+        of_heads = attended_sum(probabilities, d_output, kernel_size, **where)
         d_value = of_group(of_heads, value.shape[-2]).to(value.dtype)
     if rpb is not None and wanted[3] and d_logits is not None:
         d_rpb = rpb_sum(d_logits, kernel_size, **where).to(rpb.dtype)
@@ -82,54 +82,54 @@ def neighborhood_gradients(
 
 
 def softmax(logits: Tensor, d_output: Tensor, d_lse: Tensor | None) -> Tensor:
-    """Return the softmax of logits, for gradients: 0 instead of NaN where it does not matter.
+    """Return the softmax of logits, as gradients need it: 0 instead of NaN for an unused query.
 
-    A softmax of nothing but -inf is NaN, and so are its gradients; but where neither the output
-    nor the logsumexp was used, as when additional tokens are all that is attended, it has none.
+    A softmax of logits that are all -inf is NaN, and so are its gradients. But a query has no
+    gradient if d_output and d_lse are 0, as when it attends to additional tokens alone.
     """
-    weights = logits.softmax(-1)
+    probabilities = logits.softmax(-1)
     if d_lse is None:
-        return weights
+        return probabilities
     unused = logits.isneginf().all(-1) & (d_lse == 0) & (d_output == 0).all(-1)
-    return weights.masked_fill(unused.unsqueeze(-1), 0)
+    return probabilities.masked_fill(unused.unsqueeze(-1), 0)
 
 
 def attended_sum(
-    weights: Tensor,
+    attn: Tensor,
     vectors: Tensor,
     kernel_size: PerAxis,
     *,
-    dilation: PerAxis = 1,
     stride: PerAxis = 1,
+    dilation: PerAxis = 1,
     is_causal: PerAxisFlag = False,
 ) -> Tensor:
-    """Return, at each key, the sum of the vectors of the queries that attend to it, weighted.
+    """Return, at each key, the sum of attn times vectors over the queries that attend to it.
 
     It is the transpose of `neighborhood_sum`, where a query sums over its keys.
 
     Args:
-        weights: `[batch, *spatial, heads, prod(kernel_size)]`, any float dtype; the weight of a
-            tap that has no key is ignored.
-        vectors: of the queries, `[batch, *spatial, heads, channels]`, any float dtype.
-        kernel_size, dilation, stride, is_causal: as for `neighborhood_attention`.
+        attn: `[batch, *spatial, heads, prod(kernel_size)]`, any float dtype; entries of taps
+            without a key are ignored.
+        vectors: one for each query, `[batch, *spatial, heads, channels]`, any float dtype.
+        kernel_size, stride, dilation, is_causal: as for `neighborhood_attention`.
 
     Returns:
-        `[batch, *spatial, heads, channels]` in the wider of the dtypes of weights and vectors.
+        `[batch, *spatial, heads, channels]` in the wider of the dtypes of attn and vectors.
 
     Raises:
         ArgumentError, ArgumentTypeError: as for `neighborhood_attention`.
     """
-    batch, *spatial, heads, taps = check_query("weights", weights)
-    check_tensor("vectors", vectors, like=weights, any_float=True)
+    batch, *spatial, heads, taps = check_query("attn", attn)
+    check_tensor("vectors", vectors, like=attn, any_float=True)
     check_shape("vectors", vectors, (batch, *spatial, heads, "channels"))
-    near = neighborhood(spatial, kernel_size, dilation, stride, is_causal, weights.device)
+    near = neighborhood(spatial, kernel_size, stride, dilation, is_causal, attn.device)
     _check_taps(taps, near.positions.shape[1])
-    result = torch.promote_types(weights.dtype, vectors.dtype)
+    result = torch.promote_types(attn.dtype, vectors.dtype)
     compute = accumulator(result)
     channels = vectors.shape[-1]
 
-    # [queries, taps, batch, heads]: added up by position, which therefore comes first.
-    by_tap = weights.to(compute).flatten(1, -3).permute(1, 3, 0, 2)
+    # [queries, taps, batch, heads]: the position of a tap's key is the index of the sum.
+    by_tap = attn.to(compute).flatten(1, -3).permute(1, 3, 0, 2)
     by_tap = by_tap.masked_fill(~near.attended[:, :, None, None], 0)
     of_query = vectors.to(compute).flatten(1, -3).transpose(0, 1)[:, None]
     terms = (by_tap[..., None] * of_query).flatten(0, 1).flatten(1)
@@ -144,16 +144,16 @@ def rpb_sum(
     d_logits: Tensor,
     kernel_size: PerAxis,
     *,
-    dilation: PerAxis = 1,
     stride: PerAxis = 1,
+    dilation: PerAxis = 1,
     is_causal: PerAxisFlag = False,
 ) -> Tensor:
-    """Return the sum over all queries of what belongs to each relative position.
+    """Return the sum of d_logits over all queries, for each relative position of a key.
 
     Args:
-        d_logits: `[batch, *spatial, heads, prod(kernel_size)]`, any float dtype; what stands at a
-            tap that has no key is ignored.
-        kernel_size, dilation, stride, is_causal: as for `neighborhood_attention`.
+        d_logits: `[batch, *spatial, heads, prod(kernel_size)]`, any float dtype; entries of taps
+            without a key are ignored.
+        kernel_size, stride, dilation, is_causal: as for `neighborhood_attention`.
 
     Returns:
         `[heads, 2*K0-1, ...]` in float32, or float64 for float64 d_logits.
@@ -162,10 +162,10 @@ def rpb_sum(
         ArgumentError, ArgumentTypeError: as for `neighborhood_attention`.
     """
     _, *spatial, heads, taps = check_query("d_logits", d_logits)
-    near = neighborhood(spatial, kernel_size, dilation, stride, is_causal, d_logits.device)
+    near = neighborhood(spatial, kernel_size, stride, dilation, is_causal, d_logits.device)
     _check_taps(taps, near.positions.shape[1])
     compute = accumulator(d_logits.dtype)
-    # [queries, taps, heads]: added up by offset.
+    # [queries, taps, heads]: the offset of a tap's key is the index of the sum.
     by_tap = d_logits.to(compute).flatten(1, -3).sum(0).transpose(1, 2)
     by_tap = by_tap.masked_fill(~near.attended[:, :, None], 0)
     offsets = [2 * size - 1 for size in near.kernel_size]
@@ -175,9 +175,9 @@ def rpb_sum(
 
 
 def of_group(of_heads: Tensor, heads_kv: int) -> Tensor:
-    """Return the sum over the heads that share one: `[..., heads, n]` -> `[..., heads_kv, n]`.
+    """Return `[..., heads, n]` summed over heads that share a key, as `[..., heads_kv, n]`.
 
-    Sums are in float32, or float64 for a float64 tensor, as is the result of any sum.
+    A sum is in float32, or float64 for a float64 tensor; without one, of_heads is returned.
     """
     heads = of_heads.shape[-2]
     if heads == heads_kv:

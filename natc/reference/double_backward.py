@@ -1,6 +1,6 @@
-"""The gradients of the gradients, written out: no graph is built to be differentiated again.
+"""The gradients of the gradients, written out instead of derived by autograd.
 
-A graph built inside a backward is not there to build on for every transform of torch.func.
+Some transforms of torch.func cannot differentiate a graph that was built inside a backward.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ def neighborhood_second_gradients(
     d_lse: Tensor | None,
     directions: Sequence[Tensor | None],
     *,
-    dilation: PerAxis = 1,
     stride: PerAxis = 1,
+    dilation: PerAxis = 1,
     is_causal: PerAxisFlag = False,
     scale: float | None = None,
     rpb: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of what `neighborhood_gradients` returns.
+    """Return the gradients of `neighborhood_gradients` in its tensors.
 
     With a the logits, p their softmax, dp = d_output . value and ds = p * (dp - sum(p * dp) +
     d_lse), the sum of directions * gradients is sum(ds * c) + sum(p * e): c is the derivative of a
-    in the directions of query, key and rpb, and e = d_output . direction of value. What follows is
-    the derivative of that sum.
+    in the directions of query, key and rpb, and e = d_output . direction of value. The function
+    computes the derivative of that sum.
 
     Args:
         directions: gradients of d_query, d_key, d_value and d_rpb; None stands for zeros.
-        query, key, value, kernel_size, d_output, d_lse, dilation, stride, is_causal, scale, rpb:
-            as for `neighborhood_gradients`, which says what is raised.
+        query, key, value, kernel_size, d_output, d_lse, stride, dilation, is_causal, scale, rpb:
+            as for `neighborhood_gradients`, which raises the same errors.
 
     Returns:
-        Gradients of d_output, d_lse, query, key, value and rpb (the last of any value where there
-        is none), in the dtypes of these.
+        Gradients of d_output, d_lse, query, key, value and rpb, in the dtypes of these; without
+        an rpb the last means nothing.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    where: dict[str, Any] = {"dilation": dilation, "stride": stride, "is_causal": is_causal}
+    where: dict[str, Any] = {"stride": stride, "dilation": dilation, "is_causal": is_causal}
     of_query, of_key, of_value, of_rpb = directions
 
     logits = neighborhood_logits(query, key, kernel_size, scale=scale, rpb=rpb, **where)
     compute = logits.dtype
 
     def dots(vectors: Tensor, keys: Tensor, factor: float, bias: Tensor | None = None) -> Tensor:
-        """Return vector . key, times factor, plus the bias, at each tap; 0 where there is none."""
+        """Return factor * vector . key + bias at each tap; 0 at taps without a key."""
         return neighborhood_logits(
             vectors, keys, kernel_size, scale=factor, rpb=bias, fill=0.0, **where
         )
@@ -81,11 +81,11 @@ def neighborhood_second_gradients(
     to_dp = p * (c - mean_c)
     to_logits = p * (to_p - (p * to_p).sum(-1, keepdim=True))
 
-    def at_queries(weights: Tensor, keys: Tensor) -> Tensor:
-        return neighborhood_sum(weights, keys, kernel_size, **where)
+    def at_queries(attn: Tensor, keys: Tensor) -> Tensor:
+        return neighborhood_sum(attn, keys, kernel_size, **where)
 
-    def at_keys(weights: Tensor, vectors: Tensor, like: Tensor) -> Tensor:
-        of_heads = attended_sum(weights, vectors, kernel_size, **where)
+    def at_keys(attn: Tensor, vectors: Tensor, like: Tensor) -> Tensor:
+        of_heads = attended_sum(attn, vectors, kernel_size, **where)
         return of_group(of_heads, like.shape[-2])
 
     to_output = at_queries(to_dp, value)

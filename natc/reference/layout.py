@@ -1,4 +1,4 @@
-"""Where the taps of every query read, and the layouts that the reference computes in."""
+"""The positions that every query's taps read, and the layouts in which the reference computes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from natc.window import Arithmetic, key_position, rpb_index, window
 
 
 class Neighborhood(NamedTuple):
-    """Where the taps of all queries read; queries and taps flattened in row-major order."""
+    """The key of each tap of each query; queries and taps are flattened in row-major order."""
 
     kernel_size: tuple[int, ...]
     positions: Tensor  # int64 [queries, taps]: flattened position, valid for every tap
@@ -27,18 +27,18 @@ class Neighborhood(NamedTuple):
 def neighborhood(
     spatial: Sequence[int],
     kernel_size: Any,
-    dilation: Any,
     stride: Any,
+    dilation: Any,
     is_causal: Any,
     device: torch.device,
 ) -> Neighborhood:
-    """Return the neighborhood of every query of a map; raises for options that are not allowed."""
+    """Return the neighborhood of every query of a map of size `spatial`; checks the options."""
     rank = len(spatial)
     sizes = per_axis("kernel_size", kernel_size, rank)
-    dilations = per_axis("dilation", dilation, rank)
     strides = per_axis("stride", stride, rank)
-    for one_stride, size in zip(strides, sizes, strict=True):
-        if one_stride > size:
+    dilations = per_axis("dilation", dilation, rank)
+    for step, size in zip(strides, sizes, strict=True):
+        if step > size:
             raise ArgumentError(
                 f"stride is {stride!r}; it must not exceed kernel_size, which is {kernel_size!r}."
             )
@@ -46,25 +46,22 @@ def neighborhood(
 
     positions = bias = torch.zeros(1, 1, dtype=torch.int64, device=device)
     attended = torch.ones(1, 1, dtype=torch.bool, device=device)
-    for length, size, step, one_stride, one_causal in zip(
-        spatial, sizes, dilations, strides, causal, strict=True
-    ):
+    axes = zip(spatial, sizes, strides, dilations, map(bool, causal), strict=True)
+    for length, size, step, distance, flag in axes:
         query = torch.arange(length, device=device)[:, None]
         tap = torch.arange(size, device=device)[None, :]
-        found = window(
-            query, length, size, step, stride=one_stride, is_causal=bool(one_causal), ops=TORCH
-        )
-        # A tap without a key reads the last one that has: finite, in bounds, then masked.
-        read = TORCH.minimum(tap, found.count - 1)
-        key, offset = key_position(found, read, step), rpb_index(found, read, size)
+        axis = window(query, length, size, distance, stride=step, is_causal=flag, ops=TORCH)
+        # A tap without a key reads the window's last key, which is in bounds, and is masked later.
+        read = TORCH.minimum(tap, axis.count - 1)
+        key, offset = key_position(axis, read, distance), rpb_index(axis, read, size)
         positions = _product(operator.add, positions * length, key)
         bias = _product(operator.add, bias * (2 * size - 1), offset)
-        attended = _product(operator.and_, attended, (tap < found.count).expand(length, size))
+        attended = _product(operator.and_, attended, (tap < axis.count).expand(length, size))
     return Neighborhood(sizes, positions, bias, attended)
 
 
 def _product(combine: Callable[[Tensor, Tensor], Tensor], outer: Tensor, inner: Tensor) -> Tensor:
-    """Combine every query and tap of `outer` with every one of `inner`, both `[queries, taps]`."""
+    """Return `combine` of each entry of outer with each of inner, both `[queries, taps]`."""
     return combine(outer[:, None, :, None], inner[None, :, None, :]).flatten(2).flatten(0, 1)
 
 
@@ -84,34 +81,34 @@ TORCH = Arithmetic(operator.floordiv, operator.mod, _minimum, _maximum)
 
 
 def heads_first(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """[batch, *spatial, heads, channels] -> [batch, heads, positions, channels]."""
+    """Return `[batch, *spatial, heads, channels]` as `[batch, heads, positions, channels]`."""
     return tensor.to(dtype).flatten(1, -3).transpose(1, 2)
 
 
 def grouped(tensor: Tensor, heads_kv: int) -> Tensor:
-    """[batch, *spatial, heads, n] -> [batch, heads_kv, queries, heads per kv head, n]."""
+    """Return `[batch, *spatial, heads, n]` as `[batch, heads_kv, queries, group, n]`."""
     return tensor.flatten(1, -3).unflatten(2, (heads_kv, -1)).transpose(1, 2)
 
 
 def heads_last(tensor: Tensor, spatial: Sequence[int]) -> Tensor:
-    """Undo `grouped`."""
+    """Return a tensor in the layout of `grouped` as `[batch, *spatial, heads, n]`."""
     return tensor.transpose(1, 2).flatten(2, 3).unflatten(1, list(spatial))
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """Return the product of two matrices in their own dtype, under autocast too."""
+    """Return a @ b in the dtype of a and b, also under autocast."""
     with without_autocast(a.device):
         return a @ b
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which products keep their dtype, under autocast too."""
-    # Meta and the like have no autocast, and asking for it to be off raises.
+    """Return a context in which autocast is off on a device."""
+    # Devices such as meta have no autocast, and switching it off raises.
     if not torch.amp.is_autocast_available(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
 def accumulator(*dtypes: torch.dtype) -> torch.dtype:
-    """Return the dtype that sums are computed in: float32, or float64 where an input is."""
+    """Return the dtype in which sums are computed: float64 if dtypes has it, else float32."""
     return torch.float64 if torch.float64 in dtypes else torch.float32

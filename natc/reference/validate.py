@@ -1,4 +1,4 @@
-"""What the functions of the reference accept, and how they say no."""
+"""Checks of the arguments of the reference's functions."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from natc.errors import ArgumentError, ArgumentTypeError
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def per_axis(name: str, given: Any, rank: int, *, flag: bool = False) -> tuple[int, ...]:
-    """Return one integer >= 1, or one flag, for each axis."""
+def per_axis(name: str, value: Any, rank: int, *, flag: bool = False) -> tuple[int, ...]:
+    """Return an option as one integer >= 1, or one flag, for each axis."""
     kind = bool if flag else int
-    entries = (given,) * rank if isinstance(given, (int, bool)) else given
+    entries = (value,) * rank if isinstance(value, (int, bool)) else value
     if not isinstance(entries, (tuple, list)) or any(type(entry) is not kind for entry in entries):
         what = "True or False" if flag else "an integer"
-        raise ArgumentTypeError(f"{name} is {given!r}; it must be {what}, or one for each axis.")
+        raise ArgumentTypeError(f"{name} is {value!r}; it must be {what}, or one for each axis.")
     if len(entries) != rank:
-        raise ArgumentError(f"{name} is {given!r}; it must have {rank} entries, one per axis.")
+        raise ArgumentError(f"{name} is {value!r}; it must have {rank} entries, one per axis.")
     if not flag and min(entries) < 1:
-        raise ArgumentError(f"{name} is {given!r}; it must be at least 1.")
+        raise ArgumentError(f"{name} is {value!r}; it must be at least 1.")
     return tuple(entries)
 
 
 def check_query(name: str, tensor: Tensor) -> tuple[int, ...]:
-    """Check that a tensor has 1 to 3 spatial axes, and return its shape."""
+    """Return the shape of a tensor, checked to have 1 to 3 spatial axes."""
     check_tensor(name, tensor, like=None)
     if not 4 <= tensor.ndim <= 6:
         raise ArgumentError(
@@ -38,35 +38,42 @@ def check_query(name: str, tensor: Tensor) -> tuple[int, ...]:
 
 
 def check_tensor(name: str, tensor: Any, *, like: Tensor | None, any_float: bool = False) -> None:
-    """Check type, dtype and device; `like` is the query, whose dtype and device it must have."""
+    """Raise unless a tensor is dense and has the dtype and device of `like`, the query.
+
+    any_float: a float dtype other than the query's will do.
+    """
     if not isinstance(tensor, Tensor):
         raise ArgumentTypeError(f"{name} is a {type(tensor).__name__}; it must be a torch.Tensor.")
+    if tensor.is_nested:
+        raise ArgumentTypeError(
+            f"{name} is a nested tensor, layout {tensor.layout}; it must be dense."
+        )
     if tensor.dtype not in _FLOATS:
         raise ArgumentTypeError(
-            f"{name} has dtype {tensor.dtype}; it must be one of "
-            f"{', '.join(str(dtype) for dtype in _FLOATS)}."
+            f"{name} has dtype {tensor.dtype}; it must be torch.float32, torch.float16, "
+            "torch.bfloat16 or torch.float64."
         )
     if like is None:
         return
     if not any_float and tensor.dtype != like.dtype:
         raise ArgumentTypeError(
-            f"{name} has dtype {tensor.dtype}; it must be that of query, {like.dtype}."
+            f"{name} has dtype {tensor.dtype}; it must be {like.dtype}, as query is."
         )
     if tensor.device != like.device:
         raise ArgumentError(
-            f"{name} is on device {tensor.device}; it must be on that of query, {like.device}."
+            f"{name} is on device {tensor.device}; it must be on {like.device}, as query is."
         )
 
 
 def check_keys(
     name: str, tensor: Tensor, leading: tuple[int, ...], heads: int, *, channels: int | None
 ) -> int:
-    """Check `[*leading, heads_kv, channels]` and return heads_kv."""
+    """Return heads_kv of a tensor checked to be `[*leading, heads_kv, channels]`."""
     check_shape(name, tensor, (*leading, "heads_kv", "channels" if channels is None else channels))
     heads_kv = tensor.shape[-2]
     if heads_kv < 1 or heads % heads_kv:
         raise ArgumentError(
-            f"{name} has {heads_kv} heads; their number must divide that of query, {heads}."
+            f"{name} has {heads_kv} heads; their number must divide the {heads} heads of query."
         )
     return heads_kv
 
@@ -74,12 +81,12 @@ def check_keys(
 def check_tokens(
     name: str, tensor: Tensor, key: Tensor, *, channels: int, tokens: int | str = "tokens"
 ) -> None:
-    """Check `[batch, tokens, heads_kv, channels]`, with the batch and heads_kv of key."""
+    """Raise unless a tensor is `[batch, tokens, heads_kv, channels]`; batch, heads_kv: of key."""
     check_shape(name, tensor, (key.shape[0], tokens, key.shape[-2], channels))
 
 
 def check_shape(name: str, tensor: Tensor, expected: tuple[int | str, ...]) -> None:
-    """Check a shape in which a word stands for any length."""
+    """Raise unless a tensor has the expected shape, in which a word stands for any length."""
     shape = tuple(tensor.shape)
     if len(shape) != len(expected) or any(
         isinstance(want, int) and got != want for got, want in zip(shape, expected, strict=True)

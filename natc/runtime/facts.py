@@ -1,4 +1,4 @@
-"""What a device can run: the facts that the choice of a kernel depends on."""
+"""The facts about a device on which the choice of a kernel depends."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """device: the device's name for messages; machine: the target whose code it runs best.
+    """The facts about a device.
 
-    machine is None where natc compiles no code for the device; problem then says why.
-    capability: compute capability (major, minor) of an NVIDIA GPU, natc's target or not.
-    glibc: version of the C library that is there, (2, 28) for example; None where any may be.
+    device: its name, for messages. machine: the target whose code it runs best, or None if natc
+    compiles no code for it; then problem says why. capability: compute capability (major, minor)
+    of an NVIDIA GPU, also of one for which natc compiles no code. glibc: version of the C
+    library, (2, 28) for example; None if it does not matter.
     """
 
     device: str
@@ -34,7 +35,7 @@ class Facts:
 
 
 def facts_of(target: Target) -> Facts:
-    """Return the facts of a machine that is just what code for a target is made for."""
+    """Return the facts of a machine that is exactly `target`."""
     if target.kind == "llvm":
         return Facts("cpu", target)
     return Facts("cuda", target, capability=target.compute_capability)
@@ -43,18 +44,18 @@ def facts_of(target: Target) -> Facts:
 def this_machine() -> dict[str, Facts]:
     """Return the facts of this machine's CPU, `llvm`, and of its first GPU, `cuda`.
 
-    Where there is no GPU, or none that natc compiles for, the facts say so. Needs no torch.
+    If there is no GPU, or natc does not compile for it, `problem` says so. Needs no torch.
     """
     glibc = detect.this_glibc()
     try:
         cpu = Facts("cpu", detect_host_cpu(), glibc=glibc)
     except TargetError as error:
         cpu = Facts("cpu", None, str(error))
-    found = gpu.driver().gpus
-    if not found:
+    gpus = gpu.driver().gpus
+    if not gpus:
         problem = "this machine has no NVIDIA GPU, or its driver does not answer."
         return {"llvm": cpu, "cuda": Facts("cuda", None, problem)}
-    capability = found[0].capability
+    capability = gpus[0].capability
     try:
         target = cuda_target_for(capability)
         return {"llvm": cpu, "cuda": Facts("cuda", target, "", capability, glibc)}
@@ -63,7 +64,7 @@ def this_machine() -> dict[str, Facts]:
 
 
 def device_facts(device: torch.device) -> Facts:
-    """Return the facts of a torch device; a device that natc does not serve is not an error."""
+    """Return the facts of a torch device; `problem` is set if natc compiles no code for it."""
     import torch
 
     name = str(device)

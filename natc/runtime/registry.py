@@ -1,4 +1,4 @@
-"""What this process knows about kernels: the scan, the loaded functions, and explanations."""
+"""The kernels of this process: the scan of libraries, loaded functions, and explanations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _lock = threading.RLock()
 _scan: Scan | None = None
 
-# These read no bias and are the same in kernels with and without one: either will do.
+# These read no bias, so that kernels with and without a bias have the same: either will do.
 _EITHER = frozenset(
     name
     for name, operation in OPERATIONS.items()
@@ -61,12 +61,12 @@ class KernelKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a kernel is, or is not, run for a spec on a device.
+    """Why a spec has a kernel on a device, or has none.
 
-    facts: the device and the target it runs; directories: where was searched, in order;
-    choice: what runs, or None; rejections: libraries passed over and manifests that are bad;
-    command: the command line that builds the kernel, or None where natc cannot;
-    not_built: why a call does not build it by itself, or None where it does.
+    facts: the device and its target. directories: searched, in this order. choice: the kernel's
+    library, or None. rejections: libraries passed over and bad manifests. command: the command
+    line that builds the kernel, or None if natc cannot. not_built: the reason why a call does not
+    build the kernel, or None if it does.
     """
 
     spec: KernelSpec
@@ -98,17 +98,17 @@ class Explanation:
 
     @property
     def close_calls(self) -> tuple[Rejection, ...]:
-        """The rejections that may surprise: bad manifests, and libraries of this very spec."""
-        other = "implements "
-        return tuple(item for item in self.rejections if not item.reason.startswith(other))
+        """The rejections that may surprise: bad manifests, and libraries of the same spec."""
+        different = "implements "
+        return tuple(item for item in self.rejections if not item.reason.startswith(different))
 
 
 class _Resolved(dict[KernelKey, Kernel | None]):
-    """The kernel for each kind of call, or None where none covers it; filled on first use.
+    """The kernel for each key, or None if no kernel covers it; filled on first use.
 
-    A dictionary, because a call that was seen before must cost one look-up and nothing else.
-    An operation that reads no bias is found in either kind of kernel.
-    Looking up raises LibraryError when the chosen library is not what its manifest vouches for.
+    It is a dictionary so that every call but the first of its kind costs one look-up. Operations
+    that read no bias come from a kernel with or without one. A look-up raises LibraryError if the
+    chosen library is not the file that its manifest describes.
     """
 
     def __missing__(self, key: KernelKey) -> Kernel | None:
@@ -118,7 +118,7 @@ class _Resolved(dict[KernelKey, Kernel | None]):
             self[key] = None
             return None
         with _lock:
-            # Another thread may have been here while this one waited for the lock.
+            # Another thread may have filled it while this one waited for the lock.
             if key not in self:
                 choice = _choose_or_build(spec, device_facts(key.device), key.operation)
                 self[key] = load(choice) if choice else None
@@ -127,16 +127,16 @@ class _Resolved(dict[KernelKey, Kernel | None]):
 
 resolved = _Resolved()
 
-# Keys of the warnings that were given; they are given again after `clear`.
+# Keys of warnings that have been issued; `clear` empties it.
 warned: set[str] = set()
 
 
 def explain(
     spec: KernelSpec, device: str | torch.device | Facts = "cpu", *, operation: str = "forward"
 ) -> Explanation:
-    """Return how the choice for a spec on a device comes out and why; loads no library.
+    """Return which library is chosen for a spec on a device, and why; loads no library.
 
-    device: a torch device or its name; or the facts of any other, which need no torch.
+    device: a torch device or its name; or the facts of a device, which need no torch.
     """
     if isinstance(device, Facts):
         facts = device
@@ -145,22 +145,22 @@ def explain(
 
         facts = device_facts(torch.device(device))
     with _lock:
-        found = _search()
+        searched = _search()
         choice, rejections = _choose(spec, facts, operation)
     command = None
     if facts.machine and compiles(spec.dtype, facts.machine.kind):
         command = build_command(spec, [facts.machine])
-    everything = (*found.unreadable, *rejections)
+    everything = (*searched.unreadable, *rejections)
     not_built = None
     if choice is None and facts.machine:
         not_built = jit.obstacle(spec, facts.machine, operation)
     return Explanation(
-        spec, operation, facts, found.directories, choice, everything, command, not_built
+        spec, operation, facts, searched.directories, choice, everything, command, not_built
     )
 
 
 def kernels() -> list[Library]:
-    """Return the libraries that were found, in search order; neither opened nor verified."""
+    """Return the libraries of all directories, in search order; neither opened nor verified."""
     with _lock:
         return list(_search().libraries)
 
@@ -172,10 +172,10 @@ def problems() -> list[Rejection]:
 
 
 def clear() -> None:
-    """Forget what was found and loaded, so that the next call searches again.
+    """Forget all libraries and kernels, so that the next call searches again.
 
-    Call it after building a library that this process is to use. Machine code that is open stays
-    in memory until the process ends.
+    Call it after building a library for this process. Machine code that is open stays in memory
+    until the process ends.
     """
     global _scan
     with _lock:
@@ -227,14 +227,13 @@ def _search_again() -> Scan:
 def use(directory: str | Path) -> None:
     """Search a directory of libraries before all others, from the next call on.
 
-    Kernels that were found before are forgotten, as by `clear`. Raises ArgumentError when there is
-    no such directory. What is wrong with its libraries is said by the call that wants one, and by
-    `problems`.
+    Kernels are forgotten, as by `clear`. Raises ArgumentError if there is no such directory. A bad
+    library in it raises an error in the call that needs it, and is listed by `problems`.
     """
     if not Path(directory).expanduser().is_dir():
         raise ArgumentError(
-            f"directory is {str(directory)!r}, and there is no such directory; give the one that "
-            "holds libraries and their manifests."
+            f"directory is {str(directory)!r}, and there is no such directory; it must hold "
+            "libraries and their manifests."
         )
     workspace.use_library_dir(directory)
     clear()

@@ -1,4 +1,4 @@
-"""Which library serves a kernel on a device: a pure function of what was found and the facts."""
+"""The choice of the library that serves a kernel on a device, from libraries and facts alone."""
 
 from __future__ import annotations
 
@@ -25,21 +25,24 @@ class Choice:
 def select(
     libraries: Iterable[Library], spec: KernelSpec, facts: Facts, *, operation: str = "forward"
 ) -> tuple[Choice | None, list[Rejection]]:
-    """Choose the library that runs a kernel on a device, and say why each other one does not.
+    """Return the library that runs a kernel on a device, and why each of the others does not.
 
-    libraries: in search order. The first directory that holds a fitting library wins, so that a
-        directory put first is used; within it, the code made for the newest architecture.
-    operation: a name of `natc.operations`.
-    Returns the choice, or None when nothing fits, and a Rejection for each library passed over.
+    Args:
+        libraries: in search order. The first directory with a fitting library wins; within it,
+            the code for the newest architecture.
+        operation: a name of `natc.operations`.
+
+    Returns:
+        The choice, or None if no library fits, and a Rejection for each library passed over.
     """
     fitting: list[Choice] = []
     rejections: list[Rejection] = []
     for library in libraries:
-        answer = _fit(library, spec, facts, operation)
-        if isinstance(answer, Choice):
-            fitting.append(answer)
+        choice_or_reason = _fit(library, spec, facts, operation)
+        if isinstance(choice_or_reason, Choice):
+            fitting.append(choice_or_reason)
         else:
-            rejections.append(Rejection(library.manifest_path, answer))
+            rejections.append(Rejection(library.manifest_path, choice_or_reason))
     if not fitting:
         return None, rejections
     first = fitting[0].library.manifest_path.parent
@@ -56,6 +59,7 @@ def select(
 
 
 def _fit(library: Library, spec: KernelSpec, facts: Facts, operation: str) -> Choice | str:
+    """Return the choice of a library for a kernel, or the reason why it does not fit."""
     manifest = library.manifest
     if manifest.spec != spec.name:
         return f"implements {manifest.spec}"
@@ -82,13 +86,14 @@ def _fit(library: Library, spec: KernelSpec, facts: Facts, operation: str) -> Ch
 
 
 def _has_ptx_for(manifest: Manifest, target: Target, facts: Facts) -> bool:
-    """Return whether the GPU's driver can compile the PTX that was made for a target."""
+    """Return whether the library has PTX for `target` that the GPU's driver can compile."""
     if facts.capability is None or manifest.ptx != target.arch:
         return False
     return facts.capability >= target.compute_capability
 
 
 def _age(target: Target) -> int:
+    """Return the position of a target's architecture, from old to new."""
     return ARCHS[target.kind].index(target.arch)
 
 

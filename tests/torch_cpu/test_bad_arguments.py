@@ -51,7 +51,7 @@ TYPES: Cases = [
     ),
 ]
 VALUES: Cases = [
-    ({"key": T.to("meta")}, "key is on device meta.*query, cpu"),
+    ({"key": T.to("meta")}, "key is on device meta.*cpu, as query"),
     ({"value": T.to("meta")}, "value is on device meta"),
     ({"query": T[0, 0]}, "query has 3 axes"),
     ({"query": T[None, None]}, "query has 7 axes"),
@@ -131,8 +131,8 @@ def test_na2d(changes: dict[str, Any], error: type, message: str) -> None:
     refuse(natc.na2d, error, message, **GOOD | changes)
 
 
-def test_number_of_weights() -> None:
-    with pytest.raises(ArgumentError, match=r"^weights has 8 entries .* must have 9: 9 taps"):
+def test_entries_of_attn() -> None:
+    with pytest.raises(ArgumentError, match=r"^attn has 8 entries .* must have 9: 9 taps"):
         neighborhood_sum(T, T, 3)
 
 

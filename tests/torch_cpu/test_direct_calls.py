@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.fresh_process import run_fresh
 from support.kernel_double import Doubles
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -20,6 +21,7 @@ import natc
 from natc import ops
 from natc.dispatch.call import Options
 from natc.functional import na1d_av, na1d_qk, na1d_qkvpacked
+from natc.ops import direct
 from natc.ops.direct import goes_straight
 from natc.ops.fused import run_backward
 from natc.ops.library import dispatched
@@ -116,6 +118,46 @@ def test_special_tensors_have_equal_results(name: str, doubles: Doubles) -> None
     solid = tensor + 0
     assert not solid.is_neg()
     assert torch.equal(result, natc.na1d(solid, solid, solid, 3))
+
+
+PRIVATE = (
+    "_are_functorch_transforms_active", "_autograd._profiler_enabled", "_dispatch_keys",
+    "_get_tracing_state", "_len_torch_dispatch_stack", "_len_torch_function_stack",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [f"torch._C.{name}" for name in PRIVATE] + [
+    "torch._C.DispatchKeySet.raw_repr", "torch.autograd.profiler._is_profiler_enabled",
+])  # fmt: skip
+def test_each_private_name_that_torch_lacks_switches_the_shortcut_off(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert direct._shortcut()((plain(),))
+    monkeypatch.delattr(name)
+    assert direct._shortcut() is direct._never
+
+
+def test_calls_are_right_without_the_private_names_of_torch() -> None:
+    program = f"""
+import torch
+for name in {PRIVATE}:
+    holder, _, name = name.rpartition(".")
+    delattr(getattr(torch._C, holder) if holder else torch._C, name)
+import natc
+from natc.ops import direct
+x = torch.randn(2, 6, 2, 4, requires_grad=True)
+with natc.force_reference():
+    output = natc.na1d(x, x, x, 3)
+(grad,) = torch.autograd.grad(output.sin().sum(), x, create_graph=True)
+exact = natc.reference.neighborhood_attention(x, x, x, 3)
+(expected,) = torch.autograd.grad(exact.sin().sum(), x)
+assert direct.goes_straight is direct._never
+torch.testing.assert_close(output, exact)
+torch.testing.assert_close(grad, expected)
+torch.autograd.grad(grad.sum(), x)
+print("right")
+"""
+    assert run_fresh(program).strip() == "right"
 
 
 def has_gradient(tensor: Tensor) -> bool:

@@ -194,10 +194,30 @@ def test_subclasses_pass_through(doubles: Doubles) -> None:
     assert torch.equal(result.as_subclass(Tensor), plain)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided], ids=str)
+def test_nested_tensors_are_refused_by_name(layout: torch.layout) -> None:
+    nested = torch.nested.nested_tensor([torch.randn(5, 2, 4)] * 2, layout=layout)
+    dense = torch.randn(2, 5, 2, 4)
+    calls: dict[str, Any] = {
+        "query": lambda t: natc.na1d(t, dense, dense, 3),
+        "key": lambda t: natc.na1d(dense, t, dense, 3),
+        "value": lambda t: natc.na1d(dense, dense, t, 3),
+        "rpb": lambda t: natc.na1d(dense, dense, dense, 3, rpb=t),
+        "additional_keys": lambda t: natc.functional.na1d_qk(dense, dense, 3, additional_keys=t),
+        "attn": lambda t: natc.functional.na1d_av(t, dense, 3),
+        "qkv": lambda t: natc.functional.na1d_qkvpacked(t, 3),
+        "outputs[0]": lambda t: natc.merge_attentions([t], [dense]),
+        "lses[0]": lambda t: natc.merge_attentions([dense], [t]),
+        "x": NeighborhoodAttention1D(4, 2, 3),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ArgumentTypeError) as error:
+            call(nested)
+        assert str(error.value).startswith(f"{name} is a nested tensor, layout {layout};")
+
+
 def test_tensors_that_are_not_dense_are_refused_by_name() -> None:
-    ragged = torch.nested.nested_tensor([torch.randn(3, 2, 4)] * 2, layout=torch.jagged)
-    with pytest.raises(ArgumentTypeError, match="query has layout torch.jagged; it must be dense"):
-        natc.na1d(ragged, ragged, ragged, 3)
     sparse = torch.eye(4).reshape(1, 4, 1, 4).to_sparse()
     with pytest.raises(ArgumentTypeError, match="qkv has layout torch.sparse_coo"):
         natc.functional.na1d_qkvpacked(sparse, 3)

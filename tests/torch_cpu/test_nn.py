@@ -205,7 +205,7 @@ def test_proj_drop_drops_only_while_training() -> None:
 
 def test_settings_show_in_print() -> None:
     text = repr(NeighborhoodAttention2D(8, 2, 3, dilation=(1, 2), pad_small_maps=True))
-    assert "kernel_size=(3, 3), dilation=(1, 2)" in text
+    assert "kernel_size=(3, 3), stride=(1, 1), dilation=(1, 2)" in text
     assert "pad_small_maps=True" in text
 
 
