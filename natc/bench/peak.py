@@ -21,13 +21,8 @@ from natc.host import c_compiler
 from natc.host.detect import detect_host_cpu
 from natc.host.toolchain import find_c_compiler
 
-# For each architecture: the bytes of a vector register, and the options that use all of it.
-_REGISTERS = {
-    "x86-64-v2": (16, ()),
-    "x86-64-v3": (32, ("-mavx2", "-mfma")),
-    "x86-64-v4": (64, ("-mavx512f",)),
-    "aarch64": (16, ()),
-}
+# The options with which a C compiler uses all of an architecture's vector registers, if any.
+_VECTOR_OPTIONS = {"x86-64-v3": ("-mavx2", "-mfma"), "x86-64-v4": ("-mavx512f",)}
 _C_TYPES = {"float32": ("float", 4), "float64": ("double", 8)}
 # Each thread copies more than its share of the caches.
 _COPY_BYTES = 64 * 1024**2
@@ -83,9 +78,10 @@ def open_probe(dtype: str = "float32") -> Probe:
 
     Without a C compiler it is torch's matrix product, which is a lower bound.
     """
-    width, flags = _REGISTERS[detect_host_cpu().arch]
+    cpu = detect_host_cpu()
+    flags = _VECTOR_OPTIONS.get(cpu.arch, ())
     c_type, size = _C_TYPES[dtype]
-    lanes = width // size
+    lanes = cpu.vector_bytes // size
     with tempfile.TemporaryDirectory(prefix="natc-peak-") as directory:
         output = Path(directory) / "peak.so"
         try:
