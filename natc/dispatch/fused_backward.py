@@ -106,7 +106,7 @@ def composed(
     return _complete(gradients, wanted, query)
 
 
-def second(
+def second_gradients(
     d_output: Tensor,
     d_lse: Tensor | None,
     query: Tensor,
@@ -167,7 +167,7 @@ def _on_kernels(
     saved: _Saved,
     options: Options,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of query, key, value and rpb, None for each without a kernel."""
+    """Return the gradients of query, key, value and rpb; None for each that has no kernel."""
     # Here, so that a tensor is copied at most once, not for each kernel.
     alignment = max(kernel.alignment for kernel in kernels.values())
     query, key, value, output, lse, d_output = (
@@ -196,6 +196,7 @@ def _on_kernels(
         delta = None if delta is None else delta.masked_fill(unused, 0)
 
     def gradient(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return the result of the kernel for one gradient."""
         result = query.new_empty(shape, dtype=dtype)
         if name == "d_value":
             inputs = (query, key, *bias, d_output, lse)

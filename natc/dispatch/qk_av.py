@@ -68,7 +68,7 @@ def av(attn: Tensor, value: Tensor, options: Options) -> Tensor:
     attn: `[B, heads, *S, taps]`; ignored at taps without a key. value: `[B, heads_kv, *S,
     head_dim]`, in the dtype of attn, as is the result.
     """
-    return _weighted("av", attn, value, attn.shape[1] // max(value.shape[1], 1), options)
+    return _sum_products("av", attn, value, attn.shape[1] // max(value.shape[1], 1), options)
 
 
 def inverse_av(attn: Tensor, vector: Tensor, options: Options) -> Tensor:
@@ -76,10 +76,10 @@ def inverse_av(attn: Tensor, vector: Tensor, options: Options) -> Tensor:
 
     attn: as for `av`. vector: `[B, heads, *S, head_dim]`; so is the result.
     """
-    return _weighted("inverse_av", attn, vector, 1, options)
+    return _sum_products("inverse_av", attn, vector, 1, options)
 
 
-def _weighted(
+def _sum_products(
     operation: str, attn: Tensor, vectors: Tensor, group: int, options: Options
 ) -> Tensor:
     """Return the result of `av` or `inverse_av`; group: heads of attn for each of vectors."""

@@ -252,6 +252,7 @@ def _attend(
 
 
 def _check_keys(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Raise ArgumentError unless the shapes of key and value fit query."""
     *leading, heads, head_dim = query.shape
     because = f"as query has shape {list(query.shape)}"
     arguments.shape("key", key, (*leading, "heads_kv", head_dim), because)

@@ -52,6 +52,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[T
     lse = logits.logsumexp(-1)
 
     def heads_last(result: Tensor, *channels: int) -> Tensor:
+        """Return `[B, heads_kv, rows, *channels]` as `[B, *S, heads, *channels]`."""
         result = result.reshape(batch, heads_kv, positions, group, *channels).transpose(1, 2)
         return result.reshape(batch, *spatial, heads, *channels)
 

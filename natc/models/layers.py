@@ -86,7 +86,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a tensor of the shape of `x`."""
+        """Return fc2(gelu(fc1(x))), in the shape of x."""
         return self.fc2(self.act(self.fc1(x)))
 
 
@@ -137,15 +137,15 @@ class NATBlock(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set `gamma1` and `gamma2` to where they start; the layers reset their own parameters."""
+        """Set `gamma1` and `gamma2` to `layer_scale`; layers have their own `reset_parameters`."""
         for gamma in (self.gamma1, self.gamma2):
             if gamma is not None and self.layer_scale is not None:
                 nn.init.constant_(gamma, self.layer_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a tensor of the shape of `x`."""
-        # One axis for all tokens. Of maps, torch.compile may keep the sums with rows innermost,
-        # and then transposes them in every step.
+        """Return x plus its attention, plus the MLP of that sum, in the shape of x."""
+        # One axis for all tokens: torch.compile may store sums of maps with rows innermost, and
+        # then transpose them in every step.
         tokens = x.flatten(0, 2)
         attended = self.attn(self.norm1(tokens).view(x.shape))
         tokens = tokens + self._branch(attended, self.gamma1)

@@ -15,7 +15,7 @@ from natc.models.layers import NORM_EPS, ConvDownsampler, ConvTokenizer, NATBloc
 
 
 class NATLevel(nn.Module):
-    """The blocks that work at one resolution, and the step to the next (None at the last)."""
+    """The blocks of one resolution, and the downsampler to the next (None at the last)."""
 
     def __init__(self, blocks: list[NATBlock], downsample: ConvDownsampler | None) -> None:
         super().__init__()
@@ -156,6 +156,7 @@ class NAT(nn.Module):
 
 
 def _initialize(module: nn.Module) -> None:
+    """Initialize a linear layer at random; leave other modules alone."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -19,6 +19,7 @@ _KINDS = frozenset((Tensor, nn.Parameter))
 
 
 def _keys(*names: str) -> int:
+    """Return the set of the dispatcher's keys with these names, as a number."""
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, names[0]))
     for name in names[1:]:
         keys = keys | torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name))
@@ -26,6 +27,7 @@ def _keys(*names: str) -> int:
 
 
 def _never(tensors: Sequence[Tensor | None]) -> bool:
+    """Return False: every call takes the dispatcher."""
     return False
 
 

@@ -103,7 +103,7 @@ class _Backward(Function):
         directions = [grad if flag else None for grad, flag in zip(grads, ctx.wanted)]
         needed = ctx.needs_input_grad[1:7]
         d_output, d_lse, query, key, value, rpb = ctx.saved_tensors
-        gradients = fused_backward.second(
+        gradients = fused_backward.second_gradients(
             d_output, d_lse, query, key, value, rpb, directions, ctx.options
         )
         of_tensors = (grad if flag else None for grad, flag in zip(gradients, needed))

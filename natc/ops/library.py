@@ -86,7 +86,10 @@ def dispatched(operator: Any) -> Callable[..., Any]:
 
 
 class Function(torch.autograd.function._SingleLevelFunction):
-    """The class below torch.autograd.Function: it may be used in an operator under torch.func."""
+    """The base of natc's autograd functions, which torch.func lets run inside an operator.
+
+    torch.autograd.Function, a subclass of the same base, is not allowed there.
+    """
 
     # As torch.autograd.Function declares it to compiled autograd.
     _compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)
@@ -201,18 +204,18 @@ def run_and_keep(ctx: Any, run: Callable[..., Any], tensors: int, arguments: Seq
 
 
 def as_in_the_forward(ctx: Any) -> contextlib.AbstractContextManager[None]:
-    """Return a context that forces the reference if `ctx.forced`: if the forward was forced.
+    """Return a context that forces the reference if the forward was forced (`ctx.forced`).
 
-    So a call that was asked to run on the reference is differentiated there without a warning.
+    So a call that the user forced onto the reference is differentiated there without a warning.
     """
     return force_reference() if ctx.forced else contextlib.nullcontext()
 
 
 def _autograd_is_passed_by() -> bool:
-    """Return whether the dispatcher would call no Autograd kernel, whatever tensors require.
+    """Return whether the dispatcher skips Autograd kernels, whatever tensors require.
 
-    It would not in inference mode, where gradients may be enabled, nor inside another operator or
-    a dispatch mode, whose gradients are the caller's.
+    It does in inference mode, even if gradients are enabled there, and inside another operator or
+    a dispatch mode, whose caller differentiates.
     """
     return torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradOther)
 

@@ -187,6 +187,7 @@ def clear() -> None:
 def _choose(
     spec: KernelSpec, facts: Facts, operation: str
 ) -> tuple[Choice | None, list[Rejection]]:
+    """Return the choice of `select` among all libraries, and its rejections."""
     libraries = _search().libraries
     sibling = replace(spec, rpb=not spec.rpb)
     names = (spec.name, sibling.name)
@@ -200,7 +201,9 @@ def _choose(
 
 
 def _choose_or_build(spec: KernelSpec, facts: Facts, operation: str) -> Choice | None:
-    def again() -> Choice | None:
+    """Return the choice for a spec, built first if no library fits and a call may build one."""
+
+    def choose_again() -> Choice | None:
         _search_again()
         return _choose(spec, facts, operation)[0]
 
@@ -209,16 +212,18 @@ def _choose_or_build(spec: KernelSpec, facts: Facts, operation: str) -> Choice |
         return choice
     if jit.obstacle(spec, facts.machine, operation):
         return None
-    # Another process may have built it meanwhile.
-    built = jit.build(spec, facts.machine, operation, lambda: again() is not None)
-    return again() if built else None
+    # The build does nothing if another process has built the library meanwhile.
+    built = jit.build(spec, facts.machine, operation, lambda: choose_again() is not None)
+    return choose_again() if built else None
 
 
 def _search() -> Scan:
+    """Return the scan of all library directories, done on first use."""
     return _search_again() if _scan is None else _scan
 
 
 def _search_again() -> Scan:
+    """Return a new scan of all library directories, and keep it."""
     global _scan
     _scan = scan(workspace.library_dirs())
     return _scan
