@@ -17,6 +17,7 @@ from torch import Tensor
 
 from natc.errors import TuneError
 from natc.operations import OPERATIONS, operations_of
+from natc.runtime.registry import KernelKey
 from natc.spec import KernelSpec
 from natc.tune.measure.problems import check
 
@@ -28,8 +29,15 @@ Kernel = Callable[..., None]
 
 def right(operation: str) -> Kernel:
     """Return a kernel that computes an operation in plain PyTorch."""
-    device = torch.device("cpu")
-    key = operation, SPEC.kernel_size, SPEC.head_dim, torch.float32, True, SPEC.value_dim, device
+    key = KernelKey(
+        operation,
+        kernel_size=SPEC.kernel_size,
+        head_dim=SPEC.head_dim,
+        dtype=torch.float32,
+        rpb=True,
+        value_dim=SPEC.value_dim,
+        device=torch.device("cpu"),
+    )
     kernel = Doubles()[key]
     if kernel is None:
         raise KeyError(operation)
