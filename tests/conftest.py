@@ -1,4 +1,4 @@
-"""Which folders of tests this machine can run; each is named by what its tests need."""
+"""Which folders of tests this machine can run, and which tests are quick."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ settings.register_profile("natc", deadline=None, derandomize=True)
 settings.register_profile("natc-long", deadline=None, max_examples=5000, print_blob=True)
 settings.load_profile("natc")
 
-# What a test calls must not start a build of minutes; tests of NATC_JIT set it themselves.
+# No call of a test may start a build of minutes; tests of NATC_JIT set it themselves.
 os.environ["NATC_JIT"] = "off"
 # Filling it takes seconds, and most tests have a cache of their own.
 os.environ.setdefault("ZIG_GLOBAL_CACHE_DIR", str(platformdirs.user_cache_path("zig")))
@@ -32,7 +32,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @functools.cache
 def _missing(folder: str) -> str | None:
-    """Say what the folder's tests need and this machine lacks; None if nothing."""
+    """Return the requirement of a folder that this machine does not meet, or None."""
     if folder in ("torch_cpu", "gpu") and importlib.util.find_spec("torch") is None:
         return "torch is not installed"
     if folder in ("compiler", "cuda_toolkit") and importlib.util.find_spec("tvm") is None:

@@ -29,12 +29,6 @@ def libraries(place: Path) -> Path:
     return place / "libraries"
 
 
-def document(natc: Natc, *words: str, code: int = 0) -> Any:
-    result = natc(*words, "--json")
-    assert result.code == code, result.err
-    return json.loads(result.out)
-
-
 def test_a_directory_that_cannot_be_written_is_named_before_anything_is_built(
     natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,7 +47,7 @@ def test_a_directory_becomes_every_kind_of_package(
     natc: Natc, libraries: Path, place: Path
 ) -> None:
     words = ["package", "--from", str(libraries), "--format", "wheel,archive,zip,hf"]
-    content = document(natc, *words, "-o", str(place / "dist"))
+    content = natc.json(*words, "-o", str(place / "dist"))
     name = f"natc-kernels-llvm-{ARCH}"
     assert content["name"] == name
     assert content["archs"] == [ARCH]
@@ -92,9 +86,9 @@ def test_a_package_for_the_hub_can_be_imported(natc: Natc, libraries: Path, plac
 def test_a_dry_run_needs_no_compiler_and_writes_nothing(natc: Natc, place: Path) -> None:
     words = ["package", "--target", "cuda", "--arch", "sm_90,sm_80", "--dry-run"]
     words += ["-o", str(place / "dist")]
-    content = document(natc, *words)
+    content = natc.json(*words)
     assert len(content["libraries"]) == 72, "without other options, it packages NAT's set"
-    assert document(natc, *words, "--set", "nat") == content
+    assert natc.json(*words, "--set", "nat") == content
     assert {row["built"] for row in content["libraries"]} == {False}
     assert content["libraries"][0]["archs"] == ["sm_80", "sm_90"]
     assert content["libraries"][0]["operations"] == ["forward", "backward"]
@@ -105,11 +99,11 @@ def test_a_dry_run_needs_no_compiler_and_writes_nothing(natc: Natc, place: Path)
 
 def test_options_narrow_a_set(natc: Natc) -> None:
     words = ["--kernel", "7", "--dtype", "float16", "--rpb", "--arch", "x86-64-v3,x86-64-v2"]
-    content = document(natc, "package", "--set", "nat", *words, "--dry-run")
+    content = natc.json("package", "--set", "nat", *words, "--dry-run")
     assert [row["library"] for row in content["libraries"]] == [
         f"na2d_k7_d{dim}_float16_rpb.llvm-x86-64-v{level}" for dim in (32, 64) for level in (2, 3)
     ]
-    content = document(natc, "package", "-k", "3", "--target", "llvm-aarch64", "--dry-run")
+    content = natc.json("package", "-k", "3", "--target", "llvm-aarch64", "--dry-run")
     assert [row["library"] for row in content["libraries"]] == [
         "na2d_k3_d32_float32_rpb.llvm-aarch64", "na2d_k3_d32_float32.llvm-aarch64"
     ]  # fmt: skip
@@ -184,8 +178,8 @@ def test_an_interrupted_package_goes_on_where_it_was(
     assert "1 libraries are built already" in err
     assert "built 1/1 na2d_k5_d32_float32" in err
     assert builds.done == [KernelSpec.make(3).name, KernelSpec.make(5).name]
-    assert document(natc, *words)["reused"] == 2
-    assert [row["built"] for row in document(natc, *words, "--dry-run")["libraries"]] == [True] * 2
+    assert natc.json(*words)["reused"] == 2
+    assert [row["built"] for row in natc.json(*words, "--dry-run")["libraries"]] == [True] * 2
 
 
 @pytest.mark.timeout(200)
@@ -242,10 +236,10 @@ def test_a_folder_that_another_packs_into_is_waited_for(
 def test_a_resumed_package_has_the_bytes_of_a_fresh_one(
     natc: Natc, builds: Builds, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resumed = document(natc, *WORDS, "-o", str(place / "1"))
-    resumed = document(natc, *WORDS, "-o", str(place / "2"))
+    resumed = natc.json(*WORDS, "-o", str(place / "1"))
+    resumed = natc.json(*WORDS, "-o", str(place / "2"))
     monkeypatch.setenv("NATC_CACHE_DIR", str(place / "other"))
-    fresh = document(natc, *WORDS, "-o", str(place / "3"))
+    fresh = natc.json(*WORDS, "-o", str(place / "3"))
     assert (resumed["reused"], fresh["built"]) == (2, 2)
     assert resumed["files"][0]["sha256"] == fresh["files"][0]["sha256"]
 
@@ -267,7 +261,7 @@ def test_the_commands_of_the_page_are_understood(
     source = arguments[arguments.index("--from") + 1] if "--from" in arguments else "lib"
     add_library(place / source)
     subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", "key.pem"], check=True)
-    content = document(natc, "package", *arguments, "--dry-run")
+    content = natc.json("package", *arguments, "--dry-run")
     assert content["libraries"] or content["from"] == source
     if content["from"]:
         assert natc("package", *arguments).code == 0

@@ -59,7 +59,7 @@ def test_a_step_that_fails_or_hangs_does_not_stop_the_next(
 
 
 def alive(process: int) -> bool:
-    """Return whether a process runs; one that ended and waits for its parent does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except OSError:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from support import written_files
+from support.written_files import SPEC, TARGET
 
 from natc.errors import NatcError, ScheduleError
-from natc.host import environment
 from natc.spec import KernelSpec
 from natc.store import schedules, workspace
 from natc.store.records import SpaceVersion
@@ -18,30 +19,19 @@ from natc.store.schedules import (
     load_schedule,
     save_schedule,
 )
-from natc.targets import Target
 
-SPEC = KernelSpec.make(7, rpb=True)
-TARGET = Target("llvm", "x86-64-v3")
+SECONDS = {"1x7x7x16x32": 2.0e-05, "1x56x56x2x32": 1.23456789e-3}
+MEASURED = Measurement(
+    seconds=SECONDS,
+    baseline_seconds={shape: 3 * value for shape, value in SECONDS.items()},
+    score=1.2545678e-3,
+    objective="sum of seconds",
+    trials=40,
+)
 
 
-def make_schedule(**changes: object) -> Schedule:
-    seconds = {"1x7x7x16x32": 2.0e-05, "1x56x56x2x32": 1.23456789e-3}
-    fields: dict[str, object] = {
-        "spec": SPEC.name,
-        "target": TARGET.name,
-        "space": SpaceVersion("cpu", 1),
-        "decisions": {"unroll": 3, "tile_h": 4},
-        "measured": Measurement(
-            seconds=seconds,
-            baseline_seconds={shape: 3 * value for shape, value in seconds.items()},
-            score=1.2545678e-3,
-            objective="sum of seconds",
-            trials=40,
-        ),
-        "environment": schedules.measured_on(environment.collect()),
-        "created": "2026-01-02T03:04:05+00:00",
-    }
-    return Schedule(**{**fields, **changes})  # type: ignore[arg-type]
+def make_schedule() -> Schedule:
+    return written_files.make_schedule(decisions={"unroll": 3, "tile_h": 4}, measured=MEASURED)
 
 
 @pytest.fixture(autouse=True)

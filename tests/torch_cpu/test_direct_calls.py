@@ -183,7 +183,7 @@ SHOWS: dict[str, Callable[[Tensor], bool]] = {
 @pytest.mark.parametrize("kind", list(CHANGES))
 @of_each_operator
 def test_one_special_tensor_is_dispatched(operator: Any, kind: str, doubles: Doubles) -> None:
-    """One of the tensors has a gradient, a tangent or a class; the others have none."""
+    """A single tensor of the call has a gradient, a tangent or a class."""
     for number in range(len(tensors_of(operator))):
 
         def tensors(number: int = number) -> list[Tensor]:

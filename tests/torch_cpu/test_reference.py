@@ -48,8 +48,8 @@ def test_equals_brute_force(problem) -> None:
     options = {"kernel_size": kernel_size, "dilation": dilation, "scale": 0.7}
     out, lse = neighborhood_attention(**tensors, **options, return_lse=True)
     arrays = {name: None if t is None else t.numpy() for name, t in tensors.items()}
-    ones, falses = (1,) * len(kernel_size), (False,) * len(kernel_size)
-    expected = brute_force.attention(**arrays, **options, stride=ones, is_causal=falses)
+    strides, falses = (1,) * len(kernel_size), (False,) * len(kernel_size)
+    expected = brute_force.attention(**arrays, **options, stride=strides, is_causal=falses)
     check_close(out, torch.from_numpy(expected["output"]), torch.float64, "out")
     check_close(lse, torch.from_numpy(expected["lse"]), torch.float64, "lse")
 
