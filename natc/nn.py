@@ -3,40 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from natc.errors import ArgumentError, ArgumentTypeError
+from natc.errors import ArgumentError
 from natc.functional import na1d_qkvpacked, na2d_qkvpacked, na3d_qkvpacked
-from natc.functional.arguments import check_dense
+from natc.functional.arguments import options
+from natc.reference.validate import check_dense
 
 PerAxis = int | Sequence[int]
 Flags = bool | Sequence[bool]
 
 _ATTENTION = {1: na1d_qkvpacked, 2: na2d_qkvpacked, 3: na3d_qkvpacked}
 _AXES = {1: "length", 2: "height, width", 3: "depth, height, width"}
-# As messages name one entry for each axis.
-_SEVERAL = {1: "a list of one", 2: "a pair of", 3: "a triple of"}
-
-
-def _per_axis(name: str, value: Any, rank: int, minimum: int) -> tuple[int, ...]:
-    """Return value as one int for each axis, checked to be at least `minimum`."""
-    entries = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
-    if len(entries) != rank or any(isinstance(v, bool) or not isinstance(v, int) for v in entries):
-        raise ArgumentTypeError(f"{name} must be an int or {_SEVERAL[rank]} ints, not {value!r}.")
-    if min(entries) < minimum:
-        raise ArgumentError(f"{name} must be at least {minimum} on each axis, not {value!r}.")
-    return entries
-
-
-def _flags(name: str, value: Any, rank: int) -> tuple[bool, ...]:
-    """Return value as one bool for each axis."""
-    entries = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
-    if len(entries) != rank or any(not isinstance(v, bool) for v in entries):
-        raise ArgumentTypeError(f"{name} must be a bool or {_SEVERAL[rank]} bools, not {value!r}.")
-    return entries
 
 
 def _probability(name: str, value: float) -> float:
@@ -75,16 +55,12 @@ class _NeighborhoodAttention(nn.Module):
         self.dim = dim
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
-        self.kernel_size = _per_axis("kernel_size", kernel_size, self.rank, 1)
-        self.stride = _per_axis("stride", stride, self.rank, 1)
-        self.dilation = _per_axis("dilation", dilation, self.rank, 1)
-        if any(s > k for s, k in zip(self.stride, self.kernel_size, strict=True)):
-            raise ArgumentError(
-                f"stride must be at most kernel_size={self.kernel_size} on each axis, "
-                f"not {stride!r}."
-            )
-        self.is_causal = _flags("is_causal", is_causal, self.rank)
-        self.scale = self.head_dim**-0.5 if qk_scale is None else float(qk_scale)
+        checked = options(
+            self.rank, self.head_dim, (kernel_size, stride, dilation, is_causal, qk_scale)
+        )
+        self.kernel_size, self.stride = checked.kernel_size, checked.stride
+        self.dilation, self.is_causal = checked.dilation, checked.is_causal
+        self.scale = checked.scale
         self.pad_small_maps = pad_small_maps
 
         self.rpb: nn.Parameter | None

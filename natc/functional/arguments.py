@@ -16,8 +16,8 @@ from torch import Tensor, is_autocast_enabled
 from natc.dispatch.call import Options
 from natc.errors import ArgumentError, ArgumentTypeError
 from natc.reference.layout import accumulator
+from natc.reference.validate import FLOATS, check_dense, check_device, check_dtype
 
-_FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
 _STRIDED = torch.strided
 _SPATIAL = {1: "length", 2: "height, width", 3: "depth, height, width"}
 _ENTRIES = {1: "one entry", 2: "2 entries", 3: "3 entries"}
@@ -30,7 +30,7 @@ def fit(query: Any, key: Any, value: Any) -> bool:
     dtype, device = query.dtype, query.device
     kind = device.type
     return (
-        dtype in _FLOATS
+        dtype in FLOATS
         and key.dtype is dtype
         and value.dtype is dtype
         and key.device == device
@@ -58,7 +58,7 @@ def tensors(*named: tuple[str, Any]) -> tuple[Tensor, ...]:
     if kind != "meta" and is_autocast_enabled(kind):
         values = _autocast(kind, values)
     dtype = values[0].dtype
-    if dtype not in _FLOATS:
+    if dtype not in FLOATS:
         check_dtype(named[0][0], values[0])
     for value in values:
         if value.dtype is not dtype or value.device != device:
@@ -75,39 +75,6 @@ def _autocast(kind: str, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         else value
         for value in values
     )
-
-
-def check_dense(name: str, value: Any) -> None:
-    """Raise ArgumentTypeError unless value is a dense tensor."""
-    if not isinstance(value, Tensor):
-        raise ArgumentTypeError(f"{name} is a {type(value).__name__}; it must be a torch.Tensor.")
-    if value.is_nested:
-        raise ArgumentTypeError(
-            f"{name} is a nested tensor, layout {value.layout}; it must be dense: call natc for "
-            f"each tensor of {name}.unbind()."
-        )
-    if value.layout is not _STRIDED:
-        raise ArgumentTypeError(
-            f"{name} has layout {value.layout}; it must be dense, torch.strided: "
-            f"{name}.to_dense()."
-        )
-
-
-def check_dtype(name: str, tensor: Tensor) -> None:
-    """Raise ArgumentTypeError unless a tensor is float32, float16, bfloat16 or float64."""
-    if tensor.dtype not in _FLOATS:
-        raise ArgumentTypeError(
-            f"{name} has dtype {tensor.dtype}; it must be torch.float32, torch.float16, "
-            "torch.bfloat16 or torch.float64."
-        )
-
-
-def check_device(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
-    """Raise ArgumentError unless a tensor is on the device of `like`, named like_name."""
-    if tensor.device != like.device:
-        raise ArgumentError(
-            f"{name} is on device {tensor.device}; it must be on {like.device}, as {like_name} is."
-        )
 
 
 def options(rank: int, head_dim: int, unchecked: tuple[Any, Any, Any, Any, Any]) -> Options:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from natc.errors import ArgumentError, ArgumentTypeError
-from natc.functional.arguments import check_dense, check_device, check_dtype
 from natc.reference.layout import accumulator
+from natc.reference.validate import check_dense, check_device, check_dtype
 
 
 def merge_attentions(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from natc.errors import ArgumentError, ArgumentTypeError
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
 
 
 def per_axis(name: str, value: Any, rank: int, *, flag: bool = False) -> tuple[int, ...]:
@@ -37,32 +37,53 @@ def check_query(name: str, tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
 
 
+def check_dense(name: str, value: Any) -> None:
+    """Raise ArgumentTypeError unless value is a dense tensor."""
+    if not isinstance(value, Tensor):
+        raise ArgumentTypeError(f"{name} is a {type(value).__name__}; it must be a torch.Tensor.")
+    if value.is_nested:
+        raise ArgumentTypeError(
+            f"{name} is a nested tensor, layout {value.layout}; it must be dense: call natc for "
+            f"each tensor of {name}.unbind()."
+        )
+    if value.layout is not torch.strided:
+        raise ArgumentTypeError(
+            f"{name} has layout {value.layout}; it must be dense, torch.strided: "
+            f"{name}.to_dense()."
+        )
+
+
+def check_dtype(name: str, tensor: Tensor) -> None:
+    """Raise ArgumentTypeError unless a tensor is float32, float16, bfloat16 or float64."""
+    if tensor.dtype not in FLOATS:
+        raise ArgumentTypeError(
+            f"{name} has dtype {tensor.dtype}; it must be torch.float32, torch.float16, "
+            "torch.bfloat16 or torch.float64."
+        )
+
+
+def check_device(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
+    """Raise ArgumentError unless a tensor is on the device of `like`, named like_name."""
+    if tensor.device != like.device:
+        raise ArgumentError(
+            f"{name} is on device {tensor.device}; it must be on {like.device}, as {like_name} is."
+        )
+
+
 def check_tensor(name: str, tensor: Any, *, like: Tensor | None, any_float: bool = False) -> None:
     """Raise unless a tensor is dense and has the dtype and device of `like`, the query.
 
     any_float: a float dtype other than the query's will do.
     """
-    if not isinstance(tensor, Tensor):
-        raise ArgumentTypeError(f"{name} is a {type(tensor).__name__}; it must be a torch.Tensor.")
-    if tensor.is_nested:
-        raise ArgumentTypeError(
-            f"{name} is a nested tensor, layout {tensor.layout}; it must be dense."
-        )
-    if tensor.dtype not in _FLOATS:
-        raise ArgumentTypeError(
-            f"{name} has dtype {tensor.dtype}; it must be torch.float32, torch.float16, "
-            "torch.bfloat16 or torch.float64."
-        )
+    check_dense(name, tensor)
+    check_dtype(name, tensor)
     if like is None:
         return
     if not any_float and tensor.dtype != like.dtype:
         raise ArgumentTypeError(
             f"{name} has dtype {tensor.dtype}; it must be {like.dtype}, as query is."
         )
-    if tensor.device != like.device:
-        raise ArgumentError(
-            f"{name} is on device {tensor.device}; it must be on {like.device}, as query is."
-        )
+    check_device(name, tensor, "query", like)
 
 
 def check_keys(

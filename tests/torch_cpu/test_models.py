@@ -189,7 +189,7 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
         ({"dilations": [[1], [1], [1]]}, r"dilations must hold .* lengths \[1, 2, 1\]"),
         ({"num_classes": -1}, "num_classes must be at least 0, not -1"),
         ({"drop_path_rate": 1.0}, r"drop path must be in \[0, 1\), not 1.0"),
-        ({"kernel_size": 0}, "kernel_size must be at least 1"),
+        ({"kernel_size": 0}, "kernel_size is 0; it must be at least 1"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
