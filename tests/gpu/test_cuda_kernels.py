@@ -21,7 +21,6 @@ from support.gpu_libraries import has, specs
 import natc
 from natc import runtime
 from natc.checks import inputs as checks
-from natc.checks.guarded import call_forward
 from natc.checks.inputs import Inputs, misaligned, noncontiguous
 from natc.reference import neighborhood_attention
 from natc.spec import KernelSpec
@@ -262,12 +261,6 @@ def test_a_map_with_too_many_tiles_is_refused() -> None:
 
 
 # Devices
-
-
-def test_tensors_of_the_cpu_are_refused_by_the_function_itself() -> None:
-    inputs = inputs_of(SPEC, (1, 9, 8, 2), device="cpu")
-    with pytest.raises(Exception, match="device_type"):
-        call_forward(function_of(SPEC, "forward"), inputs, scale=1.0)
 
 
 @several
