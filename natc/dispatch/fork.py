@@ -19,7 +19,7 @@ _survivor: int | None = None
 
 
 def _after_fork() -> None:
-    """Remember this thread, the only one in the new process."""
+    """Remember this thread, which alone is in the new process."""
     global _survivor
     _survivor = threading.get_ident()
 

@@ -57,7 +57,7 @@ def define(
     before = _before_options(operator)
 
     def run(*flat: Any) -> Any:
-        return implementation(*flat[:before], _options(flat[before:]))
+        return implementation(*flat[:before], _options(flat, before))
 
     # The same for every device: `implementation` chooses the kernel.
     library.impl(name, run, "CompositeExplicitAutograd")
@@ -69,10 +69,22 @@ def _before_options(operator: Any) -> int:
     return [argument.name for argument in operator._schema.arguments].index("kernel_size")
 
 
-def _options(flat: Sequence[Any]) -> Options:
-    """Return the options that an operator was called with, one by one, as one value."""
-    kernel_size, stride, dilation, is_causal, *scale = flat
-    return Options(tuple(kernel_size), tuple(stride), tuple(dilation), tuple(is_causal), *scale)
+_DEFAULTS = tuple(Options._field_defaults.values())
+
+
+def _options(flat: Sequence[Any], before: int) -> Options:
+    """Return the options among the arguments of an operator, from index `before` on."""
+    # As Options(...), in less time: each call through the dispatcher comes through here.
+    return tuple.__new__(
+        Options,
+        (
+            tuple(flat[before]),
+            tuple(flat[before + 1]),
+            tuple(flat[before + 2]),
+            tuple(flat[before + 3]),
+            *(flat[before + 4 :] or _DEFAULTS),
+        ),
+    )
 
 
 def dispatched(operator: Any) -> Callable[..., Any]:
@@ -97,7 +109,7 @@ class Function(torch.autograd.function._SingleLevelFunction):
 
 # The dispatcher's keys of a call in which nothing but autograd has a part: no tracing, no
 # transform, no tensor subclass, no lazy negation.
-_BELOW_AUTOGRAD = torch._C._after_autograd_keyset
+_BELOW_AUTOGRAD = torch._C._after_autograd_keyset.raw_repr()
 _PLAIN = frozenset(
     torch._C.DispatchKeySet(key).raw_repr()
     for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)
@@ -152,8 +164,8 @@ def differentiable(
         return derivative(run, *arguments)
 
     def autograd(keys: Any, *flat: Any) -> Any:
-        plain = (keys & _BELOW_AUTOGRAD).raw_repr() in _PLAIN
-        arguments = (*flat[:before], _options(flat[before:]))
+        plain = keys.raw_repr() & _BELOW_AUTOGRAD in _PLAIN
+        arguments = (*flat[:before], _options(flat, before))
         return derived(implementation if plain else without_autograd, arguments)
 
     def call(*arguments: Any) -> Any:
