@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EnvVar:
-    """One environment variable: its name and one sentence on what it does."""
+    """One environment variable: its name and one sentence that explains it."""
 
     name: str
     help: str

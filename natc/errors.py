@@ -40,7 +40,7 @@ class BuildError(NatcError):
 
 
 class CompilerNotFound(BuildError):
-    """No compiler that can do what was asked for is on this machine."""
+    """This machine has no compiler for the requested target."""
 
 
 class CheckError(NatcError):

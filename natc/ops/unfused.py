@@ -219,7 +219,7 @@ def _of_group(of_heads: Tensor, like: Tensor) -> Tensor:
 def _with_tangent(
     operator: Callable[..., Tensor], function: type[_Linear], run: Any, *arguments: Any
 ) -> Tensor:
-    """Return the operator's result with its tangent."""
+    """Run the operator and return its result, with a tangent for forward-mode derivatives."""
     if not are_transforms_active():
         return apply(function, run, *arguments)
     # The `jvp` of an autograd function would switch off transforms further out.

@@ -88,10 +88,10 @@ def load(choice: Choice) -> Kernel:
 
 
 def check(library: Library) -> Library:
-    """Check a library as far as that is possible without opening it; return it as `verify` does.
+    """Check a library's hash, owner and processor without opening it; return it as `verify` does.
 
-    Raises LibraryError when its hash is not the manifest's, others may have written it, or it is
-    for another processor.
+    Raises LibraryError if the hash is not the manifest's, if other users may have written the
+    file, or if it is for another processor.
     """
     library = verify(library)
     _check_owner(library)

@@ -80,7 +80,7 @@ class KeySums:
             first += channels
 
     def _add_alone(self, step: QueryStep, weights: Any) -> None:
-        """As `_add`, one key at a time, with the vectors of other queries set to 0."""
+        """Add weight times vector one key at a time, with the other queries' vectors set to 0."""
         s, warp, first = self.warp.s, self.warp, 0
         along = warp.axes[-2] if warp.tile.has_rows else warp.axes[-1]
         most = 2 if warp.tile.has_rows else 2 * HALF
