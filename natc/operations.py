@@ -16,9 +16,10 @@ from natc.spec import KernelSpec
 
 HEADS_LAST, HEADS_FIRST = "heads_last", "heads_first"
 
-# scale is acc; all others are int32: a dilation, a stride and a flag (0 or 1) for each axis, and
-# the number of query heads that share a head of key and value.
-SCALARS = ("scale", "dilation", "stride", "is_causal", "group")
+# scale and the number of each of the spec's terms are acc; all others are int32: a dilation, a
+# stride and a flag (0 or 1) for each axis, and the number of query heads that share a head of key
+# and value.
+SCALARS = ("scale", "terms", "dilation", "stride", "is_causal", "group")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Operation:
     family: `forward`, `backward` (of the fused operation) or `unfused`.
     needs_rpb: only kernels with a bias have it.
     one_head_dim: only kernels whose value_dim is their head_dim have it.
+
+    Unfused operations are only in kernels without `natc.spec.TERMS`.
     """
 
     name: str
@@ -123,6 +126,7 @@ def operations_of(spec: KernelSpec, families: tuple[str, ...] = FAMILIES) -> tup
         if operation.family in families
         and (spec.rpb or not operation.needs_rpb)
         and (spec.value_dim == spec.head_dim or not operation.one_head_dim)
+        and (not spec.terms or operation.family != "unfused")
     )
 
 

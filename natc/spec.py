@@ -16,9 +16,13 @@ DTYPES = ("float32", "float16", "bfloat16", "float64")
 # On GPUs, natc.reference computes float64.
 CUDA_DTYPES = ("float32", "float16", "bfloat16")
 
+# Terms of a logit besides the scaled product and the bias. Each has a number, which a call may
+# leave out: a kernel computes the terms that its name ends with.
+TERMS: tuple[str, ...] = ()
+
 _NAME = re.compile(
     r"na(?P<rank>\d)d_k(?P<kernel>[\dx]+)_d(?P<head_dim>\d{1,4})(v(?P<value_dim>\d{1,4}))?"
-    r"_(?P<dtype>[a-z]+\d+)(?P<rpb>_rpb)?",
+    r"_(?P<dtype>[a-z]+\d+)(?P<rpb>_rpb)?" + "".join(f"(?P<{term}>_{term})?" for term in TERMS),
     flags=re.ASCII,
 )
 
@@ -33,6 +37,7 @@ class KernelSpec:
     dtype: element type of query, key, value and output: float32, float16, bfloat16 or float64.
     rpb: whether the kernel takes a relative positional bias.
     value_dim: channels of one head of value and output, 1 to 256; None becomes head_dim.
+    terms: of the logits, names of TERMS in its order.
     Raises SpecError for a field with any other value.
     """
 
@@ -42,6 +47,7 @@ class KernelSpec:
     dtype: str
     rpb: bool = False
     value_dim: int = None  # type: ignore[assignment]
+    terms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # bool is an int in Python; a spec of rank True is a mistake, not rank 1.
@@ -72,11 +78,14 @@ class KernelSpec:
             raise SpecError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}.")
         if type(self.rpb) is not bool:
             raise SpecError(f"rpb is {self.rpb!r}; it must be True or False.")
+        if self.terms and self.terms != tuple(term for term in TERMS if term in self.terms):
+            raise SpecError(f"terms is {self.terms!r}; it must be some of {TERMS}, in this order.")
 
     @property
     def name(self) -> str:
         """The name used for files, such as `na2d_k7_d32_float32_rpb`."""
         suffix = "_rpb" if self.rpb else ""
+        suffix += "".join(f"_{term}" for term in self.terms)
         channels = f"d{self.head_dim}"
         if self.value_dim != self.head_dim:
             channels += f"v{self.value_dim}"
@@ -106,6 +115,7 @@ class KernelSpec:
         dtype: str = "float32",
         rpb: bool = False,
         value_dim: int | None = None,
+        terms: tuple[str, ...] = (),
     ) -> KernelSpec:
         """Build a spec from one kernel size for every axis, or from one for each axis.
 
@@ -119,7 +129,7 @@ class KernelSpec:
                 raise SpecError(f"rank is {rank!r}; it must be 1, 2 or 3.")
             kernel_size = (kernel_size,) * rank
         value_dim = head_dim if value_dim is None else value_dim
-        return cls(rank, tuple(kernel_size), head_dim, dtype, rpb, value_dim)
+        return cls(rank, tuple(kernel_size), head_dim, dtype, rpb, value_dim, terms)
 
     @classmethod
     def parse(cls, name: str) -> KernelSpec:
@@ -140,6 +150,7 @@ class KernelSpec:
             dtype=match["dtype"],
             rpb=match["rpb"] is not None,
             value_dim=int(match["value_dim"] or match["head_dim"]),
+            terms=tuple(term for term in TERMS if match[term]),
         )
         # Two names for one kernel (k7x7, d032) would become two files for one kernel.
         if spec.name != name:

@@ -100,8 +100,12 @@ def scalars(
     dilation: Sequence[int] | None = None,
     stride: Sequence[int] | None = None,
     is_causal: Sequence[bool] | None = None,
+    **terms: Any,
 ) -> tuple[Any, ...]:
-    """Return the scalars of a call of a heads-last function (`natc.operations.SCALARS`)."""
+    """Return the scalars of a call of a heads-last function (`natc.operations.SCALARS`).
+
+    terms: the numbers of those of `natc.spec.TERMS` that the function computes.
+    """
     sizes = inputs.query.shape[1:-2]
     unit, flags = (1,) * len(sizes), (False,) * len(sizes)
     options = Options(
@@ -110,6 +114,7 @@ def scalars(
         dilation=tuple(dilation or unit),
         is_causal=tuple(is_causal or flags),
         scale=scale,
+        **terms,
     )
     return (*options.scalars(sizes), inputs.query.shape[-2] // inputs.key.shape[-2])
 

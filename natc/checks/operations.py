@@ -75,6 +75,9 @@ def check_operations(
             check_close(summed, exact, problem.dtype, f"{operation}: {name}")
 
 
+# The number of each term of a kernel's logits.
+_TERM = 1.5
+
 _Prepared = tuple[
     Sequence[Tensor | None],
     Sequence[tuple[Sequence[int], torch.dtype]],
@@ -110,7 +113,10 @@ class _Problem:
         self.offsets = tuple(2 * k - 1 for k in spec.kernel_size)
         self.d_output = draw(*self.sites, spec.value_dim, dtype=self.dtype)
         self.attn = draw(*self.heads_first, self.taps, dtype=self.dtype)
-        self.scalars = scalars(self.inputs, call.scale, call.dilation, call.stride, call.is_causal)
+        self.terms = dict.fromkeys(spec.terms, _TERM)
+        self.scalars = scalars(
+            self.inputs, call.scale, call.dilation, call.stride, call.is_causal, **self.terms
+        )
         self.device = device
         d_lse = draw(*self.sites, dtype=self.acc)
         self._exact = _Exact(self, d_lse)
@@ -227,7 +233,7 @@ class _Exact:
         }
         query, key, self.value = leaves["query"], leaves["key"], leaves["value"]
         self.rpb = leaves.get("rpb")
-        options = {"scale": call.scale, "rpb": self.rpb, **call.options}
+        options = {"scale": call.scale, "rpb": self.rpb, **problem.terms, **call.options}
         results: Any = neighborhood_attention(
             query, key, self.value, spec.kernel_size, return_lse=True, **options
         )

@@ -14,7 +14,7 @@ import typer
 from natc.errors import NatcError, SpecError
 from natc.host import environment
 from natc.operations import FAMILIES, operations_of, tuned_as
-from natc.spec import CUDA_DTYPES, DTYPES, KernelSpec, compiles, parse_kernel_size
+from natc.spec import CUDA_DTYPES, DTYPES, TERMS, KernelSpec, compiles, parse_kernel_size
 from natc.store import workspace
 from natc.targets import ARCHS
 
@@ -132,6 +132,16 @@ RpbVariantsOption = Annotated[
     bool | None,
     typer.Option("--rpb/--no-rpb", help="With a relative positional bias.", show_default="both"),
 ]
+TermsOption = Annotated[
+    str,
+    typer.Option(
+        "--terms",
+        metavar="TERM,TERM",
+        help=f"Terms of the logits, separated by commas: {', '.join(TERMS)}.",
+        show_default="none",
+        hidden=not TERMS,
+    ),
+]
 ShapeOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -153,6 +163,7 @@ def make_spec(
     dtype: Dtype | None,
     rpb: bool,
     value_dim: int | None = None,
+    terms: str = "",
 ) -> KernelSpec:
     """Return the spec that the options describe, for targets of a kind: llvm or cuda.
 
@@ -168,6 +179,7 @@ def make_spec(
         dtype=dtype.value if dtype else DEFAULT_DTYPE[kind],
         rpb=rpb,
         value_dim=value_dim,
+        terms=tuple(filter(None, terms.split(","))),
     )
     if not compiles(spec.dtype, kind):
         raise SpecError(

@@ -8,13 +8,17 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from natc.runtime.registry import KernelKey
+from natc.spec import TERMS
+
+WINDOW = ("kernel_size", "stride", "dilation", "is_causal")
 
 
 class Options(NamedTuple):
     """The options of a call, with one entry for each spatial axis, in the order of `natc.na2d`.
 
     An operator of torch takes them one by one: `natc.ops.library.OPTIONS` lists the same fields.
-    scale has a default because the unfused operators do not scale.
+    scale has a default because the unfused operators do not scale. After it come the numbers of
+    `natc.spec.TERMS`, in this order; 0 stands for a term that the call does not have.
     """
 
     kernel_size: tuple[int, ...]
@@ -28,16 +32,18 @@ class Options(NamedTuple):
     ) -> KernelKey:
         """Return the key of an operation's kernel for the dtype and device of `tensor`."""
         fields = (
-            operation, self.kernel_size, head_dim, value_dim, tensor.dtype, rpb, tensor.device
+            operation, self.kernel_size, head_dim, value_dim, tensor.dtype, rpb, tensor.device, ()
         )  # fmt: skip
         # As KernelKey(*fields), in a third of the time: every call comes through here.
         return tuple.__new__(KernelKey, fields)
 
     def window(self) -> dict[str, Any]:
         """Return the options that say where the keys of a query are, by name."""
-        options = self._asdict()
-        del options["scale"]
-        return options
+        return dict(zip(WINDOW, self))
+
+    def terms(self) -> dict[str, Any]:
+        """Return the numbers of `natc.spec.TERMS` by name."""
+        return dict(zip(TERMS, self[len(WINDOW) + 1 :]))
 
     def scalars(self, spatial: Sequence[int]) -> tuple[Any, ...]:
         """Return the scalars that a compiled function takes, but the last (`operations.SCALARS`).
@@ -59,10 +65,5 @@ class Options(NamedTuple):
             tuple(map(min, entries, spatial))
             for entries in (self.kernel_size, self.stride, self.dilation)
         )
-        return Options(
-            sizes if rpb is None else self.kernel_size,
-            strides,
-            dilations,
-            self.is_causal,
-            self.scale,
-        )
+        kernel_size = sizes if rpb is None else self.kernel_size
+        return self._replace(kernel_size=kernel_size, stride=strides, dilation=dilations)

@@ -245,7 +245,7 @@ def _attend(
     tokens.check(key, value, additional_keys, additional_values)
     outputs, lses = zip(
         run_forward_lse(query, key, value, rpb, options),
-        tokens.attend(query, additional_keys, additional_values, options.scale),
+        tokens.attend(query, additional_keys, additional_values, options),
     )
     output, lse = merge(outputs, lses, query.dtype)
     return (output, lse) if return_lse else output

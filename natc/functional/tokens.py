@@ -6,8 +6,10 @@ import math
 
 from torch import Tensor
 
+from natc.dispatch.call import Options
 from natc.errors import ArgumentError
 from natc.functional import arguments
+from natc.reference.attention import logits_of
 from natc.reference.layout import accumulator, without_autocast
 
 
@@ -33,7 +35,7 @@ def check(key: Tensor, value: Tensor, keys: Tensor, values: Tensor) -> None:
     arguments.shape("additional_values", values, expected, because)
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def attend(query: Tensor, keys: Tensor, values: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """Return the attention of every query to the tokens, and its logsumexp; no tokens: 0, -inf.
 
     query: `[B, *S, heads, head_dim]`. keys, values: `[B, tokens, heads_kv, channels]`. Heads that
@@ -45,9 +47,10 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[T
     positions = math.prod(spatial)
     compute = accumulator(query.dtype)
     with without_autocast(query.device):
-        rows = (query.to(compute) * scale).reshape(batch, positions, heads_kv, group, head_dim)
+        rows = query.to(compute) * options.scale
+        rows = rows.reshape(batch, positions, heads_kv, group, head_dim)
         rows = rows.transpose(1, 2).reshape(batch, heads_kv, positions * group, head_dim)
-        logits = rows @ keys.to(compute).permute(0, 2, 3, 1)
+        logits = logits_of(rows @ keys.to(compute).permute(0, 2, 3, 1), **options.terms())
         output = logits.softmax(-1) @ values.to(compute).transpose(1, 2)
     lse = logits.logsumexp(-1)
 

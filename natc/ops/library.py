@@ -22,10 +22,11 @@ from torch.autograd import forward_ad
 from natc.dispatch.call import Options
 from natc.dispatch.fallback import force_reference, reference_is_forced
 from natc.ops.direct import are_transforms_active, goes_straight
+from natc.spec import TERMS
 
 # The fields of `Options`, in order; the unfused operators take none but the window's.
 WINDOW = "int[] kernel_size, int[] stride, SymInt[] dilation, bool[] is_causal"
-OPTIONS = f"{WINDOW}, float scale"
+OPTIONS = ", ".join([WINDOW, "float scale", *(f"float {term}=0.0" for term in TERMS)])
 _TAGS = tuple(
     getattr(torch.Tag, name)
     for name in ("pt2_compliant_tag", "needs_contiguous_strides")
@@ -69,11 +70,14 @@ def _before_options(operator: Any) -> int:
     return [argument.name for argument in operator._schema.arguments].index("kernel_size")
 
 
-_DEFAULTS = tuple(Options._field_defaults.values())
+# The defaults of the numbers that follow the window's options, from each of them on.
+_DEFAULTS = [(*Options._field_defaults.values(),)[n:] for n in range(len(TERMS) + 2)]
 
 
 def _options(flat: Sequence[Any], before: int) -> Options:
     """Return the options among the arguments of an operator, from index `before` on."""
+    # The dispatcher leaves out last arguments that have their defaults.
+    numbers = flat[before + 4 :]
     # As Options(...), in less time: each call through the dispatcher comes through here.
     return tuple.__new__(
         Options,
@@ -82,7 +86,8 @@ def _options(flat: Sequence[Any], before: int) -> Options:
             tuple(flat[before + 1]),
             tuple(flat[before + 2]),
             tuple(flat[before + 3]),
-            *(flat[before + 4 :] or _DEFAULTS),
+            *numbers,
+            *_DEFAULTS[len(numbers)],
         ),
     )
 

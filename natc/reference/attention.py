@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ def neighborhood_attention(
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
     return_lse: bool = False,
+    **terms: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Return softmax(scale * query key^T + rpb) value over the neighborhood of each query.
 
@@ -65,6 +67,7 @@ def neighborhood_attention(
         additional_keys: `[batch, tokens, heads_kv, head_dim]`: every query attends to these too.
         additional_values: `[batch, tokens, heads_kv, value_dim]`.
         return_lse: also return the natural log of the softmax's denominator.
+        terms: further terms of a logit, by name: see `logits_of`.
 
     Returns:
         output `[batch, *spatial, heads, value_dim]` in the dtype of query, or (output, lse) with
@@ -89,6 +92,7 @@ def neighborhood_attention(
         scale=scale,
         rpb=rpb,
         additional_keys=additional_keys,
+        **terms,
     )
     check_tensor("value", value, like=query)
     if value.shape[:-1] != key.shape[:-1]:
@@ -129,6 +133,7 @@ def neighborhood_logits(
     rpb: Tensor | None = None,
     additional_keys: Tensor | None = None,
     fill: float = -math.inf,
+    **terms: Any,
 ) -> Tensor:
     """Return the logits, the softmax's input: scale * query key^T + rpb, one entry per tap.
 
@@ -151,19 +156,25 @@ def neighborhood_logits(
 
     by_group = grouped(query.to(compute) * scale, heads_kv)
     gathered = heads_first(key, compute)[:, :, near.positions]
-    logits = matmul(by_group, gathered.transpose(-1, -2))
+    scaled, bias = matmul(by_group, gathered.transpose(-1, -2)), None
     if rpb is not None:
         check_tensor("rpb", rpb, like=query, any_float=True)
         check_shape("rpb", rpb, (heads, *(2 * size - 1 for size in near.kernel_size)))
         bias = rpb.to(compute).flatten(1)[:, near.bias]
-        logits = logits + bias.unflatten(0, (heads_kv, -1)).transpose(1, 2)
-    logits = logits.masked_fill(~near.attended[:, None, :], fill)
+        bias = bias.unflatten(0, (heads_kv, -1)).transpose(1, 2)
+    logits = logits_of(scaled, bias, **terms).masked_fill(~near.attended[:, None, :], fill)
     if additional_keys is not None:
         check_tensor("additional_keys", additional_keys, like=query)
         check_tokens("additional_keys", additional_keys, key, channels=head_dim)
         extra = heads_first(additional_keys, compute)[:, :, None]
-        logits = torch.cat((logits, matmul(by_group, extra.transpose(-1, -2))), dim=-1)
+        of_tokens = logits_of(matmul(by_group, extra.transpose(-1, -2)), **terms)
+        logits = torch.cat((logits, of_tokens), dim=-1)
     return heads_last(logits, spatial)
+
+
+def logits_of(scaled: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return the logits from scaled dot products and the bias."""
+    return scaled if bias is None else scaled + bias
 
 
 def neighborhood_sum(

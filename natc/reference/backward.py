@@ -37,6 +37,7 @@ def neighborhood_gradients(
     scale: float | None = None,
     rpb: Tensor | None = None,
     wanted: Sequence[bool] = (True, True, True, True),
+    **terms: Any,
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of `neighborhood_attention` in query, key, value and rpb.
 
@@ -48,15 +49,15 @@ def neighborhood_gradients(
         d_lse: gradient of the logsumexp, `[batch, *spatial, heads]`; None stands for zeros.
         wanted: which of the four gradients to compute; the others are None, and so is d_rpb if
             rpb is None.
-        query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb: as for
-            `neighborhood_attention`, which raises the same errors.
+        query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb, terms: as
+            for `neighborhood_attention`, which raises the same errors.
 
     Returns:
         d_query, d_key, d_value and d_rpb in the shapes and dtypes of their tensors.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     where: dict[str, Any] = {"stride": stride, "dilation": dilation, "is_causal": is_causal}
-    logits = neighborhood_logits(query, key, kernel_size, scale=scale, rpb=rpb, **where)
+    logits = neighborhood_logits(query, key, kernel_size, scale=scale, rpb=rpb, **where, **terms)
     compute = logits.dtype
     probabilities = softmax(logits, d_output, d_lse)
     d_logits = None

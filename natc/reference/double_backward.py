@@ -33,6 +33,7 @@ def neighborhood_second_gradients(
     is_causal: PerAxisFlag = False,
     scale: float | None = None,
     rpb: Tensor | None = None,
+    **terms: Any,
 ) -> tuple[Tensor, ...]:
     """Return the gradients of `neighborhood_gradients` in its tensors.
 
@@ -43,8 +44,8 @@ def neighborhood_second_gradients(
 
     Args:
         directions: gradients of d_query, d_key, d_value and d_rpb; None stands for zeros.
-        query, key, value, kernel_size, d_output, d_lse, stride, dilation, is_causal, scale, rpb:
-            as for `neighborhood_gradients`, which raises the same errors.
+        query, key, value, kernel_size, d_output, d_lse, stride, dilation, is_causal, scale, rpb,
+            terms: as for `neighborhood_gradients`, which raises the same errors.
 
     Returns:
         Gradients of d_output, d_lse, query, key, value and rpb, in the dtypes of these; without
@@ -54,7 +55,7 @@ def neighborhood_second_gradients(
     where: dict[str, Any] = {"stride": stride, "dilation": dilation, "is_causal": is_causal}
     of_query, of_key, of_value, of_rpb = directions
 
-    logits = neighborhood_logits(query, key, kernel_size, scale=scale, rpb=rpb, **where)
+    logits = neighborhood_logits(query, key, kernel_size, scale=scale, rpb=rpb, **where, **terms)
     compute = logits.dtype
 
     def dots(vectors: Tensor, keys: Tensor, factor: float, bias: Tensor | None = None) -> Tensor:

@@ -42,6 +42,8 @@ def build_words(
         words += ["--value-dim", str(spec.value_dim)]
     if spec.dtype != _DTYPE[kind]:
         words += ["--dtype", spec.dtype]
+    if spec.terms:
+        words += ["--terms", ",".join(spec.terms)]
     if operations_of(spec, families) != operations_of(spec):
         words += ["--operations", ",".join(families)]
     if kind == "cuda":

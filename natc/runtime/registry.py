@@ -35,7 +35,8 @@ _EITHER = frozenset(
 class KernelKey(NamedTuple):
     """What decides which kernel serves a call.
 
-    operation: a name of `natc.operations`; rpb: whether the call has a relative positional bias.
+    operation: a name of `natc.operations`; rpb: whether the call has a relative positional bias;
+    terms: names of `natc.spec.TERMS`, which the call has.
     """
 
     operation: str
@@ -45,6 +46,7 @@ class KernelKey(NamedTuple):
     dtype: torch.dtype
     rpb: bool
     device: torch.device
+    terms: tuple[str, ...] = ()
 
     @property
     def dtype_name(self) -> str:
@@ -55,7 +57,7 @@ class KernelKey(NamedTuple):
         """Return the spec of the kernel; raises SpecError if there can be no such kernel."""
         return KernelSpec(
             len(self.kernel_size), self.kernel_size, self.head_dim, self.dtype_name, self.rpb,
-            self.value_dim,
+            self.value_dim, self.terms,
         )  # fmt: skip
 
 

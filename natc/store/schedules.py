@@ -155,8 +155,8 @@ def load_schedule(spec: KernelSpec, target: Target, operation: str = FORWARD) ->
 def near(spec: KernelSpec) -> Iterator[KernelSpec]:
     """Yield a kernel and the kernels whose schedules it may use, the nearest first.
 
-    Near kernels have or lack a bias, have the other 16-bit dtype, or have a window that is up to
-    4 longer or shorter on every axis.
+    Near kernels have or lack a bias, lack the terms of the logits, have the other 16-bit dtype, or
+    have a window that is up to 4 longer or shorter on every axis.
     """
     for step in sorted(range(-_NEAR, _NEAR + 1), key=lambda step: (abs(step), step)):
         sizes = tuple(size + step for size in spec.kernel_size)
@@ -164,7 +164,8 @@ def near(spec: KernelSpec) -> Iterator[KernelSpec]:
             continue
         for dtype in dict.fromkeys((spec.dtype, _HALVES.get(spec.dtype, spec.dtype))):
             for rpb in (spec.rpb, not spec.rpb):
-                yield replace(spec, kernel_size=sizes, dtype=dtype, rpb=rpb)
+                for terms in dict.fromkeys((spec.terms, ())):
+                    yield replace(spec, kernel_size=sizes, dtype=dtype, rpb=rpb, terms=terms)
 
 
 def read_schedule(path: Path) -> Schedule:

@@ -25,6 +25,7 @@ def build(
     dtype: DtypeOption = None,
     rank: RankOption = None,
     value_dim: options.ValueDimOption = None,
+    terms: options.TermsOption = "",
     operations: Annotated[
         str,
         typer.Option(
@@ -53,10 +54,15 @@ def build(
             dtype=dtype,
             rpb=variant,
             value_dim=value_dim,
+            terms=terms,
         )
         for variant in variants
     ]
     if not operations_of(specs[0], families):
+        if specs[0].terms:
+            raise SpecError(
+                f"terms is {terms}; the operations unfused have no kernels with terms."
+            )
         raise SpecError(
             f"value_dim is {specs[0].value_dim} and head_dim {specs[0].head_dim}; the operations "
             f"{', '.join(families)} have kernels only if they are equal."

@@ -31,7 +31,7 @@ _SOURCES = {
 }
 # Libraries of so many near kernels are named; more are only counted.
 _NEAREST = 3
-_FIELDS = ("rank", "kernel_size", "head_dim", "value_dim", "dtype", "rpb")
+_FIELDS = ("rank", "kernel_size", "head_dim", "value_dim", "dtype", "rpb", "terms")
 
 
 def account(spec: KernelSpec, facts: Facts, operation: str) -> dict[str, Any]:
@@ -215,6 +215,8 @@ def _field(spec: KernelSpec, name: str) -> str:
         return spec.kernel_text
     if name == "rpb":
         return "yes" if spec.rpb else "no"
+    if name == "terms":
+        return ",".join(spec.terms) or "none"
     return str(getattr(spec, name))
 
 

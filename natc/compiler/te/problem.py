@@ -69,8 +69,8 @@ class Problem:
     layout: heads-last `[B, *S, H, channels]` or heads-first `[B, H, *S, channels]`.
     exponential: the function for float32; float64 takes the compiler's own.
     example: (batch, *sizes, heads), constants instead of variables. Scale is then the default,
-        dilation and stride are 1, no axis is causal, key and value have as many heads as the
-        query, and only tensors are parameters.
+        dilation, stride and the number of each term are 1, no axis is causal, key and value have
+        as many heads as the query, and only tensors are parameters.
     """
 
     def __init__(
@@ -84,11 +84,15 @@ class Problem:
         self.accumulator = spec.accumulator
         axes = range(spec.rank)
         self.scale: Any = te.var("scale", self.accumulator)
+        self.terms: dict[str, Any] = {name: te.var(name, self.accumulator) for name in spec.terms}
         self.dilation: list[Any] = [te.var(f"dilation_{a}") for a in axes]
         self.stride: list[Any] = [te.var(f"stride_{a}") for a in axes]
         self.is_causal: list[Any] = [te.var(f"is_causal_{a}") for a in axes]
         self.group: Any = te.var("group")
-        self.scalars = [self.scale, *self.dilation, *self.stride, *self.is_causal, self.group]
+        self.scalars = [
+            self.scale, *self.terms.values(), *self.dilation, *self.stride, *self.is_causal,
+            self.group,
+        ]  # fmt: skip
         self.batch: Any = te.var("batch")
         self.sizes: list[Any] = [te.var(f"size_{a}") for a in axes]
         self.heads: Any = te.var("heads")
@@ -97,6 +101,7 @@ class Problem:
             self.batch, *self.sizes, self.heads = example
             self.heads_kv, self.group, self.scalars = self.heads, 1, []
             self.scale = tirx.const(spec.head_dim**-0.5, self.accumulator)
+            self.terms = dict.fromkeys(spec.terms, tirx.const(1.0, self.accumulator))
             self.dilation, self.stride = [1] * spec.rank, [1] * spec.rank
             self.is_causal = [False] * spec.rank
         self._exponential = exponential

@@ -36,6 +36,7 @@ def serves(spec: KernelSpec, operation: str) -> bool:
     dims = (spec.head_dim, spec.value_dim)
     return (
         operation in KERNELS
+        and not spec.terms
         and spec.dtype in ("float16", "bfloat16")
         and all(dim % _STEP == 0 and dim <= _MOST_DIM for dim in dims)
     )

@@ -67,7 +67,10 @@ def arguments(
     ]
     results = [poisoned(*tensors.result(name), device) for name in signature.results]
     ones = (1,) * spec.rank
-    options = Options(spec.kernel_size, ones, ones, (False,) * spec.rank, spec.head_dim**-0.5)
+    terms: dict[str, Any] = dict.fromkeys(spec.terms, 1.0)
+    options = Options(
+        spec.kernel_size, ones, ones, (False,) * spec.rank, spec.head_dim**-0.5, **terms
+    )
     extra = (-math.inf,) if operation == "qk" else ()
     return (*inputs, *results, *options.scalars(shape[1:-1]), 1, *extra)
 
