@@ -18,7 +18,7 @@ CUDA_DTYPES = ("float32", "float16", "bfloat16")
 
 # Terms of a logit besides the scaled product and the bias. Each has a number, which a call may
 # leave out: a kernel computes the terms that its name ends with.
-TERMS: tuple[str, ...] = ()
+TERMS: tuple[str, ...] = ("softcap",)
 
 _NAME = re.compile(
     r"na(?P<rank>\d)d_k(?P<kernel>[\dx]+)_d(?P<head_dim>\d{1,4})(v(?P<value_dim>\d{1,4}))?"

@@ -26,13 +26,15 @@ class Options(NamedTuple):
     dilation: tuple[int, ...]
     is_causal: tuple[bool, ...]
     scale: float = 1.0
+    softcap: float = 0.0
 
     def kernel_key(
         self, operation: str, tensor: Tensor, head_dim: int, value_dim: int, rpb: bool
     ) -> KernelKey:
         """Return the key of an operation's kernel for the dtype and device of `tensor`."""
         fields = (
-            operation, self.kernel_size, head_dim, value_dim, tensor.dtype, rpb, tensor.device, ()
+            operation, self.kernel_size, head_dim, value_dim, tensor.dtype, rpb, tensor.device,
+            ("softcap",) if self.softcap else (),
         )  # fmt: skip
         # As KernelKey(*fields), in a third of the time: every call comes through here.
         return tuple.__new__(KernelKey, fields)
@@ -50,10 +52,12 @@ class Options(NamedTuple):
 
         spatial: size of each axis of the map.
         """
-        _, stride, dilation, is_causal, scale = self
+        _, stride, dilation, is_causal, scale, softcap = self
         if max(dilation) > 1:
             # Kernels count in 32 bits; beyond the map, one dilation is as good as another.
             dilation = tuple(map(min, dilation, spatial))
+        if softcap:
+            return (scale, softcap, *dilation, *stride, *map(int, is_causal))
         return (scale, *dilation, *stride, *map(int, is_causal))
 
     def within(self, spatial: Sequence[int], *, rpb: Tensor | None) -> Options:

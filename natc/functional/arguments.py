@@ -77,13 +77,17 @@ def _autocast(kind: str, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     )
 
 
-def options(rank: int, head_dim: int, unchecked: tuple[Any, Any, Any, Any, Any]) -> Options:
+def options(
+    rank: int, head_dim: int, unchecked: tuple[Any, Any, Any, Any, Any], softcap: Any = None
+) -> Options:
     """Return the options, checked: one entry for each axis, and a scale that is a number.
 
-    unchecked: kernel_size, stride, dilation, is_causal and scale as the caller passed them.
+    unchecked: kernel_size, stride, dilation, is_causal and scale as the caller passed them, and so
+    is softcap.
     """
     kernel_size, stride, dilation, is_causal, scale = unchecked
     scale = head_dim**-0.5 if scale is None else scale_of(scale, head_dim)
+    cap = 0.0 if softcap is None else _cap_of(softcap)
     if (
         type(kernel_size) is int
         and type(stride) is int
@@ -93,8 +97,9 @@ def options(rank: int, head_dim: int, unchecked: tuple[Any, Any, Any, Any, Any])
         and dilation >= 1
     ):  # The common case, checked fast.
         return Options(
-            (kernel_size,) * rank, (stride,) * rank, (dilation,) * rank, (is_causal,) * rank, scale
-        )
+            (kernel_size,) * rank, (stride,) * rank, (dilation,) * rank, (is_causal,) * rank,
+            scale, cap,
+        )  # fmt: skip
     sizes = _per_axis("kernel_size", kernel_size, rank, at_least=1)
     strides = _per_axis("stride", stride, rank, at_least=1)
     dilations = _per_axis("dilation", dilation, rank, at_least=1)
@@ -103,7 +108,7 @@ def options(rank: int, head_dim: int, unchecked: tuple[Any, Any, Any, Any, Any])
             f"stride is {stride!r}; it must not exceed kernel_size, which is {kernel_size!r}."
         )
     causal = (is_causal,) * rank if isinstance(is_causal, bool) else _flags(is_causal, rank)
-    return Options(sizes, strides, dilations, causal, scale)
+    return Options(sizes, strides, dilations, causal, scale, cap)
 
 
 def _per_axis(name: str, value: Any, rank: int, *, at_least: int) -> tuple[int, ...]:
@@ -159,6 +164,15 @@ def scale_of(scale: Any, head_dim: int) -> float:
     if not -math.inf < scale < math.inf:
         raise ArgumentError(f"scale is {scale!r}; it must be finite.")
     return float(scale)
+
+
+def _cap_of(softcap: Any) -> float:
+    """Return softcap, checked, as a float."""
+    if isinstance(softcap, bool) or not isinstance(softcap, (int, float)):
+        raise ArgumentTypeError(f"softcap is {softcap!r}; it must be a number or None.")
+    if not 1e-30 <= softcap <= 1e30:  # float32 holds these, and their reciprocals
+        raise ArgumentError(f"softcap is {softcap!r}; it must be 1e-30 to 1e30, or None.")
+    return float(softcap)
 
 
 def bias(rpb: Any, query: Tensor, heads: int, kernel_size: Sequence[int]) -> Tensor:
@@ -252,6 +266,7 @@ _INSTEAD = {
     "cu_seqlens_k": _PACKED,
     "causal": "Use is_causal.",
     "softmax_scale": "Use scale.",
+    "softcap": "natc.na1d, na2d, na3d and neighborhood_attention have it.",
     "enable_gqa": "key and value may have fewer heads than query without it.",
     "backend": "natc chooses the kernel. The functions of natc.compat.get_kernel accept backend.",
 }

@@ -24,22 +24,25 @@ class _Attention(Protocol):
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, kernel_size: PerAxis, *,
         stride: PerAxis = ..., dilation: PerAxis = ..., is_causal: Flags = ...,
-        scale: float | None = ..., rpb: Tensor | None = ..., additional_keys: Tensor | None = ...,
-        additional_values: Tensor | None = ..., return_lse: Literal[False] = ...,
+        scale: float | None = ..., softcap: float | None = ..., rpb: Tensor | None = ...,
+        additional_keys: Tensor | None = ..., additional_values: Tensor | None = ...,
+        return_lse: Literal[False] = ...,
     ) -> Tensor: ...  # fmt: skip
     @overload
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, kernel_size: PerAxis, *,
         stride: PerAxis = ..., dilation: PerAxis = ..., is_causal: Flags = ...,
-        scale: float | None = ..., rpb: Tensor | None = ..., additional_keys: Tensor | None = ...,
-        additional_values: Tensor | None = ..., return_lse: Literal[True],
+        scale: float | None = ..., softcap: float | None = ..., rpb: Tensor | None = ...,
+        additional_keys: Tensor | None = ..., additional_values: Tensor | None = ...,
+        return_lse: Literal[True],
     ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
     @overload
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, kernel_size: PerAxis, *,
         stride: PerAxis = ..., dilation: PerAxis = ..., is_causal: Flags = ...,
-        scale: float | None = ..., rpb: Tensor | None = ..., additional_keys: Tensor | None = ...,
-        additional_values: Tensor | None = ..., return_lse: bool,
+        scale: float | None = ..., softcap: float | None = ..., rpb: Tensor | None = ...,
+        additional_keys: Tensor | None = ..., additional_values: Tensor | None = ...,
+        return_lse: bool,
     ) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
@@ -58,6 +61,7 @@ def neighborhood_attention(
     dilation: PerAxis = 1,
     is_causal: Flags = False,
     scale: float | None = None,
+    softcap: float | None = None,
     rpb: Tensor | None = None,
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
@@ -87,6 +91,7 @@ def neighborhood_attention(
         dilation: distance between neighbors, >= 1.
         is_causal: a query attends to no key after itself on that axis.
         scale: factor of the dot products, finite; None means head_dim ** -0.5.
+        softcap: c, 1e-30 to 1e30: a logit x becomes c * tanh(x / c); None for no cap.
         rpb: relative positional bias, `[heads, 2*K0-1, ...]`, any float dtype: added at the
             offset of key from query; itself not scaled.
         additional_keys: `[B, tokens, heads_kv, head_dim]`: every query attends to these too; rpb
@@ -118,7 +123,16 @@ def neighborhood_attention(
         )
     options = (kernel_size, stride, dilation, is_causal, scale)
     return _attend(
-        rank, query, key, value, options, rpb, additional_keys, additional_values, return_lse
+        rank,
+        query,
+        key,
+        value,
+        options,
+        softcap,
+        rpb,
+        additional_keys,
+        additional_values,
+        return_lse,
     )
 
 
@@ -133,6 +147,7 @@ def na1d(
     dilation: PerAxis = 1,
     is_causal: Flags = False,
     scale: float | None = None,
+    softcap: float | None = None,
     rpb: Tensor | None = None,
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
@@ -147,7 +162,7 @@ def na1d(
         arguments.refuse(unsupported)
     options = (kernel_size, stride, dilation, is_causal, scale)
     return _attend(
-        1, query, key, value, options, rpb, additional_keys, additional_values, return_lse
+        1, query, key, value, options, softcap, rpb, additional_keys, additional_values, return_lse
     )
 
 
@@ -162,6 +177,7 @@ def na2d(
     dilation: PerAxis = 1,
     is_causal: Flags = False,
     scale: float | None = None,
+    softcap: float | None = None,
     rpb: Tensor | None = None,
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
@@ -176,7 +192,7 @@ def na2d(
         arguments.refuse(unsupported)
     options = (kernel_size, stride, dilation, is_causal, scale)
     return _attend(
-        2, query, key, value, options, rpb, additional_keys, additional_values, return_lse
+        2, query, key, value, options, softcap, rpb, additional_keys, additional_values, return_lse
     )
 
 
@@ -191,6 +207,7 @@ def na3d(
     dilation: PerAxis = 1,
     is_causal: Flags = False,
     scale: float | None = None,
+    softcap: float | None = None,
     rpb: Tensor | None = None,
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
@@ -205,7 +222,7 @@ def na3d(
         arguments.refuse(unsupported)
     options = (kernel_size, stride, dilation, is_causal, scale)
     return _attend(
-        3, query, key, value, options, rpb, additional_keys, additional_values, return_lse
+        3, query, key, value, options, softcap, rpb, additional_keys, additional_values, return_lse
     )
 
 
@@ -215,6 +232,7 @@ def _attend(
     key: Any,
     value: Any,
     unchecked: Any,
+    softcap: Any,
     rpb: Any,
     additional_keys: Any,
     additional_values: Any,
@@ -236,7 +254,7 @@ def _attend(
         arguments.axes("query", query, rank, _LAYOUT)
     if key.shape != shape or value.shape != shape:
         _check_keys(query, key, value)
-    options = arguments.options(rank, shape[-1], unchecked)
+    options = arguments.options(rank, shape[-1], unchecked, softcap)
     if rpb is not None:
         rpb = arguments.bias(rpb, query, shape[-2], options.kernel_size)
     if not has_tokens:

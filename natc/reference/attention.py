@@ -172,9 +172,15 @@ def neighborhood_logits(
     return heads_last(logits, spatial)
 
 
-def logits_of(scaled: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return the logits from scaled dot products and the bias."""
-    return scaled if bias is None else scaled + bias
+def logits_of(scaled: Tensor, bias: Tensor | None = None, softcap: float = 0.0) -> Tensor:
+    """Return scaled + bias; for a softcap that is not 0, softcap * tanh of the sum / softcap."""
+    logits = scaled if bias is None else scaled + bias
+    return softcap * (logits / softcap).tanh() if softcap else logits
+
+
+def slope_of(logits: Tensor, softcap: float = 0.0) -> Tensor | float:
+    """Return the derivative of `logits_of` in scaled, from its result; 0 for a logit of -inf."""
+    return (1 - (logits / softcap).square()).clamp(min=0) if softcap else 1.0
 
 
 def neighborhood_sum(

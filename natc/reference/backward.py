@@ -18,6 +18,7 @@ from natc.reference.attention import (
     PerAxisFlag,
     neighborhood_logits,
     neighborhood_sum,
+    slope_of,
 )
 from natc.reference.layout import accumulator, neighborhood
 from natc.reference.validate import check_query, check_shape, check_tensor
@@ -42,7 +43,8 @@ def neighborhood_gradients(
     """Return the gradients of `neighborhood_attention` in query, key, value and rpb.
 
     With p the probabilities and dp = d_output . value, the gradient of a logit is
-    p * (dp - sum(p * dp) + d_lse): the derivative of softmax and of logsumexp.
+    p * (dp - sum(p * dp) + d_lse): the derivative of softmax and of logsumexp. A term
+    that changes the logit, as a cap does, multiplies that by its slope.
 
     Args:
         d_output: gradient of the output, `[batch, *spatial, heads, value_dim]`.
@@ -66,7 +68,7 @@ def neighborhood_gradients(
         d_logits = dp - (probabilities * dp).sum(-1, keepdim=True)
         if d_lse is not None:
             d_logits = d_logits + d_lse.to(compute).unsqueeze(-1)
-        d_logits = probabilities * d_logits
+        d_logits = probabilities * d_logits * slope_of(logits, **terms)
 
     d_query = d_key = d_value = d_rpb = None
     if wanted[0] and d_logits is not None:

@@ -15,6 +15,7 @@ from natc.reference.attention import (
     PerAxisFlag,
     neighborhood_logits,
     neighborhood_sum,
+    slope_of,
 )
 from natc.reference.backward import attended_sum, of_group, rpb_sum, softmax
 
@@ -75,12 +76,21 @@ def neighborhood_second_gradients(
     c = dots(zero if of_query is None else of_query, key, scale, of_rpb)
     if of_key is not None:
         c = c + dots(query, of_key, scale)
+    # With a cap, c so far is the derivative of the logit before the cap.
+    uncapped, slope = c, slope_of(logits, **terms)
+    c = slope * c
     mean_c = (p * c).sum(-1, keepdim=True)
     to_p = centered * c - mean_c * dp
     if of_value is not None:
         to_p = to_p + dots(d_output, of_value, 1.0)
     to_dp = p * (c - mean_c)
     to_logits = p * (to_p - (p * to_p).sum(-1, keepdim=True))
+    softcap = terms.get("softcap")
+    if softcap:
+        # The derivative of the slope 1 - (a / softcap)^2 in a is -2 a / softcap^2.
+        finite = logits.masked_fill(logits.isneginf(), 0)
+        to_logits = slope * (to_logits - ds * uncapped * (2 * finite / softcap**2))
+        ds = ds * slope
 
     def at_queries(attn: Tensor, keys: Tensor) -> Tensor:
         return neighborhood_sum(attn, keys, kernel_size, **where)

@@ -68,6 +68,7 @@ def gathering(name: str) -> list[str]:
         "na3d_k2x3x2_d12_bfloat16_rpb",
         "na2d_k2x3_d8v24_bfloat16",
         "na1d_k3_d1_float32_rpb",
+        "na2d_k2x3_d16_bfloat16_rpb_softcap",
     ],
 )
 def test_gathering_operations(name: str, tmp_path: Path) -> None:
@@ -95,6 +96,7 @@ def test_channels_that_have_no_parts(tmp_path: Path) -> None:
         ("na2d_k3_d64_float16", 8),
         ("na2d_k3x2_d5v1_float16_rpb", 1),
         ("na3d_k2_d16v32_bfloat16_rpb", 2),
+        ("na2d_k3_d16_float16_softcap", 2),
     ],
 )
 def test_forward_in_tiles(name: str, lanes: int, tmp_path: Path) -> None:

@@ -8,20 +8,37 @@ from __future__ import annotations
 
 import math
 
-from tvm import tirx
+from tvm import te, tirx
 from tvm.ir import Expr
 
 from natc.compiler.te.problem import Problem
 
+# Below this |t|, 17/315 t^6, the relative error of three terms of tanh's series, is negligible.
+_NEAR = {"float32": 0.1, "float64": 1 / 256}
+
 
 def logit_of(p: Problem, score: Expr, bias: Expr | None, *, is_scaled: bool = False) -> Expr:
-    """Return scale * score + bias.
+    """Return scale * score + bias; if the spec caps logits, softcap * tanh of it / softcap.
 
     score: the dot product of query and key; is_scaled: it has the factor `scale` already.
     bias: the pair's entry of the relative positional bias, None for a kernel without one.
     """
-    scaled = score if is_scaled else score * p.scale
-    return scaled if bias is None else scaled + bias
+    logit = score if is_scaled else score * p.scale
+    if bias is not None:
+        logit = logit + bias
+    cap = p.terms.get("softcap")
+    if cap is None:
+        return logit
+    x, t, e = (te.var(name, p.accumulator) for name in ("logit", "t", "e"))
+    # tanh |t| = (1 - e) / (1 + e) with e = exp(-2 |t|), which cannot overflow. Near 0, where 1 - e
+    # loses digits, three terms of the series are exact to the last bit.
+    size = cap * (p.const(1.0) - e) / (p.const(1.0) + e)
+    series = x * (p.const(1.0) + t * t * (t * t * p.const(2 / 15) - p.const(1 / 3)))
+    near = p.const(_NEAR[p.accumulator])
+    capped = tirx.Select(x < p.const(0.0), p.const(0.0) - size, size)
+    capped = tirx.Select(tirx.abs(t) < near, series, capped)
+    capped = tirx.Let(e, p.exp(tirx.abs(t) * p.const(-2.0)), capped)
+    return tirx.Let(x, logit, tirx.Let(t, x / cap, capped))
 
 
 def probability_of(p: Problem, logit: Expr, lse: Expr) -> Expr:
@@ -32,15 +49,31 @@ def probability_of(p: Problem, logit: Expr, lse: Expr) -> Expr:
     If lse is inf the probability is NaN, as inf - inf is. (inf is found by comparison, because the
     compiler folds the difference of two equal expressions to 0.)
     """
+    if not p.terms:
+        return _probability_of(p, logit, lse)
+    # A capped logit is long, and the formula has it more than once.
+    capped = te.var("capped", p.accumulator)
+    return tirx.Let(capped, logit, _probability_of(p, capped, lse))
+
+
+def _probability_of(p: Problem, logit: Expr, lse: Expr) -> Expr:
     infinite = lse == p.const(math.inf)
     exponent = logit - tirx.Select(infinite, p.const(math.nan), lse)
     return p.exp(tirx.Select(exponent > p.const(0.0), p.const(0.0), exponent))
 
 
 def d_logit_of(p: Problem, logit: Expr, lse: Expr, d_probability: Expr, delta: Expr) -> Expr:
-    """Return the gradient of scale * score + bias: probability * (d_probability - delta).
+    """Return the gradient of scale * score + bias: probability * (d_probability - delta) * slope.
+
+    slope is 1 - tanh^2 of a capped logit, 1 without a cap.
 
     d_probability: the dot product of d_output and the key's value. delta: the query's sum of
     d_output * output over channels, less the gradient of its lse.
     """
-    return probability_of(p, logit, lse) * (d_probability - delta)
+    cap = p.terms.get("softcap")
+    if cap is None:
+        return probability_of(p, logit, lse) * (d_probability - delta)
+    capped, tanh = te.var("capped", p.accumulator), te.var("tanh", p.accumulator)
+    gradient = _probability_of(p, capped, lse) * (d_probability - delta)
+    slope = tirx.Let(tanh, capped / cap, p.const(1.0) - tanh * tanh)
+    return tirx.Let(capped, logit, gradient * slope)
