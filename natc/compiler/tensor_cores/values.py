@@ -178,7 +178,7 @@ class ValueSums:
     def _products(
         self, sums: Any, first: int, channels: int, words: range, windows: list[TileWindow] | None
     ) -> None:
-        """Add products of some words of the lane's keys, two channels each, to the first sums.
+        """Add weights times `words` of the lane's values, two channels a word, to `sums`.
 
         windows: the windows of the only query to sum for; None for all queries.
         """
