@@ -96,10 +96,12 @@ def options(
         and 1 <= stride <= kernel_size
         and dilation >= 1
     ):  # The common case, checked fast.
-        return Options(
+        fields = (
             (kernel_size,) * rank, (stride,) * rank, (dilation,) * rank, (is_causal,) * rank,
             scale, cap,
         )  # fmt: skip
+        # As Options(*fields), in less time.
+        return tuple.__new__(Options, fields)
     sizes = _per_axis("kernel_size", kernel_size, rank, at_least=1)
     strides = _per_axis("stride", stride, rank, at_least=1)
     dilations = _per_axis("dilation", dilation, rank, at_least=1)
