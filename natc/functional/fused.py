@@ -98,8 +98,8 @@ def neighborhood_attention(
             does not apply. Goes together with additional_values.
         additional_values: `[B, tokens, heads_kv, value_dim]`.
         return_lse: also return the natural log of the softmax's denominator.
-        unsupported: arguments that other attention functions have, such as `attn_mask`; refused
-            with what natc offers instead.
+        unsupported: arguments that other attention functions have, such as `attn_mask`. They
+            are refused; the error names natc's replacement.
 
     Returns:
         output `[B, *S, heads, value_dim]` in the dtype of query, or (output, lse) with lse

@@ -23,10 +23,10 @@ def child(work):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 def calls():
-    found = [attend() for _ in range(3)]
+    outputs = [attend() for _ in range(3)]
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)  # for torch's comparison, which would wait for ever
-    assert all(torch.equal(one, expected) for one in found)
+    assert all(torch.equal(output, expected) for output in outputs)
     torch.set_num_threads(2)
 
 def first_call():

@@ -1,4 +1,4 @@
-"""The events of a search of four candidates, for tests of what `natc tune` shows."""
+"""The events of a search of four candidates, for tests of the display of `natc tune`."""
 
 from __future__ import annotations
 

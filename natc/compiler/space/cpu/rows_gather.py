@@ -16,7 +16,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import SBlockRV
 
-from natc.compiler.space.cpu import rows as llvm_blocked
+from natc.compiler.space.cpu.rows import covers as covers_forward
 from natc.compiler.space.cpu.rows import group_of
 from natc.compiler.space.cpu.rows_chunks import chunks
 from natc.compiler.space.cpu.tap_rows import (
@@ -55,7 +55,7 @@ def covers(spec: KernelSpec, operation: str) -> bool:
     """
     values = spec.value_dim % 8 == 0 and spec.value_dim >= 16
     many = math.prod(spec.kernel_size) > 4
-    return operation in _DEFINITIONS and values and many and llvm_blocked.covers(spec)
+    return operation in _DEFINITIONS and values and many and covers_forward(spec)
 
 
 def structure(spec: KernelSpec, target: Target) -> Candidates:
