@@ -50,15 +50,15 @@ class Options(NamedTuple):
     def scalars(self, spatial: Sequence[int]) -> tuple[Any, ...]:
         """Return the scalars that a compiled function takes, but the last (`operations.SCALARS`).
 
-        spatial: size of each axis of the map.
+        is_causal stays True or False, which compiled functions take for 1 and 0. spatial: size of
+        each axis of the map.
         """
         _, stride, dilation, is_causal, scale, softcap = self
-        if max(dilation) > 1:
-            # Kernels count in 32 bits; beyond the map, one dilation is as good as another.
-            dilation = tuple(map(min, dilation, spatial))
+        # Kernels count in 32 bits; beyond the map, one dilation is as good as another.
+        steps = map(min, dilation, spatial) if max(dilation) > 1 else dilation
         if softcap:
-            return (scale, softcap, *dilation, *stride, *map(int, is_causal))
-        return (scale, *dilation, *stride, *map(int, is_causal))
+            return (scale, softcap, *steps, *stride, *is_causal)
+        return (scale, *steps, *stride, *is_causal)
 
     def within(self, spatial: Sequence[int], *, rpb: Tensor | None) -> Options:
         """Return options that attend to the same keys, none of them larger than the map.

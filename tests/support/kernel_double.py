@@ -82,7 +82,7 @@ class _Call:
         rank = len(kernel_size)
         scale, *integers = arguments[len(names) :]
         self.fill = integers.pop() if operation == "qk" else None
-        assert type(scale) is float and all(type(value) is int for value in integers)
+        assert type(scale) is float and all(isinstance(value, int) for value in integers)
         assert all(-(2**31) <= value < 2**31 for value in integers)
         self.scale, self.group = scale, integers.pop()
         dilation, stride, causal = (integers[i * rank : (i + 1) * rank] for i in range(3))

@@ -18,7 +18,7 @@ typedef struct {
     void* v_ptr;
   };
 } Any;
-enum { INT = 1, FLOAT = 3, DLTENSOR = 7, TENSOR = 70, OBJECT_HEADER = 24 };
+enum { INT = 1, BOOL = 2, FLOAT = 3, DLTENSOR = 7, TENSOR = 70, OBJECT_HEADER = 24 };
 extern void TVMFFIErrorSetRaisedFromCStr(const char* kind, const char* message);
 
 #ifndef FACTOR
@@ -91,9 +91,10 @@ static int run(const Any* args, int32_t num_args, int with_lse) {
   double scale = args[at].v_float64;
   int64_t integer[7];  // two dilations, two strides, two flags, group
   for (int i = 0; i < 7; ++i) {
-    if (args[at + 1 + i].type_index != INT) return refuse("scalar is not an integer");
+    int type = args[at + 1 + i].type_index, is_flag = i == 4 || i == 5;
+    if (type != INT && !(is_flag && type == BOOL)) return refuse("scalar is not an integer");
     integer[i] = args[at + 1 + i].v_int64;
-    if (integer[i] < (i == 4 || i == 5 ? 0 : 1) || integer[i] > INT32_MAX)
+    if (integer[i] < (is_flag ? 0 : 1) || integer[i] > INT32_MAX)
       return refuse("scalar is out of range");
   }
   Axis axis[2];
