@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from natc.errors import LibraryError
 from natc.host import detect
 from natc.runtime.commands import rebuild_command
 from natc.runtime.scan import Library
 from natc.runtime.select import Choice
-from natc.runtime.trust import distrust_file
+from natc.runtime.trust import distrust
 from natc.store import elf, workspace
 from natc.store.files import reason
-from natc.store.manifest import file_sha256, load_manifest
+from natc.store.manifest import file_sha256, load_manifest, sha256_of
+
+# Each open file of this process has a name in the first directory, on Linux. The second one lies
+# in memory: some file systems take milliseconds to create and remove a directory.
+_DESCRIPTORS, _MEMORY = Path("/proc/self/fd"), "/dev/shm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +44,39 @@ def verify(library: Library) -> Library:
     If another process has replaced the library since it was searched for, return the new one.
     Raises LibraryError naming the file, both hashes and the command that builds it again.
     """
-    expected = library.manifest.sha256
+    with _verified(library) as (library, _):
+        return library
+
+
+@contextlib.contextmanager
+def _verified(library: Library) -> Iterator[tuple[Library, BinaryIO]]:
+    """Yield what `verify` returns, and the open file that has the hash."""
+    library, file = _file_of(library)
+    with file:
+        try:
+            actual = sha256_of(file)
+        except OSError as error:
+            raise _unreadable(library, error) from error
+        expected = library.manifest.sha256
+        if actual != expected:
+            raise LibraryError(
+                f"library {library.path} is not the file that its manifest vouches for: expected "
+                f"sha256 {expected}, found {actual}. Nothing of it was run. {_remedy(library)}"
+            )
+        yield library, file
+
+
+def _file_of(library: Library) -> tuple[Library, BinaryIO]:
+    """Open a library's file, or the file of a library that has replaced it."""
     try:
-        actual = file_sha256(library.path)
+        return library, open(library.path, "rb")
     except FileNotFoundError as error:
         replacement = Library(load_manifest(library.manifest_path), library.manifest_path)
         if replacement.path != library.path:
-            return verify(replacement)
+            return _file_of(replacement)
         raise _unreadable(library, error) from error
     except OSError as error:
         raise _unreadable(library, error) from error
-    if actual != expected:
-        raise LibraryError(
-            f"library {library.path} is not the file that its manifest vouches for: expected "
-            f"sha256 {expected}, found {actual}. Nothing of it was run. "
-            f"{_remedy(library)}"
-        )
-    return library
 
 
 def _unreadable(library: Library, error: OSError) -> LibraryError:
@@ -69,14 +92,8 @@ def load(choice: Choice) -> Kernel:
     not the manifest's, others may have written it, it is for another processor, it cannot be
     opened, or it has no such function.
     """
-    library = check(choice.library)
-    try:
-        module = _open(library.path)
-    # The type of the loader's own error is not part of its interface.
-    except Exception as error:
-        raise LibraryError(
-            f"library {library.path} cannot be opened: {error}. {_remedy(library)}"
-        ) from error
+    with _checked(choice.library) as (library, file):
+        module = _modules.get(library.path) or _open(library, file)
     try:
         function = module[choice.function]
     except AttributeError as error:
@@ -93,27 +110,30 @@ def check(library: Library) -> Library:
     Raises LibraryError if the hash is not the manifest's, if other users may have written the
     file, or if it is for another processor.
     """
-    library = verify(library)
-    _check_owner(library)
-    _check_machine(library)
-    return library
+    with _checked(library) as (library, _):
+        return library
 
 
-def _check_owner(library: Library) -> None:
-    for path in (library.path, library.manifest_path):
-        danger = distrust_file(path)
-        if danger:
-            raise LibraryError(f"library {library.path} is not loaded: {danger}.")
+@contextlib.contextmanager
+def _checked(library: Library) -> Iterator[tuple[Library, BinaryIO]]:
+    """Yield what `check` returns, and the open file that was checked."""
+    with _verified(library) as (library, file):
+        for path in (library.path, library.manifest_path):
+            danger = distrust(path)
+            if danger:
+                raise LibraryError(f"library {library.path} is not loaded: {danger}.")
+        _check_machine(library, file)
+        yield library, file
 
 
-def _check_machine(library: Library) -> None:
+def _check_machine(library: Library, file: BinaryIO) -> None:
     # On other systems, libraries have another format; their loader checks it.
     if sys.platform != "linux":
         return
     path, here = library.path, detect.host_machine()
+    file.seek(0)
     try:
-        with open(path, "rb") as file:
-            machine = elf.machine_of(file.read(64), path.stat().st_size)
+        machine = elf.machine_of(file.read(64), os.fstat(file.fileno()).st_size)
     except elf.ElfError as error:
         raise LibraryError(
             f"library {path} cannot be opened: {error}. {_remedy(library)}"
@@ -137,9 +157,47 @@ def _remedy(library: Library) -> str:
     return f"Build it again: {rebuild_command(library)}"
 
 
-@functools.cache
-def _open(path: Path) -> Any:
-    """Open a library once; it stays open until the process ends."""
+# The libraries that are open, until the process ends.
+_modules: dict[Path, Any] = {}
+
+
+def _open(library: Library, file: BinaryIO) -> Any:
+    """Open the library in `file`, whatever lies at its path by now, and return the module.
+
+    Raises LibraryError naming the library.
+    """
     import tvm_ffi
 
-    return tvm_ffi.load_module(str(path))
+    memory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
+    try:
+        with tempfile.TemporaryDirectory(prefix="natc-load-", dir=memory) as scratch:
+            # The loader wants a name, and a new name for each library: it would take a second
+            # file that is called /proc/self/fd/7 for the first one.
+            name = Path(scratch) / library.path.name
+            descriptor = _DESCRIPTORS / str(file.fileno())
+            if descriptor.exists():
+                name.symlink_to(descriptor)
+            else:
+                _copy(library, file, name)
+            try:
+                module = tvm_ffi.load_module(name)
+            # The type of the loader's own error is not part of its interface.
+            except Exception as error:
+                words = str(error).replace(str(name), str(library.path))
+                raise LibraryError(
+                    f"library {library.path} cannot be opened: {words}. {_remedy(library)}"
+                ) from error
+    except OSError as error:
+        raise LibraryError(
+            f"library {library.path} cannot be opened, because there is no directory for a "
+            f"temporary file: {reason(error)}. Name one that you can write: TMPDIR=DIRECTORY."
+        ) from error
+    return _modules.setdefault(library.path, module)
+
+
+def _copy(library: Library, file: BinaryIO, path: Path) -> None:
+    """Copy a library that was verified to a path that only this process knows."""
+    file.seek(0)
+    path.write_bytes(file.read())
+    if file_sha256(path) != library.manifest.sha256:
+        raise LibraryError(f"library {library.path} was changed while natc opened it.")

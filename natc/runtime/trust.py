@@ -8,6 +8,7 @@ searched and a library when it is opened, never in a call.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -16,30 +17,26 @@ from pathlib import Path
 from natc import env
 
 _ROOT = 0
+# The system follows no more links than this.
+_MOST_LINKS = 40
 
 
-def distrust(directory: Path) -> str | None:
-    """Return why libraries in a directory are not to be loaded, as a clause, or None.
+def distrust(path: Path) -> str | None:
+    """Return why a library, or the libraries in a directory, are not to be loaded, or None.
 
-    The directory and its parents must belong to the user or to root, and nobody else may write
-    there. Sticky parents, such as /tmp, are accepted, because nobody can replace another user's
-    files there; so are groups with the owner as the only member, which many systems have.
+    The reason is a clause. The path, and each directory and link on the way to it, must belong to
+    the user or to root, and nobody else may write there. Sticky directories on the way, such as
+    /tmp, are accepted, because nobody can replace another user's files there; so are groups with
+    the owner as the only member, which many systems have.
     """
     if _allowed():
         return None
-    for path, above in _chain(directory):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            reason = _reason(path, os.stat(path), sticky_is_fine=above)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for step, status, is_end in _way(path.absolute()):
+            reason = _reason(step, status, sticky_is_fine=not is_end)
             if reason:
                 return reason
     return None
-
-
-def distrust_file(path: Path) -> str | None:
-    """Return why a file in a trusted directory is not to be loaded, as a clause, or None."""
-    if _allowed():
-        return None
-    return _reason(path, os.stat(path), sticky_is_fine=False)
 
 
 def _allowed() -> bool:
@@ -47,12 +44,29 @@ def _allowed() -> bool:
     return os.name != "posix" or env.NATC_ALLOW_WRITABLE_LIBRARIES.flag()
 
 
-def _chain(directory: Path) -> Iterator[tuple[Path, bool]]:
-    """Yield a directory with False, and each of its parents with True."""
-    for start in dict.fromkeys((directory.resolve(), directory.absolute())):
-        yield start, False
-        for parent in start.parents:
-            yield parent, True
+def _way(path: Path) -> Iterator[tuple[Path, os.stat_result, bool]]:
+    """Yield each directory and link that leads to a path, and its end, which is no link.
+
+    Yields (directory, link or end; its status; whether it is the end). The system follows a link
+    inside of a link's target, too, so the real path alone does not show all of them.
+    """
+    step, status = Path(path.anchor), os.lstat(path.anchor)
+    names, links = list(reversed(path.parts[1:])), 0
+    yield step, status, not names
+    while names:
+        directory, step = step, step / names.pop()
+        # The directory is no link, so its parent is the directory above it.
+        step = directory.parent if step.name == ".." else step
+        status = os.lstat(step)
+        is_link = stat.S_ISLNK(status.st_mode)
+        yield step, status, not names and not is_link
+        if is_link:
+            links += 1
+            if links > _MOST_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+            target = Path(os.readlink(step))
+            names += reversed(target.parts[1:] if target.is_absolute() else target.parts)
+            step = Path(target.anchor) if target.is_absolute() else directory
 
 
 def _reason(path: Path, status: os.stat_result, *, sticky_is_fine: bool) -> str | None:
@@ -63,7 +77,8 @@ def _reason(path: Path, status: os.stat_result, *, sticky_is_fine: bool) -> str 
             f"{path} belongs to user {status.st_uid}, who is neither root nor the user of this "
             f"process, {user}; {_allow('who')}"
         )
-    if sticky_is_fine and mode & stat.S_ISVTX:
+    # The mode of a link means nothing: its owner alone can replace it.
+    if stat.S_ISLNK(status.st_mode) or (sticky_is_fine and mode & stat.S_ISVTX):
         return None
     if mode & stat.S_IWOTH:
         who = "everyone"

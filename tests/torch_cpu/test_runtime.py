@@ -270,7 +270,7 @@ def test_the_command_that_builds_a_library_again(
 def test_nothing_is_opened_before_a_call(
     kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load, "_open", lambda library: pytest.fail(f"opened {library.path}"))
+    monkeypatch.setattr(load, "_open", lambda library, file: pytest.fail(f"opened {library.path}"))
     assert [item.spec for item in runtime.kernels()] == [SPECS[False], SPECS[True]]
     explanation = runtime.explain(SPEC)
     assert explanation.choice is not None

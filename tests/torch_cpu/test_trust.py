@@ -9,10 +9,11 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from support.c_library import KERNEL_SIZE, SPECS, LibraryDirectory
+from support.c_library import KERNEL_SIZE, SPECS, LibraryDirectory, compile_c
 from support.library_files import library_of, rewrite
 from support.tiny_library import add_wheel
 
@@ -21,7 +22,7 @@ from natc import runtime
 from natc.checks.inputs import make_inputs
 from natc.errors import ArgumentError, LibraryError, NotCoveredError
 from natc.host import detect
-from natc.runtime import trust
+from natc.runtime import load, trust
 
 SPEC = SPECS[False]
 SHAPE = (1, 5, 6, 2, SPEC.head_dim)
@@ -34,11 +35,11 @@ def attend() -> torch.Tensor:
 
 
 class Disk:
-    """What `os.stat` says of some paths, whoever runs the tests; other paths are root's, 0755."""
+    """What `os.lstat` says of some paths, whoever runs the tests; other paths are root's, 0755."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.known: dict[Path, tuple[int, int, int]] = {}
-        system = SimpleNamespace(name="posix", stat=self._stat, geteuid=lambda: 1000)
+        system = SimpleNamespace(name="posix", lstat=self._stat, geteuid=lambda: 1000)
         monkeypatch.setattr(trust, "os", system)
 
     def add(self, path: str, mode: int, user: int = 1000, group: int = 1000) -> Path:
@@ -120,6 +121,38 @@ def test_a_link_into_a_directory_that_others_can_write_is_followed(tmp_path: Pat
     assert reason is not None and str(target) in reason
 
 
+def test_each_link_and_directory_on_the_way_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever can replace a link decides what is loaded, even if the real file is safe."""
+    safe, shared = tmp_path / "safe", tmp_path / "shared"
+    for directory in (safe, shared):
+        directory.mkdir()
+    (safe / "real").write_text("")
+    (shared / "further").symlink_to("../safe/real")
+    (tmp_path / "direct").symlink_to("safe/../safe/real")
+    (tmp_path / "through").symlink_to(shared / "further")
+    assert trust.distrust(tmp_path / "direct") is trust.distrust(tmp_path / "through") is None
+    shared.chmod(0o777)
+    assert trust.distrust(tmp_path / "direct") is None
+    reason = trust.distrust(tmp_path / "through")
+    assert reason is not None and reason.startswith(f"{shared} can be written by everyone")
+    shared.chmod(0o755)
+    (tmp_path / "round").symlink_to("round")
+    with pytest.raises(OSError, match="levels of symbolic links"):
+        trust.distrust(tmp_path / "round")
+    lstat = os.lstat
+
+    def of_a_stranger(path: Path) -> os.stat_result:
+        fields = list(lstat(path))
+        fields[stat.ST_UID] = STRANGER if path == shared / "further" else fields[stat.ST_UID]
+        return os.stat_result(fields)
+
+    monkeypatch.setattr(os, "lstat", of_a_stranger)
+    reason = trust.distrust(tmp_path / "through")
+    assert reason is not None and reason.startswith(f"{shared / 'further'} belongs to user")
+
+
 def test_pytests_own_directories_are_trusted(tmp_path: Path) -> None:
     """As are the temporary directories of continuous integration, below a sticky /tmp."""
     assert trust.distrust(tmp_path) is None
@@ -161,6 +194,70 @@ def test_a_writable_file_in_a_safe_directory_is_refused(
     attend()
 
 
+def test_a_library_that_is_a_link_into_a_writable_directory_is_refused(
+    libraries: LibraryDirectory, tmp_path: Path
+) -> None:
+    path = library_of(libraries.add(SPEC))
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    path.rename(shared / "library")
+    path.symlink_to(shared / "library")
+    attend()
+    assert libraries.calls(SPEC) == 1
+    shared.chmod(0o777)
+    runtime.clear()
+    with pytest.raises(LibraryError, match=f"is not loaded: {shared} can be written by everyone"):
+        attend()
+
+
+@pytest.mark.parametrize("has_descriptors", [True, False])
+def test_the_file_that_was_checked_is_the_file_that_is_opened(
+    libraries: LibraryDirectory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    has_descriptors: bool,
+) -> None:
+    """Though another file lies at its path since it was checked."""
+    path = library_of(libraries.add(SPEC))
+    wanted, checked = attend(), load._check_machine
+    runtime.clear()
+    monkeypatch.setattr(load, "_modules", {})
+    if not has_descriptors:
+        monkeypatch.setattr(load, "_DESCRIPTORS", tmp_path)
+    doubled = compile_c(SPEC, tmp_path / "doubled.so", factor=2)
+    descriptors = os.listdir("/proc/self/fd")
+
+    def checked_late(*arguments: Any) -> None:
+        checked(*arguments)
+        os.replace(doubled, path)
+
+    monkeypatch.setattr(load, "_check_machine", checked_late)
+    torch.testing.assert_close(attend(), wanted)
+    assert not doubled.exists() and os.listdir("/proc/self/fd") == descriptors
+
+
+def test_where_there_is_no_place_for_a_temporary_file_the_error_says_so(
+    libraries: LibraryDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    libraries.add(SPEC)
+    monkeypatch.setattr(load, "_MEMORY", "/dev/null/absent")
+    attend()
+    runtime.clear()
+    monkeypatch.setattr(load, "_modules", {})
+    monkeypatch.setattr("tempfile.tempdir", "/dev/null/absent")
+    with pytest.raises(LibraryError, match="no directory for a temporary file: not a directory"):
+        attend()
+
+
+def test_the_system_names_an_open_library_by_its_path(libraries: LibraryDirectory) -> None:
+    """So do profilers and debuggers that ask the system."""
+    path = library_of(libraries.add(SPEC))
+    attend()
+    assert f"{path}\n" in Path("/proc/self/maps").read_text()
+    # The loader knows it by its inode: opened once more, it is the same library.
+    assert libraries.calls(SPEC) == 1
+
+
 def test_an_empty_writable_directory_is_no_problem(libraries: LibraryDirectory) -> None:
     libraries.path.mkdir()
     libraries.path.chmod(0o777)
@@ -177,7 +274,7 @@ def test_trust_costs_a_call_nothing(
         pytest.fail(f"looked at {path} in a call")
 
     monkeypatch.setattr("natc.runtime.scan.distrust", asked)
-    monkeypatch.setattr("natc.runtime.load.distrust_file", asked)
+    monkeypatch.setattr("natc.runtime.load.distrust", asked)
     attend()
     assert kernels.calls(SPEC) == 2
 

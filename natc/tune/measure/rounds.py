@@ -17,7 +17,7 @@ from natc.errors import ArgumentError, NatcError, TargetError, TuneError
 from natc.host import gpu
 from natc.host.detect import detect_gpu, detect_host_cpu
 from natc.operations import OPERATIONS
-from natc.runtime.trust import distrust, distrust_file
+from natc.runtime.trust import distrust
 from natc.spec import KernelSpec
 from natc.store import manifest
 from natc.store.files import reason, write_atomically
@@ -195,7 +195,7 @@ def check(directory: Path, round_: Round) -> None:
     if danger:
         raise TuneError(f"libraries in {directory} are not loaded: {danger}.")
     for library in libraries(directory, round_):
-        danger = distrust_file(library)
+        danger = distrust(library)
         if danger:
             raise TuneError(f"library {library} is not loaded: {danger}.")
 
