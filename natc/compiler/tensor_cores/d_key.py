@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm import tirx
 
-from natc.compiler.tensor_cores.inverse import KeyTile, QueryStep, numbers
+from natc.compiler.tensor_cores.inverse import KeyTile, QueryStep
 from natc.compiler.tensor_cores.inverse_scores import (
     load_keys,
     packed,
@@ -25,14 +25,9 @@ from natc.compiler.tensor_cores.statements import Statements
 from natc.compiler.tensor_cores.tile import Tile
 from natc.spec import KernelSpec
 
-__all__ = ["launch", "numbers"]
-
 
 def launch(p: Mapping[str, Any], spec: KernelSpec, numbers: Mapping[str, int]) -> tirx.Stmt:
-    """Return the statement that launches the kernel of `d_key`.
-
-    p: the function's parameters by name. numbers: the sampled number for each name.
-    """
+    """Return the statement that launches the kernel of `d_key` (`TensorCoreKernel`)."""
     # In large windows a gradient of a logit is some ten times smaller than d_output, hence the
     # factor. If a product exceeds what float16 can hold, the second attempt takes `small`.
     factor, small = (2.0**6, 2.0**-8) if spec.dtype == "float16" else (1.0, 1.0)

@@ -14,7 +14,7 @@ from tvm import tirx
 
 from natc.compiler.tensor_cores.d_scores import KeyStep, LogitGradients
 from natc.compiler.tensor_cores.halo import Part
-from natc.compiler.tensor_cores.kernel import RESIDENT, ROWS, WARPS_0, WARPS_1, grid, warps_of
+from natc.compiler.tensor_cores.kernel import RESIDENT, ROWS, grid, warp_candidates, warps_of
 from natc.compiler.tensor_cores.results import store_channels
 from natc.compiler.tensor_cores.scores import each_part
 from natc.compiler.tensor_cores.statements import Statements, call
@@ -36,17 +36,14 @@ def numbers(spec: KernelSpec) -> dict[str, Sequence[int]]:
         (wide <= 32 and columns <= 3) or (wide <= 64 and columns <= 2 and not spec.rpb)
     )
     resident = (12, 8, 16) if fits else (8, 12, 16)
-    if spec.rank == 1:
-        return {WARPS_1: (4, 2, 8, 1), RESIDENT: resident}
-    rows = (2, 1, 4) if wide <= 32 and columns <= 2 else (1, 2, 4)
-    return {WARPS_0: (4, 2, 1), WARPS_1: (1, 2, 4), ROWS: rows, RESIDENT: resident}
+    candidates = warp_candidates(spec)
+    if spec.rank > 1:
+        candidates[ROWS] = (2, 1, 4) if wide <= 32 and columns <= 2 else (1, 2, 4)
+    return {**candidates, RESIDENT: resident}
 
 
 def launch(p: Mapping[str, Any], spec: KernelSpec, numbers: Mapping[str, int]) -> tirx.Stmt:
-    """Return the statement that launches the kernel of `d_query`.
-
-    p: the function's parameters by name. numbers: the sampled number for each name.
-    """
+    """Return the statement that launches the kernel of `d_query` (`TensorCoreKernel`)."""
     tile = Tile(spec, *warps_of(numbers), 0)
     tile = replace(tile, most_products=numbers.get(ROWS, 1) * tile.columns)
     warp = WarpTile(Statements(), p, tile)
@@ -81,9 +78,8 @@ class _Gradient:
     def compute(self) -> Any:
         """Compute and store the gradients; return whether any sum of a lane is not finite."""
         s = self.warp.s
-        for sums, channels in zip(self.sums, self.blocks):
-            with s.unrolled("i", channels // 2) as i:
-                s.store(sums, i, tirx.const(0.0, "float32"))
+        for sums in self.sums:
+            s.fill(sums, 0.0)
         each_part(self.warp, self._part)
         not_finite = None
         if self.alone is None:

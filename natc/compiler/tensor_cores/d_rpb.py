@@ -7,6 +7,7 @@ shared memory and adds them to the chunk's sums, which belong to this warp alone
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from natc.compiler.tensor_cores.kernel import RESIDENT, ROWS, WARPS_1
 from natc.compiler.tensor_cores.scores import each_part
 from natc.compiler.tensor_cores.statements import Statements, at, call
 from natc.compiler.tensor_cores.tile import HALF, Tile
-from natc.compiler.tensor_cores.warp_tile import LANES, WarpTile
+from natc.compiler.tensor_cores.warp_tile import LANES, WarpTile, element_of
 from natc.spec import KernelSpec
 
 _MANY_WARPS = 16  # of a multiprocessor
@@ -41,10 +42,7 @@ def numbers(spec: KernelSpec) -> dict[str, Sequence[int]]:
 
 
 def launch(p: Mapping[str, Any], spec: KernelSpec, numbers: Mapping[str, int]) -> tirx.Stmt:
-    """Return the statement that launches the kernel of `d_rpb`.
-
-    p: the function's parameters by name. numbers: the sampled number for each name.
-    """
+    """Return the statement that launches the kernel of `d_rpb` (`TensorCoreKernel`)."""
     tile = Tile(spec, 1, 1, 0)
     tile = replace(tile, most_products=numbers.get(ROWS, 1) * tile.columns)
     warp = WarpTile(Statements(), p, tile)
@@ -89,14 +87,12 @@ class _Sums:
         self.shuffled = warp.tile.in_parts and numbers[RESIDENT] < _MANY_WARPS
         self.sizes = [2 * k - 1 for k in warp.spec.kernel_size]
         self.result = warp.p["output"]
-        s, every = warp.s, 1
-        for size in self.sizes:
-            every *= size
+        s, every = warp.s, math.prod(self.sizes)
         self.first = s.let("first_sum", number * every)
         with s.loop("clear", -(-every // LANES)) as i:
             index = i * LANES + lane
             with s.when(index < every):
-                self._set(self.first + index, tirx.const(0.0, "float32"))
+                s.store(self.result, self.first + index, tirx.const(0.0, "float32"))
         # Other lanes will add to the elements that this lane cleared.
         s.call("natc_sync_warp")
 
@@ -116,8 +112,7 @@ class _Sums:
         following = s.registers("following_row", 1, "int32")
 
         def begin() -> None:
-            with s.unrolled("i", 2 * columns) as i:
-                s.store(before, i, tirx.const(0.0, "float32"))
+            s.fill(before, 0.0)
 
         def run(part: Part) -> None:
             d_logits = s.registers("d_logits", tile.products * 4)
@@ -180,13 +175,4 @@ class _Sums:
             column = i * LANES + self.lane
             with s.when(tirx.And(is_valid, column < last)):
                 element = s.let("sum_at", self.first + line * last + column)
-                self._set(element, self._at(element) + diagonals[i])
-
-    def _index(self, element: Any) -> tuple[Any, ...]:
-        return (*[0] * (len(self.result.ty.shape) - 1), element)
-
-    def _at(self, element: Any) -> Any:
-        return self.result[self._index(element)]
-
-    def _set(self, element: Any, value: Any) -> None:
-        self.warp.s.add(tirx.BufferStore(self.result, value, list(self._index(element))))
+                s.store(self.result, element, element_of(self.result, element) + diagonals[i])

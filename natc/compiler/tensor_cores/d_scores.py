@@ -20,7 +20,7 @@ from natc.compiler.tensor_cores.logits import probability_of
 from natc.compiler.tensor_cores.scores import LOG2_E, add_product, bias_index, biases, load_queries
 from natc.compiler.tensor_cores.statements import at, call
 from natc.compiler.tensor_cores.tile import HALF
-from natc.compiler.tensor_cores.warp_tile import WarpTile
+from natc.compiler.tensor_cores.warp_tile import WarpTile, is_below
 
 _PAIR = 2  # products of a step, of 8 keys each
 # Gradients in float16 are multiplied by a power of two that brings the largest element of d_output
@@ -102,9 +102,7 @@ class LogitGradients:
             with s.unrolled("u", columns) as u:
                 zero, mask = tirx.const(0, "uint32"), []
                 for e, bits in enumerate((0x0000FFFF, 0xFFFF0000)):
-                    # One comparison suffices, since negative numbers become large.
-                    key = (behind + (HALF * u + e)).astype("uint32")
-                    attended = key < window.count.astype("uint32")
+                    attended = is_below(behind + (HALF * u + e), window.count)
                     mask.append(tirx.Select(attended, tirx.const(bits, "uint32"), zero))
                 s.store(masks, half * columns + u, mask[0] | mask[1])
         return masks

@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm import tirx
 
-from natc.compiler.tensor_cores.inverse import KeyTile, QueryStep, numbers
+from natc.compiler.tensor_cores.inverse import KeyTile, QueryStep
 from natc.compiler.tensor_cores.inverse_scores import load_keys, packed, probabilities, products
 from natc.compiler.tensor_cores.inverse_sums import KeySums
 from natc.compiler.tensor_cores.kernel import RESIDENT, grid, warps_of
@@ -15,14 +15,9 @@ from natc.compiler.tensor_cores.statements import Statements
 from natc.compiler.tensor_cores.tile import Tile
 from natc.spec import KernelSpec
 
-__all__ = ["launch", "numbers"]
-
 
 def launch(p: Mapping[str, Any], spec: KernelSpec, numbers: Mapping[str, int]) -> tirx.Stmt:
-    """Return the statement that launches the kernel of `d_value`.
-
-    p: the function's parameters by name. numbers: the sampled number for each name.
-    """
+    """Return the statement that launches the kernel of `d_value` (`TensorCoreKernel`)."""
     # A probability is at most 1: this factor keeps most digits of small ones.
     factor = 2.0**15 if spec.dtype == "float16" else 1.0
     warp = KeyTile(Statements(), p, Tile(spec, *warps_of(numbers), 0))

@@ -20,9 +20,8 @@ from natc.compiler.tensor_cores.kernel import (
     PRODUCTS,
     RESIDENT,
     SHORT,
-    WARPS_0,
-    WARPS_1,
     grid,
+    warp_candidates,
     warps_of,
 )
 from natc.compiler.tensor_cores.results import store_channels
@@ -43,21 +42,16 @@ def numbers(spec: KernelSpec) -> dict[str, Sequence[int]]:
     a lane keeps at once; warps that one multiprocessor must be able to hold.
     """
     small = max(spec.head_dim, spec.value_dim) <= 32 and all(k <= 7 for k in spec.kernel_size)
-    candidates: dict[str, Sequence[int]] = {} if spec.rank == 1 else {WARPS_0: (4, 2, 1)}
-    candidates[WARPS_1] = (4, 2, 8, 1) if spec.rank == 1 else (1, 2, 4)
     # First the candidates with which the compiler spills no registers, if there are any.
     products: Sequence[int] = (16, 8, 12) if small and spec.rank == 2 else (8, 16, 12)
     if is_wide(spec) and spec.rank > 1:
         # With 4 hardly any kernel spills, but sums are rescaled twice as often, which costs more.
         products = (8, 4, 12)
-    return {**candidates, PRODUCTS: products, RESIDENT: (8, 12, 16)}
+    return {**warp_candidates(spec), PRODUCTS: products, RESIDENT: (8, 12, 16)}
 
 
 def launch(p: Mapping[str, Any], spec: KernelSpec, numbers: Mapping[str, int]) -> tirx.Stmt:
-    """Return the statement that launches the kernel of a forward operation.
-
-    p: the function's parameters by name. numbers: the sampled number for each name.
-    """
+    """Return the statement that launches the kernel of a forward (`TensorCoreKernel`)."""
     warp = WarpTile(Statements(), p, Tile(spec, *warps_of(numbers), numbers[PRODUCTS]))
     with grid(warp, numbers[RESIDENT]):
         warp.attend()
@@ -81,9 +75,8 @@ class _State:
             s.store(self.largest, half, tirx.const(-_INFINITY, "float32"))
             # Compilers leave out an addition to -0, which changes nothing.
             s.store(self.total, half, tirx.const(-0.0, "float32"))
-        for sums, channels in zip(self.sums, self.blocks):
-            with s.unrolled("i", channels // 2) as i:
-                s.store(sums, i, tirx.const(0.0, "float32"))
+        for sums in self.sums:
+            s.fill(sums, 0.0)
 
     def correct(self, corrections: Any) -> None:
         """Multiply each half's sums of values by its entry of `corrections`."""
@@ -195,10 +188,8 @@ def _finish(warp: WarpTile, state: _State) -> None:
 
 def _store_lse(warp: WarpTile, token: Any, largest: Any, total: Any) -> None:
     """Store the logsumexp, or inf if the largest logit is inf (`total` is NaN then)."""
-    s, lse = warp.s, warp.p["lse"]
     minus, plus = (tirx.const(x, "float32") for x in (-_INFINITY, _INFINITY))
     base = tirx.Select(largest == minus, tirx.const(0.0, "float32"), largest)
     finite = base * tirx.const(math.log(2.0), "float32") + tirx.log(total)
-    zeros = [0] * (len(lse.ty.shape) - 1)
     value = tirx.Select(largest == plus, largest, finite)
-    s.add(tirx.BufferStore(lse, value, [*zeros, token * warp.heads + warp.head]))
+    warp.s.store(warp.p["lse"], token * warp.heads + warp.head, value)

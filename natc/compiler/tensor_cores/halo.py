@@ -33,14 +33,8 @@ class Part:
 
     def before_row_0(self) -> Any:
         """Return the number of the first token of row 0 of the map, in the part's plane."""
-        warp = self.warp
         members = [] if self.plane is None else [self.plane]
-        if self.tile.has_rows:
-            members.append(0)
-        row: Any = warp.batch
-        for axis, member in zip(warp.axes, members):
-            row = row * axis.size + axis.position(member)
-        return row * warp.axes[-1].size
+        return self.warp.row_start([*members, 0] if self.tile.has_rows else members)
 
 
 class Tokens:

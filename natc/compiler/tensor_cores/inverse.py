@@ -15,11 +15,11 @@ from tvm import tirx
 from tvm.ir import Expr
 
 from natc import window
-from natc.compiler.tensor_cores.kernel import RESIDENT, WARPS_0, WARPS_1
-from natc.compiler.tensor_cores.scores import rpb_at
+from natc.compiler.tensor_cores.kernel import RESIDENT, warp_candidates
+from natc.compiler.tensor_cores.scores import rpb_at, within
 from natc.compiler.tensor_cores.statements import call
 from natc.compiler.tensor_cores.tile import HALF
-from natc.compiler.tensor_cores.warp_tile import Tensor, TileWindow, WarpTile
+from natc.compiler.tensor_cores.warp_tile import Tensor, TileWindow, WarpTile, is_below
 from natc.spec import KernelSpec
 
 
@@ -29,12 +29,10 @@ def numbers(spec: KernelSpec) -> dict[str, Sequence[int]]:
     Adjacent warps of a block, which share queries through the cache; warps that one multiprocessor
     must be able to hold.
     """
-    candidates: dict[str, Sequence[int]] = {} if spec.rank == 1 else {WARPS_0: (4, 2, 1)}
-    candidates[WARPS_1] = (4, 2, 8, 1) if spec.rank == 1 else (1, 2, 4)
     # First the largest number with which the compiler spills no registers.
     small = max(spec.head_dim, spec.value_dim) <= 32
     first = (16 if spec.rank < 3 else 12) if small else 8
-    return {**candidates, RESIDENT: (first, *(n for n in (8, 12, 16) if n != first))}
+    return {**warp_candidates(spec), RESIDENT: (first, *(n for n in (8, 12, 16) if n != first))}
 
 
 class KeyTile(WarpTile):
@@ -127,7 +125,7 @@ class Columns:
             ahead = warp.axes[-1].start + warp.row - first - 2 * warp.column + most // 2
             apart = (0,) if warp.tile.has_rows else (-1, 0, 1)
             self.bias = [
-                [s.let("bias_column", _within(ahead + HALF * n - e, most)) for e in range(2)]
+                [s.let("bias_column", within(ahead + HALF * n - e, most)) for e in range(2)]
                 for n in apart
             ]
 
@@ -135,7 +133,7 @@ class Columns:
         count = self.warp.queries[key_half][-1].count
         mask: Any = tirx.const(0, "uint32")
         for e, bits in enumerate((0xFFFF, 0xFFFF0000)):
-            attends = _below(self.behind[key_half] + (HALF * half + e), count)
+            attends = is_below(self.behind[key_half] + (HALF * half + e), count)
             mask |= tirx.Select(attends, tirx.const(bits, "uint32"), tirx.const(0, "uint32"))
         return mask
 
@@ -162,14 +160,10 @@ class QueryStep:
             self.single = s.let("single_line", self._line((warp.lane >> 3) & 1))
 
     def _line(self, half: Any) -> Any:
-        warp = self.warp
         members = [] if self.plane is None else [self.plane]
         if self.row is not None:
-            members.append(tirx.min(self.row + half, warp.axes[-2].length - 1))
-        line: Any = warp.batch
-        for axis, member in zip(warp.axes, members):
-            line = line * axis.size + axis.position(member)
-        return line * warp.axes[-1].size
+            members.append(tirx.min(self.row + half, self.warp.axes[-2].length - 1))
+        return self.warp.row_start(members)
 
     def own(self, tensor: Tensor, half: int) -> Any:
         """Return the element at which the lane's own query of a half begins in a tensor."""
@@ -206,7 +200,7 @@ class QueryStep:
         if self.row is None:
             return mask
         rows: TileWindow = warp.queries[key_half][-2]
-        attends = _below(self.row + half - rows.first, rows.count)
+        attends = is_below(self.row + half - rows.first, rows.count)
         return tirx.Select(attends, mask, tirx.const(0, "uint32"))
 
     def attends_to(self, half: int, e: int, queries: list[TileWindow]) -> Expr:
@@ -231,17 +225,8 @@ class QueryStep:
             if self.row is not None:
                 taps = spec.kernel_size[-2]
                 ahead = warp.axes[-2].start - self.row + (apart - 1 + taps - 1)
-                row = start * (2 * taps - 1) + _within(ahead, 2 * taps - 2)
+                row = start * (2 * taps - 1) + within(ahead, 2 * taps - 2)
             row = s.let("bias_row", row * (2 * spec.kernel_size[-1] - 1))
             for e in range(2):
                 s.store(values, 2 * apart + e, rpb_at(warp.p["rpb"], row + columns[e]))
         return values
-
-
-def _below(number: Any, count: Any) -> Expr:
-    """Return whether 0 <= number < count, by one comparison: negative numbers become large."""
-    return number.astype("uint32") < count.astype("uint32")
-
-
-def _within(offset: Any, most: int) -> Any:
-    return tirx.max(tirx.min(offset, most), 0)

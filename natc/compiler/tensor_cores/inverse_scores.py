@@ -11,7 +11,7 @@ from tvm import tirx
 from natc.compiler.tensor_cores.inverse import KeyTile, QueryStep
 from natc.compiler.tensor_cores.kernel import SHORT
 from natc.compiler.tensor_cores.logits import probability_of
-from natc.compiler.tensor_cores.scores import LOG2_E, load_channels, load_halves
+from natc.compiler.tensor_cores.scores import LOG2_E, add_product, load_channels, load_halves
 from natc.compiler.tensor_cores.statements import at, call
 from natc.compiler.tensor_cores.warp_tile import Tensor
 
@@ -59,13 +59,7 @@ def products(step: QueryStep, keys: Any, tensor: Tensor, start: Any | None = Non
     for half in range(2):
         loaded = s.registers("query_words", words, "uint32")
         load_channels(warp, loaded, 0, tensor, step.own(tensor, half))
-        for first in range(0, words, 2):
-            s.call(
-                f"natc_mma_{SHORT[warp.spec.dtype]}",
-                at(sums, 4 * half),
-                *(keys[2 * first + i] for i in range(4)),
-                *(loaded[first + w] for w in range(2)),
-            )
+        add_product(warp, at(sums, 4 * half), keys, loaded, words)
     return sums
 
 
@@ -89,7 +83,7 @@ def probabilities(step: QueryStep, scores: Any, factor: float) -> Any:
     return numbers
 
 
-def packed(step: QueryStep, weights: Any) -> Any:
+def packed(step: QueryStep, weights: Any) -> list[Any]:
     """Pack weights for the next product; 0 if the query does not attend to the key.
 
     The result has a word for each half of queries and each half of keys.
@@ -103,4 +97,4 @@ def packed(step: QueryStep, weights: Any) -> Any:
             word = 2 * half + key_half
             both = call("uint32", pack, *(weights[2 * word + e] for e in range(2)))
             s.store(words, word, both & step.mask(half, key_half))
-    return words
+    return [words[i] for i in range(4)]

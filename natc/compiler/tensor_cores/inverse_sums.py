@@ -8,15 +8,15 @@ from typing import Any
 from tvm import tirx
 
 from natc.compiler.tensor_cores.inverse import KeyTile, QueryStep
-from natc.compiler.tensor_cores.kernel import SHORT
 from natc.compiler.tensor_cores.results import store_channels
 from natc.compiler.tensor_cores.statements import at, call
 from natc.compiler.tensor_cores.tile import HALF, channel_blocks
+from natc.compiler.tensor_cores.values import multiply
 from natc.compiler.tensor_cores.warp_tile import Tensor, TileWindow
 
 # Takes a step and a power of two. Returns the step's weights times that power, packed for the next
 # product: a word for each half of queries and each half of keys.
-Weights = Callable[[QueryStep, float], Any]
+Weights = Callable[[QueryStep, float], list[Any]]
 
 
 class KeySums:
@@ -24,7 +24,6 @@ class KeySums:
 
     def __init__(self, warp: KeyTile, vectors: Tensor) -> None:
         self.warp, self.vectors = warp, vectors
-        self.mma = f"natc_mma_{SHORT[warp.spec.dtype]}"
         self.blocks = channel_blocks(vectors.dim)
         self.arrays = [warp.s.registers(f"sums_{i}", n // 2) for i, n in enumerate(self.blocks)]
 
@@ -65,21 +64,20 @@ class KeySums:
                 store_channels(warp, result, self.arrays, half, token, factor)
 
     def _clear(self) -> None:
-        for array, channels in zip(self.arrays, self.blocks):
-            with self.warp.s.unrolled("i", channels // 2) as i:
-                self.warp.s.store(array, i, tirx.const(0.0, "float32"))
+        for array in self.arrays:
+            self.warp.s.fill(array, 0.0)
 
-    def _add(self, step: QueryStep, weights: Any) -> None:
+    def _add(self, step: QueryStep, weights: list[Any]) -> None:
         """Add weight times vector for the queries of a step."""
         first = 0
         for array, channels in zip(self.arrays, self.blocks):
             number = channels // HALF // 2
             words = self._load(step, first, channels, 0, number)
             for word in range(number):
-                self._multiply(array, 2 * word, weights, words, word, number)
+                multiply(self.warp, array, word, weights, words, word, number)
             first += channels
 
-    def _add_alone(self, step: QueryStep, weights: Any) -> None:
+    def _add_alone(self, step: QueryStep, weights: list[Any]) -> None:
         """Add weight times vector one key at a time, with the other queries' vectors set to 0."""
         s, warp, first = self.warp.s, self.warp, 0
         along = warp.axes[-2] if warp.tile.has_rows else warp.axes[-1]
@@ -98,10 +96,8 @@ class KeySums:
                         attends = step.attends_to(query // 2, query % 2, queries)
                         zero = tirx.const(0, "uint32")
                         s.store(own, query, tirx.Select(attends, words[query], zero))
-                    alone = s.registers("alone", 8)
-                    with s.unrolled("i", 8) as i:
-                        s.store(alone, i, tirx.const(0.0, "float32"))
-                    self._multiply(alone, 0, weights, own, 0, 1)
+                    alone = s.zeros("alone", 8)
+                    multiply(warp, alone, 0, weights, own, 0, 1)
                     for i in range(8):
                         is_own = tirx.And(warp.row == row, half == i % 4 // 2)
                         index = word * 8 + i
@@ -125,18 +121,6 @@ class KeySums:
                 index = (2 * half + e) * number
                 s.call(f"natc_load_{4 * number}", at(words, index), address)
         return words
-
-    def _multiply(
-        self, array: Any, v: int, weights: Any, words: Any, word: int, number: int
-    ) -> None:
-        """Add weights times a word of each query, two channels, to channels v and v + 1."""
-        for upper, halves in enumerate(("natc_low_halves", "natc_high_halves")):
-            pairs = [
-                call("uint32", halves, *(words[(2 * half + e) * number + word] for e in range(2)))
-                for half in range(2)
-            ]
-            own = (weights[i] for i in range(4))
-            self.warp.s.call(self.mma, at(array, (v + upper) * 4), *own, *pairs)
 
     def _queries_of(self, half: Any, row: Any) -> list[TileWindow]:
         """Return the queries that attend to a key of the tile, on the axes of rows and columns.

@@ -24,11 +24,18 @@ class TensorCoreKernel(NamedTuple):
 
     numbers(spec): the candidates of each sampled number, the untuned kernel's first.
     launch(p, spec, numbers): the statement that launches the kernel; p: the function's parameters
-    by name.
+    by name; numbers: the sampled number for each name.
     """
 
     numbers: Callable[[KernelSpec], dict[str, Sequence[int]]]
     launch: Callable[[Mapping[str, Any], KernelSpec, Mapping[str, int]], tirx.Stmt]
+
+
+def warp_candidates(spec: KernelSpec) -> dict[str, Sequence[int]]:
+    """Return the candidates of a block's warps, which share loads through the cache."""
+    if spec.rank == 1:
+        return {WARPS_1: (4, 2, 8, 1)}
+    return {WARPS_0: (4, 2, 1), WARPS_1: (1, 2, 4)}
 
 
 def warps_of(numbers: Mapping[str, int]) -> tuple[int, int]:

@@ -12,8 +12,7 @@ import tvm_ffi
 from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
-from natc.compiler.tensor_cores.choice import ANNOTATION
-from natc.compiler.tensor_cores.kernels import KERNELS
+from natc.compiler.tensor_cores.choice import ANNOTATION, KERNELS
 from natc.spec import KernelSpec
 
 _MOST_BLOCKS = 65535  # on a grid's second and third axis

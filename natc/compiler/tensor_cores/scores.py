@@ -14,7 +14,7 @@ from natc.compiler.tensor_cores.kernel import SHORT
 from natc.compiler.tensor_cores.logits import logit_of
 from natc.compiler.tensor_cores.statements import at, call
 from natc.compiler.tensor_cores.tile import HALF, Tile
-from natc.compiler.tensor_cores.warp_tile import Tensor, WarpTile
+from natc.compiler.tensor_cores.warp_tile import Tensor, WarpTile, element_of, is_below
 
 LOG2_E = 1 / math.log(2.0)
 
@@ -103,9 +103,7 @@ def load_queries(warp: WarpTile, query: Tensor, *, shuffled: bool) -> Any:
 def products(warp: WarpTile, part: Part, queries: Any, key: Tensor) -> Any:
     """Return the lane's scores of a part: [row, product of the row, 4]."""
     s, tile, words = warp.s, warp.tile, warp.spec.head_dim // 8
-    scores = s.registers("scores", tile.products * 4)
-    with s.unrolled("i", tile.products * 4) as i:
-        s.store(scores, i, tirx.const(0.0, "float32"))
+    scores = s.zeros("scores", tile.products * 4)
     channels = Channels(part, key)
     with s.unrolled("k", tile.chunk_rows) as k, s.unrolled("u", tile.columns) as u:
         keys = s.registers("key_words", words, "uint32")
@@ -173,9 +171,7 @@ def _behind(warp: WarpTile, half: int) -> Any:
 
 def _attends(warp: WarpTile, half: int, behind: Any, u: Any, e: Any) -> Expr:
     """Return whether the column of key `e` of product `u` is in the window of a half's query."""
-    # One comparison suffices, since negative numbers become large.
-    key = (behind + (HALF * u + e)).astype("uint32")
-    return key < warp.windows[half][-1].count.astype("uint32")
+    return is_below(behind + (HALF * u + e), warp.windows[half][-1].count)
 
 
 def _added_masks(warp: WarpTile) -> Any:
@@ -248,7 +244,7 @@ def biases(warp: WarpTile, part: Part, rpb: Any, masks: Any | None = None) -> An
     with s.unrolled("u", tile.columns) as u, s.unrolled("e", 2) as e:
         offset = s.let("bias_column", low + (2 * warp.column + (HALF * u + e)))
         if tile.has_rows:
-            column = s.let("bias_at", _within(offset, 2 * last))
+            column = s.let("bias_at", within(offset, 2 * last))
             with s.unrolled("j", rows) as j:
                 row = start * (2 * spec.kernel_size[-2] - 1) + _bias_row(warp, part, j)
                 value = rpb_at(rpb, row * (2 * last + 1) + column)
@@ -257,7 +253,7 @@ def biases(warp: WarpTile, part: Part, rpb: Any, masks: Any | None = None) -> An
                 s.store(values, (j * tile.columns + u) * 2 + e, value)
         else:
             with s.unrolled("half", 2) as half:
-                column = _within(offset - HALF * half, 2 * last)
+                column = within(offset - HALF * half, 2 * last)
                 value = rpb_at(rpb, start * (2 * last + 1) + column)
                 s.store(values, (half * tile.columns + u) * 2 + e, value)
     return values
@@ -270,15 +266,14 @@ def _bias_row(warp: WarpTile, part: Part, j: Any) -> Any:
     if warp.tile.is_whole:
         # Only j = 0 may be invalid, since a window contains its own query.
         return tirx.Select(j == 0, tirx.max(first, 0), first + j)
-    return _within(first + j, 2 * last)
+    return within(first + j, 2 * last)
 
 
-def _within(offset: Any, most: int) -> Any:
+def within(offset: Any, most: int) -> Any:
+    """Return the index of a bias that is nearest to `offset`, 0 to `most`."""
     return tirx.max(tirx.min(offset, most), 0)
 
 
 def rpb_at(rpb: Any, element: Any) -> Expr:
     """Return element number `element` of the bias, to the base of two."""
-    zeros = [0] * (len(rpb.ty.shape) - 1)
-    index = (*zeros, element)
-    return rpb[index] * tirx.const(LOG2_E, "float32")
+    return element_of(rpb, element) * tirx.const(LOG2_E, "float32")

@@ -46,9 +46,20 @@ class Statements:
         self.add(tirx.AllocBuffer(array))
         return array
 
-    def store(self, array: tirx.Buffer, index: Any, value: Any) -> None:
-        """Write an element of an array in registers."""
-        self.add(tirx.BufferStore(array, tirx.convert(value), [tirx.convert(index)]))
+    def store(self, array: tirx.Buffer, number: Any, value: Any) -> None:
+        """Write element `number` of an array in registers, or of a tensor in memory."""
+        self.add(tirx.BufferStore(array, tirx.convert(value), flat_index(array, number)))
+
+    def fill(self, array: tirx.Buffer, value: float) -> None:
+        """Write `value` to every element of a float32 array in registers."""
+        with self.unrolled("i", int(array.shape[0])) as i:
+            self.store(array, i, tirx.const(value, "float32"))
+
+    def zeros(self, name: str, count: int) -> tirx.Buffer:
+        """Return a float32 array in registers whose elements are 0."""
+        array = self.registers(name, count)
+        self.fill(array, 0.0)
+        return array
 
     def call(self, function: str, *arguments: Any) -> None:
         """Call a device function that returns nothing."""
@@ -115,6 +126,11 @@ class Statements:
 
 def _dtype(value: Expr) -> str:
     return str(value.ty).removeprefix("T.")
+
+
+def flat_index(array: tirx.Buffer, number: Any) -> list[Any]:
+    """Return the index of element `number`, counted over all axes."""
+    return [*[0] * (len(array.ty.shape) - 1), tirx.convert(number)]
 
 
 def call(dtype: str, function: str, *arguments: Any) -> Expr:

@@ -85,20 +85,20 @@ def multiply(
     sums: Any,
     index: int,
     weights: Sequence[Any],
-    values: Any,
+    vectors: Any,
     word: int,
     number: int,
 ) -> None:
-    """Add weights times word `word` of a step's keys, two channels, to sums 2 * index and the
-    next.
+    """Add weights times word `word` of 16 tokens, two channels, to sums 2 * index and the next.
+
+    vectors: `number` words of each of the lane's tokens, [half, token of the pair, word].
     """
+    mma = f"natc_mma_{SHORT[warp.spec.dtype]}"
     for upper, halves in enumerate(("natc_low_halves", "natc_high_halves")):
         pairs = [
-            call("uint32", halves, values[first * number + word],
-                 values[(first + 1) * number + word])
-            for first in (0, 2)
-        ]  # fmt: skip
-        mma = f"natc_mma_{SHORT[warp.spec.dtype]}"
+            call("uint32", halves, *(vectors[(2 * half + e) * number + word] for e in range(2)))
+            for half in range(2)
+        ]
         warp.s.call(mma, at(sums, (2 * index + upper) * 4), *weights, *pairs)
 
 
@@ -138,7 +138,7 @@ class ValueSums:
         s, warp = self.warp.s, self.warp
         for word in range(channels // HALF // 2):
             this_word = range(word, word + 1)
-            added, check = self._cleared("added"), s.registers("check", 1)
+            added, check = s.zeros("added", 8), s.registers("check", 1)
             self._products(added, first, channels, this_word, None)
             s.store(check, 0, added[0])
             with s.unrolled("i", 7) as i:
@@ -146,19 +146,13 @@ class ValueSums:
             not_finite = call("int32", "natc_any_not_finite", check[0]) != 0
             with s.when(not_finite), s.loop("query", 2 * HALF) as query:
                 half, row = query >> 3, query & (HALF - 1)
-                alone = self._cleared("alone")
+                alone = s.zeros("alone", 8)
                 self._products(alone, first, channels, this_word, self._windows(half, row))
                 for i in range(8):
                     is_own = tirx.And(warp.row == row, half == i % 4 // 2)
                     s.store(added, i, tirx.Select(is_own, alone[i], added[i]))
             with s.unrolled("i", 8) as i:
                 s.store(sums, 8 * word + i, sums[8 * word + i] + added[i])
-
-    def _cleared(self, name: str) -> Any:
-        zeros = self.warp.s.registers(name, 8)
-        with self.warp.s.unrolled("i", 8) as i:
-            self.warp.s.store(zeros, i, tirx.const(0.0, "float32"))
-        return zeros
 
     def _windows(self, half: Any, row: Any) -> list[TileWindow]:
         """Return the windows of a query on the axes of rows and columns."""

@@ -14,7 +14,7 @@ from tvm.ir import Expr
 
 from natc import window
 from natc.compiler.te.axis import TENSOR_EXPRESSION
-from natc.compiler.tensor_cores.statements import Statements, call
+from natc.compiler.tensor_cores.statements import Statements, call, flat_index
 from natc.compiler.tensor_cores.tile import HALF, Tile
 
 LANES = 32
@@ -35,13 +35,12 @@ class Tensor(NamedTuple):
 
     def address(self, element: Any) -> Expr:
         """Return the address of the tensor's element number `element`."""
-        return tirx.address_of(_element(self.buffer, element))
+        return tirx.address_of(element_of(self.buffer, element))
 
 
-def _element(buffer: Any, element: Any) -> Expr:
-    """Return the tensor's element number `element`."""
-    index = (*[0] * (len(buffer.ty.shape) - 1), element)
-    return buffer[index]
+def element_of(tensor: Any, number: Any) -> Expr:
+    """Return element `number` of a tensor in memory, counted over all its axes."""
+    return tensor[flat_index(tensor, number)]
 
 
 class TileAxis(NamedTuple):
@@ -72,6 +71,11 @@ class TileWindow(NamedTuple):
     def has(self, key: Any) -> Expr:
         """Return whether the key is in the window."""
         return tirx.And(key >= self.first, key < self.first + self.count)
+
+
+def is_below(number: Any, count: Any) -> Expr:
+    """Return whether 0 <= number < count, by one comparison: negative numbers become large."""
+    return number.astype("uint32") < count.astype("uint32")
 
 
 class WarpTile:
@@ -265,9 +269,13 @@ class WarpTile:
             token = token * axis.size + axis.position(member)
         return token
 
+    def row_start(self, index: list[Any]) -> Any:
+        """Return the number of a row's first token; index: a member on each axis but the last."""
+        return self.token(index) * self.axes[-1].size
+
     def scalar(self, name: str, token: Any) -> Expr:
         """Return the element of a tensor without channels (lse, delta) for a token."""
-        return _element(self.p[name], token * self.heads + self.head)
+        return element_of(self.p[name], token * self.heads + self.head)
 
     def has_query(self, half: int) -> Expr:
         """Return whether the lane's query of a half lies on the map."""
