@@ -13,11 +13,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from natc.compiler.tensor_cores.kernels import KERNELS
 from support.library_files import library_of, manifest_of
 
 import natc
 from natc.compiler.build import build_library
+from natc.compiler.tensor_cores.choice import KERNELS
 from natc.errors import BuildError, CompilerNotFound
 from natc.host import c_compiler, toolchain
 from natc.operations import FAMILIES, operations_of
