@@ -329,6 +329,8 @@ def test_the_default_tells_the_generations_apart() -> None:
                 na2d(query, key, value, 3, *ambiguous)
         with pytest.raises(TypeError, match="dilation"):
             na2d(query, key, value, 3, 2, False, dilation=2)
+        with pytest.raises(TypeError, match=r"rpb.* up to 0\.17, and stride"):
+            na2d(query, key, value, 3, stride=2, rpb=rpb)
         output, lse = na2d(query, key, value, 3, return_lse=True)
         assert lse.shape == query.shape[:-1]
 

@@ -62,6 +62,37 @@ def flags(is_causal: Any, rank: int) -> tuple[bool, ...]:
     return tuple(entries)
 
 
+def options_017(
+    na_dim: int, kernel_size: Any, dilation: Any, is_causal: Any
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...]]:
+    """Return the options of 0.17 with one entry per axis; raises as `sizes` and `flags` do."""
+    return (
+        sizes("kernel_size", kernel_size, na_dim),
+        sizes("dilation", dilation, na_dim),
+        flags(is_causal, na_dim),
+    )
+
+
+def options_020(
+    na_dim: int,
+    kernel_size: Any,
+    stride: Any,
+    dilation: Any,
+    is_causal: Any,
+    smallest: int = 2,
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[bool, ...]]:
+    """Return the options of 0.20 with one entry per axis; raises as `sizes` and `flags` do.
+
+    smallest: the least kernel size.
+    """
+    return (
+        sizes("kernel_size", kernel_size, na_dim, at_least=smallest),
+        sizes("stride", stride, na_dim),
+        sizes("dilation", dilation, na_dim),
+        flags(is_causal, na_dim),
+    )
+
+
 def check_window(
     kernel_size: Sequence[int],
     dilation: Sequence[int],

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natc.compat.natten.operators import variant
+from natc.compat.natten.operators import named, variant
 from natc.compat.natten.releases import Release
 from natc.errors import ArgumentError
 from natc.functional import arguments
@@ -23,18 +23,33 @@ _OF_PACKED = ("seqlens_Q", "seqlens_KV", "cumulative_seqlen_Q", "cumulative_seql
               "max_seqlen_Q", "max_seqlen_KV")  # fmt: skip
 
 
-def attention_functions(release: Release) -> dict[str, Callable[..., Any]]:
-    """Return `attention`; it takes is_causal and packed sequences from 0.21.5 on."""
+def functions(release: Release) -> dict[str, Callable[..., Any]]:
+    """Return `attention` and `merge_attentions` of a release.
+
+    From 0.21.5 on the one takes is_causal and packed sequences, and the other returns the
+    logsumexp, too.
+    """
     if release.number >= (0, 21, 5):
-        return {"attention": attention}
+        return {"attention": attention, "merge_attentions": merge_attentions}
     absent = {"is_causal": False, **dict.fromkeys(_OF_PACKED)}
-    return {"attention": variant(attention, fixed=absent)}
+
+    def merge_outputs(
+        outputs: list[Tensor], lse_tensors: list[Tensor], torch_compile: bool = True
+    ) -> Tensor:
+        return merge_attentions(outputs, lse_tensors)[0]
+
+    return {
+        "attention": variant(attention, fixed=absent),
+        "merge_attentions": named(merge_outputs, "merge_attentions"),
+    }
 
 
-def merge_functions(release: Release) -> dict[str, Callable[..., Any]]:
-    """Return `merge_attentions`; it also returns the logsumexp from 0.21.5 on."""
-    late = release.number >= (0, 21, 5)
-    return {"merge_attentions": merge_attentions if late else _early_merge()}
+def check_backend(text: str, backend: Any, backends: Sequence[str]) -> None:
+    """Raise NotImplementedError unless a backend is None or in `backends`; text: begins it."""
+    if backend is not None and backend not in backends:
+        raise NotImplementedError(
+            f"{text}{backend!r}; it must be None or in {', '.join(backends)}."
+        )
 
 
 def attention(
@@ -100,10 +115,7 @@ def _attention(
     backend: str | None,
     return_lse: bool,
 ) -> Any:
-    if backend is not None and backend not in BACKENDS:
-        raise NotImplementedError(
-            f"backend is {backend!r}; it must be None or in {', '.join(BACKENDS)}."
-        )
+    check_backend("backend is ", backend, BACKENDS)
     query, key, value = arguments.tensors(("query", query), ("key", key), ("value", value))
     arguments.axes("query", query, 1, "[batch, {}, heads, head_dim]")
     batch, length, heads, head_dim = query.shape
@@ -172,21 +184,6 @@ def merge_attentions(
     Raises:
         ArgumentError: fewer than two outputs, or shapes that do not fit.
     """
-    _check_merge(outputs, lse_tensors)
-    return merge(outputs, lse_tensors)
-
-
-def _early_merge() -> Callable[..., Any]:
-    def merge_attentions(
-        outputs: list[Tensor], lse_tensors: list[Tensor], torch_compile: bool = True
-    ) -> Tensor:
-        _check_merge(outputs, lse_tensors)
-        return merge(outputs, lse_tensors)[0]
-
-    return merge_attentions
-
-
-def _check_merge(outputs: Sequence[Tensor], lse_tensors: Sequence[Tensor]) -> None:
     if len(outputs) < 2:
         raise ArgumentError(f"outputs has {len(outputs)} entries; it must have at least two.")
     for index, output in enumerate(outputs):
@@ -195,3 +192,4 @@ def _check_merge(outputs: Sequence[Tensor], lse_tensors: Sequence[Tensor]) -> No
                 f"outputs[{index}] has shape {list(output.shape)}; it must be "
                 "[batch, length, heads, value_dim]."
             )
+    return merge(outputs, lse_tensors)

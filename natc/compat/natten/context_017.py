@@ -157,16 +157,11 @@ def _user(setting: str) -> Callable[..., Any]:
 
 
 def _fused_functions(release: Release) -> _Functions:
-    def turn(mode: bool, kv_parallel: bool, use_flex: bool = False, force: bool = False) -> None:
-        use_kv_parallelism_in_fused_na(mode and kv_parallel)
-        SETTINGS.fused = mode
-        SETTINGS.use_flex, SETTINGS.force_flex = mode and use_flex, mode and force
-
     def early(mode: bool = True, kv_parallel: bool = False) -> None:
-        turn(mode, kv_parallel)
+        late(mode, kv_parallel)
 
     def middle(mode: bool = True, kv_parallel: bool = True) -> None:
-        turn(mode, kv_parallel)
+        late(mode, kv_parallel)
 
     def late(
         mode: bool = True,
@@ -174,13 +169,16 @@ def _fused_functions(release: Release) -> _Functions:
         use_flex_attention: bool = False,
         force_flex_attention: bool = False,
     ) -> None:
-        turn(mode, kv_parallel, use_flex_attention, force_flex_attention)
+        use_kv_parallelism_in_fused_na(mode and kv_parallel)
+        SETTINGS.fused = mode
+        SETTINGS.use_flex = mode and use_flex_attention
+        SETTINGS.force_flex = mode and force_flex_attention
 
     def use_flex_attention() -> None:
-        turn(True, True, True)
+        late(use_flex_attention=True)
 
     def force_flex_attention() -> None:
-        turn(True, True, True, True)
+        late(use_flex_attention=True, force_flex_attention=True)
 
     use: Callable[..., Any]
     more: _Functions = {}

@@ -24,7 +24,7 @@ def functions(release: Release) -> dict[str, Callable[..., Any]]:
     """Return the contents of `natten.flops` in a release."""
     late = release.number >= (0, 17, 4)
     handles = _handles(release, with_bias=not late)
-    counters: dict[str, Callable[..., Any]] = dict(_counters(handles))
+    counters: dict[str, Callable[..., Any]] = {f.__name__: f for f in handles.values()}
     if late:
         counters |= {
             "fna_flop_count": fna_flop_count,
@@ -58,23 +58,6 @@ def functions(release: Release) -> dict[str, Callable[..., Any]]:
 
 # 0.14 had no rank 3, and no number in the names of rank 2.
 _NAMES_014 = {"qk_2d_rpb_flop": "qk_rpb_flop", "av_2d_flop": "av_flop"}
-
-
-def _counters(handles: dict[str, _Handle]) -> dict[str, _Handle]:
-    counters = {}
-    for rank in (1, 2, 3):
-        for name, counter in (
-            (f"qk_{rank}d_rpb_flop", _first(handles, f"{rank}D", "QK")),
-            (f"av_{rank}d_flop", _first(handles, f"{rank}D", "AV")),
-            ("fna_generic_flops", _first(handles, "Fused", f"{rank}D")),
-        ):
-            if counter is not None:
-                counters[name] = counter
-    return counters
-
-
-def _first(handles: dict[str, _Handle], *parts: str) -> _Handle | None:
-    return next((h for name, h in handles.items() if all(part in name for part in parts)), None)
 
 
 def _handles(release: Release, *, with_bias: bool) -> dict[str, _Handle]:

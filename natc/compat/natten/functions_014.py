@@ -37,13 +37,13 @@ def operators(rank: int, number: tuple[int, int, int]) -> dict[str, type[Operato
     def qk_with_size(
         query: Tensor, key: Tensor, rpb: Tensor | None, kernel_size: int, dilation: int
     ) -> Tensor:
-        return qk(query, key, rpb, None, (kernel_size,) * rank, (dilation,) * rank)
+        return qk(rank, query, key, rpb, None, kernel_size, dilation)
 
     def av_without_size(attn: Tensor, value: Tensor, dilation: int) -> Tensor:
         return av_with_size(attn, value, _side(attn.shape[-1], rank), dilation)
 
     def av_with_size(attn: Tensor, value: Tensor, kernel_size: int, dilation: int) -> Tensor:
-        return av(attn, value, None, (kernel_size,) * rank, (dilation,) * rank)
+        return av(rank, attn, value, None, kernel_size, dilation)
 
     qkrpb_name, av_name = f"NATTEN{rank}DQKRPBFunction", f"NATTEN{rank}DAVFunction"
     return {

@@ -5,7 +5,6 @@ Functions of rank 3 take one kernel size and dilation for the depth, another for
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -36,10 +35,10 @@ def operators(rank: int) -> tuple[type[Operator], type[Operator]]:
     def of_qk(
         query: Tensor, key: Tensor, bias: _Tensor, additional_key: _Tensor, *where: int
     ) -> Tensor:
-        return qk(query, key, bias, additional_key, *_window(rank, where))
+        return qk(rank, query, key, bias, additional_key, *_window(*where))
 
     def of_av(attn: Tensor, value: Tensor, additional_value: _Tensor, *where: int) -> Tensor:
-        return av(attn, value, additional_value, *_window(rank, where))
+        return av(rank, attn, value, additional_value, *_window(*where))
 
     prefix = f"NeighborhoodAttention{rank}D"
     return (
@@ -48,44 +47,22 @@ def operators(rank: int) -> tuple[type[Operator], type[Operator]]:
     )
 
 
-def of_rank(rank: int, qk_class: type[Operator], av_class: type[Operator]) -> dict[str, Any]:
-    """Return na*d_qk, na*d_qk_with_bias, na*d_av and natten*dqkrpb of `rank`."""
-    functions = _deep(qk_class, av_class) if rank == 3 else _flat(qk_class, av_class)
-    return {name.format(rank): named(f, name.format(rank)) for name, f in functions.items()}
-
-
-def _window(rank: int, where: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if rank < 3:
-        kernel_size, dilation = where
-        return (kernel_size,) * rank, (dilation,) * rank
+def _window(*where: int) -> tuple[Any, Any]:
+    """Return kernel_size and dilation, per axis if the depth has its own."""
+    if len(where) == 2:
+        return where
     kernel_size_d, kernel_size, dilation_d, dilation = where
     return (kernel_size_d, kernel_size, kernel_size), (dilation_d, dilation, dilation)
 
 
-def _flat(qk_class: type[Operator], av_class: type[Operator]) -> dict[str, Any]:
-    def na_qk_with_bias(
-        query: Tensor,
-        key: Tensor,
-        bias: _Tensor,
-        kernel_size: int,
-        dilation: int,
-        additional_keys: _Tensor = None,
-    ) -> Tensor:
-        return qk_class.apply(query, key, bias, additional_keys, kernel_size, dilation)
+def of_rank(rank: int, qk_class: type[Operator], av_class: type[Operator]) -> dict[str, Any]:
+    """Return na*d_qk, na*d_qk_with_bias, na*d_av and natten*dqkrpb of `rank`."""
 
-    def na_av(
-        attn: Tensor,
-        value: Tensor,
-        kernel_size: int,
-        dilation: int,
-        additional_values: _Tensor = None,
-    ) -> Tensor:
-        return av_class.apply(attn, value, additional_values, kernel_size, dilation)
+    def in_order(kernel_size_d: Any, kernel_size: Any, dilation_d: Any, dilation: Any) -> Any:
+        if rank < 3:
+            return kernel_size, dilation
+        return kernel_size_d, kernel_size, dilation_d, dilation
 
-    return _by_name(na_qk_with_bias, na_av)
-
-
-def _deep(qk_class: type[Operator], av_class: type[Operator]) -> dict[str, Any]:
     def na_qk_with_bias(
         query: Tensor,
         key: Tensor,
@@ -96,7 +73,7 @@ def _deep(qk_class: type[Operator], av_class: type[Operator]) -> dict[str, Any]:
         dilation: int,
         additional_keys: _Tensor = None,
     ) -> Tensor:
-        where = kernel_size_d, kernel_size, dilation_d, dilation
+        where = in_order(kernel_size_d, kernel_size, dilation_d, dilation)
         return qk_class.apply(query, key, bias, additional_keys, *where)
 
     def na_av(
@@ -108,17 +85,16 @@ def _deep(qk_class: type[Operator], av_class: type[Operator]) -> dict[str, Any]:
         dilation: int,
         additional_values: _Tensor = None,
     ) -> Tensor:
-        where = kernel_size_d, kernel_size, dilation_d, dilation
+        where = in_order(kernel_size_d, kernel_size, dilation_d, dilation)
         return av_class.apply(attn, value, additional_values, *where)
 
-    return _by_name(na_qk_with_bias, na_av)
-
-
-def _by_name(with_bias: Callable[..., Any], na_av: Callable[..., Any]) -> dict[str, Any]:
-    """Return the functions of a rank, those without a bias or tokens as variants."""
-    return {
-        "na{}d_qk": variant(with_bias, fixed={"bias": None}),
-        "na{}d_qk_with_bias": with_bias,
-        "na{}d_av": na_av,
-        "natten{}dqkrpb": variant(with_bias, {"additional_keys": None}, {"bias": "rpb"}),
+    depth = {} if rank == 3 else {"kernel_size_d": None, "dilation_d": None}
+    functions = {
+        f"na{rank}d_qk": variant(na_qk_with_bias, {**depth, "bias": None}),
+        f"na{rank}d_qk_with_bias": variant(na_qk_with_bias, depth),
+        f"na{rank}d_av": variant(na_av, depth),
+        f"natten{rank}dqkrpb": variant(
+            na_qk_with_bias, {**depth, "additional_keys": None}, {"bias": "rpb"}
+        ),
     }
+    return {name: named(function, name) for name, function in functions.items()}

@@ -5,14 +5,15 @@ The fifth positional argument of the fused functions is the dilation; since 0.20
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from torch import Tensor
 
 from natc import functional
 from natc.compat.natten import functions_015
-from natc.compat.natten.arguments import check_bias, check_window, flags, refuse_nested, sizes
-from natc.compat.natten.operators import Operator, av, named, operator, qk, variant
+from natc.compat.natten.arguments import check_bias, check_window, options_017, refuse_nested
+from natc.compat.natten.operators import Operator, av, is_tracing, named, operator, qk, variant
 from natc.compat.natten.releases import Release
 from natc.errors import ArgumentError
 
@@ -31,7 +32,7 @@ def functions(release: Release) -> dict[str, Any]:
         by_name = _unfused(rank, *classes[:2])
         if release.number <= (0, 17, 4):
             by_name |= _deprecated(rank)
-        by_name |= fused(release, rank, classes[2])
+        by_name["na{}d"] = _fused(release, rank, classes[2])
         names |= {name.format(rank): named(f, name.format(rank)) for name, f in by_name.items()}
     return names
 
@@ -43,16 +44,6 @@ def operators(
 
     even: whether the fused function takes even kernel sizes, as from 0.17.5 on.
     """
-
-    def of_qk(
-        query: Tensor, key: Tensor, bias: _Tensor, additional_key: _Tensor, *where: Any
-    ) -> Tensor:
-        kernel_size, dilation, causal = _checked(rank, *where)
-        check_bias(causal, bias)
-        return qk(query, key, bias, additional_key, kernel_size, dilation, causal)
-
-    def of_av(attn: Tensor, value: Tensor, additional_value: _Tensor, *where: Any) -> Tensor:
-        return av(attn, value, additional_value, *_checked(rank, *where))
 
     def of_fused(
         query: Tensor,
@@ -67,27 +58,17 @@ def operators(
         tiling_config_backward: Any = None,
     ) -> tuple[Tensor, Tensor]:
         where = kernel_size, dilation, is_causal
-        return attend(rank, query, key, value, bias, *where, scale, even=even, return_lse=True)
+        return _attend(rank, query, key, value, bias, *where, scale, even=even, return_lse=True)
 
     prefix = f"NeighborhoodAttention{rank}D"
     return (
-        operator(f"{prefix}QKAutogradFunction", of_qk),
-        operator(f"{prefix}AVAutogradFunction", of_av),
+        operator(f"{prefix}QKAutogradFunction", functools.partial(qk, rank)),
+        operator(f"{prefix}AVAutogradFunction", functools.partial(av, rank)),
         operator(f"Fused{prefix}", of_fused),
     )
 
 
-def _checked(
-    rank: int, kernel_size: _PerAxis, dilation: _PerAxis, is_causal: _PerAxis
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...]]:
-    return (
-        sizes("kernel_size", kernel_size, rank),
-        sizes("dilation", dilation, rank),
-        flags(is_causal, rank),
-    )
-
-
-def attend(
+def _attend(
     rank: int,
     query: Tensor,
     key: Tensor,
@@ -100,17 +81,15 @@ def attend(
     *,
     even: bool,
     smallest: int = 2,
-    stride: _PerAxis = None,
-    additional_keys: _Tensor = None,
-    additional_values: _Tensor = None,
-    return_lse: bool = False,
+    **more: Any,
 ) -> Any:
-    """Check the arguments as 0.17 does and return fused attention: `natc.na2d` and its likes.
+    """Check the options as 0.17 does and return fused attention: `natc.na2d` and its likes.
 
     even: whether even kernel sizes are taken, without a bias. smallest: the least kernel size.
+    more: further arguments of `natc.na2d`.
     """
     refuse_nested(query, key, value)
-    kernel_size, dilation, is_causal = _checked(rank, kernel_size, dilation, is_causal)
+    kernel_size, dilation, is_causal = options_017(rank, kernel_size, dilation, is_causal)
     check_bias(is_causal, rpb)
     spatial = query.shape[1:-2]
     check_window(kernel_size, dilation, spatial, even=even and rpb is None, smallest=smallest)
@@ -119,15 +98,12 @@ def attend(
         key,
         value,
         kernel_size,
-        stride=sizes("stride", stride, rank),
         dilation=dilation,
         is_causal=is_causal,
         # The releases read 0 as the default.
         scale=scale or None,
         rpb=rpb,
-        additional_keys=additional_keys,
-        additional_values=additional_values,
-        return_lse=return_lse,
+        **more,
     )
 
 
@@ -177,7 +153,7 @@ def _deprecated(rank: int) -> dict[str, Any]:
     }
 
 
-def fused(release: Release, rank: int, fused_class: type[Operator]) -> dict[str, Any]:
+def _fused(release: Release, rank: int, fused_class: type[Operator]) -> Any:
     """Return the fused function of `rank`; it takes additional tokens from 0.17.4 on."""
 
     def with_tokens(
@@ -193,29 +169,32 @@ def fused(release: Release, rank: int, fused_class: type[Operator]) -> dict[str,
         additional_values: _Tensor = None,
         xformers_kwargs: dict[str, Any] | None = None,
     ) -> Tensor:
-        where = kernel_size, dilation, is_causal
-        if additional_keys is None and additional_values is None:
-            return fused_class.apply(query, key, value, rpb, *where, scale, None, None)[0]
-        check_xformers(xformers_kwargs)
-        return attend(
+        where = kernel_size, dilation, is_causal, scale
+        if additional_keys is not None or additional_values is not None:
+            _check_xformers(xformers_kwargs)
+        elif is_tracing():
+            # A trace shows the operator of the release.
+            return fused_class.apply(query, key, value, rpb, *where, None, None)[0]
+        return _attend(
             rank,
             query,
             key,
             value,
             rpb,
             *where,
-            scale,
             even=release.takes_even,
+            smallest=release.smallest,
             additional_keys=additional_keys,
             additional_values=additional_values,
         )
 
+    if release.number >= (0, 17, 4):
+        return with_tokens
     tokens = ("additional_keys", "additional_values", "xformers_kwargs")
-    early = variant(with_tokens, fixed=dict.fromkeys(tokens))
-    return {"na{}d": with_tokens if release.number >= (0, 17, 4) else early}
+    return variant(with_tokens, fixed=dict.fromkeys(tokens))
 
 
-def check_xformers(xformers_kwargs: dict[str, Any] | None) -> None:
+def _check_xformers(xformers_kwargs: dict[str, Any] | None) -> None:
     """Accept `op`, which chooses an implementation; refuse arguments that change the result."""
     for name, value in (xformers_kwargs or {}).items():
         if name != "op" and value:

@@ -11,9 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from natc import functional
-from natc.compat.natten.arguments import check_room, flags, sizes
-from natc.compat.natten.attention import BACKENDS as ATTENTION_BACKENDS
-from natc.compat.natten.attention import attention_functions, merge_functions
+from natc.compat.natten import attention
+from natc.compat.natten.arguments import check_room, options_020
 from natc.compat.natten.operators import named, variant
 from natc.compat.natten.releases import Release
 from natc.errors import ArgumentError
@@ -31,84 +30,17 @@ _MEANINGFUL = frozenset(
 
 def functions(release: Release) -> dict[str, Any]:
     """Return the contents of `natten.functional` in a release of 0.20 or 0.21."""
-    names = {**attention_functions(release), **merge_functions(release)}
-    return names | {name: named(_of_rank(release, rank), name) for name, rank in _RANKS.items()}
+    of_ranks = {name: _of_rank(release, name, rank) for name, rank in _RANKS.items()}
+    return attention.functions(release) | of_ranks
 
 
-def _of_rank(release: Release, rank: int | None) -> Any:
-    # natc takes windows of 1, which NATTEN 0.21 does not.
-    function = _function(rank, smallest=1 if release.union else 2)
+def _of_rank(release: Release, name: str, rank: int | None) -> Any:
+    function = named(_function(rank, release.smallest), name)
     # 0.20 has another last parameter than 0.21.5, which has one more than 0.21.0.
     absent = {} if release.number < (0, 21, 0) else {"try_fuse_additional_kv": False}
     if release.number < (0, 21, 5):
         absent["return_lse"] = False
     return variant(function, fixed=absent)
-
-
-def _attend(
-    rank: int | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    kernel_size: _PerAxis,
-    stride: _PerAxis,
-    dilation: _PerAxis,
-    is_causal: _PerAxis,
-    scale: float | None,
-    additional_keys: _Tensor,
-    additional_values: _Tensor,
-    attention_kwargs: dict[str, Any] | None,
-    backend: str | None,
-    return_lse: bool,
-    smallest: int = 2,
-) -> Any:
-    rank = rank or query.ndim - 3
-    if not 1 <= rank <= 3 or query.ndim != rank + 3:
-        raise ArgumentError(
-            f"query has {query.ndim} axes, shape {list(query.shape)}; it must have 4, 5 or 6: "
-            "[batch, 1 to 3 spatial axes, heads, head_dim]."
-        )
-    check_backend(backend, attention_kwargs)
-    kernel_size = sizes("kernel_size", kernel_size, rank, at_least=smallest)
-    dilation = sizes("dilation", dilation, rank)
-    check_room(kernel_size, dilation, query.shape[1:-2], ArgumentError)
-    return functional.neighborhood_attention(
-        query,
-        key,
-        value,
-        kernel_size,
-        stride=sizes("stride", stride, rank),
-        dilation=dilation,
-        is_causal=flags(is_causal, rank),
-        # The releases read 0 as the default.
-        scale=scale or None,
-        additional_keys=additional_keys,
-        additional_values=additional_values,
-        return_lse=return_lse,
-    )
-
-
-def check_backend(backend: str | None, attention_kwargs: dict[str, Any] | None) -> None:
-    """Accept the backends that NATTEN has, and attention_kwargs that do not change the result.
-
-    Raises:
-        NotImplementedError: a backend that no release has.
-        ArgumentError: attention_kwargs holds an argument that changes the result.
-    """
-    if backend is not None and backend not in _BACKENDS:
-        raise NotImplementedError(
-            f"backend is {backend!r}; it must be None or in {', '.join(_BACKENDS)}."
-        )
-    for name, value in (attention_kwargs or {}).items():
-        if name in _MEANINGFUL:
-            raise ArgumentError(
-                f"attention_kwargs has {name}; NATTEN sets it itself for the additional tokens."
-            )
-        if name == "backend" and value is not None and value not in ATTENTION_BACKENDS:
-            raise NotImplementedError(
-                f"attention_kwargs has backend={value!r}; it must be None or in "
-                f"{', '.join(ATTENTION_BACKENDS)}."
-            )
 
 
 def _function(rank: int | None, smallest: int) -> Any:
@@ -137,9 +69,47 @@ def _function(rank: int | None, smallest: int) -> Any:
         try_fuse_additional_kv: bool = False,
         return_lse: bool = False,
     ) -> Any:
-        return _attend(
-            rank, query, key, value, kernel_size, stride, dilation, is_causal, scale,
-            additional_keys, additional_values, attention_kwargs, backend, return_lse, smallest,
-        )  # fmt: skip
+        axes = rank or query.ndim - 3
+        if not 1 <= axes <= 3 or query.ndim != axes + 3:
+            raise ArgumentError(
+                f"query has {query.ndim} axes, shape {list(query.shape)}; it must have 4, 5 or 6: "
+                "[batch, 1 to 3 spatial axes, heads, head_dim]."
+            )
+        _check_backend(backend, attention_kwargs)
+        kernel_size, stride, dilation, is_causal = options_020(
+            axes, kernel_size, stride, dilation, is_causal, smallest
+        )
+        check_room(kernel_size, dilation, query.shape[1:-2], ArgumentError)
+        return functional.neighborhood_attention(
+            query,
+            key,
+            value,
+            kernel_size,
+            stride=stride,
+            dilation=dilation,
+            is_causal=is_causal,
+            # The releases read 0 as the default.
+            scale=scale or None,
+            additional_keys=additional_keys,
+            additional_values=additional_values,
+            return_lse=return_lse,
+        )
 
     return na
+
+
+def _check_backend(backend: str | None, attention_kwargs: dict[str, Any] | None) -> None:
+    """Accept the backends that NATTEN has, and attention_kwargs that do not change the result.
+
+    Raises:
+        NotImplementedError: a backend that no release has.
+        ArgumentError: attention_kwargs holds an argument that changes the result.
+    """
+    attention.check_backend("backend is ", backend, _BACKENDS)
+    for name, value in (attention_kwargs or {}).items():
+        if name in _MEANINGFUL:
+            raise ArgumentError(
+                f"attention_kwargs has {name}; NATTEN sets it itself for the additional tokens."
+            )
+        if name == "backend":
+            attention.check_backend("attention_kwargs has backend=", value, attention.BACKENDS)

@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natc.compat.natten.arguments import check_room, flags, sizes
+from natc.compat.natten.arguments import (
+    check_room,
+    flags,
+    options_017,
+    options_020,
+    sizes,
+)
+from natc.compat.natten.operators import variant
 from natc.compat.natten.releases import Release
 from natc.errors import ArgumentError
 
@@ -63,7 +70,7 @@ def checks(release: Release) -> dict[str, Callable[..., Any]]:
     Each returns its option with one entry per axis, and raises ArgumentError, a ValueError.
     """
     late = release.number >= (0, 20, 0)
-    smallest = 2 if late and not release.union else 1
+    smallest = release.smallest if late else 1
 
     def check_kernel_size_arg(na_dim: int, kernel_size: Any) -> tuple[int, ...]:
         return sizes("kernel_size", kernel_size, na_dim, at_least=smallest)
@@ -87,30 +94,11 @@ def checks(release: Release) -> dict[str, Callable[..., Any]]:
         "check_causal_arg": check_causal_arg,
     }
     if not late:
-
-        def all_args_017(na_dim: int, kernel_size: Any, dilation: Any, is_causal: Any) -> Any:
-            return (
-                check_kernel_size_arg(na_dim, kernel_size),
-                check_dilation_arg(na_dim, dilation),
-                check_causal_arg(na_dim, is_causal),
-            )
-
-        return names | {"check_all_args": all_args_017, "get_num_na_weights": math.prod}
-
-    def all_args_020(
-        na_dim: int, kernel_size: Any, stride: Any, dilation: Any, is_causal: Any
-    ) -> Any:
-        return (
-            check_kernel_size_arg(na_dim, kernel_size),
-            check_stride_arg(na_dim, stride),
-            check_dilation_arg(na_dim, dilation),
-            check_causal_arg(na_dim, is_causal),
-        )
-
+        return names | {"check_all_args": options_017, "get_num_na_weights": math.prod}
     return names | {
         "check_stride_arg": check_stride_arg,
         "check_args_against_input": check_args_against_input,
-        "check_all_args": all_args_020,
+        "check_all_args": variant(options_020, fixed={"smallest": smallest}),
     }
 
 

@@ -12,7 +12,6 @@ import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Iterable, Sequence
-from email.message import Message
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -170,12 +169,9 @@ class _Distribution(importlib.metadata.Distribution):
         """Return the text of METADATA, and None for all other files."""
         if filename not in ("METADATA", "PKG-INFO"):
             return None
-        message = Message()
-        message["Metadata-Version"] = "2.1"
-        message["Name"] = _ROOT
-        message["Version"] = self._version
-        message["Summary"] = "The interface of NATTEN, served by natc."
-        return message.as_string()
+        summary = "The interface of NATTEN, served by natc."
+        version = f"Version: {self._version}\nSummary: {summary}\n"
+        return f"Metadata-Version: 2.1\nName: {_ROOT}\n{version}"
 
     def locate_file(self, path: Any) -> Any:
         """Refuse: the distribution has no files."""

@@ -102,24 +102,24 @@ _INPUTS = {
 
 
 def of_each_rank(
+    module: str,
     holder: str,
-    base: type[Attention],
+    bases: Sequence[type[Attention]],
     operators: Callable[[int], tuple[type[Operator], ...]] = lambda rank: (),
-    ranks: Sequence[int] = (1, 2, 3),
 ) -> type:
-    """Return a class that holds NeighborhoodAttention1D and its likes, derived from `base`.
+    """Return a class that holds NeighborhoodAttention1D and its likes, derived from `bases`.
 
-    It must be assigned to the name `holder` in the module of `base`, where pickle searches.
+    It must be assigned to the name `holder` in `module`, where pickle searches.
     """
     modules = {}
-    for rank in ranks:
+    for rank, base in enumerate(bases, start=1):
         name = f"NeighborhoodAttention{rank}D"
         body = {
             "__doc__": f"Neighborhood attention of {_INPUTS[rank]}.",
-            "__module__": base.__module__,
+            "__module__": module,
             "__qualname__": f"{holder}.{name}",
             "rank": rank,
             "operators": operators(rank),
         }
         modules[name] = type(name, (base,), body)
-    return type(holder, (), {"__module__": base.__module__, **modules})
+    return type(holder, (), {"__module__": module, **modules})

@@ -32,33 +32,9 @@ def _traced_as_014(rank: int) -> Any:
 class Padded(Attention):
     """Modules that pad small maps; kernel_size and dilation are one integer for all axes."""
 
+    kernel_size: int
     dilation: int | None
     window_size: int | None
-    # Whether a string as dilation, whatever it says, means the largest that the map allows.
-    takes_strings: ClassVar[bool] = False
-
-    def _configure(
-        self,
-        dim: int,
-        num_heads: int,
-        kernel_size: int,
-        dilation: int | str | None,
-        bias: bool,
-        qkv_bias: bool,
-        qk_scale: float | None,
-        attn_drop: float,
-        proj_drop: float,
-    ) -> None:
-        self._heads(dim, num_heads, qk_scale)
-        self._check_size(kernel_size)
-        self.kernel_size = kernel_size
-        if isinstance(dilation, str) and self.takes_strings:
-            self.dilation = self.window_size = None
-        else:
-            step = self._step(dilation)
-            self.dilation, self.window_size = step, kernel_size * step
-        bias_of = (kernel_size,) * self.rank if bias else None
-        self._projections(dim, bias_of, qkv_bias, attn_drop, proj_drop)
 
     @staticmethod
     def _check_size(kernel_size: int) -> None:
@@ -113,7 +89,38 @@ class Padded(Attention):
         )
 
 
-class _Before0146(Padded):
+class Module014(Padded):
+    """0.14.5 to 0.15.1."""
+
+    # Whether a string as dilation, whatever it says, means the largest that the map allows.
+    takes_strings: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        kernel_size: int,
+        dilation: int | str | None = 1,
+        bias: bool = True,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self._heads(dim, num_heads, qk_scale)
+        self._check_size(kernel_size)
+        self.kernel_size = kernel_size
+        if isinstance(dilation, str) and self.takes_strings:
+            self.dilation = self.window_size = None
+        else:
+            step = self._step(dilation)
+            self.dilation, self.window_size = step, kernel_size * step
+        bias_of = (kernel_size,) * self.rank if bias else None
+        self._projections(dim, bias_of, qkv_bias, attn_drop, proj_drop)
+
+
+class _Before0145(Module014):
     """Up to 0.14.4: kernel_size before num_heads, always a bias."""
 
     def __init__(
@@ -127,43 +134,21 @@ class _Before0146(Padded):
         proj_drop: float = 0.0,
         dilation: int | str | None = None,
     ) -> None:
-        super().__init__()
-        self._configure(
+        super().__init__(
             dim, num_heads, kernel_size, dilation, True, qkv_bias, qk_scale, attn_drop, proj_drop
-        )
-
-
-class Module014(Padded):
-    """0.14.5 to 0.15.1."""
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        kernel_size: int,
-        dilation: int = 1,
-        bias: bool = True,
-        qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self._configure(
-            dim, num_heads, kernel_size, dilation, bias, qkv_bias, qk_scale, attn_drop, proj_drop
         )
 
 
 class UpTo0144:
     """The modules of releases up to 0.14.4."""
 
-    class NeighborhoodAttention1D(_Before0146):
+    class NeighborhoodAttention1D(_Before0145):
         """Of sequences `[B, length, dim]`."""
 
         rank = 1
         operators = _traced_as_014(1)
 
-    class NeighborhoodAttention2D(_Before0146):
+    class NeighborhoodAttention2D(_Before0145):
         """Of maps `[B, height, width, dim]`; a string as dilation: the largest that fits."""
 
         rank = 2
@@ -173,7 +158,7 @@ class UpTo0144:
     class NeighborhoodAttention(NeighborhoodAttention2D):
         """The same under an older name."""
 
-        @functools.wraps(_Before0146.__init__)  # type: ignore[misc]
+        @functools.wraps(_Before0145.__init__)  # type: ignore[misc]
         def __init__(self, *values: Any, **by: Any) -> None:
             super().__init__(*values, **by)
             warnings.warn(
@@ -184,4 +169,4 @@ class UpTo0144:
 
 
 # The modules of 0.14.5 and 0.14.6.
-UpTo0146 = of_each_rank("UpTo0146", Module014, _traced_as_014, ranks=(1, 2))
+UpTo0146 = of_each_rank(__name__, "UpTo0146", [Module014] * 2, _traced_as_014)

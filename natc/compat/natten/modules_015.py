@@ -8,67 +8,56 @@ from __future__ import annotations
 from torch import Tensor
 
 from natc.compat.natten import functions_017
+from natc.compat.natten.modules import of_each_rank
 from natc.compat.natten.modules_014 import Module014, Padded
 
 
-class UpTo0151:
-    """The modules of 0.15."""
+class _OfVolumes(Padded):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        kernel_size: int,
+        kernel_size_d: int | None = None,
+        dilation: int = 1,
+        dilation_d: int | None = None,
+        bias: bool = True,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self._heads(dim, num_heads, qk_scale)
+        self._check_size(kernel_size)
+        self.kernel_size = kernel_size
+        self.kernel_size_d = kernel_size_d or kernel_size
+        self.dilation: int = self._step(dilation)
+        self.dilation_d = self._step(dilation_d or self.dilation)
+        self.window_size = self.kernel_size * self.dilation
+        self.window_size_d = self.kernel_size_d * self.dilation_d
+        bias_of = (self.kernel_size_d, kernel_size, kernel_size) if bias else None
+        self._projections(dim, bias_of, qkv_bias, attn_drop, proj_drop)
 
-    class NeighborhoodAttention1D(Module014):
-        """Of sequences `[B, length, dim]`."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `[B, depth, height, width, dim]` for x of that shape."""
+        self._check_rank(x)
+        sizes = self.kernel_size_d, self.kernel_size, self.kernel_size
+        return self._run(x, sizes, (self.dilation_d, self.dilation, self.dilation), 2)
 
-        rank = 1
-        operators = functions_017.operators(1)[:2]
+    def extra_repr(self) -> str:
+        """Return the settings that `print(module)` shows."""
+        return (
+            f"head_dim={self.head_dim}, num_heads={self.num_heads}, "
+            f"kernel_size_d={self.kernel_size_d}, dilation_d={self.dilation_d}, "
+            f"kernel_size={self.kernel_size}, dilation={self.dilation}, "
+            f"has_bias={self.rpb is not None}"
+        )
 
-    class NeighborhoodAttention2D(Module014):
-        """Of maps `[B, height, width, dim]`."""
 
-        rank = 2
-        operators = functions_017.operators(2)[:2]
-
-    class NeighborhoodAttention3D(Padded):
-        """Of volumes `[B, depth, height, width, dim]`."""
-
-        rank = 3
-        operators = functions_017.operators(3)[:2]
-
-        def __init__(
-            self,
-            dim: int,
-            num_heads: int,
-            kernel_size: int,
-            kernel_size_d: int | None = None,
-            dilation: int = 1,
-            dilation_d: int | None = None,
-            bias: bool = True,
-            qkv_bias: bool = True,
-            qk_scale: float | None = None,
-            attn_drop: float = 0.0,
-            proj_drop: float = 0.0,
-        ) -> None:
-            super().__init__()
-            self._heads(dim, num_heads, qk_scale)
-            self._check_size(kernel_size)
-            self.kernel_size = kernel_size
-            self.kernel_size_d = kernel_size_d or kernel_size
-            self.dilation: int = self._step(dilation)
-            self.dilation_d = self._step(dilation_d or self.dilation)
-            self.window_size = self.kernel_size * self.dilation
-            self.window_size_d = self.kernel_size_d * self.dilation_d
-            bias_of = (self.kernel_size_d, kernel_size, kernel_size) if bias else None
-            self._projections(dim, bias_of, qkv_bias, attn_drop, proj_drop)
-
-        def forward(self, x: Tensor) -> Tensor:
-            """Return `[B, depth, height, width, dim]` for x of that shape."""
-            self._check_rank(x)
-            sizes = self.kernel_size_d, self.kernel_size, self.kernel_size
-            return self._run(x, sizes, (self.dilation_d, self.dilation, self.dilation), 2)
-
-        def extra_repr(self) -> str:
-            """Return the settings that `print(module)` shows."""
-            return (
-                f"head_dim={self.head_dim}, num_heads={self.num_heads}, "
-                f"kernel_size_d={self.kernel_size_d}, dilation_d={self.dilation_d}, "
-                f"kernel_size={self.kernel_size}, dilation={self.dilation}, "
-                f"has_bias={self.rpb is not None}"
-            )
+UpTo0151 = of_each_rank(
+    __name__,
+    "UpTo0151",
+    [Module014, Module014, _OfVolumes],
+    lambda rank: functions_017.operators(rank)[:2],
+)

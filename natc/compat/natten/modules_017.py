@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from natc.compat.natten.arguments import check_bias, check_window, flags, sizes
+from natc.compat.natten.arguments import check_bias, check_window, options_017
 from natc.compat.natten.context import SETTINGS
 from natc.compat.natten.functions_017 import operators
 from natc.compat.natten.modules import Attention, of_each_rank
@@ -18,29 +18,30 @@ from natc.compat.natten.operators import is_tracing, variant
 _PerAxis = Any
 
 
-class Configured(Attention):
-    """A module of 0.17; subclasses have the arguments of a release."""
+class Module017(Attention):
+    """0.17.4 and 0.17.5."""
 
     takes_even: ClassVar[bool] = False
     stride: Sequence[int] | int = 1
 
-    def _configure(
+    def __init__(
         self,
         dim: int,
         num_heads: int,
         kernel_size: _PerAxis,
-        dilation: _PerAxis,
-        is_causal: _PerAxis,
-        rel_pos_bias: bool,
-        qkv_bias: bool,
-        qk_scale: float | None,
-        attn_drop: float,
-        proj_drop: float,
+        dilation: _PerAxis = 1,
+        is_causal: _PerAxis = False,
+        rel_pos_bias: bool = False,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
         use_experimental_ops: bool = False,
     ) -> None:
-        self.kernel_size = sizes("kernel_size", kernel_size, self.rank)
-        self.dilation = sizes("dilation", dilation, self.rank)
-        self.is_causal = flags(is_causal, self.rank)
+        super().__init__()
+        self.kernel_size, self.dilation, self.is_causal = options_017(
+            self.rank, kernel_size, dilation, is_causal
+        )
         if rel_pos_bias and any(self.is_causal):
             check_bias(self.is_causal, torch.empty(0))
         self._heads(dim, num_heads, qk_scale)
@@ -94,30 +95,6 @@ class Configured(Attention):
         )
 
 
-class Module017(Configured):
-    """0.17.4 and 0.17.5."""
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        kernel_size: _PerAxis,
-        dilation: _PerAxis = 1,
-        is_causal: _PerAxis = False,
-        rel_pos_bias: bool = False,
-        qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-        use_experimental_ops: bool = False,
-    ) -> None:
-        super().__init__()
-        self._configure(
-            dim, num_heads, kernel_size, dilation, is_causal, rel_pos_bias, qkv_bias, qk_scale,
-            attn_drop, proj_drop, use_experimental_ops,
-        )  # fmt: skip
-
-
 class _TakesEven(Module017):
     takes_even = True
 
@@ -127,6 +104,8 @@ class _UpTo0173(Module017):
 
 
 # The modules of 0.17.0 to 0.17.3, of 0.17.4, and of 0.17.5, which takes even kernel sizes.
-UpTo0173 = of_each_rank("UpTo0173", _UpTo0173, operators)
-Of0174 = of_each_rank("Of0174", Module017, operators)
-Of0175 = of_each_rank("Of0175", _TakesEven, functools.partial(operators, even=True))
+UpTo0173 = of_each_rank(__name__, "UpTo0173", [_UpTo0173] * 3, operators)
+Of0174 = of_each_rank(__name__, "Of0174", [Module017] * 3, operators)
+Of0175 = of_each_rank(
+    __name__, "Of0175", [_TakesEven] * 3, functools.partial(operators, even=True)
+)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from natc.compat.natten.arguments import check_room, flags, sizes
+from natc.compat.natten.arguments import check_room, options_020
 from natc.compat.natten.modules import Attention, of_each_rank
 from natc.compat.natten.operators import variant
 from natc.errors import ArgumentError
@@ -14,23 +14,25 @@ from natc.errors import ArgumentError
 _PerAxis = Any
 
 
-class _Module020(Attention):
-    def _configure(
+class Module020(Attention):
+    """0.20.1 to 0.21.7."""
+
+    def __init__(
         self,
         embed_dim: int,
         num_heads: int,
         kernel_size: _PerAxis,
-        stride: _PerAxis,
-        dilation: _PerAxis,
-        is_causal: _PerAxis,
-        qkv_bias: bool,
-        qk_scale: float | None,
-        proj_drop: float,
+        stride: _PerAxis = 1,
+        dilation: _PerAxis = 1,
+        is_causal: _PerAxis = False,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        proj_drop: float = 0.0,
     ) -> None:
-        self.kernel_size = sizes("kernel_size", kernel_size, self.rank, at_least=2)
-        self.stride = sizes("stride", stride, self.rank)
-        self.dilation = sizes("dilation", dilation, self.rank)
-        self.is_causal = flags(is_causal, self.rank)
+        super().__init__()
+        self.kernel_size, self.stride, self.dilation, self.is_causal = options_020(
+            self.rank, kernel_size, stride, dilation, is_causal
+        )
         if embed_dim % num_heads:
             raise ArgumentError(
                 f"embed_dim is {embed_dim}; it must be a multiple of num_heads, {num_heads}."
@@ -66,30 +68,10 @@ class _Module020(Attention):
         )
 
 
-class _EmbedDim(_Module020):
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        kernel_size: _PerAxis,
-        stride: _PerAxis = 1,
-        dilation: _PerAxis = 1,
-        is_causal: _PerAxis = False,
-        qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        proj_drop: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self._configure(
-            embed_dim, num_heads, kernel_size, stride, dilation, is_causal, qkv_bias, qk_scale,
-            proj_drop,
-        )  # fmt: skip
-
-
-class _Dim(_EmbedDim):
-    __init__ = variant(_EmbedDim.__init__, renamed={"embed_dim": "dim"})
+class _Dim(Module020):
+    __init__ = variant(Module020.__init__, renamed={"embed_dim": "dim"})
 
 
 # The modules of 0.20.0, whose first argument is `dim`, and of later releases.
-Of0200 = of_each_rank("Of0200", _Dim)
-Since0201 = of_each_rank("Since0201", _EmbedDim)
+Of0200 = of_each_rank(__name__, "Of0200", [_Dim] * 3)
+Since0201 = of_each_rank(__name__, "Since0201", [Module020] * 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -13,25 +13,33 @@ import torch
 from torch import Tensor
 
 from natc import functional
-from natc.compat.natten.arguments import check_window, refuse_nested
+from natc.compat.natten.arguments import (
+    check_bias,
+    check_window,
+    options_017,
+    refuse_nested,
+)
 
 _QK = {1: functional.na1d_qk, 2: functional.na2d_qk, 3: functional.na3d_qk}
 _AV = {1: functional.na1d_av, 2: functional.na2d_av, 3: functional.na3d_av}
 
 
 def qk(
+    rank: int,
     query: Tensor,
     key: Tensor,
     rpb: Tensor | None,
     additional_keys: Tensor | None,
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    is_causal: Sequence[bool] | bool = False,
+    kernel_size: Any,
+    dilation: Any,
+    is_causal: Any = False,
 ) -> Tensor:
-    """Check the window and return `natc.functional.na2d_qk`, or its like of rank 1 or 3."""
+    """Check the options and return `natc.functional.na2d_qk`, or its like of rank 1 or 3."""
     refuse_nested(query, key)
+    kernel_size, dilation, is_causal = options_017(rank, kernel_size, dilation, is_causal)
+    check_bias(is_causal, rpb)
     check_window(kernel_size, dilation, query.shape[2:-1])
-    return _QK[len(kernel_size)](
+    return _QK[rank](
         query,
         key,
         kernel_size,
@@ -43,17 +51,19 @@ def qk(
 
 
 def av(
+    rank: int,
     attn: Tensor,
     value: Tensor,
     additional_values: Tensor | None,
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    is_causal: Sequence[bool] | bool = False,
+    kernel_size: Any,
+    dilation: Any,
+    is_causal: Any = False,
 ) -> Tensor:
-    """Check the window and return `natc.functional.na2d_av`, or its like of rank 1 or 3."""
+    """Check the options and return `natc.functional.na2d_av`, or its like of rank 1 or 3."""
     refuse_nested(attn, value)
+    kernel_size, dilation, is_causal = options_017(rank, kernel_size, dilation, is_causal)
     check_window(kernel_size, dilation, value.shape[2:-1])
-    return _AV[len(kernel_size)](
+    return _AV[rank](
         attn,
         value,
         kernel_size,

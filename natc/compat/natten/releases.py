@@ -38,6 +38,11 @@ class Release:
         """Whether fused attention takes even kernel sizes."""
         return self.union or self.number >= (0, 17, 5)
 
+    @property
+    def smallest(self) -> int:
+        """The least kernel size. natc has windows of 1, which NATTEN does not take."""
+        return 1 if self.union else 2
+
 
 def release(version: str | None) -> Release:
     """Return the release called `version`; None is the union of all releases.

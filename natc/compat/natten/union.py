@@ -18,25 +18,36 @@ from torch import Tensor
 
 from natc.compat.natten import helpers
 from natc.compat.natten.arguments import check_window, sizes
-from natc.compat.natten.functions_017 import attend, check_xformers, operators
-from natc.compat.natten.functions_020 import check_backend
+from natc.compat.natten.functions_017 import operators
 from natc.compat.natten.modules import of_each_rank
-from natc.compat.natten.modules_017 import Configured
-from natc.compat.natten.operators import is_tracing
+from natc.compat.natten.modules_017 import Module017
+from natc.compat.natten.modules_020 import Module020
 from natc.compat.natten.releases import MOST_COMMON, Release
 from natc.errors import ArgumentError, ArgumentTypeError
 
-_Tensor = Tensor | None
 _PerAxis = Any
-_FUSED_017 = ("dilation", "is_causal", "rpb", "scale", "additional_keys", "additional_values",
-              "xformers_kwargs")  # fmt: skip
-_FUSED_020 = ("stride", "dilation", "is_causal", "scale", "additional_keys", "additional_values",
-              "attention_kwargs", "backend")  # fmt: skip
-_MODULE_017 = ("dilation", "is_causal", "rel_pos_bias", "qkv_bias", "qk_scale", "attn_drop",
-               "proj_drop", "use_experimental_ops")  # fmt: skip
-_MODULE_020 = ("stride", "dilation", "is_causal", "qkv_bias", "qk_scale", "proj_drop")
 # Names of arguments in other releases.
 _RENAMED = {"embed_dim": "dim", "bias": "rel_pos_bias"}
+# The functions and modules of both generations take so many arguments up to the kernel size
+# (modules: with `self`), and from there on other ones.
+_SHARED = 4
+
+
+def _after_size(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a function after its kernel size, by name."""
+    return dict(list(inspect.signature(function).parameters.items())[_SHARED:])
+
+
+def _of_both(up_to_017: Callable[..., Any], since_020: Callable[..., Any]) -> inspect.Signature:
+    """Return a signature with `*where` after the kernel size and all other parameters by name."""
+    signature = inspect.signature(up_to_017)
+    shared = list(signature.parameters.values())[:_SHARED]
+    by_name = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in (_after_size(since_020) | _after_size(up_to_017)).values()
+    ]
+    where = inspect.Parameter("where", inspect.Parameter.VAR_POSITIONAL)
+    return signature.replace(parameters=[*shared, where, *by_name])
 
 
 def by_name(
@@ -66,123 +77,63 @@ def _entries(value: Any) -> set[Any]:
     return set(value) if isinstance(value, (tuple, list)) else {value}
 
 
-def fused(rank: int) -> Callable[..., Any]:
-    """Return na1d, na2d or na3d, with the arguments of 0.17 and of 0.21."""
-    fused_class = operators(rank, even=True)[2]
+def either(up_to_017: Callable[..., Any], since_020: Callable[..., Any]) -> Callable[..., Any]:
+    """Return na1d, na2d or na3d, which passes a call on to the generation that has its arguments.
 
-    def complete(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        kernel_size: _PerAxis,
-        *,
-        stride: _PerAxis = 1,
-        dilation: _PerAxis = 1,
-        is_causal: _PerAxis = False,
-        scale: float | None = None,
-        rpb: _Tensor = None,
-        additional_keys: _Tensor = None,
-        additional_values: _Tensor = None,
-        xformers_kwargs: dict[str, Any] | None = None,
-        attention_kwargs: dict[str, Any] | None = None,
-        backend: str | None = None,
-        q_tile_shape: Any = None,
-        kv_tile_shape: Any = None,
-        backward_q_tile_shape: Any = None,
-        backward_kv_tile_shape: Any = None,
-        backward_kv_splits: Any = None,
-        backward_use_pt_reduction: bool = False,
-        run_persistent_kernel: bool = True,
-        kernel_schedule: Any = None,
-        torch_compile: bool = False,
-        return_lse: bool = False,
-    ) -> Any:
-        check_backend(backend, attention_kwargs)
-        where = kernel_size, dilation, is_causal, scale
-        if is_tracing() and stride == 1 and additional_keys is None and not return_lse:
-            return fused_class.apply(query, key, value, rpb, *where, None, None)[0]
-        if additional_keys is not None or additional_values is not None:
-            check_xformers(xformers_kwargs)
-        return attend(
-            rank,
-            query,
-            key,
-            value,
-            rpb,
-            *where,
-            even=True,
-            smallest=1,
-            stride=stride,
-            additional_keys=additional_keys,
-            additional_values=additional_values,
-            return_lse=return_lse,
-        )
+    up_to_017, since_020: the function of that name in each generation.
+    """
+    names_017, names_020 = tuple(_after_size(up_to_017)), tuple(_after_size(since_020))
+    only_017, only_020 = set(names_017) - set(names_020), set(names_020) - set(names_017)
 
-    @functools.wraps(complete)
+    @functools.wraps(up_to_017)
     def na(
         query: Tensor, key: Tensor, value: Tensor, kernel_size: _PerAxis, *where: Any, **by: Any
     ) -> Any:
-        named = by_name(where, _FUSED_017, _FUSED_020)
-        return complete(query, key, value, kernel_size, **named, **by)
+        named = by_name(where, names_017, names_020)
+        early = [name for name in (*named, *by) if name in only_017]
+        late = [name for name in (*named, *by) if name in only_020]
+        if early and late:
+            raise ArgumentTypeError(
+                f"{na.__name__} got {early[0]}, which NATTEN has up to 0.17, and {late[0]}, which "
+                "it has since 0.20. natc.na1d, na2d and na3d combine a bias with a stride."
+            )
+        function = since_020 if late else up_to_017
+        return function(query, key, value, kernel_size, **named, **by)
 
-    na.__name__ = na.__qualname__ = f"na{rank}d"
-    na.__signature__ = _with_where(complete)  # type: ignore[attr-defined]
+    na.__signature__ = _of_both(up_to_017, since_020)  # type: ignore[attr-defined]
     return na
 
 
-def _with_where(function: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature of `function`, with `*where` in front of its keyword-only part."""
-    signature = inspect.signature(function)
-    parameters = list(signature.parameters.values())
-    index = [p.kind for p in parameters].index(inspect.Parameter.KEYWORD_ONLY)
-    parameters.insert(index, inspect.Parameter("where", inspect.Parameter.VAR_POSITIONAL))
-    return signature.replace(parameters=parameters)
-
-
-class _UnionModule(Configured):
+class _UnionModule(Module017):
     """A module of 0.17.4 that also takes embed_dim and stride of 0.20, and bias of 0.14."""
 
     takes_even = True
     stride: tuple[int, ...]
 
     def __init__(self, *values: Any, **by: Any) -> None:
-        super().__init__()
         try:
-            named = by_name(values[3:], _MODULE_017, _MODULE_020)
+            names = (tuple(_after_size(each.__init__)) for each in (Module017, Module020))
+            named = by_name(values[3:], *names)
             renamed = {_RENAMED.get(name, name): value for name, value in by.items()}
             self._start(*values[:3], **named, **renamed)  # type: ignore[misc]
         except TypeError as error:
             raise _with_release(error, type(self), values, by) from None
 
     def _start(
-        self,
-        dim: int,
-        num_heads: int,
-        kernel_size: _PerAxis,
-        *,
-        stride: _PerAxis = 1,
-        dilation: _PerAxis = 1,
-        is_causal: _PerAxis = False,
-        rel_pos_bias: bool = False,
-        qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-        use_experimental_ops: bool = False,
+        self, dim: int, num_heads: int, kernel_size: _PerAxis, stride: _PerAxis = 1, **options: Any
     ) -> None:
         if dim % num_heads:
             raise ArgumentError(
                 f"dim is {dim}; it must be a multiple of num_heads, {num_heads}. NATTEN up to "
                 "0.14.4 takes kernel_size before num_heads: natc.compat.install('0.14.4')."
             )
+        super().__init__(dim, num_heads, kernel_size, **options)
         self.stride = sizes("stride", stride, self.rank)
         self.embed_dim, self.na_dim = dim, self.rank
-        self._configure(
-            dim, num_heads, kernel_size, dilation, is_causal, rel_pos_bias, qkv_bias, qk_scale,
-            attn_drop, proj_drop, use_experimental_ops,
-        )  # fmt: skip
 
-    __init__.__signature__ = _with_where(_start)  # type: ignore[attr-defined]
+    __init__.__signature__ = _of_both(  # type: ignore[attr-defined]
+        Module017.__init__, Module020.__init__
+    )
 
     def _check_window(self, spatial: Sequence[int]) -> None:
         window = self.kernel_size, self.dilation
@@ -197,7 +148,9 @@ class _UnionModule(Configured):
         return super()._attend_unfused(*arguments)
 
 
-Union = of_each_rank("Union", _UnionModule, functools.partial(operators, even=True))
+Union = of_each_rank(
+    __name__, "Union", [_UnionModule] * 3, functools.partial(operators, even=True)
+)
 
 
 def check_all_args(na_dim: int, kernel_size: Any, *where: Any, **by: Any) -> Any:
@@ -211,22 +164,24 @@ def join(names: dict[str, dict[str, Any]], of_release: Callable[[Release], Any])
 
     of_release: returns the names of every module of a release.
     """
-    additional = Release("0.17.5"), Release("0.21.7", union=True), Release("0.15.1")
-    for release in (*additional, Release("0.14.6")):
-        for module, additions in of_release(release).items():
+    up_to_017, since_020 = names["functional"], of_release(Release("0.21.7", union=True))
+    fused = {
+        name: hinted(either(up_to_017[name], since_020["functional"][name]))
+        for name in ("na1d", "na2d", "na3d")
+    }
+    others = (of_release(Release(version)) for version in ("0.17.5", "0.15.1", "0.14.6"))
+    for modules in (since_020, *others):
+        for module, additions in modules.items():
             names[module] = {**additions, **names.get(module, {})}
-    for rank in (1, 2, 3):
-        names["functional"][f"na{rank}d"] = fused(rank)
     names["functional"] = {
         name: hinted(value) if inspect.isfunction(value) else value
         for name, value in names["functional"].items()
-    }
-    for rank in (1, 2, 3):
+    } | fused
+    for name, function in fused.items():
         # `natten.na2d` is a submodule in 0.17, with the module class in it, and a function in
         # 0.20. A function that has the class as an attribute serves both.
-        function = names["functional"][f"na{rank}d"]
-        vars(function).update(names[f"na{rank}d"])
-        names[""][f"na{rank}d"] = names["experimental"][f"na{rank}d"] = function
+        vars(function).update(names[name])
+        names[""][name] = names["experimental"][name] = function
     for module in ("utils", "utils.checks"):
         names[module]["check_all_args"] = check_all_args
 
