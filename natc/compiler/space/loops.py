@@ -106,7 +106,8 @@ def blocks_named(sch: Schedule, wanted: Callable[[str], bool]) -> list[str]:
 
 def tables_of(sch: Schedule, axis: int) -> list[str]:
     """Return the names of an axis' integer tables, in the order in which to place them."""
-    return [f"{name}_{axis}" for name in _TABLES if has_block(sch, f"{name}_{axis}")]
+    blocks = blocks_named(sch, lambda name: name.endswith(f"_{axis}"))
+    return [f"{name}_{axis}" for name in _TABLES if f"{name}_{axis}" in blocks]
 
 
 def _is_one(extent: object) -> bool:
