@@ -17,9 +17,10 @@ from natc.store import workspace
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine of one's own: nothing tuned, nothing built, no GPU."""
+    """Return the folder of a machine with nothing tuned or built, and no GPU; no call builds."""
     for variable in env.ALL:
         monkeypatch.delenv(variable.name, raising=False)
+    monkeypatch.setenv("NATC_JIT", "readonly")
     monkeypatch.setenv("NATC_WORKSPACE", str(tmp_path / "workspace"))
     monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path / "cache"))
     for name in ("PACKAGED_DATA", "SHIPPED"):

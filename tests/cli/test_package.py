@@ -29,20 +29,6 @@ def libraries(place: Path) -> Path:
     return place / "libraries"
 
 
-def test_a_directory_that_cannot_be_written_is_named_before_anything_is_built(
-    natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def build_nothing(*_: object) -> None:
-        raise AssertionError("it builds")
-
-    monkeypatch.setattr(package, "_build", build_nothing)
-    (place / "file").touch()
-    there = place / "file" / "dist"
-    code, out, err = natc("package", "--kernel", "3", "--output", str(there))
-    assert (code, out) == (1, "")
-    assert err == f"natc: error: directory {there} is not writable; name another with --output.\n"
-
-
 def test_a_directory_becomes_every_kind_of_package(
     natc: Natc, libraries: Path, place: Path
 ) -> None:
@@ -109,31 +95,8 @@ def test_options_narrow_a_set(natc: Natc) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("--set vit", "set is 'vit'; it must be nat"),
-        ("--kernel 7 --format egg", "format is 'egg'"),
-        ("--kernel 0", "kernel_size 0"),
-        ("--kernel 7 --dtype float64 --target cuda --arch sm_90", "dtype is float64"),
-        ("--kernel 7 --arch x86-64-v9", "'x86-64-v9' is unknown"),
-        ("--kernel 7 --arch x86-64-v3,aarch64", "make one for each"),
-        ("--kernel 7 --target cuda --arch sm_1", "'sm_1' is unknown"),
-        ("--kernel 7 --head-dim 8,a", "head_dim is '8,a'"),
-        ("--from . --kernel 7", "--from packs a directory unchanged"),
-        ("--from . --sign no.pem", "no.pem"),
-    ],
-)
-def test_bad_options_are_refused_with_2(natc: Natc, words: str, message: str) -> None:
-    code, out, err = natc("package", *words.split(), "--dry-run")
-    assert (code, out) == (2, "")
-    assert message in err
-
-
 def test_a_directory_without_libraries_is_refused(natc: Natc, place: Path) -> None:
-    code, out, err = natc("package", "--from", str(place))
-    assert (code, out) == (1, "")
-    assert f"{place} holds no library" in err
+    assert f"{place} holds no library" in natc.refused("package", "--from", str(place), code=1)
 
 
 class Builds:

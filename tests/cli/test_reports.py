@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
+import msgspec
 import pytest
 from support.command_line import Natc
 from support.written_files import SPEC, TARGET, write_library, write_schedule_and_log
@@ -114,45 +114,33 @@ def test_crashing_versions_are_a_problem(natc: Natc, monkeypatch: pytest.MonkeyP
     assert any("apache-tvm-ffi 0.1.15.post1" in text for text in report["problems"])
 
 
-def test_coverage_supported_and_installed(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coverage_has_a_line_for_each_feature(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
     library, _ = write_library()
-    table = support.table()
-    monkeypatch.setattr(support, "table", lambda: table)
+    places = [(rank, target) for rank in (1, 2, 3) for target in ("llvm", "cuda")]
+    alike = [Cell(name, *place, "composition", ()) for name in support.ROWS for place in places]
+    monkeypatch.setattr(support, "table", lambda: alike)
     lines = natc("doctor", "--coverage").out.splitlines()
     assert max(len(line) for line in lines if str(library) not in line) <= 100
+    for name in support.ROWS:
+        assert [*name.split(), "composition", "composition", "-", "-"] in map(str.split, lines)
+    assert "for llvm: 1 library" in lines and f"  {library}: forward" in lines
+    assert "for cuda: none" in lines
+
+    mixed = [
+        Cell("dance", rank, target, "reference" if rank == 3 else "kernel", (), target == "llvm")
+        for rank, target in places
+    ]
+    monkeypatch.setattr(support, "table", lambda: mixed)
+    dance = ["1-D", "kernel,", "2-D", "kernel,", "3-D", "reference"]
+    lines = natc("doctor", "--coverage").out.splitlines()
+    assert ["dance", *dance, *dance, "1-D", "2-D", "3-D", "-"] in [line.split() for line in lines]
     document = natc.json("doctor", "--coverage")
-    cells = {(row["feature"], row["rank"], row["target"]): row for row in document["coverage"]}
-    assert cells["fused backward, rpb", 3, "cuda"]["supported"] == "kernel"
-    assert cells["float64", 1, "cuda"]["supported"] == "reference"
-    installed = [key for key, row in cells.items() if row["installed"]]
-    assert ("fused forward, rpb", 2, "llvm") in installed
-    assert not [key for key in installed if key[1:] != (2, "llvm") or "backward" in key[0]]
+    assert msgspec.convert(document["coverage"], list[Cell]) == mixed
     row = {"path": str(library), "spec": SPEC.name, "operations": ["forward"]}
     assert document["libraries"] == {"llvm": [row], "cuda": []}
 
 
-def test_coverage_has_a_line_for_each_feature(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
-    library, _ = write_library()
-    cells = [
-        Cell("dance", rank, target, "reference" if rank == 3 else "kernel", (), target == "llvm")
-        for rank in (1, 2, 3)
-        for target in ("llvm", "cuda")
-    ]
-    cells += [Cell("sing", rank, "llvm", "composition", ()) for rank in (1, 2, 3)]
-    cells += [Cell("sing", rank, "cuda", "refused", ()) for rank in (1, 2, 3)]
-    monkeypatch.setattr(support, "table", lambda: cells)
-    code, out, _ = natc("doctor", "--coverage")
-    assert code == 0
-    lines = [line.split() for line in out.splitlines()]
-    dance = ["1-D", "kernel,", "2-D", "kernel,", "3-D", "reference"]
-    assert ["dance", *dance, *dance, "1-D", "2-D", "3-D", "-"] in lines
-    assert ["sing", "composition", "refused", "-", "-"] in lines
-    assert "for llvm: 1 library" in out and f"  {library}: forward" in out
-    assert "for cuda: none" in out
-
-
 def test_bench_names_the_missing_kernel(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NATC_JIT", "off")
     monkeypatch.setattr("natc.cli.verbs.bench._CEILING_SECONDS", 0.01)
     words = ["bench", "--kernel", "3", "--head-dim", "8", "--shape", "1x6x5x2"]
     # FlexAttention would be compiled for minutes on a slow machine.
@@ -167,23 +155,6 @@ def test_bench_names_the_missing_kernel(natc: Natc, monkeypatch: pytest.MonkeyPa
         assert rows[name]["max_error"] < 1e-5
     text = natc(*words).out
     assert "1x6x5x2x8" in text and "natc build --kernel 3" in text
-
-
-def test_quickstart_names_its_missing_extra(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "skimage" else object()
-    )
-    code, _, err = natc("quickstart")
-    assert code == 1
-    assert "needs skimage: pip install 'natc[compiler,demo]'" in err
-
-
-def test_quickstart_cannot_write(natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    (place / "file").touch()
-    code, out, err = natc("quickstart", "--output", str(place / "file" / "x"))
-    assert (code, out) == (1, "")
-    assert str(place / "file" / "x") in err
 
 
 @pytest.mark.parametrize("seen", [False, True])

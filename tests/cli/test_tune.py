@@ -17,10 +17,11 @@ from rich.console import Console
 from support.command_line import Natc
 from support.search_events import START, TRIALS, finish
 
-import natc.tune
+import natc.tune as natc_tune
 from natc.cli.verbs import quickstart
 from natc.cli.views import progress
 from natc.errors import NatcError, TuneError
+from natc.host import gpu
 from natc.host.detect import detect_host_cpu
 from natc.spec import KernelSpec
 from natc.store import workspace
@@ -28,6 +29,8 @@ from natc.tune.events import Event, Note, SearchFinished
 from natc.tune.measure.rounds import Imported
 
 pytestmark = pytest.mark.quick
+
+H100 = gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30)
 
 
 class Search:
@@ -51,7 +54,8 @@ class Search:
 def search(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Search]:
     def install(*script: Event | BaseException) -> Search:
         double = Search(list(script))
-        monkeypatch.setattr(natc.tune, "tune", double, raising=False)
+        # Not setattr, which would load the search, and TVM with it, to put it back later.
+        monkeypatch.setitem(vars(natc_tune), "tune", double)
         # The script needs no compiler.
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
         return double
@@ -87,16 +91,13 @@ def test_defaults(natc: Natc, search: Callable[..., Search]) -> None:
 def test_a_gpu_gets_half_precision(
     natc: Natc, search: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from natc.host import gpu
-
-    h100 = gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30)
-    monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver("13.0", (h100,)))
+    monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver("13.0", (H100,)))
     ran = search(START, finish())
     assert natc("tune", "--kernel", "7", "--target", "cuda").code == 0
     assert ran.asked["target"] == "cuda-sm_90"
     assert ran.asked["spec"] == "na2d_k7_d32_float16_rpb"
-    refused = natc("tune", "--kernel", "7", "--target", "cuda", "--arch", "sm_100")
-    assert refused.code == 2 and "this machine, which is cuda-sm_90" in refused.err
+    error = natc.refused("tune", "--kernel", "7", "--target", "cuda", "--arch", "sm_100")
+    assert "this machine, which is cuda-sm_90" in error
 
 
 def test_lines_for_a_pipe(natc: Natc, search: Callable[..., Search]) -> None:
@@ -120,13 +121,10 @@ def test_lines_for_a_pipe(natc: Natc, search: Callable[..., Search]) -> None:
 def test_who_tunes_for_the_cpu_beside_a_gpu_is_told(
     natc: Natc, search: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from natc.host import gpu
-
     note = "note: this searches for the CPU, "
     search(START, finish())
     assert note not in natc("tune", "--kernel", "9").err
-    h100 = gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30)
-    monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver("13.0", (h100,)))
+    monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver("13.0", (H100,)))
     err = natc("tune", "--kernel", "9").err
     assert note in err and "; for the GPU (NVIDIA H100): --target cuda\n" in err
     assert note not in natc("tune", "--kernel", "9", "--target", "llvm").err
@@ -151,8 +149,7 @@ def test_quiet_keeps_notes_and_the_result(natc: Natc, search: Callable[..., Sear
 
 def test_json_is_one_document(natc: Natc, search: Callable[..., Search]) -> None:
     search(START, *TRIALS, finish())
-    _, out, _ = natc("tune", "--kernel", "7", "--json")
-    document = json.loads(out)
+    document = natc.json("tune", "--kernel", "7")
     assert document["spec"] == "na2d_k7_d32_float32_rpb"
     assert document["speedup"] == 4.0
     assert document["schedule_path"] == "/w/schedules/x.json"
@@ -226,13 +223,13 @@ def test_searches_go_on_after_a_failed_search(
         asked.append(operation)
         on_event(NOTHING if operation == "delta" else finish())
 
-    monkeypatch.setattr("natc.tune.tune", tune)
+    monkeypatch.setitem(vars(natc_tune), "tune", tune)
     words = ["tune", "--kernel", "7", "--operations", "forward,delta,d_query", "--quiet"]
     code, out, err = natc(*words)
     assert (code, asked) == (1, ["forward", "delta", "d_query"])
     assert out.count("schedule: /w/schedules/x.json") == 2
     assert err.count("no schedule was written") == 1 and "_rpb delta: no candidate" in err
-    documents = json.loads(natc(*words, "--json").out)["searches"]
+    documents = natc.json(*words, code=1)["searches"]
     assert [row["schedule_path"] is None for row in documents] == [False, True, False]
 
 
@@ -322,9 +319,8 @@ def test_importing_rounds_shows_each_problem(natc: Natc, rounds: Callable[..., N
         f"{IMPORTED.name}: best 1 ms, untuned 4 ms; 9 new trials in /w/tuning_logs/x.jsonl",
         "schedule: /w/schedules/x.json",
     ]
-    code, out, _ = natc("tune", "--import", "all", "--json")
-    document = json.loads(out)
-    assert code == 1 and len(document["problems"]) == 2
+    document = natc.json("tune", "--import", "all", code=1)
+    assert len(document["problems"]) == 2
     paths = [row["schedule_path"] for row in document["searches"]]
     assert paths == [None, "/w/schedules/x.json", "/w/schedules/x.json"]
 
@@ -338,9 +334,7 @@ def test_importing_a_round(natc: Natc, rounds: Callable[..., None]) -> None:
 
 def test_a_search_without_a_result_is_an_error(natc: Natc, search: Callable[..., Search]) -> None:
     search(START)
-    code, out, err = natc("tune", "--kernel", "7")
-    assert (code, out) == (1, "")
-    assert "without a result" in err
+    assert "without a result" in natc.refused("tune", "--kernel", "7", "--quiet", code=1)
 
 
 def test_the_live_line_shows_best_speedup_trials_failures_and_time_left() -> None:
@@ -360,7 +354,5 @@ def test_the_live_line_shows_best_speedup_trials_failures_and_time_left() -> Non
 
 
 def test_a_resumed_search_names_its_start() -> None:
-    from dataclasses import replace
-
     text = progress.start_text(replace(START, resumed_trials=40, best=2e-3))
     assert "best of 40 earlier trials 2 ms" in text

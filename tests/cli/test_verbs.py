@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import pty
@@ -10,6 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +58,6 @@ CASES = {
 }
 ESCAPE = "\x1b"
 LINES = re.compile("[\u2500-\u257f]")
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NATC_JIT", "readonly")
 
 
 @pytest.fixture
@@ -224,47 +222,62 @@ def test_a_closed_pipe_is_no_error(place: Path, words: list[str]) -> None:
     assert (done.returncode, done.stderr) == (1 if "--help" in words else 141, b"")
 
 
-def on_a_terminal(place: Path, *words: str, **changes: str) -> str:
-    """Return natc's output on a terminal, by default with 80 columns."""
+def test_a_table_in_a_terminal_has_lines_and_escapes(place: Path) -> None:
+    write_schedule_and_log()
     ours, theirs = pty.openpty()
-    done = subprocess.Popen(
-        **process(place, *words, **{"TERM": "xterm", "COLUMNS": "80", **changes}),
-        stdout=theirs,
-        stderr=theirs,
-    )
+    done = subprocess.Popen(**process(place, "list", TERM="xterm"), stdout=theirs, stderr=theirs)
     os.close(theirs)
     written = b""
-    try:
+    # At the end the terminal has no more writers.
+    with contextlib.suppress(OSError):
         while data := os.read(ours, 65536):
             written += data
-    except OSError:
-        pass  # The terminal has no more writers.
     os.close(ours)
     assert done.wait() == 0
-    return written.decode()
+    assert ESCAPE in written.decode() and LINES.search(written.decode())
 
 
-def test_on_a_terminal_tables_fit_and_have_lines_and_colors(place: Path) -> None:
-    words = ("bench", "--from", str(SAVED))
-    text = on_a_terminal(place, *words)
-    assert ESCAPE in text and LINES.search(text)
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    # No value is folded at 80 columns.
-    assert re.search(r"torch FlexAttention +[\d.]+ [um]s +[\d.]+ [um]s \.\. [\d.]+ [um]s", plain)
+class Terminal(io.StringIO):
+    """What was written to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def on_a_terminal(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Return a function that returns natc's output on a terminal, by default of 80 columns."""
+
+    def run(*words: str, **changes: str) -> str:
+        for name in ("NO_COLOR", "FORCE_COLOR"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in {"TERM": "xterm", "COLUMNS": "80", **changes}.items():
+            monkeypatch.setenv(name, value)
+        terminal = Terminal()
+        with contextlib.redirect_stdout(terminal), contextlib.redirect_stderr(terminal):
+            assert natc(*words).code == 0
+        return terminal.getvalue()
+
+    return run
+
+
+def test_a_terminal_has_colors_unless_they_are_unwanted(on_a_terminal: Callable[..., str]) -> None:
     colors = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
-    assert colors.search(on_a_terminal(place, "doctor"))
-    assert not colors.search(on_a_terminal(place, "doctor", NO_COLOR="1"))
+    assert colors.search(on_a_terminal("doctor"))
+    assert not colors.search(on_a_terminal("doctor", NO_COLOR="1"))
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80])
-def test_tables_break_no_word(place: Path, columns: int) -> None:
-    changes = {"COLUMNS": str(columns), "NO_COLOR": "1"}
-    text = on_a_terminal(place, "bench", "--from", str(SAVED), **changes)
+def test_tables_break_no_word(on_a_terminal: Callable[..., str], columns: int) -> None:
+    text = on_a_terminal("bench", "--from", str(SAVED), COLUMNS=str(columns), NO_COLOR="1")
     table = re.sub(r"\x1b\[[0-9;]*m", "", text.partition("ratio: time divided")[0])
     assert all(len(line.rstrip()) <= columns for line in table.splitlines())
     cells = [*results.read(SAVED).of(results.read(SAVED).problems[0]), "1x56x56x2x32", "526 us"]
     for word in " ".join(cells).split():
         assert re.search(rf"(?<!\S){re.escape(word)}(?!\S)", table), word
+    # No value is folded at 80 columns.
+    row = r"torch FlexAttention +[\d.]+ [um]s +[\d.]+ [um]s \.\. [\d.]+ [um]s"
+    assert columns < 80 or re.search(row, table)
 
 
 def complete(natc: Natc, monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:
@@ -310,32 +323,6 @@ def test_shells_have_completion(natc: Natc, monkeypatch: pytest.MonkeyPatch, she
     monkeypatch.setenv("_NATC_COMPLETE", f"source_{shell}")
     code, out, _ = natc()
     assert code == 0 and "_NATC_COMPLETE" in out
-
-
-def test_help_and_completion_load_nothing_heavy(place: Path) -> None:
-    program = """
-import os, sys
-from natc.cli.main import main
-for words, more in (
-    (["build", "--help"], {}),
-    (["show", "--kernel", "7", "--json"], {}),
-    ([], {"_NATC_COMPLETE": "complete_bash", "COMP_WORDS": "natc build -k ", "COMP_CWORD": "3"}),
-):
-    sys.argv = ["natc", *words]
-    os.environ.update(more)
-    try:
-        main()
-    except SystemExit:
-        pass
-    heavy = {"torch", "tvm", "numpy", "matplotlib"} & set(sys.modules)
-    if "--help" in words:
-        heavy |= {"rich", "natc.runtime"} & set(sys.modules)
-    print(sorted(heavy), file=sys.stderr)
-"""
-    asked = process(place)
-    asked["args"] = [sys.executable, "-c", program]
-    done = subprocess.run(**asked, capture_output=True, text=True, check=True)
-    assert done.stderr.splitlines()[-3:] == ["[]"] * 3
 
 
 def test_the_choices_of_dtype_are_those_of_kernels() -> None:

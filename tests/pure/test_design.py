@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,15 +41,18 @@ def room_of(module: str) -> str | None:
     return names[0] if is_room else None
 
 
-def imports() -> Iterator[tuple[str, str, str]]:
-    """Yield (room, dotted name, file) of every import in natc."""
+@functools.cache
+def imports() -> list[tuple[str, str, str]]:
+    """List (room, dotted name, file) of every import in natc."""
+    rows = []
     for path in sorted(PACKAGE.rglob("*.py")):
         file = path.relative_to(PACKAGE).as_posix()
         if file in ENTRANCES:
             continue
         module = "natc." + file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         for name in imported(path.read_text(encoding="utf-8")):
-            yield str(room_of(module)), name, file
+            rows.append((str(room_of(module)), name, file))
+    return rows
 
 
 @pytest.fixture(scope="module")

@@ -30,3 +30,10 @@ class Natc:
         result = self(*words, "--json")
         assert result.code == code, result
         return json.loads(result.out)
+
+    def refused(self, *words: str, code: int = 2) -> str:
+        """Run words that are refused with nothing on stdout; return the line on stderr."""
+        result = self(*words)
+        assert (result.code, result.out) == (code, ""), result
+        assert result.err.startswith("natc: error: ") and result.err.count("\n") == 1, result
+        return result.err

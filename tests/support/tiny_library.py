@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import tempfile
 from pathlib import Path
@@ -32,6 +33,13 @@ def compile_c(source: str, output: Path, *flags: str) -> Path:
     return output
 
 
+@functools.cache
+def _compiled(source: str) -> bytes:
+    """Return the shared library of C, compiled once."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return compile_c(source, Path(scratch) / "tiny.so").read_bytes()
+
+
 def add_library(
     directory: Path, spec: KernelSpec = SPEC, source: str = "", **changes: Any
 ) -> Path:
@@ -39,8 +47,6 @@ def add_library(
 
     source: C that is added to the library's. changes: fields of the manifest to set.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        code = compile_c(_SOURCE % spec.name + source, Path(scratch) / "tiny.so").read_bytes()
     fields: dict[str, Any] = {
         "natc": "0.1.0",
         "spec": spec.name,
@@ -49,7 +55,7 @@ def add_library(
         "built_at": "2001-02-03T04:05:06+00:00",
         **changes,
     }
-    return add_code(directory, code, **fields)
+    return add_code(directory, _compiled(_SOURCE % spec.name + source), **fields)
 
 
 def add_wheel(site: Path) -> None:

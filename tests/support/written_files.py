@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ HOST_DECISIONS = {"lanes": 8}
 SECONDS = {"1x56x56x2x32": 1e-3, "1x7x7x16x32": 1e-3}
 
 
+@functools.cache
+def facts() -> records.Environment:
+    """Return the facts about this machine, which take a few processes, collected once."""
+    return environment.collect()
+
+
 def make_schedule(**changes: Any) -> schedules.Schedule:
     """Return a schedule of SPEC for TARGET as a search would write it, with changed fields."""
     fields: dict[str, Any] = {
@@ -34,7 +41,7 @@ def make_schedule(**changes: Any) -> schedules.Schedule:
             objective="geometric mean",
             trials=2,
         ),
-        "environment": schedules.measured_on(environment.collect()),
+        "environment": schedules.measured_on(facts()),
         "created": "2026-01-02T03:04:05Z",
         **changes,
     }
@@ -66,10 +73,9 @@ def make_host_schedule(spec: KernelSpec, **changes: Any) -> schedules.Schedule:
 
 def write_schedule_and_log() -> tuple[Path, Path]:
     """Write a schedule, and a log of a trial and a failed trial; return both files."""
-    facts = environment.collect()
     schedule = make_schedule(created=environment.now())
     log = workspace.log_path(SPEC, TARGET)
-    records.append(log, facts)
+    records.append(log, facts())
     for number in range(2):
         trial = Trial(
             spec=SPEC.name,
@@ -78,7 +84,7 @@ def write_schedule_and_log() -> tuple[Path, Path]:
             decisions={"tile": number},
             seconds=None if number else SECONDS,
             error="too slow" if number else None,
-            environment=facts.id,
+            environment=facts().id,
             timestamp=environment.now(),
             trial=number,
         )

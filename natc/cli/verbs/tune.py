@@ -215,9 +215,11 @@ def _export(
 
 def _import(directory: Path, json: bool) -> None:
     from natc.tune.measure import rounds
-    from natc.tune.search.importing import import_round
 
     places = rounds.find(directory)
+    # Now, because it loads the compiler, which takes seconds.
+    from natc.tune.search.importing import import_round
+
     imported, problems = [], []
     for place in places:
         try:
