@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +47,11 @@ def _missing(folder: str) -> str | None:
         except CompilerNotFound as error:
             return str(error)
     if folder == "gpu":
+        from natc.host import gpu
+
+        # Most machines have no GPU, and importing torch takes seconds.
+        if not gpu.driver().gpus:
+            return "torch finds no GPU"
         import torch
 
         if not torch.cuda.is_available():
@@ -88,14 +94,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     """Run small tensors on one thread: with two, torch waits longer than it computes.
 
-    Folders with compiled kernels keep all threads.
+    Folders with compiled kernels keep all threads. Modules that compute import torch first.
     """
     folder = request.path.relative_to(TESTS).parts[0]
-    if folder not in ("torch_cpu", "cli") or _missing("torch_cpu"):
+    torch = sys.modules.get("torch")
+    if folder not in ("torch_cpu", "cli") or torch is None:
         yield
         return
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

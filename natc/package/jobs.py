@@ -217,14 +217,16 @@ def code_files(package: Path = PACKAGE) -> list[Path]:
 
 
 def _schedules_digest(spec: KernelSpec, target: Target) -> list[list[str]]:
-    # A kernel may use the schedules of near kernels.
+    # A kernel may use the schedules of near kernels. There are hundreds, and few files.
+    files = {path.stem: path for path in workspace.schedule_files(target)}
     operations = dict.fromkeys(map(tuned_as, operations_of(spec)))
-    paths = [
-        workspace.find_schedule(candidate, target, operation)
+    names = dict.fromkeys(
+        workspace.tuned_name(candidate, operation)
         for candidate in near(spec)
         for operation in operations
-    ]
+    )
     return [
-        [path.stem, hashlib.sha256(path.read_bytes()).hexdigest()]
-        for path in dict.fromkeys(filter(None, paths))
+        [name, hashlib.sha256(files[name].read_bytes()).hexdigest()]
+        for name in names
+        if name in files
     ]

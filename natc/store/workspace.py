@@ -82,14 +82,14 @@ def find_schedule(spec: KernelSpec, target: Target, operation: str = FORWARD) ->
     return _find(Path("schedules") / target.name / f"{tuned_name(spec, operation)}.json")
 
 
-def schedule_files() -> Iterator[Path]:
-    """Yield every schedule file that natc uses, sorted by target and spec name."""
-    return _files("schedules", "*.json")
+def schedule_files(target: Target | None = None) -> Iterator[Path]:
+    """Yield every schedule file that natc uses, of one target or all, sorted by target and name."""
+    return _files("schedules", f"{target.name if target else '*'}/*.json")
 
 
 def log_files() -> Iterator[Path]:
     """Yield every tuning log that natc uses, sorted by target and spec name."""
-    return _files("tuning_logs", "*.jsonl")
+    return _files("tuning_logs", "*/*.jsonl")
 
 
 def cache_dir() -> Path:
@@ -212,7 +212,7 @@ def _find(relative: Path) -> Path | None:
 def _files(kind: str, pattern: str) -> Iterator[Path]:
     files: dict[tuple[str, str], Path] = {}
     for root in read_roots():
-        for path in (root / kind).glob(f"*/{pattern}"):
+        for path in (root / kind).glob(pattern):
             files.setdefault((path.parent.name, path.name), path)
     for key in sorted(files):
         yield files[key]

@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.fresh_process import run_fresh
 from support.library_files import library_of
 from support.signing_keys import write_keys
 from support.tiny_library import ARCH, SPEC, add_library, add_wheel, compile_c
@@ -68,19 +67,6 @@ def written(pieces: list[Piece], output: Path, *forms: str, version: str = "0.1.
     names = assemble.names_of(pieces, version)
     packages = assemble.write(forms, pieces, names, output, when=WHEN, cuda=("13.0",))
     return [path for _, path in packages]
-
-
-LIGHT = """
-import importlib, pkgutil, sys
-import natc.package
-for module in pkgutil.iter_modules(natc.package.__path__):
-    importlib.import_module(f"natc.package.{module.name}")
-print(sorted({"torch", "tvm", "tvm_ffi", "cryptography"} & set(sys.modules)))
-"""
-
-
-def test_packing_loads_nothing_heavy() -> None:
-    assert run_fresh(LIGHT) == "[]\n"
 
 
 # The symbols and libraries that a library needs

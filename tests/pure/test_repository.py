@@ -54,15 +54,45 @@ def test_the_wheel_ships_schedules_and_logs() -> None:
         assert (ROOT / name).is_dir()
 
 
-# The command line starts at once because it loads none of these.
+# What each step may not load, in one process: later steps may load more.
 LIGHT = """
-import natc.cli.main, sys
-print(sorted({"torch", "tvm", "tvm_ffi", "rich.table", "filelock"} & set(sys.modules)))
+import importlib, os, pkgutil, sys
+HEAVY = {"torch", "tvm", "tvm_ffi", "numpy", "matplotlib"}
+loaded = {}
+def step(name, *more):
+    loaded[name] = sorted((HEAVY | set(more)) & set(sys.modules))
+import natc.window
+step("window")
+from natc.cli.main import main
+step("command line", "rich.table", "filelock")
+from natc.host import gpu
+gpu.driver = lambda: gpu.Driver(None, ())
+def run(*words):
+    sys.argv = ["natc", *words]
+    try:
+        main()
+    except SystemExit:
+        step(" ".join(words), *(["rich", "natc.runtime"] if "--help" in words else []))
+run("build", "--help")
+run("tune", "--kernel=7", "--target=cuda")
+run("show", "--kernel=7", "--json")
+import natc.package
+for module in pkgutil.iter_modules(natc.package.__path__):
+    importlib.import_module(f"natc.package.{module.name}")
+step("package", "cryptography")
+completing = {"COMP_WORDS": "natc build -k ", "COMP_CWORD": "3"}
+os.environ |= {"_NATC_COMPLETE": "complete_bash", **completing}
+run("completion")
+print()
+print(loaded)
 """
 
 
-def test_the_command_line_loads_nothing_heavy() -> None:
-    assert run_fresh(LIGHT) == "[]\n"
+def test_what_needs_neither_torch_nor_tvm_loads_nothing_heavy(tmp_path: Path) -> None:
+    out = run_fresh(LIGHT, NATC_WORKSPACE=str(tmp_path), NATC_CACHE_DIR=str(tmp_path))
+    verbs = ("build --help", "tune --kernel=7 --target=cuda", "show --kernel=7 --json")
+    steps = ("window", "command line", *verbs, "package", "completion")
+    assert out.splitlines()[-1] == str({step: [] for step in steps})
 
 
 def test_processes_run_the_tested_natc(tmp_path: Path) -> None:
