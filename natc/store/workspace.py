@@ -83,7 +83,7 @@ def find_schedule(spec: KernelSpec, target: Target, operation: str = FORWARD) ->
 
 
 def schedule_files(target: Target | None = None) -> Iterator[Path]:
-    """Yield every schedule file that natc uses, of one target or all, sorted by target and name."""
+    """Yield every schedule file, of one target or all, sorted by target and spec name."""
     return _files("schedules", f"{target.name if target else '*'}/*.json")
 
 

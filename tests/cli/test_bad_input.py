@@ -67,6 +67,8 @@ BAD = [
     ("package --kernel 7 --arch x86-64-v3,aarch64", ["make one for each"]),
     ("package --kernel 7 --target cuda --arch sm_1", ["'sm_1' is unknown"]),
     ("package --kernel 7 --head-dim 8,a", ["head_dim is '8,a'"]),
+    ("package --kernel 7 --dtype float16,int8", ["dtype 'int8' is unknown"]),
+    ("package --kernel ' , '", ["kernel is ' , '"]),
     ("package --from . --kernel 7", ["--from packs a directory unchanged"]),
     ("package --from . --sign no.pem", ["no.pem"]),
     ("show", ["--kernel is missing"]),

@@ -95,10 +95,6 @@ def test_options_narrow_a_set(natc: Natc) -> None:
     ]  # fmt: skip
 
 
-def test_a_directory_without_libraries_is_refused(natc: Natc, place: Path) -> None:
-    assert f"{place} holds no library" in natc.refused("package", "--from", str(place), code=1)
-
-
 class Builds:
     """Stands for the compiler: makes tiny libraries, and fails when it is told to."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
@@ -11,18 +10,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from support.loaded_file import load_file
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_session.py"
 
 
-@pytest.fixture
-def session(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_session", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "gpu_session", module)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def session() -> ModuleType:
+    return load_file(SCRIPT, SCRIPT.stem)
 
 
 def summary(logs: Path) -> dict[str, dict[str, Any]]:

@@ -21,7 +21,7 @@ from support.signing_keys import write_keys
 from support.tiny_library import ARCH, SPEC, add_library, add_wheel, compile_c
 
 from natc import env
-from natc.errors import ArgumentError, LibraryError, NatcError, SpecError
+from natc.errors import ArgumentError, LibraryError, NatcError
 from natc.host import detect
 from natc.package import assemble, jobs, plan
 from natc.package.pieces import Piece, read_pieces
@@ -295,15 +295,10 @@ def test_time_of_files_in_a_package(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 # Finding installed wheels
 
 
-def installed(wheel: Path, folder: Path) -> None:
-    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet"]
-    subprocess.run([*command, "--target", str(folder), str(wheel)], check=True)
-
-
 def test_found_wheel(pieces: list[Piece], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (wheel,) = written(pieces, tmp_path, "wheel")
     site = tmp_path / "site"
-    installed(wheel, site)
+    zipfile.ZipFile(wheel).extractall(site)
     module = wheel.name.split("-")[0]
     (site / module / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(str(site))
@@ -318,7 +313,6 @@ def test_found_wheel(pieces: list[Piece], tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_an_editable_wheel_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As an editable installation has them."""
     add_wheel(tmp_path / "site")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     assert workspace.library_places()[0].source == "cache"
@@ -386,40 +380,21 @@ def test_sizes_of_several_ranks_and_repetitions() -> None:
     assert plan.specs(("7",), (8,), ("float32",), (True,), rank=1)[0].rank == 1
 
 
-@pytest.mark.parametrize(
-    ("parse", "text", "message"),
-    [
-        (plan.parse_head_dims, "32,x", "head_dim is '32,x'"),
-        (plan.parse_dtypes, "float16,int8", "dtype 'int8' is unknown"),
-        (lambda text: plan.parse_list(text, "kernel"), " , ", "kernel is ' , '"),
-    ],
-)
-def test_malformed_lists_are_refused(parse: object, text: str, message: str) -> None:
-    with pytest.raises(SpecError, match=message):
-        parse(text)  # type: ignore[operator]
-
-
-@pytest.mark.parametrize(
-    ("file", "counts"),
-    [
-        ("compiler/build/llvm.py", True),
-        ("compiler/space/cpu/rows.py", True),
-        ("compiler/te/forward.py", True),
-        ("compiler/tensor_cores/forward.py", True),
-        ("compiler/build/launcher/threads.c", True),
-        ("compiler/build/launcher/mma.cuh", True),
-        ("store/elf.py", True),
-        ("host/c_compiler.py", True),
-        ("window.py", True),
-        ("cli/verbs/build.py", False),
-        ("package/jobs.py", False),
-        ("dispatch/launch.py", False),
-        ("__init__.py", False),
-    ],
-)
-def test_a_changed_code_module_rebuilds_libraries(file: str, counts: bool) -> None:
-    assert (jobs.PACKAGE / file).is_file()
-    assert (jobs.PACKAGE / file in jobs.code_files()) == counts
+def test_a_changed_code_module_rebuilds_libraries() -> None:
+    counted = {path.relative_to(jobs.PACKAGE).as_posix() for path in jobs.code_files()}
+    assert counted >= {
+        "compiler/build/llvm.py",
+        "compiler/space/cpu/rows.py",
+        "compiler/te/forward.py",
+        "compiler/tensor_cores/forward.py",
+        "compiler/build/launcher/threads.c",
+        "compiler/build/launcher/mma.cuh",
+        "store/elf.py",
+        "host/c_compiler.py",
+        "window.py",
+    }
+    others = {"cli/verbs/build.py", "package/jobs.py", "dispatch/launch.py", "__init__.py"}
+    assert not counted & others and all((jobs.PACKAGE / file).is_file() for file in others)
 
 
 def test_imports_are_followed_to_their_end_and_made_relative(tmp_path: Path) -> None:
