@@ -105,13 +105,13 @@ def test_where_others_can_write_nothing_is_removed(natc: Natc, cache: Path) -> N
 def test_what_was_removed_is_in_the_document(natc: Natc, cache: Path) -> None:
     path = build(workspace.library_dir(), 3)
     set_version(path, 1)
-    content = json.loads(natc("list", "--prune", "--json").out)
+    content = natc.json("list", "--prune")
     (removed,) = content["removed"]
     assert removed["path"] == str(path) and "older natc" in removed["reason"]
     assert "natc build" not in removed["reason"]
     assert content["libraries"] == []
-    assert json.loads(natc("list", "--prune", "--json").out)["removed"] == []
-    assert "removed" not in json.loads(natc("list", "--json").out)
+    assert natc.json("list", "--prune")["removed"] == []
+    assert "removed" not in natc.json("list")
 
 
 def test_a_cache_that_is_not_there_is_not_made(natc: Natc, cache: Path) -> None:

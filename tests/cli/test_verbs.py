@@ -10,8 +10,6 @@ import pty
 import re
 import shlex
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 import pytest
 import typer
 from support.command_line import Natc, Result
+from support.fresh_process import start_natc, with_natc
 from support.library_files import library_of
 from support.search_events import START, TRIALS, finish
 from support.tiny_library import add_library
@@ -30,7 +29,7 @@ from natc.cli.examples import EXAMPLES, SUMMARIES
 from natc.cli.main import app
 from natc.cli.options import Dtype
 from natc.spec import DTYPES
-from natc.store import schedules, workspace
+from natc.store import schedules
 
 pytestmark = pytest.mark.quick
 
@@ -98,15 +97,9 @@ def run(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_json_is_one_document_and_nothing_else(run: Natc, case: str) -> None:
-    out = run("--json").out
-    # A document that is followed by anything is refused.
-    assert isinstance(json.loads(out), dict)
-    assert ESCAPE not in out and "NaN" not in out
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_text_in_pipes(run: Natc, case: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_in_pipes(
+    run: Natc, case: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # What makes others color their output regardless, and a terminal that is not there.
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "40")
@@ -121,6 +114,10 @@ def test_text_in_pipes(run: Natc, case: str, place: Path, monkeypatch: pytest.Mo
     long = str(place / ("libraries" * 12))
     if case.startswith(("list", "doctor", "show F", "verify", "package --dry-run")):
         assert long in out + err
+    out = run("--json").out
+    # A document that is followed by anything is refused.
+    assert isinstance(json.loads(out), dict)
+    assert ESCAPE not in out and "NaN" not in out
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -178,18 +175,6 @@ def test_ctrl_c_ends_with_a_sentence_and_130(natc: Natc, monkeypatch: pytest.Mon
     assert natc("doctor", "--json") == (130, "", "natc: stopped.\n")
 
 
-def process(place: Path, *words: str, **changes: str) -> dict[str, object]:
-    """Return what subprocess needs to run natc on a machine of one's own."""
-    variables = {"PYTHONPATH": str(Path(workspace.__file__).parents[2]), **changes}
-    for name in ("NO_COLOR", "FORCE_COLOR"):
-        variables.setdefault(name, "")
-    return {
-        "args": [sys.executable, "-m", "natc", *words],
-        "env": {**os.environ, **{k: v for k, v in variables.items() if v}},
-        "cwd": place,
-    }
-
-
 def test_ctrl_c_during_an_import_stops(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
     def loading() -> None:
         try:
@@ -214,18 +199,18 @@ def test_ctrl_c_during_an_import_stops(natc: Natc, monkeypatch: pytest.MonkeyPat
 def test_a_closed_pipe_is_no_error(place: Path, words: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(
-        **process(place, *words), stdout=writing, stderr=subprocess.PIPE, check=False
-    )
+    process = start_natc(*words, cwd=place, stdout=writing)
     os.close(writing)
+    _, err = process.communicate()
     # What sets help ends with 1 by itself.
-    assert (done.returncode, done.stderr) == (1 if "--help" in words else 141, b"")
+    assert (process.returncode, err) == (1 if "--help" in words else 141, "")
 
 
 def test_a_table_in_a_terminal_has_lines_and_escapes(place: Path) -> None:
     write_schedule_and_log()
     ours, theirs = pty.openpty()
-    done = subprocess.Popen(**process(place, "list", TERM="xterm"), stdout=theirs, stderr=theirs)
+    env = with_natc(TERM="xterm")
+    process = start_natc("list", cwd=place, env=env, stdout=theirs, stderr=theirs)
     os.close(theirs)
     written = b""
     # At the end the terminal has no more writers.
@@ -233,7 +218,7 @@ def test_a_table_in_a_terminal_has_lines_and_escapes(place: Path) -> None:
         while data := os.read(ours, 65536):
             written += data
     os.close(ours)
-    assert done.wait() == 0
+    assert process.wait() == 0
     assert ESCAPE in written.decode() and LINES.search(written.decode())
 
 

@@ -42,15 +42,8 @@ def run_fresh(program: str, *arguments: str, **variables: str) -> str:
     return done.stdout
 
 
-def start_natc(
-    *words: str, env: dict[str, str] | None = None, **options: Any
-) -> subprocess.Popen[str]:
-    """Start `natc`, whose output the caller reads. env, options: of the process."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "natc", *words],
-        env=env or with_natc(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
+def start_natc(*words: str, **options: Any) -> subprocess.Popen[str]:
+    """Start `natc`, whose output the caller reads. options: of the process, such as `env`."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, "-m", "natc", *words]
+    return subprocess.Popen(command, text=True, **{"env": with_natc(), **pipes, **options})
