@@ -1,18 +1,20 @@
-"""Every import follows the table "Who may import what" of DESIGN.md."""
+"""Imports follow the table "Who may import what" of DESIGN.md; tests/README.md lists all rooms."""
 
 from __future__ import annotations
 
+import ast
 import functools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.imports import imported
 
 import natc
 
 PACKAGE = Path(natc.__file__).parent
-DESIGN = Path(__file__).parents[2] / "DESIGN.md"
+TESTS = Path(__file__).parents[1]
+DESIGN = TESTS.parent / "DESIGN.md"
 VOCABULARY = {"errors", "env", "spec", "operations", "window", "targets", "version"}
 # They import a room when a name of it is first used, whichever room that is.
 ENTRANCES = {"__init__.py", "__main__.py", "tune/__init__.py"}
@@ -30,6 +32,16 @@ def table(text: str) -> Row:
     section = section.partition("\n## ")[0]
     rows = re.findall(r"^\| `([\w.]+)` \|[^|]*\|([^|]*)\|$", section, re.MULTILINE)
     return {room: set(re.findall(r"`([\w.]+)`", allowed)) for room, allowed in rows}
+
+
+def imported(source: str) -> Iterator[str]:
+    """Yield the dotted names that a module imports, wherever in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def room_of(module: str) -> str | None:
@@ -123,3 +135,42 @@ def test_a_wrong_table_is_found() -> None:
         "tune.search",
         "tune",
     )
+
+
+# The table of tests/README.md
+
+
+SOURCES = {
+    path.relative_to(TESTS).as_posix(): path.read_text(encoding="utf-8")
+    for path in TESTS.glob("*/test_*.py")
+}
+
+
+def rooms(page: Path) -> dict[str, tuple[str, str]]:
+    """Return the second and third cell of each row whose first cell is a room."""
+    rows = re.findall(r"^\| `([a-z.]+)` \|(.*)\|(.*)\|$", page.read_text("utf-8"), re.MULTILINE)
+    return {room: (second, third) for room, second, third in rows}
+
+
+def test_every_room_has_quick_tests_that_use_it() -> None:
+    table = rooms(TESTS / "README.md")
+    assert set(table) == set(rooms(DESIGN))
+    for room, (quick, further) in table.items():
+        files = re.findall(r"`([\w/]+\.py)`", quick)
+        assert {*files, *re.findall(r"`([\w/]+\.py)`", further)} <= set(SOURCES), room
+        for file in files:
+            assert file.startswith("pure/") or "pytest.mark.quick" in SOURCES[file], file
+        names = [name for file in files for name in imported(SOURCES[file])]
+        names += [name for file in files for name in re.findall(r"natc\.[\w.]+", SOURCES[file])]
+        assert any(f"{name}.".startswith(f"natc.{room}.") for name in names), room
+
+
+def test_no_test_imports_another_test_module() -> None:
+    modules = {Path(file).stem for file in SOURCES} | {"conftest"}
+    wrong = [
+        f"{file} imports {name}"
+        for file, source in SOURCES.items()
+        for name in imported(source)
+        if name.split(".")[0] in modules
+    ]
+    assert not wrong

@@ -8,23 +8,16 @@ import pytest
 import natc
 from natc import env
 
+SOURCES = [path.read_text("utf-8") for path in Path(natc.__file__).parent.rglob("*.py")]
+
 
 def test_every_variable_that_natc_speaks_of_is_declared() -> None:
-    package = Path(natc.__file__).parent
-    used = set()
-    for path in package.rglob("*.py"):
-        used |= set(re.findall(r"\bNATC_[A-Z_]+\b", path.read_text(encoding="utf-8")))
+    used = {name for text in SOURCES for name in re.findall(r"\bNATC_[A-Z_]+\b", text)}
     assert used == {variable.name for variable in env.ALL}
 
 
 def test_only_one_module_reads_them() -> None:
-    package = Path(natc.__file__).parent
-    readers = {
-        path.name
-        for path in package.rglob("*.py")
-        if re.search(r"(environ|getenv)[^\n]*NATC_", path.read_text(encoding="utf-8"))
-    }
-    assert readers == set()
+    assert not any(re.search(r"(environ|getenv)[^\n]*NATC_", text) for text in SOURCES)
 
 
 @pytest.mark.parametrize(

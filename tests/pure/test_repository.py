@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from support.fresh_process import run_fresh, start_natc
 import natc
 
 ROOT = Path(__file__).parent.parent.parent
+PACKAGE = Path(natc.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def readme_command(name: str) -> subprocess.CompletedProcess[str]:
@@ -35,7 +39,7 @@ def test_a_command_that_the_readme_lacks_stops_ci() -> None:
 
 
 def test_no_module_grows_too_long() -> None:
-    lengths = {path: path.read_text("utf-8").count("\n") for path in ROOT.glob("natc/**/*.py")}
+    lengths = {path: path.read_text("utf-8").count("\n") for path in FILES}
     assert lengths and [path for path, length in lengths.items() if length > 500] == []
 
 
@@ -101,3 +105,35 @@ def test_processes_run_the_tested_natc(tmp_path: Path) -> None:
     assert run_fresh(program) == f"{natc.__file__}\n"
     process = start_natc("--version", cwd=tmp_path)
     assert process.communicate(timeout=100) == (f"natc {natc.__version__}\n", "")
+
+
+# A name has one meaning: natc defines no class twice and uses no file name three times.
+
+
+# Classes of NATTEN, which `natc.compat` defines for each of NATTEN's interfaces.
+NATTEN = {f"NeighborhoodAttention{rank}D" for rank in (1, 2, 3)}
+
+
+def class_names(source: str) -> list[str]:
+    return [node.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
+
+
+def test_no_class_name_is_defined_twice() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for path in FILES:
+        for name in class_names(path.read_text(encoding="utf-8")):
+            places[name].append(str(path.relative_to(PACKAGE)))
+    twice = {name: where for name, where in places.items() if len(where) > 1}
+    assert {name: twice[name] for name in twice.keys() - NATTEN} == {}
+
+
+def test_no_file_name_stands_three_times() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for path in FILES:
+        if path.name != "__init__.py":
+            places[path.name].append(str(path.relative_to(PACKAGE)))
+    assert {name: where for name, where in places.items() if len(where) > 2} == {}
+
+
+def test_nested_classes_count() -> None:
+    assert class_names("class A:\n    def f(self):\n        class A: ...\n") == ["A", "A"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from natc.host.detect import detect_host_cpu
 from natc.spec import KernelSpec
 from natc.store.manifest import LibraryTarget
 from natc.targets import Target
+from support import tiny_library
 from support.library_files import add_code, library_of
 
 SOURCE = Path(__file__).with_name("attention.c")
@@ -28,15 +28,14 @@ OPERATIONS = {"forward": {"llvm": "attend"}, "forward_lse": {"llvm": "attend_lse
 
 def compile_c(spec: KernelSpec, output: Path, *, factor: int = 1) -> Path:
     """Compile `attention.c` for a spec with the system's C compiler; factor scales the output."""
-    undefined = ["-Wl,-undefined,dynamic_lookup"] if platform.system() == "Darwin" else []
-    command = [
-        "cc", "-O1", "-std=c11", "-fPIC", "-shared", *undefined,
-        f"-I{tvm_ffi.libinfo.find_dlpack_include_path()}",
+    flags = [
+        "-O1", "-std=c11", f"-I{tvm_ffi.libinfo.find_dlpack_include_path()}",
         f"-DKERNEL_SIZE={spec.kernel_size[0]}", f"-DHEAD_DIM={spec.head_dim}",
-        f"-DRPB={int(spec.rpb)}", f"-DFACTOR={factor}", str(SOURCE), "-o", str(output), "-lm",
+        f"-DRPB={int(spec.rpb)}", f"-DFACTOR={factor}", "-lm",
     ]  # fmt: skip
-    subprocess.run(command, check=True)
-    return output
+    if platform.system() == "Darwin":
+        flags.append("-Wl,-undefined,dynamic_lookup")
+    return tiny_library.compile_c(SOURCE.read_text(), output, *flags)
 
 
 @dataclass(frozen=True)
