@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from natc.errors import LibraryError
-from natc.package.containers import DIRECTORY, HUB, WHEEL, Container, is_package, open_container
+from natc.package.containers import (
+    DIRECTORY,
+    HUB,
+    WHEEL,
+    Container,
+    Damaged,
+    is_package,
+    open_container,
+)
 from natc.package.portable import glibc_problem, manifest_problems, needs_problems
 from natc.package.signing import SIGNATURE, SUMS, Verifier, digest, parse_sums
 from natc.runtime.trust import distrust
@@ -70,95 +79,173 @@ def verify_path(
     may_be_empty: a directory without libraries is no problem. Raises ArgumentError if `path` is
     none of these.
     """
-    container = open_container(path)
+    try:
+        container = open_container(path)
+    except Damaged as error:
+        return Report(path, error.kind, problems=[_printable(str(error))])
     for _ in range(_ATTEMPTS):
-        names = container.names()
-        report = _check(container, key, portable, may_be_empty)
-        if container.names() == names:
+        files = _Files(container)
+        report = _check(files, key, portable, may_be_empty)
+        if container.names() == files.names:
             break
+    report.problems = [_printable(problem) for problem in report.problems]
+    for row in report.rows:
+        row.library = _printable(row.library)
+        row.problems = [_printable(problem) for problem in row.problems]
     return report
 
 
-def _check(
-    container: Container, key: Verifier | None, portable: bool, may_be_empty: bool
-) -> Report:
+class _Files:
+    """The files of a container while it is checked once.
+
+    wrong: the names of files that have a problem, or are missing: each is reported once.
+    """
+
+    def __init__(self, container: Container) -> None:
+        self.container, self.names = container, container.names()
+        self.wrong: set[str] = set()
+        self._hashes: dict[str, bytes] = {}
+
+    def read(self, name: str) -> bytes:
+        """Return a file's content; raises OSError, and counts the file as wrong, if it cannot."""
+        try:
+            data = self.container.read(name)
+        except OSError:
+            self.wrong.add(name)
+            raise
+        self._hashes[name] = hashlib.sha256(data).digest()
+        return data
+
+    def problems(
+        self,
+        listed: Mapping[str, object],
+        where: str,
+        text: Callable[[bytes], str] = bytes.hex,
+        names: Iterable[str] = (),
+    ) -> list[str]:
+        """Return the files that are missing or have another hash than the one listed.
+
+        listed: name -> hash as `text` returns it. where: the list's name. names: files that must
+        be on the list. A file that was wrong before is left out.
+        """
+        problems = []
+        there = set(self.names)
+        for name in sorted({*listed, *names} - self.wrong):
+            try:
+                if name not in there:
+                    problem = f"is missing, though {where} names it"
+                elif name not in listed:
+                    problem = f"is not named by {where}"
+                elif text(self._hashes.get(name) or self._hash(name)) != listed[name]:
+                    problem = f"is not the file that {where} names"
+                else:
+                    continue
+            except OSError as error:
+                problem = reason(error)
+            self.wrong.add(name)
+            problems.append(f"{name} {problem}")
+        return problems
+
+    def _hash(self, name: str) -> bytes:
+        self.read(name)
+        return self._hashes[name]
+
+
+def _check(files: _Files, key: Verifier | None, portable: bool, may_be_empty: bool) -> Report:
+    container = files.container
     path = container.path
     report = Report(path, container.kind, problems=list(container.problems))
     if container.kind == DIRECTORY:
         danger = distrust(path)
         if danger:
             report.problems.append(danger)
-    for folder, names in container.folders().items():
-        if not any(_is_manifest(name) or name.endswith(_LIBRARIES) for name in names):
-            continue
-        if container.kind == HUB and PurePosixPath(folder).name != workspace.WHEEL_FOLDER:
-            continue
+    folders = {
+        folder: names
+        for folder, names in container.folders().items()
+        if any(_is_manifest(name) or name.endswith(_LIBRARIES) for name in names)
+        and (container.kind != HUB or PurePosixPath(folder).name == workspace.WHEEL_FOLDER)
+    }
+    rows = {}
+    for folder, names in folders.items():
         shipped = container.kind != DIRECTORY or any(name.endswith(SUMS) for name in names)
-        rows = _libraries(container, names, portable=portable or shipped)
-        _check_lists(container, names, rows, report, key)
-        report.rows += rows
+        rows[folder] = _libraries(files, names, portable=portable or shipped)
+        report.rows += rows[folder]
     if not report.rows and not (may_be_empty and container.kind == DIRECTORY):
         report.problems.append(_no_library(path))
     if container.kind == WHEEL:
-        report.problems += _wheel_problems(container)
+        report.problems += _wheel_problems(files)
     if container.kind == HUB:
-        report.problems += _hub_problems(container)
+        report.problems += _hub_problems(files)
+    for folder, names in folders.items():
+        _check_lists(files, names, rows[folder], report, key)
     return report
 
 
+def _printable(text: str) -> str:
+    """Return text from a package with escapes for what a terminal would not print."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _no_library(path: Path) -> str:
-    files = path.iterdir() if path.is_dir() else ()
-    packages = sorted(file for file in files if is_package(file))
-    inside = f", but packages: give {', '.join(map(str, packages))}" if packages else ""
-    return f"holds no library{inside}"
+    inside = path.iterdir() if path.is_dir() else ()
+    packages = sorted(file for file in inside if is_package(file))
+    advice = f", but packages: give {', '.join(map(str, packages))}" if packages else ""
+    return f"holds no library{advice}"
 
 
 def _is_manifest(name: str) -> bool:
     return name.endswith(SUFFIX) and PurePosixPath(name).name != _HUB_METADATA
 
 
-def _libraries(
-    container: Container, names: Sequence[str], *, portable: bool
-) -> list[LibraryFindings]:
-    rows, vouched = [], set()
+def _libraries(files: _Files, names: Sequence[str], *, portable: bool) -> list[LibraryFindings]:
+    rows, vouched, unreadable = [], set(), set()
+    there = set(names)
     for name in filter(_is_manifest, names):
         row = LibraryFindings(name)
         rows.append(row)
         try:
-            manifest = parse_manifest(container.read(name), name)
+            manifest = parse_manifest(files.read(name), name)
         except (OSError, LibraryError) as error:
+            files.wrong.add(name)
             row.problems.append(_why(error).rstrip("."))
+            unreadable.add(name)
             continue
         library = str(PurePosixPath(name).with_name(manifest.library))
         vouched.add(library)
         row.library, row.spec = library, manifest.spec
         row.target = f"{manifest.target.kind} {','.join(manifest.target.archs)}"
-        if library not in names:
+        if library not in there:
+            files.wrong.add(library)
             row.problems.append("is missing, though there is a manifest for it")
             continue
-        _check_library(container, manifest, row, portable=portable)
-    rows += [
-        LibraryFindings(name, problems=["no manifest names it"])
+        _check_library(files, manifest, row, portable=portable)
+    unnamed = {
+        name
         for name in names
-        if name.endswith(_LIBRARIES) and name not in vouched
-    ]
-    return rows
+        if name.endswith(_LIBRARIES)
+        and name not in vouched
+        # A library is SPEC.TARGET.HASH.so, and its manifest SPEC.TARGET.json.
+        and f"{name.rsplit('.', 2)[0]}{SUFFIX}" not in unreadable
+    }
+    files.wrong |= unnamed
+    return rows + [LibraryFindings(n, problems=["no manifest names it"]) for n in sorted(unnamed)]
 
 
 def _check_library(
-    container: Container, manifest: Manifest, row: LibraryFindings, *, portable: bool
+    files: _Files, manifest: Manifest, row: LibraryFindings, *, portable: bool
 ) -> None:
     try:
-        code = container.read(row.library)
+        code = files.read(row.library)
     except OSError as error:
         row.problems.append(reason(error))
         return
-    actual = digest(code)
-    if actual != manifest.sha256:
+    if digest(code) != manifest.sha256:
+        files.wrong.add(row.library)
         row.problems.append(
-            f"is not the file that its manifest vouches for (sha256 {actual}, expected "
+            f"is not the file that its manifest vouches for (sha256 {digest(code)}, expected "
             f"{manifest.sha256})"
         )
+        return
     try:
         library = elf.read(code)
     except elf.ElfError as error:
@@ -175,90 +262,83 @@ def _why(error: Exception) -> str:
     return reason(error) if isinstance(error, OSError) else str(error)
 
 
-def _read(container: Container, name: str) -> bytes:
-    """Return a file's content, or nothing if it cannot be read; then no hash fits."""
-    try:
-        return container.read(name)
-    except OSError:
-        return b""
-
-
-def _sha256(container: Container, name: str) -> bytes:
-    return hashlib.sha256(_read(container, name)).digest()
-
-
 def _check_lists(
-    container: Container,
+    files: _Files,
     names: Sequence[str],
     rows: Sequence[LibraryFindings],
     report: Report,
     key: Verifier | None,
 ) -> None:
     """Check the lists of hashes in a folder, and their signatures if there is a key."""
-    by_name = {PurePosixPath(name).name: name for name in names}
     signed: set[str] = set()
     for name in names:
-        if not name.endswith(SUMS):
+        if not name.endswith(SUMS) or name in files.wrong:
             continue
         try:
-            data = container.read(name)
-            listed = parse_sums(data)
+            data = files.read(name)
+            listed = {
+                str(PurePosixPath(name).with_name(n)): h for n, h in parse_sums(data).items()
+            }
         except (OSError, ValueError) as error:
             report.problems.append(f"list {name} cannot be read: {_why(error)}")
             continue
-        for file, expected in listed.items():
-            if file not in by_name:
-                report.problems.append(f"list {name} names {file}, which is missing")
-            elif _sha256(container, by_name[file]).hex() != expected:
-                report.problems.append(f"{by_name[file]} is not the file that list {name} names")
+        report.problems += files.problems(listed, f"list {name}")
         if key is None:
             continue
         signature = name.removesuffix(SUMS) + SIGNATURE
         if signature not in names:
             report.problems.append(f"list {name} is not signed")
-        elif not key.verify(data, _read(container, signature)):
+        elif not key.verify(data, _read(files, signature)):
             report.problems.append(f"the signature of list {name} is not of this key's owner")
         else:
-            signed |= {by_name[file] for file in listed if file in by_name}
+            signed |= listed.keys()
     for row in rows:
         row.signed = row.library in signed
         if key is not None and not row.signed:
             row.problems.append("is on no list that this key's owner signed")
 
 
-def _wheel_problems(container: Container) -> list[str]:
+def _read(files: _Files, name: str) -> bytes:
+    """Return a file's content, or nothing if it cannot be read; nobody has signed that."""
+    try:
+        return files.read(name)
+    except OSError:
+        return b""
+
+
+def _wheel_problems(files: _Files) -> list[str]:
     """Return the problems of a wheel's record of hashes and of its entry point."""
-    names = container.names()
+    names = set(files.names)
     records = [name for name in names if name.endswith(".dist-info/RECORD")]
     if len(records) != 1:
         return ["has no RECORD of its files"]
-    folder = records[0].removesuffix("RECORD")
-    problems = []
-    recorded: dict[str, str] = {}
     try:
-        text = container.read(records[0]).decode()
-        recorded = {line[0]: line[1] for line in csv.reader(io.StringIO(text)) if line}
-        points = container.read(f"{folder}entry_points.txt").decode()
-    except KeyError:
-        points = ""
-    except (OSError, ValueError, IndexError) as error:
+        lines = csv.reader(io.StringIO(files.read(records[0]).decode()))
+        recorded = {line[0]: line[1] for line in lines if line}
+    except (OSError, ValueError, IndexError, csv.Error) as error:
         return [f"its RECORD cannot be read: {_why(error)}"]
-    if f"[{workspace.ENTRY_POINTS}]" not in points:
-        problems.append(f"has no entry point {workspace.ENTRY_POINTS}: natc would not find it")
-    for name in names:
-        if name == records[0]:
-            continue
-        actual = base64.urlsafe_b64encode(_sha256(container, name))
-        if recorded.get(name) != f"sha256={actual.rstrip(b'=').decode()}":
-            problems.append(f"{name} is not the file that RECORD names")
-    problems += [f"{name} is in RECORD and missing" for name in recorded if name not in names]
+    recorded.pop(records[0], None)
+    problems = files.problems(recorded, "RECORD", _in_record, names - {records[0]})
+    points, group = f"{records[0].removesuffix('RECORD')}entry_points.txt", workspace.ENTRY_POINTS
+    # A file that cannot be read was reported above.
+    with contextlib.suppress(OSError):
+        if points not in names or f"[{group}]".encode() not in files.read(points):
+            problems.append(f"has no entry point {group}: natc would not find it")
     return problems
 
 
-def _hub_problems(container: Container) -> list[str]:
+def _in_record(sha256: bytes) -> str:
+    return f"sha256={base64.urlsafe_b64encode(sha256).decode().rstrip('=')}"
+
+
+def _in_metadata(sha256: bytes) -> str:
+    return base64.b64encode(sha256).decode()
+
+
+def _hub_problems(files: _Files) -> list[str]:
     """Return the files of a repository whose hashes are not the ones in its metadata."""
     problems = []
-    for folder, names in container.folders().items():
+    for folder, names in files.container.folders().items():
         if len(PurePosixPath(folder).parts) != 2:
             continue
         metadata = f"{folder}/{_HUB_METADATA}"
@@ -266,15 +346,10 @@ def _hub_problems(container: Container) -> list[str]:
             problems.append(f"{folder} has no {_HUB_METADATA}")
             continue
         try:
-            files = json.loads(container.read(metadata))["digest"]["files"]
-            there = [n for n in container.names() if n.startswith(f"{folder}/") and n != metadata]
-            for name in sorted({*there, *(f"{folder}/{name}" for name in files)}):
-                if name not in there:
-                    problems.append(f"{name} is missing")
-                    continue
-                actual = base64.b64encode(_sha256(container, name)).decode()
-                if files.get(name.removeprefix(f"{folder}/")) != actual:
-                    problems.append(f"{name} is not the file that {_HUB_METADATA} names")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            hashes = json.loads(files.read(metadata))["digest"]["files"]
+            listed = {f"{folder}/{name}": value for name, value in hashes.items()}
+            there = [n for n in files.names if n.startswith(f"{folder}/") and n != metadata]
+            problems += files.problems(listed, _HUB_METADATA, _in_metadata, there)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             problems.append(f"{metadata} is damaged: {error!r}")
     return problems

@@ -24,6 +24,8 @@ _DYNAMIC_SECTION, _DYNSYM, _NOBITS = 6, 11, 8
 _VERSYM, _VERNEED_SECTION = 0x6FFFFFFF, 0x6FFFFFFE
 _NEEDED = 1
 _WEAK = 2
+# A damaged file may have names of megabytes, each of which would be copied for every symbol.
+_LONGEST_NAME = 1000
 
 
 class ElfError(ValueError):
@@ -77,7 +79,7 @@ class _Section:
 
 def parse_version(text: str) -> tuple[int, ...]:
     """Return the numbers of a version such as `2.28`; (0,) for none."""
-    return tuple(int(part) for part in text.split(".") if part.isdigit()) or (0,)
+    return tuple(int(part) for part in text.split(".") if part.isdecimal()) or (0,)
 
 
 def machine_of(start: bytes, size: int) -> str:
@@ -103,7 +105,7 @@ def read(data: bytes) -> SharedLibrary:
     machine = machine_of(data[: _HEADER.size], len(data))
     try:
         return _read(data, machine)
-    except (struct.error, IndexError, ValueError) as error:
+    except (struct.error, IndexError, OverflowError, ValueError) as error:
         if isinstance(error, ElfError):
             raise
         raise ElfError("it is damaged") from error
@@ -137,6 +139,8 @@ def _read(data: bytes, machine: str) -> SharedLibrary:
         elif symbol:
             undefined.append(Symbol(symbol, versions.get(index, ""), info >> 4 == _WEAK))
     device = [s for s in sections if _text(data, sections[names], s.name) == ".nv_fatbin"]
+    if sum(section.size for section in device) > len(data):
+        raise ElfError("its sections overlap")
     return SharedLibrary(
         machine,
         tuple(_needed(data, sections, by_type[_DYNAMIC_SECTION])),
@@ -148,7 +152,7 @@ def _read(data: bytes, machine: str) -> SharedLibrary:
 
 def _text(data: bytes, table: _Section, offset: int) -> str:
     start = table.offset + offset
-    return data[start : data.index(b"\0", start)].decode()
+    return data[start : data.index(b"\0", start, start + _LONGEST_NAME)].decode()
 
 
 def _needed(data: bytes, sections: list[_Section], dynamic: _Section) -> list[str]:
@@ -174,9 +178,12 @@ def _versions(
         entry = position + first
         for _ in range(count):
             _, _, index, name, step = _VERNAUX.unpack_from(data, entry)
-            names[index & 0x7FFF] = _text(data, sections[section.link], name)
+            # Without this, a damaged step or count would lead here for hours.
+            if index in names:
+                raise ElfError("it has two versions of one number")
+            names[index] = _text(data, sections[section.link], name)
             entry += step
-        if not following:
+        if not following or not count:
             break
         position += following
     table = by_type[_VERSYM]

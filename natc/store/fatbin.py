@@ -28,7 +28,10 @@ class Image:
 
 
 def images(section: bytes) -> list[Image]:
-    """Return the entries of all fatbins in a section, in order."""
+    """Return the entries of all fatbins in a section, in order.
+
+    Skips an entry that sticks out of its fatbin, and what follows it there.
+    """
     entries: list[Image] = []
     position = 0
     while True:
@@ -40,9 +43,9 @@ def images(section: bytes) -> list[Image]:
         while start + _ARCH_AT + _ARCH.size <= end:
             kind, _, header, size = _ENTRY.unpack_from(section, start)
             (number,) = _ARCH.unpack_from(section, start + _ARCH_AT)
-            content = section[start + header : start + header + size]
-            entries.append(Image(f"{'compute' if kind == _PTX else 'sm'}_{number}", content))
-            start += header + size
-            if header + size == 0:
+            content, start = start + header, start + header + size
+            if header < _ARCH_AT + _ARCH.size or start > end:
                 break
+            arch = f"{'compute' if kind == _PTX else 'sm'}_{number}"
+            entries.append(Image(arch, section[content:start]))
         position = max(end, position + _FATBIN.size)

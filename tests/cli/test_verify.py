@@ -92,19 +92,28 @@ def test_a_directory_in_which_nothing_was_checked_is_not_right(natc: Natc, wheel
     ("name", "message"),
     [
         ("absent", "absent does not exist"),
-        ("file.txt", "file.txt is not a directory, a wheel"),
-        ("a.whl", "a.whl cannot be read"),
-        ("a.zip", "a.zip cannot be read"),
-        ("a.tar.gz", "a.tar.gz cannot be read"),
+        ("file.txt", "file.txt is no package; give a directory, a wheel"),
+        ("x" * 300, "cannot be read: file name too long"),
     ],
 )
 def test_what_is_no_package_is_refused_with_2(
     natc: Natc, place: Path, name: str, message: str
 ) -> None:
-    if name != "absent":
-        (place / name).write_bytes(b"no archive")
+    (place / "file.txt").write_bytes(b"no archive")
     code, out, err = natc("verify", str(place / name))
-    assert (code, out) == (2, "") and f"{place}/{message}" in err
+    assert (code, out) == (2, "") and f"{place}/{name}" in err and message in err
+
+
+@pytest.mark.parametrize("name", ["a.whl", "a.zip", "a.tar.gz", "a.tar"])
+@pytest.mark.parametrize("content", [b"", b"no archive"])
+def test_a_package_that_cannot_be_read_has_a_problem(
+    natc: Natc, place: Path, name: str, content: bytes
+) -> None:
+    (place / name).write_bytes(content)
+    code, out, err = natc("verify", str(place / name))
+    assert (code, err) == (1, "") and f"problem: {place / name}: cannot be read: " in out
+    (problem,) = problems(natc, str(place / name))
+    assert problem.startswith("cannot be read: ")
 
 
 def set_manifest(path: Path, **changes: Any) -> None:
