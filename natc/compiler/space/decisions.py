@@ -47,6 +47,10 @@ class Decisions:
         self._answers[name] = value
         return value
 
+    def choose_all(self, structure: Candidates) -> dict[str, int]:
+        """Return every choice of structure of a space, by name; raises as `choose`."""
+        return {name: self.choose(name, candidates) for name, candidates in structure.items()}
+
     def sample(self, sch: Schedule, name: str, candidates: Sequence[int]) -> ExprRV:
         """Return a candidate, sampled by an instruction of sch's trace; raises as `choose`."""
         value = self._checked(name, candidates)

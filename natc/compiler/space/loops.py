@@ -8,6 +8,8 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx import IntImm
 
+from natc.spec import KernelSpec
+
 SITE_AXES = ("v_b", "v_i0", "v_i1", "v_i2", "v_h")
 TAP_AXES = ("v_t0", "v_t1", "v_t2")
 # The integer tables of an axis, before `_` and the axis' number; each reads only later ones.
@@ -37,8 +39,7 @@ def inner_loops(
         for axis in sch.get(block).iter_vars
         if axis.var.name not in fixed and not _is_one(axis.dom.extent)
     ]
-    loops = sch.get_loops(block)
-    inside = loops[depth(sch, loops, outer) + 1 :]
+    inside = loops_inside(sch, block, outer)
     if len(names) != len(inside):
         raise AssertionError(f"block has axes {names} but {len(inside)} loops inside")
     by_axis = dict(zip(names, inside, strict=True))
@@ -46,6 +47,20 @@ def inner_loops(
         if name not in by_axis:
             by_axis[name] = sch.add_unit_loop(inside[0] if inside else block)
     return by_axis
+
+
+def order_sum(
+    sch: Schedule, spec: KernelSpec, block: SBlockRV, outer: LoopRV
+) -> tuple[list[LoopRV], LoopRV | None]:
+    """Order the loops of a sum over taps inside `outer`: taps of each axis, then channels.
+
+    Returns the loops over taps and the loop over channels; None for a single channel.
+    """
+    axes = TAP_AXES[: spec.rank]
+    loops = inner_loops(sch, block, outer=outer, always=axes)
+    taps = [loops.pop(axis) for axis in axes]
+    sch.reorder(*taps, *loops.values())
+    return taps, loops.get("v_d")
 
 
 def loops_by_axis(sch: Schedule, block: SBlockRV) -> dict[str, LoopRV]:
@@ -67,10 +82,10 @@ def query_loops(sch: Schedule, output: SBlockRV) -> tuple[LoopRV, list[LoopRV], 
     return batch, positions, head, channel
 
 
-def depth(sch: Schedule, loops: list[LoopRV], loop: LoopRV) -> int:
-    """Return the index of `loop` in `loops`; raise ValueError when it is not among them."""
-    wanted = sch.get(loop)
-    return [sch.get(each).same_as(wanted) for each in loops].index(True)
+def loops_inside(sch: Schedule, block: SBlockRV, outer: LoopRV) -> list[LoopRV]:
+    """Return the loops of a block inside its loop `outer`; ValueError if it has no such loop."""
+    loops, wanted = sch.get_loops(block), sch.get(outer)
+    return loops[[sch.get(loop).same_as(wanted) for loop in loops].index(True) + 1 :]
 
 
 def vectorize(sch: Schedule, channels: LoopRV) -> None:
@@ -102,6 +117,12 @@ def blocks_named(sch: Schedule, wanted: Callable[[str], bool]) -> list[str]:
     blocks = sch.get_child_blocks(sch.get_sblock("root"))
     names = [str(sch.get(block).name_hint) for block in blocks]
     return [name for name in names if wanted(name)]
+
+
+def inline(sch: Schedule, endings: tuple[str, ...]) -> None:
+    """Compute the stages whose names have one of some endings where they are read."""
+    for name in blocks_named(sch, lambda name: name.endswith(endings)):
+        sch.compute_inline(sch.get_sblock(name))
 
 
 def tables_of(sch: Schedule, axis: int) -> list[str]:

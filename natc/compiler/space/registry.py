@@ -41,7 +41,7 @@ class DesignSpace:
     structure: Callable[[KernelSpec, Target], Candidates]
     apply: Callable[[Schedule, KernelSpec, Target, Decisions], None]
     exponential: Exponential
-    definition: Callable[..., tirx.PrimFunc] = definitions.definition
+    definition: Callable[..., tirx.PrimFunc]
 
 
 @functools.cache
@@ -58,24 +58,25 @@ def _or_tensor_cores(space: DesignSpace, operation: str) -> DesignSpace:
     )
 
 
+def _space(
+    rule: ModuleType,
+    exponential: Exponential,
+    definition: Callable[..., tirx.PrimFunc] = definitions.definition,
+) -> DesignSpace:
+    """Return the design space of a module."""
+    return DesignSpace(
+        rule.NAME, rule.VERSION, rule.structure, rule.apply, exponential, definition
+    )
+
+
+# The spaces of the forward and of other operations, and a forward's over large windows.
 _SPACES = {
-    ("llvm", True): DesignSpace(taps.NAME, taps.VERSION, taps.structure, taps.apply, polynomial),
-    ("llvm", False): DesignSpace(
-        taps_gather.NAME, taps_gather.VERSION, taps_gather.structure, taps_gather.apply, polynomial
-    ),
-    ("cuda", True): DesignSpace(simt.NAME, simt.VERSION, simt.structure, simt.apply, base_two),
-    ("cuda", False): DesignSpace(
-        gather.NAME, gather.VERSION, gather.structure, gather.apply, base_two
-    ),
+    ("llvm", True): _space(taps, polynomial),
+    ("llvm", False): _space(taps_gather, polynomial),
+    ("cuda", True): _space(simt, base_two),
+    ("cuda", False): _space(gather, base_two),
 }
-_STREAMED = DesignSpace(
-    cuda_streamed.NAME,
-    cuda_streamed.VERSION,
-    cuda_streamed.structure,
-    cuda_streamed.apply,
-    base_two,
-    streamed.definition,
-)
+_STREAMED = _space(cuda_streamed, base_two, streamed.definition)
 
 
 def space_for(
@@ -101,14 +102,7 @@ def space_for(
 @functools.cache
 def _for_target(rule: ModuleType, target: Target) -> DesignSpace:
     """Return the design space of a module whose definition depends on the target."""
-    return DesignSpace(
-        rule.NAME,
-        rule.VERSION,
-        rule.structure,
-        rule.apply,
-        polynomial,
-        functools.partial(rule.definition, target=target),
-    )
+    return _space(rule, polynomial, functools.partial(rule.definition, target=target))
 
 
 def _keeps_much(spec: KernelSpec, target: Target) -> bool:

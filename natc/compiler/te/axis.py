@@ -39,19 +39,12 @@ class Axis:
     offset: Callable[[Expr, Expr], Expr]
 
 
-def window_at(problem: Problem, axis: int, query: Expr) -> window.Window:
-    """Return the window of the query at position `query` of an axis."""
-    return window.window(query, *_arguments(problem, axis), **_options(problem, axis))
+def axes_of(problem: Problem, *, from_keys: bool) -> list[Axis]:
+    """Return each axis; its sites are queries, or keys.
 
-
-def query_axes(problem: Problem) -> list[Axis]:
-    """Return each axis with queries as sites: stages key_, first_, count_ and bias_."""
-    return [_query_axis(problem, axis) for axis in range(problem.rank)]
-
-
-def key_axes(problem: Problem) -> list[Axis]:
-    """Return each axis with keys as sites: stages query_, first_, count_ and bias_."""
-    return [_key_axis(problem, axis) for axis in range(problem.rank)]
+    The stages of axis 0 are key_0 (query_0 if sites are keys), first_0, count_0 and bias_0.
+    """
+    return [_axis(problem, axis, from_keys) for axis in range(problem.rank)]
 
 
 def skippable(problem: Problem, axes: list[Axis]) -> list[Axis]:
@@ -69,73 +62,54 @@ def _with_table(problem: Problem, number: int, axis: Axis) -> Axis:
     return replace(axis, attended=lambda i, t: table[i, t] > 0)
 
 
-def _query_axis(problem: Problem, axis: int) -> Axis:
-    kernel_size = problem.spec.kernel_size[axis]
-
-    def at(query: Expr) -> window.Window:
-        return window_at(problem, axis, query)
-
-    def bias(first: Expr, in_group: Expr) -> Expr:
-        return first - in_group + (kernel_size - 1)
-
-    # A tap without a key has a valid offset too, since its group is shorter than the window.
-    return _axis(problem, axis, at, kernel_size, "key", bias, lambda low, t: low + t)
+def window_at(problem: Problem, axis: int, query: Expr) -> window.Window:
+    """Return the window of the query at position `query` of an axis."""
+    return _members(window.window, problem, axis, query)
 
 
-def _key_axis(problem: Problem, axis: int) -> Axis:
-    kernel_size = problem.spec.kernel_size[axis]
-
-    def at(key: Expr) -> window.QueryRange:
-        return window.queries_of(key, *_arguments(problem, axis), **_options(problem, axis))
-
-    def bias(first: Expr, in_group: Expr) -> Expr:
-        return in_group - first + (kernel_size - 1)
-
-    # A tap without a query must still read a valid element.
-    return _axis(
-        problem, axis, at, 2 * kernel_size - 1, "query", bias, lambda high, t: te.max(high - t, 0)
+def _members(formula: Callable[..., Any], problem: Problem, axis: int, position: Expr) -> Any:
+    """Return `window.window` or `window.queries_of` of a position of an axis."""
+    flag = problem.is_causal[axis]
+    return formula(
+        position,
+        problem.sizes[axis],
+        problem.spec.kernel_size[axis],
+        problem.dilation[axis],
+        stride=problem.stride[axis],
+        is_causal=flag if isinstance(flag, bool) else flag > 0,
+        ops=TENSOR_EXPRESSION,
     )
 
 
-def _axis(
-    problem: Problem,
-    axis: int,
-    at: Callable[[Expr], window.Window | window.QueryRange],
-    taps: int,
-    name: str,
-    bias_of: Callable[[Expr, Expr], Expr],
-    offset: Callable[[Expr, Expr], Expr],
-) -> Axis:
-    """Return an axis from its stages first_, count_, bias_ [length] and `name`_ [length, taps].
-
-    at: returns the range of members that a position's taps read. bias_of, offset: see
-    `_query_axis` and `_key_axis`. Divisions happen once for each position, not for each tap.
-    """
+def _axis(problem: Problem, axis: int, from_keys: bool) -> Axis:
+    """Return an axis. Divisions happen once for each position, not for each tap."""
     shape, dilation = (problem.sizes[axis],), problem.dilation[axis]
-    first = stage(shape, ["i"], lambda i: at(i).first, f"first_{axis}")
-    count = stage(shape, ["i"], lambda i: at(i).count, f"count_{axis}")
-    bias = stage(shape, ["i"], lambda i: bias_of(first[i], at(i).in_group), f"bias_{axis}")
+    last = problem.spec.kernel_size[axis] - 1
+    formula = window.queries_of if from_keys else window.window
+
+    def at(site: Expr) -> Any:
+        return _members(formula, problem, axis, site)
+
+    def offset_of_first(i: tirx.Var) -> Expr:
+        in_group = at(i).in_group
+        return in_group - first[i] + last if from_keys else first[i] - in_group + last
 
     def position(i: tirx.Var, tap: tirx.Var) -> Expr:
         # A tap without a pair is masked later, but must still read a valid position.
         return (first[i] + te.min(tap, count[i] - 1)) * dilation + at(i).group
 
+    def offset(i: Expr, t: Expr) -> Expr:
+        # From a key, offsets descend, and a tap without a query must still read a valid element.
+        # From a query every offset is valid: a group that lacks keys is shorter than the window.
+        return te.max(bias[i] - t, 0) if from_keys else bias[i] + t
+
+    first = stage(shape, ["i"], lambda i: at(i).first, f"first_{axis}")
+    count = stage(shape, ["i"], lambda i: at(i).count, f"count_{axis}")
+    bias = stage(shape, ["i"], offset_of_first, f"bias_{axis}")
+    taps, name = (2 * last + 1, "query") if from_keys else (last + 1, "key")
     return Axis(
         taps,
         stage((*shape, taps), ["i", "t"], position, f"{name}_{axis}"),
         lambda i, t: t < count[i],
-        lambda i, t: offset(bias[i], t),
+        offset,
     )
-
-
-def _arguments(problem: Problem, axis: int) -> tuple[Expr, int, Expr]:
-    return problem.sizes[axis], problem.spec.kernel_size[axis], problem.dilation[axis]
-
-
-def _options(problem: Problem, axis: int) -> dict[str, Any]:
-    flag = problem.is_causal[axis]
-    return {
-        "stride": problem.stride[axis],
-        "is_causal": flag if isinstance(flag, bool) else flag > 0,
-        "ops": TENSOR_EXPRESSION,
-    }

@@ -7,6 +7,7 @@ caller adds the chunks up. So every sum has one order, however many threads ther
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from tvm import te, tirx
@@ -38,35 +39,20 @@ class Chunks:
         self.p = p
         self.offsets = [2 * k - 1 for k in p.spec.kernel_size]
         self.chunks = te.var("chunks")
-        total = p.batch
-        for size in p.sizes:
-            total = total * size
+        self._total = math.prod(p.sizes, start=p.batch)
         # All chunks have this length, but the last ones may hold fewer queries, or none.
-        self.length = tirx.truncdiv(total + self.chunks - 1, self.chunks)
-        self._total = total
+        self.length = tirx.truncdiv(self._total + self.chunks - 1, self.chunks)
         self.names = ["c", "h", "m", *(f"r{a}" for a in range(p.rank))]
-        shape, names = (self.chunks, self.length), ["c", "m"]
-
-        def position(axis: int) -> te.Tensor:
-            def value(c: tirx.Var, m: tirx.Var) -> Expr:
-                quotient = te.min(self._number(c, m), total - 1)
-                for size in reversed(p.sizes[axis + 1 :]):
-                    quotient = tirx.truncdiv(quotient, size)
-                return tirx.truncmod(quotient, p.sizes[axis])
-
-            return stage(shape, names, value, f"position_{axis}")
-
-        def batch(c: tirx.Var, m: tirx.Var) -> Expr:
-            quotient = te.min(self._number(c, m), total - 1)
-            for size in reversed(p.sizes):
-                quotient = tirx.truncdiv(quotient, size)
-            return quotient
-
-        self.batch = stage(shape, names, batch, "batch_of_query")
-        self.position = [position(axis) for axis in range(p.rank)]
+        self.batch = self.table("batch_of_query", lambda c, m: self._quotient(c, m, p.sizes))
+        self.position = [self._position(axis) for axis in range(p.rank)]
         self.low = [self._low(axis) for axis in range(p.rank)]
         self.key = [self._key(axis) for axis in range(p.rank)]
         self.attended = [self._attended(axis) for axis in range(p.rank)]
+
+    def table(self, name: str, value: Callable[..., Expr], **inner: int) -> te.Tensor:
+        """Return a stage [c, m] or, for the name and length of one more index, [c, m, inner]."""
+        shape = (self.chunks, self.length, *inner.values())
+        return stage(shape, ["c", "m", *inner], value, name)
 
     def exists(self, c: Expr, m: Expr) -> Expr:
         """Return whether chunk c has a query number m."""
@@ -101,30 +87,38 @@ class Chunks:
             "output",
         )
 
+    def _number(self, c: Expr, m: Expr) -> Expr:
+        return c * self.length + m
+
+    def _quotient(self, c: Expr, m: Expr, sizes: Sequence[Expr]) -> Expr:
+        """Return the query's number divided by `sizes`; the last query's if there is no such."""
+        quotient = te.min(self._number(c, m), self._total - 1)
+        for size in reversed(sizes):
+            quotient = tirx.truncdiv(quotient, size)
+        return quotient
+
+    def _position(self, axis: int) -> te.Tensor:
+        size, inner = self.p.sizes[axis], self.p.sizes[axis + 1 :]
+        return self.table(
+            f"position_{axis}", lambda c, m: tirx.truncmod(self._quotient(c, m, inner), size)
+        )
+
     def _window(self, axis: int, c: Expr, m: Expr) -> window.Window:
         return window_at(self.p, axis, self.position[axis][c, m])
 
     def _low(self, axis: int) -> te.Tensor:
         k = self.p.spec.kernel_size[axis]
-
-        def value(c: tirx.Var, m: tirx.Var) -> Expr:
-            return window.rpb_index(self._window(axis, c, m), 0, k)
-
-        return stage((self.chunks, self.length), ["c", "m"], value, f"low_{axis}")
+        return self.table(
+            f"low_{axis}", lambda c, m: window.rpb_index(self._window(axis, c, m), 0, k)
+        )
 
     def _key(self, axis: int) -> te.Tensor:
-        p = self.p
-
         def value(c: tirx.Var, m: tirx.Var, r: tirx.Var) -> Expr:
             keys = self._window(axis, c, m)
             tap = te.max(te.min(r - self.low[axis][c, m], keys.count - 1), 0)
-            return window.key_position(keys, tap, p.dilation[axis])
+            return window.key_position(keys, tap, self.p.dilation[axis])
 
-        shape = (self.chunks, self.length, self.offsets[axis])
-        return stage(shape, ["c", "m", "r"], value, f"key_{axis}")
-
-    def _number(self, c: Expr, m: Expr) -> Expr:
-        return c * self.length + m
+        return self.table(f"key_{axis}", value, r=self.offsets[axis])
 
     def _attended(self, axis: int) -> te.Tensor:
         def value(c: tirx.Var, m: tirx.Var, r: tirx.Var) -> Expr:
@@ -132,8 +126,7 @@ class Chunks:
             count = self._window(axis, c, m).count
             return all_of([self.exists(c, m), tap >= 0, tap < count]).astype("int32")
 
-        shape = (self.chunks, self.length, self.offsets[axis])
-        return stage(shape, ["c", "m", "r"], value, f"attended_{axis}")
+        return self.table(f"attended_{axis}", value, r=self.offsets[axis])
 
 
 def d_rpb(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
@@ -173,10 +166,7 @@ def d_rpb(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
 def sum_rpb(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
     """Return the function that computes `sum_rpb` (`natc.operations`)."""
     p = Problem(spec, HEADS_FIRST, exponential)
-    taps = 1
-    for k in spec.kernel_size:
-        taps *= k
-    d_attn = p.tensor("d_attn", taps)
+    d_attn = p.tensor("d_attn", math.prod(spec.kernel_size))
     chunks = Chunks(p)
 
     def value(c: Expr, h: Expr, m: Expr, r: Indices) -> Expr:

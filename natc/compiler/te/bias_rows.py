@@ -99,7 +99,7 @@ class _ChunkGather(RowGather):
     def sums_of_offsets(self, rows: te.Tensor) -> te.Tensor:
         """Return the sums over the queries of each chunk, the last axis filled up to vectors."""
         p, chunks = self.problem, self._chunks
-        offsets = [2 * k - 1 for k in self._kernel_size]
+        offsets = list(chunks.offsets)
         offsets[-1] = filled_up(offsets[-1], self._lanes)
         rows_axes = range(p.rank - 1)
         # A window of 1 gets no table, since its only tap is 0: a schedule places every table, and
@@ -108,11 +108,10 @@ class _ChunkGather(RowGather):
         reached = [self._reached(a) for a in rows_axes]
         # The index from which a row is read. It is the same for all vectors, but has an entry for
         # each: so the compiler only infers its bounds, and computes rows from their beginning.
-        start = stage(
-            (chunks.chunks, chunks.length, offsets[-1] // self._lanes),
-            ["c", "m", "v"],
-            lambda c, m, v: self._before - self._low[-1][c, m],
+        start = chunks.table(
             "start",
+            lambda c, m, v: self._before - self._low[-1][c, m],
+            v=offsets[-1] // self._lanes,
         )
         m = te.reduce_axis((0, chunks.length), "m")
 
@@ -141,27 +140,21 @@ class _ChunkGather(RowGather):
             pair = self.axes[axis].attended(chunks.position[axis][c, m], t)
             return tirx.And(chunks.exists(c, m), pair).astype("int32")
 
-        shape = (chunks.chunks, chunks.length, self.axes[axis].taps)
-        return stage(shape, ["c", "m", "t"], value, f"attended_{axis}")
+        return chunks.table(f"attended_{axis}", value, t=self.axes[axis].taps)
 
     def _low_of(self, axis: int) -> te.Tensor:
         """Return the table [c, m]: the offset index of tap 0."""
-        chunks = self._chunks
-        return stage(
-            (chunks.chunks, chunks.length),
-            ["c", "m"],
-            lambda c, m: self.axes[axis].offset(chunks.position[axis][c, m], tirx.const(0)),
-            f"low_{axis}",
+        first, position = tirx.const(0), self._chunks.position[axis]
+        return self._chunks.table(
+            f"low_{axis}", lambda c, m: self.axes[axis].offset(position[c, m], first)
         )
 
     def _tap(self, axis: int) -> te.Tensor:
         """Return the table [c, m, r]: the tap at offset r, which may be negative or too large."""
-        chunks = self._chunks
-        return stage(
-            (chunks.chunks, chunks.length, 2 * self._kernel_size[axis] - 1),
-            ["c", "m", "r"],
-            lambda c, m, r: r - self._low[axis][c, m],
+        return self._chunks.table(
             f"tap_{axis}",
+            lambda c, m, r: r - self._low[axis][c, m],
+            r=self._chunks.offsets[axis],
         )
 
     def _reached(self, axis: int) -> te.Tensor:
@@ -173,5 +166,4 @@ class _ChunkGather(RowGather):
             pair = self.axes[axis].attended(chunks.position[axis][c, m], tap)
             return all_of([chunks.exists(c, m), tap >= 0, pair]).astype("int32")
 
-        shape = (chunks.chunks, chunks.length, 2 * self._kernel_size[axis] - 1)
-        return stage(shape, ["c", "m", "r"], value, f"reached_{axis}")
+        return chunks.table(f"reached_{axis}", value, r=chunks.offsets[axis])

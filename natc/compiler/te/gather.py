@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from tvm import te, tirx
 from tvm.ir import Expr
 
-from natc.compiler.te.axis import Axis, key_axes, query_axes, skippable
+from natc.compiler.te.axis import Axis, axes_of, skippable
 from natc.compiler.te.logits import logit_of
 from natc.compiler.te.problem import Problem, Vectors, stage
 
@@ -25,7 +25,7 @@ class Gather:
     """The sites and taps of one operation.
 
     from_keys: whether sites are keys. tables: whether `attended` is a table, by which a space can
-    skip taps without a pair. axes: the taps of each axis; None: `query_axes` or `key_axes`.
+    skip taps without a pair. axes: the taps of each axis; None: `axes_of`.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Gather:
     ) -> None:
         self.problem = problem
         if axes is None:
-            axes = key_axes(problem) if from_keys else query_axes(problem)
+            axes = axes_of(problem, from_keys=from_keys)
             axes = skippable(problem, axes) if tables else axes
         self.axes = axes
         self.window = [axis.taps for axis in self.axes]

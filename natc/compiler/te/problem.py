@@ -145,9 +145,12 @@ class Problem:
     def attention_inputs(
         self, *, packed: bool
     ) -> tuple[list[te.Tensor], Vectors, Vectors, Vectors]:
-        """Return (inputs, query, key, value); the last three are views if the input is packed."""
+        """Return (inputs, query, key, value); views of one input `[B, *S, 3, H, D]` if packed."""
         if packed:
-            qkv, (query, key, value) = self._packed()
+            shape = (self.batch, *self.sizes, 3, self.heads, self.spec.head_dim)
+            qkv = te.placeholder(shape, self.spec.dtype, "qkv")
+            names = ("query", "key", "value")
+            query, key, value = (Packed(qkv, which, name) for which, name in enumerate(names))
             return [qkv], query, key, value
         inputs = [
             self.tensor("query", self.spec.head_dim),
@@ -155,13 +158,6 @@ class Problem:
             self.kv_tensor("value", self.spec.value_dim),
         ]
         return inputs, *inputs
-
-    def _packed(self) -> tuple[te.Tensor, list[Packed]]:
-        """Return an input `[B, *S, 3, H, D]`, and query, key and value as views of it."""
-        shape = (self.batch, *self.sizes, 3, self.heads, self.spec.head_dim)
-        qkv = te.placeholder(shape, self.spec.dtype, "qkv")
-        names = ("query", "key", "value")
-        return qkv, [Packed(qkv, which, name) for which, name in enumerate(names)]
 
     def copied(self, tensor: Vectors) -> HeadsFirst:
         """Return heads-last vectors as a stage, heads first and in the accumulator's dtype."""

@@ -15,7 +15,7 @@ from dataclasses import replace
 from tvm import te, tirx
 from tvm.ir import Expr
 
-from natc.compiler.te.axis import Axis, key_axes, query_axes, skippable
+from natc.compiler.te.axis import Axis, axes_of, skippable
 from natc.compiler.te.gather import Gather, Pairwise
 from natc.compiler.te.problem import Problem, stage
 
@@ -42,7 +42,7 @@ class RowGather(Gather):
         tables: bool = True,
         copies: bool = True,
     ) -> None:
-        axes = key_axes(problem) if from_keys else query_axes(problem)
+        axes = axes_of(problem, from_keys=from_keys)
         self._last = axes[-1].taps
         axes[-1] = replace(axes[-1], taps=filled_up(axes[-1].taps, lanes))
         axes = skippable(problem, axes) if tables else axes

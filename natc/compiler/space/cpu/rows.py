@@ -16,10 +16,16 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from natc.compiler.space.cpu.tap_rows import place_dot_products, place_tables, split_reduction
-from natc.compiler.space.cpu.taps import CHAIN_A_COLUMN, ONE_CHAIN, split_chains, weighted_sum
+from natc.compiler.space.cpu.taps import (
+    CHAIN_A_COLUMN,
+    INLINED,
+    ONE_CHAIN,
+    split_chains,
+    weighted_sum,
+)
 from natc.compiler.space.cpu.vector_sums import vector_max_intrinsic, vector_sum_intrinsic
 from natc.compiler.space.decisions import Candidates, Decisions
-from natc.compiler.space.loops import depth, has_block, inner_loops, query_loops, vectorize
+from natc.compiler.space.loops import inline, inner_loops, loops_inside, query_loops, vectorize
 from natc.compiler.space.threads import spread_over_cores
 from natc.compiler.te.exponential import Exponential
 from natc.compiler.te.forward import forward
@@ -34,10 +40,6 @@ VERSION = 1
 # copies: of keys and values, heads first, before anything else.
 COPIED, IN_PLACE = 1, 0
 
-_INLINED = (
-    *("batch_index", "head_index", "kv_head_index"),
-    *("key_tap", "value_tap", "inverse_sum", "normalized"),
-)
 _COPIES = ("key_copied", "value_copied")
 # Reductions over no more vectors than this are written out.
 _UNROLLED = 16
@@ -102,13 +104,9 @@ def definition(
 
 def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions) -> None:
     """Schedule the function of `definition`; ScheduleError for a decision out of bounds."""
-    choices = {
-        name: decisions.choose(name, values) for name, values in structure(spec, target).items()
-    }
+    choices = decisions.choose_all(structure(spec, target))
     group = group_of(spec, target)
-    for name in _INLINED + (() if choices["copies"] else _COPIES):
-        if has_block(sch, name):
-            sch.compute_inline(sch.get_sblock(name))
+    inline(sch, INLINED + (() if choices["copies"] else _COPIES))
     if choices["copies"]:
         _copy(sch)
     # Splitting a reduction must come before the block moves into another's loops.
@@ -188,8 +186,7 @@ def _softmax(sch: Schedule, site: LoopRV, group: int) -> None:
         ("sum_weights", vector_sum_intrinsic(group)),
     ):
         in_lanes = sch.get_sblock(f"{name}_rf")
-        loops = sch.get_loops(in_lanes)
-        lane, *vectors_of = loops[depth(sch, loops, site) + 1 :]
+        lane, *vectors_of = loops_inside(sch, in_lanes, site)
         sch.reorder(*vectors_of, lane)
         sch.vectorize(lane)
         for loop in vectors_of:

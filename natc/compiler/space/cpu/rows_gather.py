@@ -27,7 +27,7 @@ from natc.compiler.space.cpu.tap_rows import (
     split_reduction,
 )
 from natc.compiler.space.decisions import Candidates, Decisions
-from natc.compiler.space.loops import blocks_named, has_block, query_loops, vectorize
+from natc.compiler.space.loops import has_block, inline, query_loops, vectorize
 from natc.compiler.space.skip import skip_unless
 from natc.compiler.space.threads import spread_over_cores
 from natc.compiler.te import backward, bias_rows
@@ -75,12 +75,9 @@ def definition(
 
 def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions) -> None:
     """Schedule the function of `definition`; ScheduleError for a decision out of bounds."""
-    choices = {
-        name: decisions.choose(name, values) for name, values in structure(spec, target).items()
-    }
+    choices = decisions.choose_all(structure(spec, target))
     group = group_of(spec, target)
-    for name in blocks_named(sch, lambda name: name.endswith(_INLINED)):
-        sch.compute_inline(sch.get_sblock(name))
+    inline(sch, _INLINED)
     # Splitting a reduction must come before the block moves into another's loops.
     names = [name for name in ("scores", "d_weights") if has_block(sch, name)]
     partial = {name: split_reduction(sch, name, choices["lanes"]) for name in names}

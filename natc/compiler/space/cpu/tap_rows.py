@@ -12,8 +12,8 @@ from natc.compiler.space.loops import (
     SITE_AXES,
     TAP_AXES,
     blocks_named,
-    depth,
     inner_loops,
+    loops_inside,
     tables_of,
     vectorize,
 )
@@ -118,8 +118,7 @@ def place_dot_products(sch: Schedule, name: str, partial: SBlockRV, vectors: Loo
     """
     total = sch.get_sblock(name)
     sch.compute_at(partial, vectors)
-    loops = sch.get_loops(partial)
-    lane, number, *summed = loops[depth(sch, loops, vectors) + 1 :]
+    lane, number, *summed = loops_inside(sch, partial, vectors)
     sch.reorder(number, *summed, lane)
     for loop in (number, *summed):
         sch.unroll(loop)

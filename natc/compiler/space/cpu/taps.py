@@ -17,10 +17,10 @@ from natc.compiler.space.cpu import dot_product
 from natc.compiler.space.cpu.dot_product import INSTRUCTION, TREE
 from natc.compiler.space.decisions import Candidates, Decisions
 from natc.compiler.space.loops import (
-    depth,
-    has_block,
+    inline,
     inner_loops,
     is_reduction,
+    loops_inside,
     query_loops,
     tables_of,
     vectorize,
@@ -39,10 +39,8 @@ ONE_CHAIN, CHAIN_A_COLUMN = 0, 1
 # parallel: the loops that are spread over threads, beside the batch.
 ROWS, ROWS_AND_COLUMNS = 0, 1
 
-_INLINED = (
-    *("batch_index", "head_index", "kv_head_index"),
-    *("key_tap", "value_tap", "inverse_sum", "normalized"),
-)
+# Endings of the names of stages that are computed where they are read.
+INLINED = ("_index", "_tap", "inverse_sum", "normalized")
 
 
 def structure(spec: KernelSpec, target: Target) -> Candidates:
@@ -62,16 +60,12 @@ def structure(spec: KernelSpec, target: Target) -> Candidates:
 
 def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions) -> None:
     """Schedule the function of `te.forward`; ScheduleError for a decision out of bounds."""
-    choices = {
-        name: decisions.choose(name, values) for name, values in structure(spec, target).items()
-    }
+    choices = decisions.choose_all(structure(spec, target))
     if choices["lanes"] == 1 and choices["lane_sum"] == INSTRUCTION:
         raise ScheduleError(
             f"decision lane_sum is {INSTRUCTION}; one lane needs no sum over lanes."
         )
-    for name in _INLINED:
-        if has_block(sch, name):
-            sch.compute_inline(sch.get_sblock(name))
+    inline(sch, INLINED)
     # Splitting a reduction must come before the block moves into another's loops.
     dot = dot_product.split(sch, "scores", choices["lanes"], choices["lane_sum"])
     chains = split_chains(sch, spec, choices["chains"])
@@ -111,8 +105,7 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
     weighted_sum(sch, head, chains)
     if choices["maximum"] == ALONG:
         block = sch.get_sblock("max_logit")
-        loops = sch.get_loops(block)
-        sch.decompose_reduction(block, loops[depth(sch, loops, head) + 1])
+        sch.decompose_reduction(block, loops_inside(sch, block, head)[0])
     decisions.annotate(sch, output)
 
 

@@ -15,11 +15,10 @@ from natc.compiler.space.cpu import dot_product
 from natc.compiler.space.cpu.dot_product import INSTRUCTION, TREE, DotProduct
 from natc.compiler.space.decisions import Candidates, Decisions
 from natc.compiler.space.loops import (
-    TAP_AXES,
-    blocks_named,
     has_block,
-    inner_loops,
+    inline,
     loops_by_axis,
+    order_sum,
     tables_of,
     vectorize,
 )
@@ -44,9 +43,8 @@ def structure(spec: KernelSpec, target: Target) -> Candidates:
 
 def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions) -> None:
     """Schedule the function of an operation; ScheduleError for a decision out of bounds."""
-    choices = {n: decisions.choose(n, values) for n, values in structure(spec, target).items()}
-    for name in blocks_named(sch, lambda name: name.endswith(_INLINED)):
-        sch.compute_inline(sch.get_sblock(name))
+    choices = decisions.choose_all(structure(spec, target))
+    inline(sch, _INLINED)
     if not has_block(sch, "weight") and not has_block(sch, "scores"):
         _delta(sch, spec, choices)
     elif has_block(sch, "batch_of_query"):
@@ -66,17 +64,13 @@ def _sites(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:
             vectorize(sch, last)
         summed = sch.get_sblock("summed")
         sch.compute_at(summed, site)
-        axes = TAP_AXES[: spec.rank]
-        loops = inner_loops(sch, summed, outer=site, always=axes)
-        channel = loops.pop("v_d", None)
-        taps = {axis: loops[axis] for axis in axes}
-        sch.reorder(*taps.values(), *([channel] if channel else []))
+        taps, channel = order_sum(sch, spec, summed, site)
         if channel:
             vectorize(sch, channel)
-        tap = list(taps.values())[-1]
+        tap = taps[-1]
         sch.compute_at(sch.get_sblock("weight"), tap)
     else:
-        summed, taps = None, {}
+        summed, taps = None, []
         tap = sch.split(last, [None, *spec.kernel_size[1:]])[-1] if spec.rank > 1 else last
     for dot in dots:
         dot_product.place(sch, dot, tap)
@@ -85,9 +79,9 @@ def _sites(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:
             sch.compute_at(sch.get_sblock(name), column if axis == spec.rank - 1 else row)
     # Last, since primitives refuse loops that hold a block with its initialization apart.
     if summed is not None:
-        sch.decompose_reduction(summed, next(iter(taps.values())))
-    for name, loop in taps.items():
-        skip_unless(sch, loop, f"attended_{name[-1]}", (f"v_i{name[-1]}", name))
+        sch.decompose_reduction(summed, taps[0])
+    for axis, loop in enumerate(taps):
+        skip_unless(sch, loop, f"attended_{axis}", (f"v_i{axis}", f"v_t{axis}"))
 
 
 def _chunks(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:

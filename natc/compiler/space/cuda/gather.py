@@ -14,9 +14,16 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import SBlockRV
 
 from natc.compiler.space.cuda import registers
-from natc.compiler.space.cuda.registers import REGISTERS, Kept, load, place, place_tables
-from natc.compiler.space.decisions import Candidates, Decisions
-from natc.compiler.space.loops import TAP_AXES, blocks_named, has_block, inner_loops
+from natc.compiler.space.cuda.registers import (
+    REGISTERS,
+    Kept,
+    load,
+    place,
+    place_tables,
+    structure,
+)
+from natc.compiler.space.decisions import Decisions
+from natc.compiler.space.loops import has_block, inline, inner_loops, order_sum
 from natc.compiler.space.skip import skip_unless
 from natc.spec import KernelSpec
 from natc.targets import Target
@@ -42,17 +49,11 @@ class _Blocks(NamedTuple):
     vectors: dict[str, dict[str, SBlockRV]]
 
 
-def structure(spec: KernelSpec, target: Target) -> Candidates:
-    """Return the choices of structure; the first of each is the untuned schedule's."""
-    return registers.structure()
-
-
 def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions) -> None:
     """Schedule the function of an operation; ScheduleError for a decision out of bounds."""
-    choices = {n: decisions.choose(n, values) for n, values in structure(spec, target).items()}
+    choices = decisions.choose_all(structure(spec, target))
     # Inlined here, vectors of sites and taps become separate stages of each block that reads them.
-    for name in blocks_named(sch, lambda name: name.endswith(("_site", "_tap"))):
-        sch.compute_inline(sch.get_sblock(name))
+    inline(sch, ("_site", "_tap"))
     vectors = {
         name: _staged(sch, name, _VECTORS)
         for name in ("scores", "d_weights", "summed")
@@ -83,12 +84,8 @@ def _sums(
     registers.unroll_inside(sch, place(sch, blocks.output, thread), thread)
 
     summed = place(sch, "summed", thread)
-    axes = TAP_AXES[: spec.rank]
-    loops = inner_loops(sch, summed, outer=thread, always=axes)
-    taps = {axis: loops[axis] for axis in axes}
-    tap = list(taps.values())[-1]
-    if "v_d" in loops:
-        sch.reorder(*taps.values(), loops["v_d"])
+    taps, _ = order_sum(sch, spec, summed, thread)
+    tap = taps[-1]
     place(sch, "weight", tap)
     for name in blocks.vectors:
         if name != "summed":
@@ -103,7 +100,7 @@ def _sums(
     for stage in numbers.values():
         place(sch, stage, thread)
     # Last, since primitives refuse loops that hold a block with its initialization apart.
-    sch.decompose_reduction(summed, next(iter(taps.values())))
+    sch.decompose_reduction(summed, taps[0])
     registers.skip_taps(sch, taps)
 
 

@@ -9,10 +9,11 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from natc.compiler.space.decisions import Candidates, Decisions
-from natc.compiler.space.loops import depth, has_block, tables_of
+from natc.compiler.space.loops import has_block, loops_inside, tables_of
 from natc.compiler.space.skip import skip_unless
 from natc.compiler.space.threads import spread
 from natc.spec import KernelSpec
+from natc.targets import Target
 
 REGISTERS = "local"
 
@@ -30,7 +31,7 @@ class Kept(NamedTuple):
     most_bytes: int
 
 
-def structure() -> Candidates:
+def structure(spec: KernelSpec, target: Target) -> Candidates:
     """Return the choices of structure; the first of each is the untuned schedule's.
 
     sums: the most channels whose sums one thread keeps. More channels are divided into parts, and
@@ -68,10 +69,10 @@ def place_tables(sch: Schedule, spec: KernelSpec, loop: LoopRV) -> None:
             place(sch, name, loop)
 
 
-def skip_taps(sch: Schedule, taps: Mapping[str, LoopRV]) -> None:
-    """Skip taps without a pair; taps: the loops over taps, by name (`v_t0` for axis 0)."""
-    for axis, loop in taps.items():
-        skip_unless(sch, loop, f"attended_{axis[-1]}_{REGISTERS}", (f"v_i{axis[-1]}", axis))
+def skip_taps(sch: Schedule, taps: Sequence[LoopRV]) -> None:
+    """Skip taps without a pair; taps: the loops over taps, one for each axis."""
+    for axis, loop in enumerate(taps):
+        skip_unless(sch, loop, f"attended_{axis}_{REGISTERS}", (f"v_i{axis}", f"v_t{axis}"))
 
 
 def load(
@@ -87,7 +88,7 @@ def load(
     vectors: stages that the block reads, by name. kept: the vectors to load only once, outside the
     block's loops.
     """
-    loops = sch.get_loops(block)[depth(sch, sch.get_loops(block), outer) + 1 :]
+    loops = loops_inside(sch, block, outer)
     if not loops:
         for stage in vectors.values():
             place(sch, stage, outer)
@@ -113,8 +114,7 @@ def vectorize(sch: Schedule, channel: LoopRV, spec: KernelSpec) -> None:
 
 def unroll_inside(sch: Schedule, block: SBlockRV, outer: LoopRV) -> None:
     """Unroll the loops of a block inside a loop."""
-    loops = sch.get_loops(block)
-    for loop in loops[depth(sch, loops, outer) + 1 :]:
+    for loop in loops_inside(sch, block, outer):
         sch.unroll(loop)
 
 

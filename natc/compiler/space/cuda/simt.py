@@ -20,7 +20,7 @@ from natc.compiler.space.cuda.registers import (
     place_tables,
 )
 from natc.compiler.space.decisions import Candidates, Decisions
-from natc.compiler.space.loops import TAP_AXES, depth, inner_loops, query_loops
+from natc.compiler.space.loops import inner_loops, loops_inside, order_sum, query_loops
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -85,8 +85,7 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
     place_tables(sch, spec, query)
     # Last, since primitives refuse loops that hold a block with its initialization apart.
     block = sch.get_sblock("summed")
-    loops = sch.get_loops(block)
-    sch.decompose_reduction(block, loops[depth(sch, loops, lane) + 1])
+    sch.decompose_reduction(block, loops_inside(sch, block, lane)[0])
     decisions.annotate(sch, output)
 
 
@@ -125,13 +124,9 @@ def _share(sch: Schedule, block: SBlockRV, lanes: int) -> tuple[LoopRV, LoopRV]:
 def _weighted_sum(sch: Schedule, lane: LoopRV, spec: KernelSpec) -> None:
     """Schedule the sum of weight times value over taps, each lane for its own channels."""
     block = place(sch, "summed", lane)
-    axes = TAP_AXES[: spec.rank]
-    loops = inner_loops(sch, block, outer=lane, always=axes)
-    channel = [loops["v_d"]] if "v_d" in loops else []
-    taps = [loops[axis] for axis in axes]
-    sch.reorder(*taps, *channel)
-    for loop in channel:
-        sch.unroll(loop)
+    taps, channel = order_sum(sch, spec, block, lane)
+    if channel:
+        sch.unroll(channel)
     block = place(sch, "value_tap", taps[-1])
     if channel:
         _vectorize(sch, sch.get_loops(block)[-1], spec)

@@ -7,12 +7,18 @@ cannot keep the sums of all channels, it walks once more for each further part o
 from __future__ import annotations
 
 from tvm.s_tir import Schedule
-from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from natc.compiler.space.cuda import registers
-from natc.compiler.space.cuda.registers import REGISTERS, Kept, load, place, place_tables
-from natc.compiler.space.decisions import Candidates, Decisions
-from natc.compiler.space.loops import TAP_AXES, has_block, inner_loops
+from natc.compiler.space.cuda.registers import (
+    REGISTERS,
+    Kept,
+    load,
+    place,
+    place_tables,
+    structure,
+)
+from natc.compiler.space.decisions import Decisions
+from natc.compiler.space.loops import has_block, order_sum
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -20,14 +26,9 @@ NAME = "cuda_streamed"
 VERSION = 1
 
 
-def structure(spec: KernelSpec, target: Target) -> Candidates:
-    """Return the choices of structure; the first of each is the untuned schedule's."""
-    return registers.structure()
-
-
 def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions) -> None:
     """Schedule the function of `te.streamed`; ScheduleError for a decision out of bounds."""
-    choices = {n: decisions.choose(n, values) for n, values in structure(spec, target).items()}
+    choices = decisions.choose_all(structure(spec, target))
     output = sch.get_sblock("output")
     stored = sch.cache_write(output, 0, REGISTERS)
     if has_block(sch, "lse"):
@@ -40,36 +41,24 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
     registers.unroll_inside(sch, place(sch, output, part), part)
 
     summed = place(sch, "summed", part)
-    axes = TAP_AXES[: spec.rank]
-    loops = inner_loops(sch, summed, outer=part, always=axes)
-    second = {axis: loops[axis] for axis in axes}
-    if "v_d" in loops:
-        sch.reorder(*second.values(), loops["v_d"])
-    place(sch, "weight", _last(second))
+    second, _ = order_sum(sch, spec, summed, part)
+    place(sch, "weight", second[-1])
     place(sch, "inverse_sum", thread)
     largest = place(sch, "largest_and_sum", thread)
-    loops = inner_loops(sch, largest, outer=thread, always=axes)
-    first = {axis: loops[axis] for axis in axes}
-    place(sch, "logits", _last(first))
+    first, _ = order_sum(sch, spec, largest, thread)
+    place(sch, "logits", first[-1])
 
-    passes = (("first", _last(first)), ("second", _last(second)))
+    passes = (("first", first[-1]), ("second", second[-1]))
     scores = [place(sch, f"scores_{name}", tap) for name, tap in passes]
-    load(sch, spec, summed, _last(second), {"value": sch.get_sblock("value_tap")})
+    load(sch, spec, summed, second[-1], {"value": sch.get_sblock("value_tap")})
     kept = Kept(("query",), thread, choices["site_bytes"])
     for (name, tap), block in zip(passes, scores):
-        load(sch, spec, block, tap, _vectors(sch, name), kept)
+        vectors = {kind: sch.get_sblock(f"{kind}_{name}") for kind in ("query", "key")}
+        load(sch, spec, block, tap, vectors, kept)
     place_tables(sch, spec, thread)
     # Last, since primitives refuse loops that hold a block with its initialization apart.
-    sch.decompose_reduction(largest, next(iter(first.values())))
-    sch.decompose_reduction(summed, next(iter(second.values())))
+    sch.decompose_reduction(largest, first[0])
+    sch.decompose_reduction(summed, second[0])
     for taps in (first, second):
         registers.skip_taps(sch, taps)
     decisions.annotate(sch, stored)
-
-
-def _last(taps: dict[str, LoopRV]) -> LoopRV:
-    return list(taps.values())[-1]
-
-
-def _vectors(sch: Schedule, name: str) -> dict[str, SBlockRV]:
-    return {kind: sch.get_sblock(f"{kind}_{name}") for kind in ("query", "key")}
