@@ -5,13 +5,11 @@ from __future__ import annotations
 import ctypes
 import functools
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 
 import torch
 
@@ -20,6 +18,7 @@ from natc.errors import BuildError
 from natc.host import c_compiler
 from natc.host.detect import detect_host_cpu
 from natc.host.toolchain import find_c_compiler
+from natc.store.temporary import temporary_directory
 
 # The options with which a C compiler uses all of an architecture's vector registers, if any.
 _VECTOR_OPTIONS = {"x86-64-v3": ("-mavx2", "-mfma"), "x86-64-v4": ("-mavx512f",)}
@@ -82,15 +81,15 @@ def open_probe(dtype: str = "float32") -> Probe:
     flags = _VECTOR_OPTIONS.get(cpu.arch, ())
     c_type, size = _C_TYPES[dtype]
     lanes = cpu.vector_bytes // size
-    with tempfile.TemporaryDirectory(prefix="natc-peak-") as directory:
-        output = Path(directory) / "peak.so"
+    with temporary_directory("peak") as directory:
+        output = directory / "peak.so"
         try:
             compiler = find_c_compiler()
             with resources.as_file(resources.files("natc.bench") / "peak.c") as source:
                 options = ["-O2", "-ffp-contract=fast", "-fPIC", "-shared"]
                 options += [f"-DREAL={c_type}", f"-DLANES={lanes}"]
                 command = [*compiler, *options, *flags, "-o", str(output), str(source)]
-                caches = c_compiler.zig_caches(Path(directory))
+                caches = c_compiler.zig_caches(directory)
                 c_compiler.run(command, "compiling the probe of this CPU", **caches)
             library = ctypes.CDLL(str(output))
         except (BuildError, OSError) as error:

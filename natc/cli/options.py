@@ -151,6 +151,16 @@ ShapeOption = Annotated[
         show_default="NAT's four levels",
     ),
 ]
+WaitOption = Annotated[
+    float | None,
+    typer.Option(
+        "--wait",
+        metavar="SECONDS",
+        min=0,
+        help="How long to wait for a lock of another process.",
+        show_default="until it is free",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 

@@ -12,6 +12,7 @@ import platform
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -28,7 +29,7 @@ from natc.package.portable import CEILING
 from natc.package.sources import PACKAGE, modules_of
 from natc.runtime.scan import Library, scan
 from natc.spec import KernelSpec
-from natc.store import workspace
+from natc.store import files, workspace
 from natc.store.files import Locked, locked
 from natc.store.manifest import LibraryTarget
 from natc.store.schedules import near
@@ -128,7 +129,7 @@ def build_all(todo: Sequence[Job], tools: str, workers: int) -> Iterator[tuple[J
     pool = ProcessPoolExecutor(min(workers, len(todo)), context, _begin)
     try:
         running = {pool.submit(_build, job, directory_of(job, tools)): job for job in todo}
-        elsewhere: set[Job] = set()
+        waiting: dict[Job, float] = {}
         while running:
             done = next(as_completed(running))
             job = running.pop(done)
@@ -136,10 +137,12 @@ def build_all(todo: Sequence[Job], tools: str, workers: int) -> Iterator[tuple[J
                 notes = done.result()
             except Locked as error:
                 # Another process builds it; this one builds others meanwhile.
-                running[pool.submit(_build, job, directory_of(job, tools))] = job
-                if job not in elsewhere:
-                    elsewhere.add(job)
+                if job not in waiting:
+                    waiting[job] = time.monotonic()
                     _log.warning("natc waits for %s: %s", job.name, error)
+                if time.monotonic() - waiting[job] >= files.longest_wait:
+                    raise
+                running[pool.submit(_build, job, directory_of(job, tools))] = job
             except BuildError as error:
                 message = f"library {job.name} cannot be built: {error}"
                 raise type(error)(message) from error

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import math
 import os
+import shlex
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,9 @@ _log = logging.getLogger("natc")
 _LOCK = ".natc.lock"
 # A process that waits longer than this many seconds for a lock says so.
 _PATIENCE = 1.0
+# How many seconds `locked` waits; see `wait_at_most`.
+longest_wait = math.inf
+_LONGEST_COMMAND = 200
 
 
 class Locked(NatcError):
@@ -69,34 +74,77 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def wait_at_most(seconds: float | None) -> None:
+    """Make `locked` give up after some seconds, in this process; None: wait without end."""
+    global longest_wait
+    longest_wait = math.inf if seconds is None else seconds
+
+
 @contextlib.contextmanager
 def locked(directory: Path, name: str = _LOCK, *, wait: bool = True) -> Iterator[None]:
     """Hold the lock of a directory; writers wait for it, readers do not.
 
-    After a second of waiting, this logs a warning and goes on waiting, or raises Locked if `wait`
-    is False. Raises NatcError naming the lock file when it cannot be created.
+    After a second of waiting, this logs a warning that names the holder, and goes on waiting, as
+    long as `wait_at_most` allows. Raises Locked then, or after the second if `wait` is False, and
+    NatcError naming the lock file when it cannot be created.
     """
     # Imported late, because every command would take longer to start.
     import filelock
 
     path = make_directory(directory) / name
+    longest = longest_wait if wait else _PATIENCE
     # The system releases it when the process ends, however it ends.
     lock = filelock.FileLock(path, mode=0o644)
     try:
         try:
-            lock.acquire(timeout=_PATIENCE)
+            lock.acquire(timeout=min(_PATIENCE, longest))
         except filelock.Timeout as error:
-            held = f"another process holds the lock {path}"
-            if not wait:
-                raise Locked(held) from error
-            _log.warning("natc waits: %s", held)
-            lock.acquire()
+            if longest > _PATIENCE:
+                _log.warning("natc waits: %s", _held(path))
+                with contextlib.suppress(filelock.Timeout):
+                    lock.acquire(timeout=-1 if longest == math.inf else longest - _PATIENCE)
+            if not lock.is_locked:
+                raise Locked(_held(path)) from error
     except OSError as error:
         raise NatcError(f"file {path} cannot be locked: {reason(error)}.") from error
     try:
         yield
     finally:
         lock.release()
+
+
+def _held(path: Path) -> str:
+    """Return which process holds a lock, and how to go on, as far as the system says."""
+    pid = _holder(path)
+    if pid is None:
+        return f"another process holds the lock {path}"
+    if pid == os.getpid():
+        return f"another thread of this process holds the lock {path}"
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
+        # After the name, which may hold anything, in parentheses.
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+    except (OSError, IndexError):
+        words, state = [], b""
+    command = shlex.join(word.decode(errors="replace") for word in words)[:_LONGEST_COMMAND]
+    advice = f"if it hangs, end it: kill {pid}"
+    if state in (b"T", b"t"):
+        advice = f"it is stopped: continue it with kill -CONT {pid}, or end it with kill -9 {pid}"
+    return f"process {pid} ({command or 'unknown'}) holds the lock {path}; {advice}"
+
+
+def _holder(path: Path) -> int | None:
+    """Return the process that holds a lock, or None if that is unknown."""
+    with contextlib.suppress(OSError, ValueError):
+        status = path.stat()
+        device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+        for line in Path("/proc/locks").read_text().splitlines():
+            # number: FLOCK ADVISORY WRITE pid device:inode start end; who waits has an arrow.
+            words = line.split()
+            if words[1] == "FLOCK" and words[5] == f"{device}:{status.st_ino}":
+                # 0 or -1 for a process of another container.
+                return int(words[4]) if int(words[4]) > 0 else None
+    return None
 
 
 def _for_the_user(path: str, flags: int) -> int:

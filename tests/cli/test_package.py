@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from natc.cli.verbs import package
 from natc.host import detect
 from natc.package import jobs as build
 from natc.spec import KernelSpec
+from natc.store import files
 
 
 @pytest.fixture
@@ -158,8 +160,20 @@ def test_what_is_free_is_built_while_others_build(
     holder.let_go()
     assert list(building) == [(jobs[0], [])]
     # It says once that it waits, however often it tries.
-    held = f"another process holds the lock {holder.path}"
-    assert caplog.messages == [f"natc waits for {jobs[0].name}: {held}"]
+    (message,) = caplog.messages
+    assert message.startswith(f"natc waits for {jobs[0].name}: process {os.getpid()} (")
+    assert f") holds the lock {holder.path}; " in message
+
+
+def test_a_library_that_another_process_builds_is_waited_for_as_long_as_allowed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "longest_wait", 0.5)
+    job = build.jobs([KernelSpec.make(3)], "llvm", [ARCH], ("forward",))[0]
+    build.directory_of(job, "tools").mkdir(parents=True)
+    holder = Holder(build.directory_of(job, "tools") / ".lock")
+    with pytest.raises(files.Locked, match=str(holder.path)):
+        list(build.build_all([job], "tools", 1))
 
 
 @pytest.mark.timeout(200)
@@ -175,7 +189,8 @@ def test_a_folder_that_another_packs_into_is_waited_for(
     assert running.stderr is not None
     try:
         message = running.stderr.readline()
-        assert message == f"natc waits: another process holds the lock {holder.path}\n"
+        assert message.startswith(f"natc waits: process {os.getpid()} (")
+        assert f") holds the lock {holder.path}; if it hangs, end it: kill" in message
         if stopped:
             running.send_signal(signal.SIGINT)
         else:

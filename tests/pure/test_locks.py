@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,7 +44,9 @@ def test_who_waits_names_the_lock_once_and_goes_on(tmp_path: Path, warnings: War
     holder = Holder(tmp_path / LOCK)
     warnings.then = holder.let_go
     with locked(tmp_path):
-        assert warnings == [f"natc waits: another process holds the lock {holder.path}"]
+        assert warnings == [
+            f"natc waits: another thread of this process holds the lock {holder.path}"
+        ]
         with pytest.raises(BlockingIOError):
             holder.take_again()
     holder.take_again()
@@ -58,7 +63,7 @@ def test_no_message_without_waiting(tmp_path: Path, warnings: Warnings) -> None:
 
 def test_who_does_not_want_to_wait_gives_up(tmp_path: Path, warnings: Warnings) -> None:
     holder = Holder(tmp_path / ".another")
-    with pytest.raises(Locked, match=r"another process holds the lock .*/\.another$"):
+    with pytest.raises(Locked, match=r" holds the lock .*/\.another$"):
         locked(tmp_path, ".another", wait=False).__enter__()
     assert warnings == []
     holder.let_go()
@@ -82,6 +87,59 @@ def test_who_waits_may_be_stopped(tmp_path: Path, warnings: Warnings) -> None:
     with locked(tmp_path, wait=False):
         pass
     assert len(warnings) == 1
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock."""
+    program = (
+        "import fcntl, sys, time; lock = open(sys.argv[1], 'a'); fcntl.flock(lock, fcntl.LOCK_EX);"
+        "print(flush=True); time.sleep(100)"
+    )
+    command = [sys.executable, "-S", "-c", program, str(tmp_path / LOCK)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "\n"
+        yield process
+        process.kill()
+
+
+def test_the_holder_and_the_way_to_go_on_are_named(
+    tmp_path: Path, warnings: Warnings, other: subprocess.Popen[str]
+) -> None:
+    with pytest.raises(Locked) as caught:
+        locked(tmp_path, wait=False).__enter__()
+    message = str(caught.value)
+    assert message.startswith(f"process {other.pid} ({sys.executable} -S -c 'import fcntl")
+    assert message.endswith(
+        f") holds the lock {tmp_path / LOCK}; if it hangs, end it: kill {other.pid}"
+    )
+    other.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, other.pid, os.WSTOPPED)
+    with pytest.raises(Locked, match=f"it is stopped: continue it with kill -CONT {other.pid}"):
+        locked(tmp_path, wait=False).__enter__()
+    warnings.then = other.kill
+    with locked(tmp_path):
+        assert len(warnings) == 1 and f"kill -9 {other.pid}" in warnings[0]
+
+
+@pytest.mark.parametrize(("seconds", "messages"), [(0.0, 0), (0.04, 0), (0.1, 1)])
+def test_who_waits_gives_up_after_the_time_it_may_wait(
+    tmp_path: Path,
+    warnings: Warnings,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    messages: int,
+) -> None:
+    monkeypatch.setattr(files, "longest_wait", math.inf)
+    files.wait_at_most(seconds)
+    holder = Holder(tmp_path / LOCK)
+    with pytest.raises(Locked, match=str(holder.path)):
+        locked(tmp_path).__enter__()
+    assert len(warnings) == messages
+    files.wait_at_most(None)
+    warnings.then = holder.let_go
+    with locked(tmp_path):
+        pass
 
 
 def test_a_lock_that_cannot_be_had_is_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from natc.runtime import jit
 from natc.runtime.load import verify
 from natc.runtime.scan import Library, scan
 from natc.spec import KernelSpec
+from natc.store import temporary
 from natc.store.libraries import libraries_of, write_library
 from natc.store.manifest import LibraryTarget, Manifest, load_manifest
 from natc.targets import Target
@@ -263,6 +265,71 @@ def test_packers_take_turns(tmp_path: Path, pieces: list[Piece]) -> None:
         os.kill(first, signal.SIGCONT)
         assert (wait(first), wait(second)) == (0, 0) and everything(output) == whole
     raise AssertionError(f"more than {MOST_STEPS * 2} steps")
+
+
+# Temporary directories
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The system's directory for temporary files; all that lies there is old enough to remove."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(temporary, "_NEW", 0.0)
+    return tmp_path
+
+
+def next_process() -> None:
+    """Do what a process does that makes its first temporary directory."""
+    temporary._remove_abandoned.cache_clear()
+    temporary._remove_abandoned()
+
+
+def use_temporary_directory() -> None:
+    with temporary.temporary_directory("build") as directory:
+        (directory / "part.o").touch()
+        os.mkdir(directory / "further")
+
+
+def test_the_temporary_directory_of_a_killed_process_is_removed_by_the_next(shared: Path) -> None:
+    removed = 0
+    for _ in end_at_each_step(use_temporary_directory, shared):
+        there = list(shared.iterdir())
+        next_process()
+        # A process that was killed before it had the lock leaves nothing but empty files.
+        assert not any(path.stat().st_size for path in shared.rglob("*") if path.is_file())
+        removed += bool(there) and not list(shared.iterdir())
+        for path in shared.iterdir():
+            shutil.rmtree(path)
+    assert removed >= 2
+
+
+def test_other_temporary_directories_stay(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop() -> None:
+        with temporary.temporary_directory("build"):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    writer = start(stop, shared)
+    assert stops(writer)
+    (of_a_writer,) = shared.iterdir()
+    next_process()
+    assert of_a_writer.is_dir()
+    of_a_user = shared / "natc-my-results"
+    put(of_a_user, 1)
+    os.kill(writer, signal.SIGKILL)
+    wait(writer)
+    of_a_writer.rename(shared / "kept")
+    (shared / "natc-a-link").symlink_to(shared / "kept")
+    with temporary.temporary_directory("build") as of_this_process:
+        next_process()
+        assert of_this_process.is_dir()
+        (of_this_process / "part").touch()
+    (shared / "kept").rename(of_a_writer)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: of_a_writer.stat().st_uid + 1)
+        next_process()
+    assert of_a_writer.is_dir()
+    next_process()
+    assert not of_a_writer.exists() and found_in(of_a_user) == 1
 
 
 # Builds by calls

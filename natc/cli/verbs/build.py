@@ -39,6 +39,7 @@ def build(
         Path | None,
         typer.Option("--output", "-o", help="Library directory.", show_default="natc's own"),
     ] = None,
+    wait: options.WaitOption = None,
     json: JsonOption = False,
 ) -> None:
     """Compile a kernel, from its schedule or untuned, into a library that any map size can use."""
@@ -68,6 +69,7 @@ def build(
             f"{', '.join(families)} have kernels only if they are equal."
         )
     options.require_compiler("build")
+    files.wait_at_most(wait)
     where = directory or workspace.library_dir()
     if not files.writable(where):
         raise NatcError(

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from natc.cli import output
-from natc.cli.options import JsonOption
+from natc.cli.options import JsonOption, WaitOption
 from natc.errors import RecordError
 from natc.operations import FORWARD, contents
-from natc.store import schedules, workspace
+from natc.store import files, schedules, workspace
 from natc.store.records import Environment, Trial, read_log
 
 
@@ -21,11 +21,13 @@ def list_(
         bool,
         typer.Option("--prune", help="First remove files that serve no call from natc's cache."),
     ] = False,
+    wait: WaitOption = None,
     json: JsonOption = False,
 ) -> None:
     """List schedules, libraries and tuning logs."""
     from natc import runtime
 
+    files.wait_at_most(wait)
     removed = runtime.prune() if prune else []
     document = {
         "schedules": _schedules(),

@@ -108,6 +108,7 @@ def package(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be built and written, and stop.")
     ] = False,
+    wait: options.WaitOption = None,
     json: JsonOption = False,
 ) -> None:
     """Build kernels and pack them: a wheel, an archive, or Hugging Face's layout.
@@ -118,6 +119,7 @@ def package(
     from natc.package import assemble
     from natc.package.plan import parse_list
 
+    files.wait_at_most(wait)
     forms = parse_list(form, "format")
     wrong = [name for name in forms if name not in assemble.FORMATS]
     if wrong:

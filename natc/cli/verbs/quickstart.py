@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +17,7 @@ from natc.host.detect import detect_host_cpu
 from natc.operations import FAMILIES
 from natc.spec import KernelSpec
 from natc.store import files, workspace
+from natc.store.temporary import temporary_directory
 from natc.targets import Target
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def quickstart(
     directory: Annotated[
         Path, typer.Option("--output", "-o", help="Where the picture is written.")
     ] = Path("natc-quickstart"),
+    wait: options.WaitOption = None,
     json: options.JsonOption = False,
 ) -> None:
     """Tune a kernel for this CPU, build it, and run NAT-Mini on a photograph with it.
@@ -41,6 +42,7 @@ def quickstart(
     Every step is checked; exits with 1 if a result is wrong. Run it again to continue the search.
     """
     options.require_compiler("tune")
+    files.wait_at_most(wait)
     _require_demo()
     target = detect_host_cpu()
     spec = options.make_spec(
@@ -128,9 +130,9 @@ def _build(spec: KernelSpec, target: Target) -> tuple[Contestant, Contestant]:
     )
     runtime.clear()
     contestants = [_contestant(spec, tuned.parent, target.name)]
-    with tempfile.TemporaryDirectory(prefix="natc-untuned-") as scratch:
-        build_library(spec, target, Path(scratch), families=("forward",), untuned=True)
-        contestants.append(_contestant(spec, Path(scratch), "the space's first schedule"))
+    with temporary_directory("untuned") as scratch:
+        build_library(spec, target, scratch, families=("forward",), untuned=True)
+        contestants.append(_contestant(spec, scratch, "the space's first schedule"))
     return contestants[0], contestants[1]
 
 

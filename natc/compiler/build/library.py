@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from natc.store import elf, workspace
 from natc.store.files import make_directory
 from natc.store.libraries import write_library
 from natc.store.manifest import LibraryTarget, Manifest
+from natc.store.temporary import temporary_directory
 from natc.targets import Target
 
 # Data pointers are multiples of this: the compiler assumes so, and nothing checks it later.
@@ -57,20 +57,20 @@ def build_library(
 
     kind = targets[0].kind
     library_target = LibraryTarget(kind, tuple(target.arch for target in targets))
-    with tempfile.TemporaryDirectory(prefix="natc-build-") as scratch:
-        output = Path(scratch) / f"{spec.name}.{library_target.name}.so"
+    with temporary_directory("build") as scratch:
+        output = scratch / f"{spec.name}.{library_target.name}.so"
         decisions = {target: decided.decisions for target, decided in chosen.items()}
         try:
             if kind == "llvm":
                 own = decisions[targets[0]]
                 entries = build_llvm(
-                    *(spec, targets[0], own, output, Path(scratch)),
+                    *(spec, targets[0], own, output, scratch),
                     entries=operations,
                     portable=True,
                 )
             else:
                 entries = build_cuda(
-                    *(spec, decisions, output, Path(scratch)), entries=operations, portable=True
+                    *(spec, decisions, output, scratch), entries=operations, portable=True
                 )
         except ScheduleError as error:
             raise ScheduleError(f"{_files(chosen)} cannot be built: {error}") from error

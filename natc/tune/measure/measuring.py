@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +19,7 @@ from typing import Protocol
 from natc.host import environment
 from natc.spec import KernelSpec
 from natc.store.records import Environment, Trial, append, shape_key
+from natc.store.temporary import temporary_directory
 from natc.targets import Target
 from natc.tune.events import Event, Note, TrialMeasured
 from natc.tune.history import Key, key_of, same_machine
@@ -68,8 +69,9 @@ class Workers:
 
     def __init__(self, directory: Path, round_: Round) -> None:
         self._directory, self._round = directory, round_
-        self._scratch = Path(tempfile.mkdtemp(prefix="natc-measure-"))
-        self._process = Process(self._scratch)
+        self._stack = ExitStack()
+        scratch = self._stack.enter_context(temporary_directory("measure"))
+        self._process = Process(scratch)
         self._started = False
         self.restarts = 0
 
@@ -78,8 +80,7 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         self._process.close()
-        with contextlib.suppress(OSError):
-            self._scratch.rmdir()
+        self._stack.close()
 
     def __call__(self, candidate: Candidate, samples: int, checked: bool) -> list[float]:
         """Return the seconds of each shape; raises what `Process.run` raises."""

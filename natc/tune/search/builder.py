@@ -5,13 +5,13 @@ Arguments and results are plain values.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from natc.operations import FORWARD
 from natc.spec import KernelSpec
+from natc.store.temporary import temporary_directory
 from natc.targets import Target
 
 
@@ -39,8 +39,7 @@ def build(
     spec, target = KernelSpec.parse(spec_name), Target.parse(target_name)
     own = joined(decisions, operation)
     options: dict[str, Any] = {"entries": [operation], "portable": portable}
-    with tempfile.TemporaryDirectory(prefix="natc-candidate-") as scratch:
-        directory = Path(scratch)
+    with temporary_directory("candidate") as directory:
         if target.kind == "llvm":
             build_llvm(spec, target, own, Path(output), directory, **options)
             return None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from natc.compiler.space import space_for
@@ -18,6 +18,7 @@ from natc.store import workspace
 from natc.store.files import make_directory
 from natc.store.manifest import file_sha256
 from natc.store.records import Environment, SpaceVersion, Trial, read_log, shape_key
+from natc.store.temporary import temporary_directory
 from natc.targets import Target
 from natc.tune.events import CandidatesBuilt, Event, Note
 from natc.tune.history import History, Key, key_of
@@ -160,7 +161,8 @@ class _Builders:
         self.made: list[Candidate] = []
         self.dropped: list[Dropped] = []
         self._codes: set[str] = set()
-        self._scratch = Path(tempfile.mkdtemp(prefix="natc-export-"))
+        self._stack = ExitStack()
+        self._scratch = self._stack.enter_context(temporary_directory("export"))
         self._processes = Processes(max(1, detect.cores()), _BUILD_LIMIT, self._scratch)
 
     def __enter__(self) -> _Builders:
@@ -170,7 +172,7 @@ class _Builders:
         try:
             self._processes.close()
         finally:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._stack.close()
 
     def build(self, wanted: Sequence[Mapping[str, int]], *, may_spill: bool = False) -> None:
         """Compile candidates and add each to `made` or to `dropped`."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from natc.host import detect
 from natc.operations import FORWARD
 from natc.spec import KernelSpec
+from natc.store.temporary import temporary_directory
 from natc.targets import Target
 from natc.tune.history import Key, key_of
 from natc.tune.measure import worker
@@ -54,7 +54,8 @@ class Measurer:
         self._operation = operation
         self._spec, self._target, self._shapes = spec, target, list(shapes)
         self.builders = max(1, min(_MOST_BUILDERS, detect.cores()))
-        self._directory = Path(tempfile.mkdtemp(prefix="natc-tune-"))
+        self._stack = ExitStack()
+        self._directory = self._stack.enter_context(temporary_directory("tune"))
         self._made: dict[Key, PendingLibrary] = {}
         self._files = 0
         self._build = Processes(self.builders, _BUILD_LIMIT, self._directory)
@@ -68,7 +69,7 @@ class Measurer:
             self._build.close()
             self._measure.close()
         finally:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            self._stack.close()
 
     def build(self, decisions: Mapping[str, int]) -> PendingLibrary:
         """Start building a candidate, unless it was built before."""
