@@ -33,7 +33,7 @@ class Library:
     @property
     def targets(self) -> list[Target]:
         """The targets that the library holds code for."""
-        return [Target(self.manifest.target.kind, arch) for arch in self.manifest.target.archs]
+        return self.manifest.target.targets
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import msgspec
 from natc.errors import RecordError
 from natc.operations import FORWARD
 from natc.store.files import append_line, reason
+from natc.store.json_object import OtherVersion, parse, with_checksum
 
 SCHEMA_VERSION = 1
 
@@ -107,16 +108,14 @@ class UnreadableLine(NamedTuple):
         return f"{self.path}:{self.line}: {self.message}"
 
 
-class _LogHeader(msgspec.Struct):
-    schema_version: int
-
-
-_decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Environment | Trial)
-
-
 def shape_key(shape: tuple[int, ...]) -> str:
     """Return the text of an input shape: (1, 56, 56, 2, 32) is `1x56x56x2x32`."""
     return "x".join(map(str, shape))
+
+
+def dump(record: Record) -> str:
+    """Return a record as its line in a log, without the newline."""
+    return msgspec.json.encode(with_checksum(msgspec.to_builtins(record))).decode()
 
 
 def append(path: Path, record: Record) -> None:
@@ -124,7 +123,7 @@ def append(path: Path, record: Record) -> None:
 
     Raises NatcError naming the file when it cannot be written.
     """
-    append_line(path, msgspec.json.encode(record).decode())
+    append_line(path, dump(record))
 
 
 def read_log(path: Path) -> tuple[list[Record], list[UnreadableLine]]:
@@ -153,14 +152,16 @@ def read_log(path: Path) -> tuple[list[Record], list[UnreadableLine]]:
 
 def _decode(line: bytes) -> Record:
     try:
-        # The version comes first: a newer record may differ in everything else.
-        version = msgspec.json.decode(line, type=_LogHeader).schema_version
-        if version <= SCHEMA_VERSION:
-            return _decoder.decode(line)
+        record: Record = msgspec.convert(parse(line, SCHEMA_VERSION), Environment | Trial)
+        return record
+    except OtherVersion as error:
+        raise RecordError(
+            f"record has schema version {error.version}, written by a newer natc; this one reads "
+            f"{SCHEMA_VERSION}. It was skipped."
+        ) from error
     # ValueError covers msgspec's own errors and text that is not UTF-8.
     except (ValueError, RecordError) as error:
-        raise RecordError(f"damaged record was skipped: {str(error).rstrip('.')}.") from error
-    raise RecordError(
-        f"record has schema version {version}, written by a newer natc; this one reads up to "
-        f"{SCHEMA_VERSION}. It was skipped."
-    )
+        raise RecordError(
+            f"damaged record was skipped: {str(error).rstrip('.')}. Restore the line from a copy, "
+            "or leave it: a search measures again what the log lacks."
+        ) from error

@@ -16,6 +16,7 @@ from natc.operations import FORWARD, OPERATIONS, tuned_as
 from natc.spec import MAX_KERNEL_SIZE, MIN_KERNEL_SIZE, KernelSpec
 from natc.store import workspace
 from natc.store.files import reason, write_atomically
+from natc.store.json_object import OtherVersion, parse, with_checksum
 from natc.store.records import Environment, SpaceVersion
 from natc.targets import Target
 
@@ -94,10 +95,6 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
         return workspace.tuned_name(KernelSpec.parse(self.spec), self.operation)
 
 
-class _ScheduleHeader(msgspec.Struct):
-    schema_version: int
-
-
 class Listed(NamedTuple):
     """A schedule file, with its schedule or the reason why it cannot be used."""
 
@@ -129,7 +126,8 @@ def dump(schedule: Schedule) -> str:
     if schedule.operation == FORWARD:
         del builtins["operation"]  # the default
     builtins["environment"]["versions"] = dict(sorted(builtins["environment"]["versions"].items()))
-    return msgspec.json.format(msgspec.json.encode(builtins), indent=2).decode() + "\n"
+    text = msgspec.json.encode(with_checksum(builtins))
+    return msgspec.json.format(text, indent=2).decode() + "\n"
 
 
 def save_schedule(schedule: Schedule) -> Path:
@@ -179,16 +177,12 @@ def read_schedule(path: Path) -> Schedule:
     except OSError as error:
         raise ScheduleError(f"schedule {path} cannot be read: {reason(error)}.") from error
     try:
-        # The version comes first: a newer file may differ in everything else.
-        version = msgspec.json.decode(data, type=_ScheduleHeader).schema_version
-        if version > SCHEMA_VERSION:
-            raise ScheduleError(
-                f"schedule {path} has schema version {version}, written by a newer natc; this "
-                f"one reads up to {SCHEMA_VERSION}. Upgrade natc: install a newer checkout of it."
-            )
-        schedule = msgspec.json.decode(data, type=Schedule)
-    except ScheduleError:
-        raise
+        schedule = msgspec.convert(parse(data, SCHEMA_VERSION), Schedule)
+    except OtherVersion as error:
+        raise ScheduleError(
+            f"schedule {path} has schema version {error.version}, written by a newer natc; this "
+            f"one reads {SCHEMA_VERSION}. Upgrade natc: install a newer checkout of it."
+        ) from error
     # ValueError covers msgspec's own errors and text that is not UTF-8.
     except (ValueError, NatcError) as error:
         raise ScheduleError(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from support.builder_double import Builder
 from support.command_line import Natc
-from support.library_files import library_of
+from support.library_files import edit_json, library_of
 
 from natc.host.detect import detect_host_cpu
 from natc.spec import KernelSpec
@@ -26,7 +25,7 @@ def build(directory: Path, kernel: int, *targets: str) -> Path:
 
 
 def set_version(path: Path, version: int) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": version}))
+    edit_json(path, schema_version=version)
 
 
 def files(directory: Path) -> dict[Path, bytes]:

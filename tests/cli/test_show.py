@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.command_line import Natc
-from support.library_files import library_of
+from support.library_files import edit_json, library_of
 from support.tiny_library import ARCH, SPEC, add_library
 from support.written_files import write_schedule_and_log
 
@@ -26,11 +26,7 @@ KERNEL = ("--kernel", "7")
 
 def cuda_library(directory: Path, spec: KernelSpec, archs: tuple[str, ...], ptx: str) -> Path:
     """Put a library for GPUs, which holds no code for them, into a directory."""
-    functions = {arch: f"forward_{arch}" for arch in archs}
-    return add_library(
-        directory, spec, target=LibraryTarget("cuda", archs), entries={"forward": functions},
-        ptx=ptx,
-    )  # fmt: skip
+    return add_library(directory, spec, target=LibraryTarget("cuda", archs), ptx=ptx)
 
 
 def reasons(account: Any) -> dict[str, str | None]:
@@ -150,9 +146,7 @@ def test_first_directory_wins(natc: Natc, place: Path, monkeypatch: pytest.Monke
 
 
 def test_a_kernel_without_bias_serves_operations_that_read_none(natc: Natc) -> None:
-    plain = add_library(
-        workspace.library_dir(), replace(SPEC, rpb=False), entries={"av": {"llvm": "av"}}
-    )
+    plain = add_library(workspace.library_dir(), replace(SPEC, rpb=False), operations=("av",))
     account = natc.json("show", *KERNEL, "--operation", "av")
     assert account["library"] == str(library_of(plain))
     assert "na2d_k7_d32_float32, " in account["why"]
@@ -231,10 +225,10 @@ def test_the_schedule_that_a_build_would_use_is_shown(natc: Natc) -> None:
 def test_the_schedule_of_a_library_has_times_if_its_file_is_unchanged(natc: Natc) -> None:
     path, _ = write_schedule_and_log()
     written = json.loads(path.read_text())
-    written |= {"spec": SPEC.name, "target": f"llvm-{ARCH}"}
     own = path.parent.parent / f"llvm-{ARCH}" / path.name
     own.parent.mkdir(exist_ok=True)
-    own.write_text(json.dumps(written))
+    path.rename(own)
+    edit_json(own, target=f"llvm-{ARCH}")
     record = {"origin": "tuned", "of": SPEC.name, "decisions": {"tile": 1}}
     record |= {"space": written["space"], "created": written["created"]}
     add_library(workspace.library_dir(), schedule={ARCH: record})
@@ -253,9 +247,9 @@ def test_each_operation_has_its_own_schedule(natc: Natc) -> None:
     written = json.loads(path.read_text())
     own = path.parent.parent / f"llvm-{ARCH}"
     own.mkdir(exist_ok=True)
-    changes = {"target": f"llvm-{ARCH}", "operation": "d_query", "decisions": {"lanes": 8}}
     file = own / f"{SPEC.name}.d_query.json"
-    file.write_text(json.dumps(written | changes))
+    file.write_bytes(path.read_bytes())
+    edit_json(file, target=f"llvm-{ARCH}", operation="d_query", decisions={"lanes": 8})
     evidence = {key: written[key] for key in ("space", "created")} | {"of": SPEC.name}
     record = {
         "origin": "untuned",
@@ -265,7 +259,7 @@ def test_each_operation_has_its_own_schedule(natc: Natc) -> None:
     library = add_library(
         workspace.library_dir(),
         schedule={ARCH: record},
-        entries={name: {"llvm": name} for name in ("forward", "d_query", "d_key")},
+        operations=("forward", "d_query", "d_key"),
     )
     words = ("show", *KERNEL, "--operation")
     forward, query, key = (

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from support.command_line import Natc
-from support.library_files import library_of, rewrite
+from support.library_files import edit_json, library_of, rewrite
 from support.signing_keys import write_keys
 from support.tiny_library import ARCH, SPEC, add_library
 
@@ -116,18 +116,16 @@ def test_a_package_that_cannot_be_read_has_a_problem(
     assert problem.startswith("cannot be read: ")
 
 
-def set_manifest(path: Path, **changes: Any) -> None:
-    content = json.loads(path.read_text())
-    content.update(changes)
-    path.write_text(json.dumps(content))
-
-
 def cut(path: Path) -> None:
     rewrite(path, library_of(path).read_bytes()[:-200])
 
 
-def rename_function(path: Path) -> None:
-    set_manifest(path, entries={"forward": {"llvm": "absent"}})
+def other_spec(path: Path) -> None:
+    rewrite(path, spec="na2d_k3_d32_float32_rpb")
+
+
+def other_name(path: Path) -> None:
+    path.rename(path.with_name("na2d_k3_d32_float32_rpb.llvm-x86-64-v2.json"))
 
 
 def other_machine(path: Path) -> None:
@@ -136,9 +134,7 @@ def other_machine(path: Path) -> None:
 
 
 def claim_cuda(path: Path) -> None:
-    function = f"{SPEC.name}_forward"
-    target = LibraryTarget("cuda", ("sm_90",))
-    rewrite(path, target=target, entries={"forward": {"sm_90": function}})
+    rewrite(path, target=LibraryTarget("cuda", ("sm_90",)))
 
 
 @pytest.mark.parametrize(
@@ -148,14 +144,13 @@ def claim_cuda(path: Path) -> None:
         (lambda path: library_of(path).unlink(), "is missing, though there is a manifest"),
         (lambda path: path.unlink(), "no manifest names it"),
         (lambda path: path.write_text("{"), "is not valid"),
-        (lambda path: set_manifest(path, schema_version=99), "written by a newer natc"),
+        (lambda path: edit_json(path, schema_version=99), "written by a newer natc"),
         (lambda path: path.parent.chmod(0o777), "can be written by everyone"),
         (cut, "cannot be loaded: it is cut short"),
-        (
-            lambda path: set_manifest(path, spec="na2d_k3_d32_float32_rpb"),
-            "library .* must be na2d_k3",
-        ),
-        (rename_function, "has no function absent, which its manifest names"),
+        (lambda path: edit_json(path, spec="na2d_k3_d32_float32_rpb"), "entries.forward must be"),
+        (lambda path: edit_json(path, alignment=4), "alignment 4 must be 64"),
+        (other_spec, "has no function na2d_k3_d32_float32_rpb_forward_.*, which its manifest"),
+        (other_name, f"the name of its file must be {SPEC.name}.llvm-{ARCH}.json"),
         (other_machine, "as its manifest says"),
         (claim_cuda, "has no device code for sm_90"),
     ],

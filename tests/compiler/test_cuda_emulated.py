@@ -26,6 +26,7 @@ from natc.errors import CheckError, ScheduleError
 from natc.operations import OPERATIONS, operations_of
 from natc.reference import neighborhood_attention
 from natc.spec import KernelSpec
+from natc.store.manifest import function_name
 from natc.targets import Target
 
 GPU = Target("cuda", "sm_90")
@@ -275,7 +276,7 @@ def test_mistakes_are_found(
     assert old in code.source
     if what:
         code = dataclasses.replace(code, source=code.source.replace(old, new))
-    names = {operation: cuda.function_name(MISTAKEN, operation, GPU)}
+    names = {operation: function_name(MISTAKEN, operation, GPU)}
     library = emulate_code(code, names, tmp_path)
 
     def call() -> None:

@@ -18,6 +18,7 @@ from natc.errors import ScheduleError
 from natc.host.detect import detect_host_cpu
 from natc.operations import OPERATIONS, operations_of
 from natc.spec import KernelSpec
+from natc.store.manifest import function_name
 
 HOST = detect_host_cpu()
 GATHERING = [name for name in OPERATIONS if OPERATIONS[name].family != "forward"]
@@ -38,12 +39,12 @@ def operations_by_space(spec: KernelSpec) -> dict[str, list[str]]:
 def build(spec: KernelSpec, decisions: Mapping[str, int], operations: list[str]) -> tvm_ffi.Module:
     module = tvm.IRModule({})
     for operation in operations:
-        name = llvm.function_name(spec, operation)
+        name = function_name(spec, operation, HOST)
         module.update(scheduled(spec, HOST, decisions, operation=operation, name=name))
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "kernels.so"
         llvm.link(
-            module, HOST, [llvm.function_name(spec, o) for o in operations], output, Path(scratch)
+            module, HOST, [function_name(spec, o, HOST) for o in operations], output, Path(scratch)
         )
         return tvm_ffi.load_module(str(output))
 
@@ -60,7 +61,7 @@ def test_every_structure_computes_the_same(name: str) -> None:
             module = build(spec, decisions, operations)
             for call in calls(spec.kernel_size):
                 check_operations(
-                    lambda operation, m=module: m[llvm.function_name(spec, operation)],
+                    lambda operation, m=module: m[function_name(spec, operation, HOST)],
                     spec,
                     call,
                     operations,

@@ -22,7 +22,9 @@ from natc.checks.inputs import Inputs, make_inputs, misaligned, noncontiguous
 from natc.dispatch import launch
 from natc.errors import ArgumentError
 from natc.functional import na2d_qkvpacked
+from natc.host.detect import detect_host_cpu
 from natc.spec import KernelSpec
+from natc.store.manifest import function_name
 
 SPEC = KernelSpec.parse("na2d_k7_d32_float32_rpb")
 SHAPE = (2, 15, 14, 3, 32)
@@ -309,7 +311,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_a_process_without_torch_uses_threads_of_its_own(
     built: BuiltKernels, tmp_path: Path
 ) -> None:
-    function_name = f"{SPEC.name}_forward_lse"
+    name = function_name(SPEC, "forward_lse", detect_host_cpu())
     library = library_of(built.manifest(SPEC))
     inputs = make_inputs(SHAPE, kernel_size=7)
     expected = call_forward(
@@ -331,7 +333,7 @@ def aligned(array):
 given = np.load({str(tmp_path / "in.npz")!r})
 arrays = [aligned(given[name]) for name in {names!r}]
 output, lse = aligned(arrays[0] * np.nan), aligned(arrays[0][..., 0] * np.nan)
-function = tvm_ffi.load_module({str(library)!r})[{function_name!r}]
+function = tvm_ffi.load_module({str(library)!r})[{name!r}]
 tensors = [tvm_ffi.from_dlpack(a) for a in (*arrays, output, lse)]
 function(*tensors, *{scalars(inputs, 0.2, (2, 1))!r})
 np.savez({str(tmp_path / "out.npz")!r}, output=output, lse=lse)

@@ -24,6 +24,7 @@ from natc.compiler.space import space_for
 from natc.host.detect import detect_host_cpu
 from natc.operations import OPERATIONS
 from natc.spec import KernelSpec
+from natc.store.manifest import function_name
 from natc.targets import Target
 
 pytestmark = pytest.mark.quick
@@ -43,7 +44,7 @@ OPTIONS = {
 @pytest.fixture(scope="module")
 def kernels() -> Any:
     module = tvm.IRModule({})
-    names = [llvm.function_name(SPEC, operation) for operation in GRADIENTS]
+    names = [function_name(SPEC, operation, HOST) for operation in GRADIENTS]
     for operation, name in zip(GRADIENTS, names):
         module.update(scheduled(SPEC, HOST, {}, operation=operation, name=name))
     with tempfile.TemporaryDirectory() as scratch:
@@ -118,7 +119,7 @@ def test_numbers_beside_a_window_change_nothing(
 def call(kernels: Any, operation: str, tensors: dict[str, Tensor], tail: Any) -> Tensor:
     taken = OPERATIONS[operation].tensors[:-1]
     shape = (CHUNKS, *tensors["rpb"].shape) if operation == "d_rpb" else tensors["query"].shape
-    function: Callable[..., Any] = kernels[llvm.function_name(SPEC, operation)]
+    function: Callable[..., Any] = kernels[function_name(SPEC, operation, HOST)]
     inputs = [tensors[name] for name in taken]
     return call_guarded(function, operation, inputs, [(shape, torch.float32)], tail)[0]
 

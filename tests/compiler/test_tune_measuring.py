@@ -18,7 +18,9 @@ from natc.host.detect import detect_host_cpu
 from natc.operations import FORWARD
 from natc.spec import KernelSpec
 from natc.store import schedules, workspace
+from natc.store.manifest import function_name
 from natc.store.records import Trial, read_log
+from natc.targets import Target
 from natc.tune.events import Event
 from natc.tune.measure import worker
 from natc.tune.search import builder, engine, measurer
@@ -41,7 +43,8 @@ def build_nothing(
         return
     directory = Path(output).parent
     source = directory / f"{Path(output).stem}.c"
-    name = f"__tvm_ffi_{spec_name}_{FORWARD}"
+    spec, target = KernelSpec.parse(spec_name), Target.parse(target_name)
+    name = f"__tvm_ffi_{function_name(spec, FORWARD, target)}"
     source.write_text(
         f"int {name}(void *a, const void *b, int n, void *r) {{ return 0; }}\n"
         "void *__tvm_ffi__library_ctx;\n"

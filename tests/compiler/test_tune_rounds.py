@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 from support.fresh_process import NO_COMPILER, with_natc
+from support.library_files import edit_json
 from support.round_jobs import crash_hang_or_err, refuse, spill
 
 from natc.compiler.build.chosen import choose
@@ -343,8 +344,7 @@ def test_trials_of_another_machine_do_not_count(
 
 
 def edit(directory: Path, **changes: Any) -> None:
-    path = directory / rounds.NAME
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    edit_json(directory / rounds.NAME, **changes)
 
 
 @pytest.mark.parametrize(

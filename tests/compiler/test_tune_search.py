@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from support.library_files import edit_json
 from support.written_files import make_host_schedule
 
 from natc.compiler.space import space_for
@@ -30,6 +31,7 @@ from natc.host import environment, gpu
 from natc.host.detect import detect_host_cpu
 from natc.spec import KernelSpec
 from natc.store import records, schedules, workspace
+from natc.store.json_object import with_checksum
 from natc.store.records import SpaceVersion
 from natc.targets import Target
 from natc.tune.events import Event, Note, SearchFinished, Started, TrialMeasured
@@ -298,7 +300,7 @@ def edited(search: Search, change: Callable[[dict[str, Any]], None]) -> None:
     lines = search.lines()
     for line in lines:
         change(line)
-    search.log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    search.log.write_text("".join(json.dumps(with_checksum(line)) + "\n" for line in lines))
     search.schedule.unlink()
 
 
@@ -557,8 +559,8 @@ def test_a_schedule_of_a_newer_natc_is_not_replaced(
     search: Search, table: Table, change: dict[str, Any], message: str
 ) -> None:
     path = schedules.save_schedule(make_host_schedule(SMALL))
-    text = json.dumps(json.loads(path.read_text()) | change)
-    path.write_text(text)
+    edit_json(path, **change)
+    text = path.read_text()
     with pytest.raises(ScheduleError, match=message) as caught:
         search()
     assert str(path) in str(caught.value)

@@ -118,10 +118,7 @@ def test_the_manifest_names_the_architectures(library: Path) -> None:
     assert content.target == manifest.LibraryTarget("cuda", ARCHS)
     assert content.alignment == 16
     assert content.sha256 == manifest.file_sha256(library)
-    assert content.entries == {
-        entry: {arch: f"{SPEC.name}_{entry}_{arch}" for arch in ARCHS}
-        for entry in operations_of(SPEC)
-    }
+    assert list(content.entries) == list(operations_of(SPEC))
     assert set(content.schedule) == set(ARCHS)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -8,12 +9,14 @@ import pytest
 from natc.errors import NatcError, RecordError
 from natc.host import detect, environment
 from natc.spec import KernelSpec
+from natc.store.json_object import with_checksum
 from natc.store.records import (
     Environment,
     Record,
     SpaceVersion,
     Trial,
     append,
+    dump,
     read_log,
     shape_key,
 )
@@ -69,7 +72,14 @@ def test_logs_that_are_absent_or_cannot_be_read_or_written(tmp_path: Path) -> No
         append(tmp_path / "file" / "log.jsonl", make_trial(0))
 
 
-GOOD = msgspec.json.encode(make_trial(5))
+GOOD = dump(make_trial(5)).encode()
+
+
+def line(**changes: object) -> bytes:
+    """The line of GOOD with other fields, and with their checksum."""
+    return json.dumps(with_checksum(json.loads(GOOD) | changes)).encode()
+
+
 BAD_LINES = {
     "cut short": GOOD[: len(GOOD) // 2],
     "no JSON": b"Segmentation fault",
@@ -77,21 +87,24 @@ BAD_LINES = {
     "binary zeros": b"\0" * 100,
     "no version": b'{"type": "trial"}',
     "no object": b"[1, 2]",
-    "unknown type": b'{"type": "wish", "schema_version": 1}',
-    "missing fields": b'{"type": "trial", "schema_version": 1}',
-    "wrong type": GOOD.replace(b'"unroll":5', b'"unroll":"five"'),
-    "no time": GOOD.replace(b'{"1x56x56x2x32":0.0015}', b"null"),
-    "impossible time": GOOD.replace(b"0.0015", b"-1.0"),
+    "unknown type": line(type="wish"),
+    "missing fields": json.dumps(with_checksum({"type": "trial", "schema_version": 1})).encode(),
+    "wrong type": line(decisions={"unroll": "five"}),
+    "no time": line(seconds=None),
+    "impossible time": line(seconds={"1x56x56x2x32": -1.0}),
+    "another decision": GOOD.replace(b'"unroll":5', b'"unroll":4'),
+    "no checksum": GOOD.replace(b'"checksum"', b'"checksun"'),
+    "too deep": b"[" * 100_000,
     "newer": b'{"type": "trial", "schema_version": 2, "everything": "else"}',
 }
 
 
-@pytest.mark.parametrize("line", BAD_LINES.values(), ids=BAD_LINES.keys())
-def test_a_bad_line_is_reported_and_kept(log: tuple[Path, list[Record]], line: bytes) -> None:
+@pytest.mark.parametrize("text", BAD_LINES.values(), ids=BAD_LINES.keys())
+def test_a_bad_line_is_reported_and_kept(log: tuple[Path, list[Record]], text: bytes) -> None:
     path, records = log
     assert GOOD not in BAD_LINES.values()
     with path.open("ab") as file:
-        file.write(line)
+        file.write(text)
     before = path.read_bytes()
     append(path, make_trial(9))
     read, problems = read_log(path)
@@ -112,7 +125,7 @@ def test_a_newer_record_is_told_from_a_damaged_one(tmp_path: Path) -> None:
 
 def test_fields_that_are_not_known_do_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    path.write_bytes(GOOD[:-1] + b', "added_later": 1}\n\n')
+    path.write_bytes(line(added_later=1) + b"\n\n")
     assert read_log(path) == ([make_trial(5)], [])
 
 

@@ -96,7 +96,7 @@ def test_a_newer_schedule_says_upgrade_and_is_kept() -> None:
         lambda data: b"",
         lambda data: b"\xff\xfe",
         lambda data: b"[]",
-        lambda data: data.replace(b'"tile_h": 4', b'"tile_h": "four"'),
+        lambda data: data.replace(b'"tile_h": 4', b'"tile_h": 5'),
         lambda data: data.replace(b'"decisions"', b'"choices"'),
         lambda data: data.replace(b"llvm-x86-64-v3", b"llvm-x86-64-v9"),
         lambda data: data.replace(b"na2d_k7_", b"na2d_k1_"),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.library_files import library_of
+from support.library_files import library_of, make_manifest
 
 from natc.errors import LibraryError
 from natc.package import assemble, hub
@@ -45,13 +45,9 @@ def code(number: int) -> bytes:
 
 
 def manifest(number: int) -> Manifest:
-    return Manifest(
-        spec=SPEC,
-        target=LibraryTarget("llvm", ("x86-64-v2",)),
-        sha256=hashlib.sha256(code(number)).hexdigest(),
-        entries={"forward": {"llvm": "forward"}},
-        natc=f"0.{number}",
-    )
+    sha256 = hashlib.sha256(code(number)).hexdigest()
+    target = LibraryTarget("llvm", ("x86-64-v2",))
+    return make_manifest(KernelSpec.parse(SPEC), target, sha256=sha256, natc=f"0.{number}")
 
 
 def put(directory: Path, number: int) -> Path:

@@ -33,15 +33,5 @@ class Builder:
         self.asked.append((spec.name, [each.name for each in targets], output_dir))
         if on_note:
             on_note(f"{spec.name} was never tuned: built untuned")
-        kind = targets[0].kind
-        keys = ["llvm"] if kind == "llvm" else [each.arch for each in targets]
-        return add_code(
-            output_dir,
-            b"no code",
-            spec=spec.name,
-            target=LibraryTarget(kind, tuple(each.arch for each in targets)),
-            entries={
-                name: {key: f"{name}_{key}" for key in keys}
-                for name in operations_of(spec, families)
-            },
-        )
+        target_of_all = LibraryTarget(targets[0].kind, tuple(each.arch for each in targets))
+        return add_code(output_dir, b"no code", spec, target_of_all, operations_of(spec, families))

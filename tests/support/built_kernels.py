@@ -65,10 +65,10 @@ def build_part(spec: KernelSpec, operations: list[str], directory: Path) -> Path
     target = detect_host_cpu()
     with tempfile.TemporaryDirectory() as scratch:
         library = Path(scratch) / "part.so"
-        entries = build_llvm(spec, target, {}, library, Path(scratch), entries=operations)
+        build_llvm(spec, target, {}, library, Path(scratch), entries=operations)
         code = library.read_bytes()
     place = LibraryTarget(target.kind, (target.arch,))
-    return add_code(directory, code, spec=spec.name, target=place, entries=entries)
+    return add_code(directory, code, spec, place, operations)
 
 
 def open_entry(manifest: Path, entry: str, arch: str = "llvm") -> Any:

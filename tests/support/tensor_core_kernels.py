@@ -23,6 +23,7 @@ from natc.checks.operations import Call
 from natc.compiler.build import cuda
 from natc.operations import OPERATIONS
 from natc.spec import KernelSpec
+from natc.store.manifest import function_name
 from natc.store.schedules import joined
 from natc.targets import Target
 from support import brute_force
@@ -78,7 +79,7 @@ class Kernels:
             joint = joined(decisions or {}, operations[0])
             code = cuda.generate(spec, GPU, joint, directory, operations)
             code = dataclasses.replace(code, source=change(code.source))
-            names = {entry: cuda.function_name(spec, entry, GPU) for entry in operations}
+            names = {entry: function_name(spec, entry, GPU) for entry in operations}
             self._built[key] = emulate_code(code, names, directory)
         return self._built[key]
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from natc.host.detect import host_machine
 from natc.spec import KernelSpec
-from natc.store.manifest import LibraryTarget
+from natc.store.manifest import LibraryTarget, function_name
+from natc.targets import Target
 from support.library_files import add_code
 
 SPEC = KernelSpec.make(7, rpb=True)
@@ -18,7 +19,7 @@ ARCH = {"x86_64": "x86-64-v2", "aarch64": "aarch64"}[host_machine()]
 _SOURCE = """
 #include <stdlib.h>
 extern void TVMFFIErrorSetRaisedFromCStr(const char *kind, const char *message);
-int __tvm_ffi_%s_forward(void) {
+int __tvm_ffi_%s(void) {
   TVMFFIErrorSetRaisedFromCStr("RuntimeError", "tiny");
   return malloc(8) == NULL;
 }
@@ -43,19 +44,18 @@ def _compiled(source: str) -> bytes:
 def add_library(
     directory: Path, spec: KernelSpec = SPEC, source: str = "", **changes: Any
 ) -> Path:
-    """Put a library and its manifest into a directory; return the manifest's path.
+    """Put a library with a forward and its manifest into a directory; return the manifest's path.
 
-    source: C that is added to the library's. changes: fields of the manifest to set.
+    source: C that is added to the library's. changes: arguments of `make_manifest` to set.
     """
+    name = function_name(spec, "forward", Target("llvm", ARCH))
     fields: dict[str, Any] = {
         "natc": "0.1.0",
-        "spec": spec.name,
         "target": LibraryTarget("llvm", (ARCH,)),
-        "entries": {"forward": {"llvm": f"{spec.name}_forward"}},
         "built_at": "2001-02-03T04:05:06+00:00",
         **changes,
     }
-    return add_code(directory, _compiled(_SOURCE % spec.name + source), **fields)
+    return add_code(directory, _compiled(_SOURCE % name + source), spec, **fields)
 
 
 def add_wheel(site: Path) -> None:

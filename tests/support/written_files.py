@@ -94,11 +94,6 @@ def write_schedule_and_log() -> tuple[Path, Path]:
 
 def write_library() -> tuple[Path, Path]:
     """Write a library that is no code, with a true manifest; return both files."""
-    path = add_code(
-        workspace.library_dir(),
-        b"no code",
-        spec=SPEC.name,
-        target=LibraryTarget("llvm", (detect_host_cpu().arch,)),
-        entries={"forward": {"llvm": "forward"}},
-    )
+    target = LibraryTarget("llvm", (detect_host_cpu().arch,))
+    path = add_code(workspace.library_dir(), b"no code", SPEC, target)
     return library_of(path), path

@@ -134,7 +134,7 @@ def test_installed_needs_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "na2d_k7_d32_float32": operations_of(KernelSpec.parse("na2d_k7_d32_float32")),
         "na1d_k4_d32_float16_rpb": ("forward",),
     }.items():
-        add_library(tmp_path, KernelSpec.parse(name), entries={o: {"llvm": o} for o in operations})
+        add_library(tmp_path, KernelSpec.parse(name), operations=operations)
     monkeypatch.setattr(workspace, "library_dirs", lambda: [tmp_path])
     runtime.clear()
     cells = support.table()

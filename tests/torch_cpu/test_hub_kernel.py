@@ -10,6 +10,7 @@ import msgspec
 import pytest
 import torch
 from support.c_library import HEAD_DIM, KERNEL_SIZE, SPECS, LibraryDirectory
+from support.library_files import make_manifest
 
 import natc
 from natc.checks.inputs import make_inputs
@@ -17,7 +18,7 @@ from natc.package import hub
 from natc.package.contents import library_files
 from natc.package.pieces import Piece, read_pieces
 from natc.spec import KernelSpec
-from natc.store.manifest import LibraryTarget, Manifest
+from natc.store.manifest import LibraryTarget
 
 # Loads packages as `kernels` does, as if nothing that natc needs but torch and tvm_ffi were there.
 PROGRAM = """
@@ -90,13 +91,8 @@ def test_two_packages_run_in_one_process_without_natc(
 def test_metadata_says_which_gpus_newer_ones_included(ptx: str, listed: str) -> None:
     """As `kernels` 0.17 reads it: `+PTX` is any newer GPU."""
     archs = ("sm_80", "sm_90")
-    manifest = Manifest(
-        spec=KernelSpec.parse("na2d_k3_d8_float16").name,
-        target=LibraryTarget("cuda", archs),
-        sha256="0" * 64,
-        entries={"forward": {arch: f"forward_{arch}" for arch in archs}},
-        ptx=ptx,
-    )
+    spec = KernelSpec.parse("na2d_k3_d8_float16")
+    manifest = make_manifest(spec, LibraryTarget("cuda", archs), ptx=ptx)
     data = hub._metadata("natc-kernels", "natc_kernels", "tvm-ffi01-cu130-x86_64-linux",
                          [Piece(Path("lib.so"), manifest)], {"__init__.py": "x"}, 1)  # fmt: skip
     content = msgspec.json.decode(data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.c_library import HEAD_DIM, KERNEL_SIZE, OPERATIONS, SPECS, LibraryDirectory, compile_c
-from support.library_files import library_of, rewrite
+from support.c_library import HEAD_DIM, KERNEL_SIZE, SPECS, LibraryDirectory, compile_c
+from support.library_files import edit_json, library_of, make_manifest, rewrite
 
 import natc
 from natc import runtime
@@ -33,15 +32,7 @@ VERSION = f": {manifest.SCHEMA_VERSION},"
 
 
 def described(spec: KernelSpec, kind: str, archs: tuple[str, ...], **changes: Any) -> Any:
-    keys = ("llvm",) if kind == "llvm" else archs
-    fields: dict[str, Any] = {
-        "spec": spec.name,
-        "target": manifest.LibraryTarget(kind, archs),
-        "sha256": "0" * 64,
-        "entries": {"forward": {key: f"attend_{key}" for key in keys}},
-        **changes,
-    }
-    return manifest.Manifest(**fields)
+    return make_manifest(spec, manifest.LibraryTarget(kind, archs), **changes)
 
 
 def library(folder: Path, spec: KernelSpec, kind: str, *archs: str, **changes: Any) -> Library:
@@ -49,7 +40,7 @@ def library(folder: Path, spec: KernelSpec, kind: str, *archs: str, **changes: A
     folder.mkdir(exist_ok=True)
     content = described(spec, kind, archs, **changes)
     (folder / content.library).touch()
-    return Library(content, folder / f"{spec}.{archs[0]}.json")
+    return Library(content, folder / f"{content.name}.json")
 
 
 def attend() -> torch.Tensor:
@@ -68,7 +59,7 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
         schedule={"decisions": {"tile": 4}},
         versions={"tvm": "1"},
     )
-    path = tmp_path / "a.json"
+    path = tmp_path / f"{written.name}.json"
     path.write_text(manifest.dump(written))
     assert manifest.load_manifest(path) == written
     assert manifest.dump(manifest.load_manifest(path)) == path.read_text()
@@ -90,20 +81,18 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
         ("library", None, "library must be a JSON str"),
         ("sha256", "abc", "64 lower-case hexadecimal"),
         ("entries", {}, "at least one operation"),
-        ("entries", {"forward": {"sm_90": "f"}}, "entries.forward must name a function for llvm"),
-        ("entries", {"forward": {"llvm": ""}}, "entries.forward"),
-        ("entries", {"forward": ["llvm"]}, "entries.forward"),
-        ("entries", {"forward": None}, "entries.forward"),
-        ("alignment", 48, "alignment 48 must be a power of two"),
-        ("alignment", 0, "alignment 0"),
+        ("entries", {"forward": {"llvm": "f"}}, "entries.forward must be {'llvm': 'na2d_k3_d8_"),
+        ("entries", {"forward": None}, "entries.forward must be"),
+        ("entries", {"d_rpb": {"llvm": "f"}}, "entries names d_rpb, which na2d_k3_d8_float32 do"),
+        ("alignment", 16, "alignment 16 must be 64"),
         ("ptx", "sm_80", "ptx 'sm_80' must be one of target.archs"),
     ],
 )
 def test_a_bad_field_is_named(tmp_path: Path, field: str, value: Any, message: str) -> None:
-    content = json.loads(manifest.dump(described(SPEC, "llvm", ("x86-64-v3",))))
-    content[field] = value
-    path = tmp_path / "bad.json"
-    path.write_text(json.dumps(content))
+    written = described(SPEC, "llvm", ("x86-64-v3",))
+    path = tmp_path / f"{written.name}.json"
+    path.write_text(manifest.dump(written))
+    edit_json(path, **{field: value})
     with pytest.raises(LibraryError, match=message) as error:
         manifest.load_manifest(path)
     assert str(path) in str(error.value)
@@ -136,7 +125,11 @@ def test_cpu_code_runs_on_its_own_level_and_above(
     if made_for == machine or (
         made_for in x86 and machine in x86 and x86.index(made_for) < x86.index(machine)
     ):
-        assert choice is not None and choice.function == "attend_llvm" and not rejections
+        assert (
+            choice is not None
+            and choice.function.startswith(f"{SPEC}_forward_")
+            and not rejections
+        )
     else:
         assert choice is None
         assert f"made for llvm-{made_for}, which does not run on" in rejections[0].reason
@@ -170,7 +163,7 @@ def test_gpu_code_runs_within_its_major_version_and_ptx_on_newer_gpus(
     except TargetError as error:
         facts = Facts("cuda:0", None, str(error), capability)
     choice, rejections = select([library(tmp_path, SPEC, "cuda", *archs, ptx=ptx)], SPEC, facts)
-    assert (choice and choice.function) == (chosen and f"attend_{chosen}")
+    assert (choice and choice.target.arch) == chosen
     if choice is None:
         (rejection,) = rejections
         made_for = f"made for {', '.join(f'cuda-{arch}' for arch in archs)}, which does not run on"
@@ -183,7 +176,7 @@ def test_code_of_the_machine_goes_before_ptx(tmp_path: Path) -> None:
     libraries = [library(tmp_path, SPEC, "cuda", arch, ptx=arch) for arch in ("sm_90", "sm_120")]
     facts = Facts("cuda:0", Target("cuda", "sm_120"), capability=(12, 0))
     choice, _ = select(libraries, SPEC, facts)
-    assert choice is not None and choice.function == "attend_sm_120"
+    assert choice is not None and choice.target.arch == "sm_120"
 
 
 def test_the_newest_code_of_the_first_directory_wins(tmp_path: Path) -> None:
@@ -306,8 +299,8 @@ def test_a_library_that_cannot_be_opened_is_named(libraries: LibraryDirectory) -
 
 
 def test_a_function_that_is_not_there_is_named(libraries: LibraryDirectory) -> None:
-    libraries.add(SPEC, entries={"forward": {"llvm": "absent"}})
-    with pytest.raises(LibraryError, match="no function 'absent'.*natc build"):
+    rewrite(libraries.add(SPECS[True]), spec=SPEC.name)
+    with pytest.raises(LibraryError, match=f"no function '{SPEC}_forward_.*natc build"):
         attend()
 
 
@@ -392,7 +385,7 @@ def test_problems_are_listed(libraries: LibraryDirectory) -> None:
 
 
 def test_the_operations_of_a_library_are_independent(libraries: LibraryDirectory) -> None:
-    libraries.add(SPEC, entries={"forward": OPERATIONS["forward"]})
+    libraries.add(SPEC, operations=("forward",))
     query, key, value, _ = make_inputs(SHAPE)
     natc.na2d(query, key, value, KERNEL_SIZE)
     with pytest.warns(natc.NatcFallbackWarning, match="has no forward_lse, only forward"):

@@ -22,6 +22,7 @@ from natc.host.c_compiler import cuda_version, link_library, run
 from natc.host.toolchain import find_nvcc
 from natc.operations import operations_of
 from natc.spec import KernelSpec
+from natc.store.manifest import function_name
 from natc.targets import Target
 
 # Device functions that kernels may call; the compiler drops functions that no kernel calls.
@@ -66,11 +67,6 @@ class Compiled:
     kernels: tuple[DeviceKernel, ...]
 
 
-def function_name(spec: KernelSpec, entry: str, target: Target) -> str:
-    """Return the exported name of an entry on one architecture."""
-    return f"{spec.name}_{entry}_{target.arch}"
-
-
 def build_cuda(
     spec: KernelSpec,
     decisions: Mapping[Target, Mapping[str, int]],
@@ -79,8 +75,8 @@ def build_cuda(
     *,
     entries: Sequence[str] | None = None,
     portable: bool = False,
-) -> dict[str, dict[str, str]]:
-    """Compile a kernel for each target into the shared library `output`; return its entries.
+) -> None:
+    """Compile a kernel for each target into the shared library `output`.
 
     entries: names of operations, by default all that the kernel has. directory: for intermediate
     files. portable: as `link_library` takes it. Raises BuildError or CompilerNotFound.
@@ -92,18 +88,14 @@ def build_cuda(
         )
         for target, chosen in decisions.items()
     ]
-    names = {
-        entry: {target.arch: function_name(spec, entry, target) for target in decisions}
-        for entry in entries
-    }
+    names = [function_name(spec, entry, target) for entry in entries for target in decisions]
     link_library(
         output,
         launcher(compiled, directory, toolkit=cuda_version()),
-        exported=[f"__tvm_ffi_{n}" for archs in names.values() for n in archs.values()],
+        exported=[f"__tvm_ffi_{name}" for name in names],
         directory=directory,
         portable=portable,
     )
-    return names
 
 
 def newest(targets: Iterable[Target]) -> Target:

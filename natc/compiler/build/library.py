@@ -19,12 +19,9 @@ from natc.spec import CUDA_DTYPES, KernelSpec, compiles
 from natc.store import elf, workspace
 from natc.store.files import make_directory
 from natc.store.libraries import write_library
-from natc.store.manifest import LibraryTarget, Manifest
+from natc.store.manifest import LibraryTarget, Manifest, entries_of
 from natc.store.temporary import temporary_directory
 from natc.targets import Target
-
-# Data pointers are multiples of this: the compiler assumes so, and nothing checks it later.
-_ALIGNMENT = {"llvm": 64, "cuda": 16}
 
 
 def build_library(
@@ -63,19 +60,19 @@ def build_library(
         try:
             if kind == "llvm":
                 own = decisions[targets[0]]
-                entries = build_llvm(
+                build_llvm(
                     *(spec, targets[0], own, output, scratch),
                     entries=operations,
                     portable=True,
                 )
             else:
-                entries = build_cuda(
+                build_cuda(
                     *(spec, decisions, output, scratch), entries=operations, portable=True
                 )
         except ScheduleError as error:
             raise ScheduleError(f"{_files(chosen)} cannot be built: {error}") from error
         code = output.read_bytes()
-    manifest = _manifest(spec, library_target, code, entries, chosen)
+    manifest = _manifest(spec, library_target, code, operations, chosen)
     if on_note is not None and elf.parse_version(manifest.glibc) > elf.PORTABLE_GLIBC:
         on_note(_old_systems(manifest.glibc))
     return write_library(directory, manifest, code)
@@ -142,7 +139,7 @@ def _manifest(
     spec: KernelSpec,
     target: LibraryTarget,
     code: bytes,
-    entries: dict[str, dict[str, str]],
+    operations: Sequence[str],
     chosen: dict[Target, Chosen],
 ) -> Manifest:
     versions = environment.versions()
@@ -155,8 +152,7 @@ def _manifest(
         spec=spec.name,
         target=target,
         sha256=hashlib.sha256(code).hexdigest(),
-        entries=entries,
-        alignment=_ALIGNMENT[target.kind],
+        entries=entries_of(spec, chosen, operations),
         schedule={each.arch: decided.record() for each, decided in chosen.items()},
         ptx=newest(chosen).arch if target.kind == "cuda" else "",
         glibc=_glibc(code),

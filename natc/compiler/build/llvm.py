@@ -13,12 +13,8 @@ from natc.host.c_compiler import link_library
 from natc.host.toolchain import machine_of
 from natc.operations import operations_of
 from natc.spec import KernelSpec
+from natc.store.manifest import function_name
 from natc.targets import Target
-
-
-def function_name(spec: KernelSpec, entry: str) -> str:
-    """Return the exported name of an entry."""
-    return f"{spec.name}_{entry}"
 
 
 def build_llvm(
@@ -30,17 +26,16 @@ def build_llvm(
     *,
     entries: Sequence[str] | None = None,
     portable: bool = False,
-) -> dict[str, dict[str, str]]:
-    """Compile a kernel for a CPU into the shared library `output`; return its entries.
+) -> None:
+    """Compile a kernel for a CPU into the shared library `output`.
 
     entries: names of operations, by default all that the kernel has. directory: for intermediate
     files. portable: see `link_library`. Raises BuildError or CompilerNotFound.
     """
     entries = operations_of(spec) if entries is None else entries
-    names = {entry: function_name(spec, entry) for entry in entries}
+    names = {entry: function_name(spec, entry, target) for entry in entries}
     module = entry_module(spec, target, decisions, names)
     link(module, target, names.values(), output, directory, portable=portable)
-    return {entry: {"llvm": name} for entry, name in names.items()}
 
 
 def link(

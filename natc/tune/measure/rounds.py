@@ -21,6 +21,7 @@ from natc.runtime.trust import distrust
 from natc.spec import KernelSpec
 from natc.store import manifest
 from natc.store.files import reason, write_atomically
+from natc.store.json_object import OtherVersion, parse, with_checksum
 from natc.store.manifest import file_sha256
 from natc.store.records import Environment, Record, SpaceVersion, Trial, read_log
 from natc.targets import Target
@@ -90,12 +91,6 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.spec} {self.operation} for {self.target}"
 
 
-class _RoundHeader(msgspec.Struct):
-    schema_version: int
-    abi: int = 0
-    natc: str = "?"
-
-
 class RoundLog(NamedTuple):
     """The content of a round's log: its records in order, and a sentence on each damaged line."""
 
@@ -142,8 +137,8 @@ def find(directory: Path) -> list[Path]:
 
 def write(directory: Path, round_: Round) -> None:
     """Write `round.json` atomically; the libraries that it names must exist already."""
-    text = msgspec.json.format(msgspec.json.encode(round_), indent=2).decode()
-    write_atomically(directory / NAME, text + "\n")
+    text = msgspec.json.encode(with_checksum(msgspec.to_builtins(round_)))
+    write_atomically(directory / NAME, msgspec.json.format(text, indent=2).decode() + "\n")
 
 
 def read(directory: Path) -> Round:
@@ -155,17 +150,16 @@ def read(directory: Path) -> Round:
     except OSError as error:
         raise TuneError(f"{path} cannot be read: {reason(error)}.") from error
     try:
-        # The versions come first: another one may differ in everything else.
-        header = msgspec.json.decode(data, type=_RoundHeader)
-        if (header.schema_version, header.abi) != (SCHEMA_VERSION, ABI):
-            raise TuneError(
-                f"{path} was written by natc {header.natc}, with version {header.schema_version} "
-                f"of rounds and {header.abi} of the calling convention; this natc has "
-                f"{SCHEMA_VERSION} and {ABI}. {again}"
-            )
-        return msgspec.json.decode(data, type=Round)
-    except TuneError:
-        raise
+        content = parse(data, SCHEMA_VERSION)
+        if content.get("abi") != ABI:
+            raise OtherVersion(SCHEMA_VERSION, content)
+        return msgspec.convert(content, Round)
+    except OtherVersion as error:
+        raise TuneError(
+            f"{path} was written by natc {error.content.get('natc')}, with version "
+            f"{error.version} of rounds and {error.content.get('abi')} of the calling convention; "
+            f"this natc has {SCHEMA_VERSION} and {ABI}. {again}"
+        ) from error
     # ValueError covers msgspec's own errors and text that is not UTF-8.
     except (ValueError, NatcError) as error:
         raise TuneError(f"{path} is damaged: {str(error).rstrip('.')}. {again}") from error

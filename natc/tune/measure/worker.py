@@ -14,6 +14,7 @@ from typing import Any
 
 from natc.operations import FORWARD
 from natc.spec import KernelSpec
+from natc.store.manifest import function_name
 from natc.targets import Target
 
 # Seconds of one sampling, and the fewest and most calls in it.
@@ -48,8 +49,7 @@ def measure(
     from natc.tune.measure import problems
 
     spec, target = KernelSpec.parse(spec_name), Target.parse(target_name)
-    name = f"{spec.name}_{operation}" + ("" if target.kind == "llvm" else f"_{target.arch}")
-    kernel = _module(library)[name]
+    kernel = _module(library)[function_name(spec, operation, target)]
     device = "cpu" if target.kind == "llvm" else "cuda"
     try:
         if not checked:

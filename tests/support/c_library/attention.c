@@ -1,6 +1,7 @@
 // A kernel in plain C with natc's calling convention, for tests of everything around a kernel.
 // Slow and strict: it refuses arguments that would crash a compiled kernel. Compiled with
-// -DKERNEL_SIZE=, -DHEAD_DIM= and -DRPB=. -DFACTOR= multiplies the output, to tell builds apart.
+// -DKERNEL_SIZE=, -DHEAD_DIM=, -DRPB=, and -DFORWARD= and
+// -DFORWARD_LSE=, the names of its functions. -DFACTOR= multiplies the output, to tell builds apart.
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -145,12 +146,12 @@ static int run(const Any* args, int32_t num_args, int with_lse) {
   return 0;
 }
 
-EXPORT int __tvm_ffi_attend(void* self, const Any* args, int32_t num_args, Any* result) {
+EXPORT int FORWARD(void* self, const Any* args, int32_t num_args, Any* result) {
   result->type_index = 0;
   return run(args, num_args, 0);
 }
 
-EXPORT int __tvm_ffi_attend_lse(void* self, const Any* args, int32_t num_args, Any* result) {
+EXPORT int FORWARD_LSE(void* self, const Any* args, int32_t num_args, Any* result) {
   result->type_index = 0;
   return run(args, num_args, 1);
 }

@@ -21,6 +21,7 @@ from natc.compiler.build import cuda
 from natc.host.c_compiler import link_library, run, zig_caches
 from natc.host.detect import host_machine
 from natc.spec import KernelSpec
+from natc.store.manifest import function_name
 from natc.targets import Target
 from support.emulator.on_gpu import on_gpu
 
@@ -142,7 +143,7 @@ def emulate(
     forward's design space.
     """
     code = cuda.generate(spec, target, decisions or {}, directory, operations)
-    names = {name: cuda.function_name(spec, name, target) for name in operations}
+    names = {name: function_name(spec, name, target) for name in operations}
     return emulate_code(code, names, directory, target=target)
 
 
