@@ -52,6 +52,11 @@ NATC_ALLOW_WRITABLE_LIBRARIES = EnvVar(
     "NATC_ALLOW_WRITABLE_LIBRARIES",
     "1: load libraries from directories that other users can write, too.",
 )
+NATC_TRUSTED_KEYS = EnvVar(
+    "NATC_TRUSTED_KEYS",
+    "Files of public ed25519 keys (PEM), separated like NATC_LIB_PATH; a library is loaded only "
+    "if the owner of one of them signed it.",
+)
 NATC_JIT = EnvVar(
     "NATC_JIT",
     "on: build a missing kernel when it is first called, if the compiler is installed; readonly: "
@@ -66,6 +71,7 @@ ALL: tuple[EnvVar, ...] = (
     NATC_STRICT,
     NATC_AS_NATTEN,
     NATC_ALLOW_WRITABLE_LIBRARIES,
+    NATC_TRUSTED_KEYS,
     NATC_JIT,
     NATC_CC,
 )

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 
 TESTS = Path(__file__).parent
-LONGEST_FIRST = ("compiler", "cuda_toolkit", "gpu", "torch_cpu", "cli", "pure")
+LONGEST_FIRST = ("compiler", "cuda_toolkit", "gpu", "torch_cpu", "cli", "trust", "pure")
 
 # A slow machine is not a failure, and a red run must be red again when it is repeated.
 settings.register_profile("natc", deadline=None, derandomize=True)
@@ -34,7 +34,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 @functools.cache
 def _missing(folder: str) -> str | None:
     """Return the requirement of a folder that this machine does not meet, or None."""
-    if folder in ("torch_cpu", "gpu") and importlib.util.find_spec("torch") is None:
+    if folder in ("torch_cpu", "trust", "gpu") and importlib.util.find_spec("torch") is None:
         return "torch is not installed"
     if folder in ("compiler", "cuda_toolkit") and importlib.util.find_spec("tvm") is None:
         return "apache-tvm is not installed"
@@ -112,3 +112,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         reason = _missing(folder)
         if reason:
             terminalreporter.write_line(f"NOT RUN tests/{folder}: {reason}", yellow=True)
+    # Tests of damaged files record which file, and how many mutations of it ended in which way.
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "mutations":
+                file, ends = value
+                counts = ", ".join(f"{count} {end}" for end, count in ends.items())
+                terminalreporter.write_line(
+                    f"mutations of a {file}: {sum(ends.values())} ({counts})"
+                )

@@ -16,9 +16,9 @@ from natc.package import archives, hub
 from natc.package.contents import Contents, below, library_files
 from natc.package.pieces import Piece, archs_of, kind_of, target_name
 from natc.package.portable import needs_problems, platform_tag
-from natc.package.signing import Signer
 from natc.store import elf, workspace
 from natc.store.files import locked
+from natc.store.signing import Signer
 
 FORMATS = ("wheel", "archive", "zip", "hf")
 HUB_NAME = "natc-kernels"

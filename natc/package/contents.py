@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from natc.package.pieces import Piece
-from natc.package.signing import SIGNATURE, SUMS, Signer, digest, sums
 from natc.store.manifest import SUFFIX
+from natc.store.signing import SIGNATURE, SUMS, Signer, digest, sums
 
 # Name -> a function that returns the content, because a package may be larger than memory.
 Contents = Mapping[str, Callable[[], bytes]]
@@ -20,11 +20,11 @@ def library_files(pieces: Sequence[Piece], name: str, signer: Signer | None = No
     files: dict[str, Callable[[], bytes]] = {}
     digests: dict[str, str] = {}
     for piece in pieces:
-        data, name = piece.manifest_bytes(), f"{piece.manifest.name}{SUFFIX}"
+        data, manifest_name = piece.manifest_bytes(), f"{piece.manifest.name}{SUFFIX}"
         files[piece.manifest.library] = piece.code
         digests[piece.manifest.library] = piece.manifest.sha256
-        files[name] = constant(data)
-        digests[name] = digest(data)
+        files[manifest_name] = constant(data)
+        digests[manifest_name] = digest(data)
     listed = sums(digests)
     files[name + SUMS] = constant(listed)
     if signer is not None:

@@ -23,11 +23,11 @@ from natc.package.containers import (
     open_container,
 )
 from natc.package.portable import glibc_problem, manifest_problems, needs_problems
-from natc.package.signing import SIGNATURE, SUMS, Verifier, digest, parse_sums
 from natc.runtime.trust import distrust
 from natc.store import elf, workspace
 from natc.store.files import reason
 from natc.store.manifest import SUFFIX, Manifest, parse_manifest
+from natc.store.signing import SIGNATURE, SUMS, Verifier, digest, parse_sums
 
 _LIBRARIES = (".so", ".dylib", ".dll")
 _HUB_METADATA = "metadata.json"

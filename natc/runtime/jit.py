@@ -64,6 +64,8 @@ def unavailable(target: Target) -> str | None:
         return f"this package runs the libraries in {workspace.only_directory()} alone"
     if mode() != ON:
         return f"NATC_JIT is {mode()}"
+    if env.NATC_TRUSTED_KEYS.get():
+        return "NATC_TRUSTED_KEYS is set, and nobody would have signed what it builds"
     if importlib.util.find_spec("tvm") is None:
         return "the compiler is not installed (pip install 'natc[compiler]')"
     try:

@@ -16,6 +16,7 @@ from natc.host import detect
 from natc.runtime.commands import rebuild_command
 from natc.runtime.scan import Library
 from natc.runtime.select import Choice
+from natc.runtime.signatures import unsigned
 from natc.runtime.trust import distrust
 from natc.store import elf, workspace
 from natc.store.files import reason
@@ -108,7 +109,7 @@ def check(library: Library) -> Library:
     """Check a library's hash, owner and processor without opening it; return it as `verify` does.
 
     Raises LibraryError if the hash is not the manifest's, if other users may have written the
-    file, or if it is for another processor.
+    file, if nobody in NATC_TRUSTED_KEYS signed it, or if it is for another processor.
     """
     with _checked(library) as (library, _):
         return library
@@ -118,10 +119,9 @@ def check(library: Library) -> Library:
 def _checked(library: Library) -> Iterator[tuple[Library, BinaryIO]]:
     """Yield what `check` returns, and the open file that was checked."""
     with _verified(library) as (library, file):
-        for path in (library.path, library.manifest_path):
-            danger = distrust(path)
-            if danger:
-                raise LibraryError(f"library {library.path} is not loaded: {danger}.")
+        danger = distrust(library.path) or distrust(library.manifest_path) or unsigned(library)
+        if danger:
+            raise LibraryError(f"library {library.path} is not loaded: {danger}.")
         _check_machine(library, file)
         yield library, file
 

@@ -353,7 +353,7 @@ def test_a_library_shows_its_functions_and_nothing_else(make: Any, directory: Pa
     make()
     shown = ctypes.CDLL(str(library_of(directory / f"{SPEC.name}.{HOST.name}.json")))
     for name in ("forward", "forward_lse"):
-        assert getattr(shown, f"__tvm_ffi_{SPEC.name}_{name}")
+        assert getattr(shown, f"__tvm_ffi_{manifest.function_name(SPEC, name, HOST)}")
     # Every library has these names, so another library could overwrite them.
     for name in ("__TVMBackendParallelLaunch", "gomp_parallel", "parallel_launch"):
         with pytest.raises(AttributeError, match="undefined symbol"):

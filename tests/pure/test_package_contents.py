@@ -31,11 +31,11 @@ from natc.package.portable import (
     needs_problems,
     platform_tag,
 )
-from natc.package.signing import Signer, Verifier, parse_sums
 from natc.package.sources import modules_of, relative
 from natc.spec import KernelSpec
 from natc.store import elf, fatbin, workspace
 from natc.store.manifest import LibraryTarget
+from natc.store.signing import Signer, Verifier, parse_sums
 from natc.targets import Target
 
 NAME = f"{SPEC.name}.llvm-{ARCH}.json"

@@ -134,7 +134,7 @@ def package(
         )
     signer = None
     if sign is not None:
-        from natc.package.signing import Signer
+        from natc.store.signing import Signer
 
         signer = Signer(sign)
     when = assemble.epoch()

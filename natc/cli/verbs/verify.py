@@ -26,7 +26,11 @@ def verify(
     ] = None,
     key: Annotated[
         Path | None,
-        typer.Option("--key", help="Public ed25519 key (PEM) that must have signed them."),
+        typer.Option(
+            "--key",
+            help="Public ed25519 key (PEM) that must have signed them.",
+            show_default="the keys in NATC_TRUSTED_KEYS",
+        ),
     ] = None,
     portable: Annotated[
         bool,
@@ -39,12 +43,9 @@ def verify(
 ) -> None:
     """Check hashes, manifests, symbols and signatures; exits with 1 if anything is wrong."""
     from natc.package.verify import verify_path
+    from natc.store.signing import Verifier, trusted
 
-    verifier = None
-    if key is not None:
-        from natc.package.signing import Verifier
-
-        verifier = Verifier(key)
+    verifier = trusted() if key is None else Verifier(key)
     checked = list(paths or [])
     if not checked:
         checked = [place.path for place in workspace.library_places() if place.path.is_dir()]

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from natc import env
 from natc.errors import ArgumentError, NatcError, TargetError, TuneError
 from natc.host import gpu
 from natc.host.detect import detect_gpu, detect_host_cpu
@@ -173,6 +174,11 @@ def measured(directory: Path) -> RoundLog:
 
 def check(directory: Path, round_: Round) -> None:
     """Raise TuneError or TargetError unless this machine can and may measure a round."""
+    if env.NATC_TRUSTED_KEYS.get():
+        raise TuneError(
+            f"libraries in {directory} are not loaded: {env.NATC_TRUSTED_KEYS.name} is set, and "
+            "candidates of a search are not signed; unset it if you trust who exported them."
+        )
     target = Target.parse(round_.target)
     if target.kind == "cuda" and not gpu.driver().gpus:
         raise TargetError(

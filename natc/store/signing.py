@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from natc import env
 from natc.errors import ArgumentError, NatcError
 from natc.store.files import reason
 
@@ -57,24 +59,32 @@ class Signer:
 
 
 class Verifier:
-    """Checks signatures with a public key.
+    """Checks signatures with public keys.
 
     Raises ArgumentError for a file that holds no such key, and NatcError without `cryptography`.
     """
 
-    def __init__(self, key: Path) -> None:
+    def __init__(self, *keys: Path) -> None:
         from_pem = _serialization("check signatures").load_pem_public_key
-        self._key = _load(key, "public", from_pem)
+        self._keys = [_load(key, "public", from_pem) for key in keys]
 
     def verify(self, data: bytes, signature: bytes) -> bool:
-        """Return whether the key's owner signed some bytes; signature: the file's content."""
+        """Return whether the owner of a key signed some bytes; signature: the file's content."""
         from cryptography.exceptions import InvalidSignature
 
-        try:
-            self._key.verify(base64.b64decode(signature, validate=False), data)
-        except (InvalidSignature, ValueError):
-            return False
-        return True
+        for key in self._keys:
+            with contextlib.suppress(InvalidSignature, ValueError):
+                key.verify(base64.b64decode(signature, validate=False), data)
+                return True
+        return False
+
+
+def trusted() -> Verifier | None:
+    """Return the verifier of the keys in NATC_TRUSTED_KEYS, or None if the variable is not set."""
+    # Without any key in it, the variable forbids every library.
+    if env.NATC_TRUSTED_KEYS.get() is None:
+        return None
+    return Verifier(*map(Path, env.NATC_TRUSTED_KEYS.paths()))
 
 
 def _serialization(purpose: str) -> Any:
@@ -99,7 +109,7 @@ def _load(path: Path, kind: str, read: Any) -> Any:
         raise ArgumentError(f"key {path} cannot be read: {reason(error)}.") from error
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ArgumentError(
-            f"key {path} is not an unencrypted {kind} key in PEM format: {error}."
+            f"key {path} is not an unencrypted {kind} key in PEM format."
         ) from error
     if not isinstance(key, wanted):
         raise ArgumentError(f"key {path} is not a {kind} ed25519 key.")
