@@ -10,10 +10,10 @@ from natc.store.signing import SIGNATURE, SUMS, Verifier, parse_sums, trusted
 
 
 def unsigned(library: Library) -> str | None:
-    """Return why NATC_TRUSTED_KEYS forbids to open a library, as a clause, or None if it may be.
+    """Return why NATC_TRUSTED_KEYS forbids opening a library, as a clause, or None if it does not.
 
-    A list of hashes beside the library must hold the library and its manifest, and must be signed
-    with one of the keys. The library must have the hash in its manifest already.
+    A list of hashes beside the library must hold the library and its manifest, and a key in the
+    variable must have signed the list. The caller has compared the library with its manifest.
     """
     try:
         verifier = trusted()
@@ -21,8 +21,8 @@ def unsigned(library: Library) -> str | None:
     except (NatcError, OSError) as error:
         problem = str(error).rstrip(".")
     return problem and (
-        f"{env.NATC_TRUSTED_KEYS.name} is set, and {problem}; install a package that was signed "
-        "with one of these keys, add the public key of this one's signer, or unset the variable"
+        f"{env.NATC_TRUSTED_KEYS.name} is set, and {problem}; install a package that a key in "
+        "the variable signed, add the public key of this package's signer, or unset the variable"
     )
 
 
@@ -45,5 +45,5 @@ def _problem(library: Library, verifier: Verifier) -> str | None:
         elif verifier.verify(data, signature.read_bytes()):
             return None
         else:
-            problem = f"list {list_path.name}, which holds it, is signed with none of its keys"
+            problem = f"list {list_path.name}, which holds it, was signed by none of its keys"
     return problem

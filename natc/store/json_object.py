@@ -29,8 +29,8 @@ def with_checksum(content: dict[str, Any]) -> dict[str, Any]:
 def parse(data: bytes, version: int) -> dict[str, Any]:
     """Return the JSON object in a file or line, after checking its version and its checksum.
 
-    Raises OtherVersion if its `schema_version` is not `version`; and ValueError if it is no such
-    object, or if a field is not the one that natc wrote.
+    Raises OtherVersion if its `schema_version` is not `version`, and ValueError if `data` is no
+    such object or a field was changed since natc wrote it.
     """
     try:
         content = json.loads(data)

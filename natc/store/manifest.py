@@ -2,8 +2,8 @@
 
 A library is named after its content, `SPEC.TARGET.HASH.so`; its manifest `SPEC.TARGET.json` names
 it. A manifest is replaced in one step, so a reader sees the old manifest with the old library or
-the new manifest with the new library. The names of functions follow from what they compute, so a
-library cannot serve a call of another kernel, whatever its manifest says.
+the new manifest with the new library. A function's name says which operation of which kernel it
+computes, so a library cannot serve a call of another kernel, whatever its manifest says.
 """
 
 from __future__ import annotations

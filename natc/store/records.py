@@ -163,5 +163,5 @@ def _decode(line: bytes) -> Record:
     except (ValueError, RecordError) as error:
         raise RecordError(
             f"damaged record was skipped: {str(error).rstrip('.')}. Restore the line from a copy, "
-            "or leave it: a search measures again what the log lacks."
+            "or leave it: a search measures the candidate again."
         ) from error

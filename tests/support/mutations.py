@@ -19,7 +19,7 @@ def mutations(data: bytes, seed: int, count: int) -> Iterator[bytes]:
     """Yield `count` damaged copies of some bytes, none of them equal to `data`."""
     draw = random.Random(seed)
     while count:
-        place, other = draw.randrange(len(data)), draw.randrange(len(data))
+        place, elsewhere = draw.randrange(len(data)), draw.randrange(len(data))
         end = place + draw.randint(1, 40)
         byte, part = data[place], data[place:end]
         # First and last position of the bytes to replace, and the new bytes.
@@ -31,7 +31,7 @@ def mutations(data: bytes, seed: int, count: int) -> Iterator[bytes]:
                 (place, len(data), b""),
                 (place, end, b""),
                 (place, place, part),
-                (other, other + len(part), part),
+                (elsewhere, elsewhere + len(part), part),
                 (place, place, draw.randbytes(end - place)),
             )
         )

@@ -62,7 +62,7 @@ def test_a_damaged_round_is_the_same_or_is_named(place: Path, record_property: R
     rounds.write(place, ROUND)
     path = place / rounds.NAME
     check = reads_as(path, lambda: rounds.read(place), ROUND)
-    demand(check() == "unchanged", "what was written is not what is read")
+    demand(check() == "unchanged", "the round that is read is not the round that was written")
     record_property("mutations", ("round", fuzz(path, check, seed=3, count=200)))
 
 

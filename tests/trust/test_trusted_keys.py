@@ -36,7 +36,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path
 def packages(
     tmp_path_factory: pytest.TempPathFactory, keys: dict[str, tuple[Path, Path]]
 ) -> dict[str, Path]:
-    """The files of a package, signed by nobody or by one of them."""
+    """Directories of the same package, by the name of the person who signed it."""
     folder = tmp_path_factory.mktemp("packages")
     add_named(folder / "built", compile_named())
     for name in ("nobody", *keys):
@@ -101,7 +101,7 @@ def without_signature(package: Path) -> str:
 def longer_list(package: Path) -> str:
     path = package / LIST
     path.write_bytes(path.read_bytes() + b"0" * 64 + b"  more.so\n")
-    return f"list {LIST}, which holds it, is signed with none of its keys"
+    return f"list {LIST}, which holds it, was signed by none of its keys"
 
 
 def damaged_list(package: Path) -> str:
