@@ -66,9 +66,7 @@ def build_library(
                     portable=True,
                 )
             else:
-                build_cuda(
-                    *(spec, decisions, output, scratch), entries=operations, portable=True
-                )
+                build_cuda(*(spec, decisions, output, scratch), entries=operations, portable=True)
         except ScheduleError as error:
             raise ScheduleError(f"{_files(chosen)} cannot be built: {error}") from error
         code = output.read_bytes()
