@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from support.compat_releases import installed
+from support.compat_releases import draw, installed, unfused_av, unfused_qk
 from support.golden import GoldenCase, golden_cases
 from torch import Tensor
 
 from natc.checks.tolerance import check_close
-from natc.reference import neighborhood_attention, neighborhood_logits
+from natc.reference import neighborhood_attention
 
 pytestmark = [
     pytest.mark.quick,
@@ -49,40 +49,6 @@ UNFUSED_BY_RELEASE = [
 ]
 
 
-def run_qk(
-    natten: Any, case: GoldenCase, query: Tensor, key: Tensor, rpb: Any, more: Any
-) -> Tensor:
-    version, rank = natten.__version__, case.params["ndim"]
-    sizes, steps = case.options["kernel_size"], case.options["dilation"]
-    f = natten.functional
-    if version <= "0.14.4":
-        return getattr(f, f"natten{rank}dqkrpb")(query, key, rpb, steps[0])
-    if version < "0.15":
-        if rpb is None:
-            return getattr(f, f"natten{rank}dqk")(query, key, sizes[0], steps[0])
-        return getattr(f, f"natten{rank}dqkrpb")(query, key, rpb, sizes[0], steps[0])
-    if version < "0.17":
-        where = (*sizes[:2], *steps[:2]) if rank == 3 else (sizes[0], steps[0])
-        return getattr(f, f"na{rank}d_qk_with_bias")(query, key, rpb, *where, more)
-    causal = case.options["is_causal"]
-    return getattr(f, f"na{rank}d_qk")(query, key, sizes, steps, more, causal, rpb)
-
-
-def run_av(natten: Any, case: GoldenCase, attn: Tensor, value: Tensor, more: Any) -> Tensor:
-    version, rank = natten.__version__, case.params["ndim"]
-    sizes, steps = case.options["kernel_size"], case.options["dilation"]
-    f = natten.functional
-    if version <= "0.14.5":
-        return getattr(f, f"natten{rank}dav")(attn, value, steps[0])
-    if version < "0.15":
-        return getattr(f, f"natten{rank}dav")(attn, value, sizes[0], steps[0])
-    if version < "0.17":
-        where = (*sizes[:2], *steps[:2]) if rank == 3 else (sizes[0], steps[0])
-        return getattr(f, f"na{rank}d_av")(attn, value, *where, more)
-    causal = case.options["is_causal"]
-    return getattr(f, f"na{rank}d_av")(attn, value, sizes, steps, more, causal)
-
-
 @pytest.mark.parametrize(("version", "case"), UNFUSED_BY_RELEASE)
 def test_unfused_functions_match_the_vectors(version: str | None, case: GoldenCase) -> None:
     stored = case.arrays(torch.float64)
@@ -93,11 +59,13 @@ def test_unfused_functions_match_the_vectors(version: str | None, case: GoldenCa
         if "q" in inputs:
             query = inputs["q"] * case.params["scale"]
             more = inputs.get("additional_k")
-            results["logits"] = run_qk(natten, case, query, inputs["k"], inputs.get("rpb"), more)
+            results["logits"] = unfused_qk(
+                natten, query, inputs["k"], case.options, inputs.get("rpb"), more
+            )
         if "out" in stored:
             attn = inputs["attn"] if "attn" in inputs else results["logits"].softmax(-1)
             more = inputs.get("additional_v")
-            results["out"] = run_av(natten, case, attn, inputs["v"], more)
+            results["out"] = unfused_av(natten, attn, inputs["v"], case.options, more)
     upstream = "out" if "out" in stored else "logits"
     grads = torch.autograd.grad(results[upstream], list(inputs.values()), stored[f"d_{upstream}"])
     results |= {f"d_{name}": grad for name, grad in zip(inputs, grads, strict=True)}
@@ -144,11 +112,6 @@ def test_fused_functions_match_the_vectors(version: str | None, case: GoldenCase
         check_close(values, stored[name], torch.float32, name)
 
 
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, dtype=torch.float64, generator=generator)
-
-
 def qkv(*shape: int) -> tuple[Tensor, Tensor, Tensor]:
     return draw(*shape, seed=1), draw(*shape, seed=2), draw(*shape, seed=3)
 
@@ -192,36 +155,60 @@ def test_fused_functions_of_0174_take_additional_tokens(where: str) -> None:
             na2d(query, key, value, 3, additional_keys=more["additional_keys"])
 
 
-@pytest.mark.parametrize("version", ["0.14.6", "0.15.1", "0.17.5", None])
-def test_operators_apply(version: str | None) -> None:
-    query, key, value = qkv(2, 3, 8, 7, 4)
-    rpb = draw(3, 5, 5)
-    logits = neighborhood_logits(
-        *(each.movedim(1, -2) for each in (query, key)), 3, dilation=2, scale=1.0, rpb=rpb
-    ).movedim(-2, 1)
+OF_014, OF_015 = "NATTEN2D{}Function", "NeighborhoodAttention2D{}AutogradFunction"
+UNFUSED_NAMES = [
+    # release, names of query key^T and of the weighted sum, arguments before the kernel size, and
+    # after the dilation
+    (None, "natten1dqkrpb", "natten1dav", (), ()),
+    ("0.14.6", "natten2dqkrpb", "natten2dav", (), ()),
+    (None, "natten2dqkrpb", "natten2dav", (), ()),
+    (None, "natten3dqkrpb", "natten3dav", (), ()),
+    (None, "na2d_qk_with_bias", "na2d_av", (), ()),
+    ("0.14.6", OF_014.format("QKRPB"), OF_014.format("AV"), (), ()),
+    (None, OF_014.format("QKRPB"), OF_014.format("AV"), (), ()),
+    ("0.15.1", OF_015.format("QK"), OF_015.format("AV"), (None,), ()),
+    ("0.17.5", OF_015.format("QK"), OF_015.format("AV"), (None,), (False,)),
+    (None, OF_015.format("QK"), OF_015.format("AV"), (None,), (False,)),
+]
+
+
+@pytest.mark.parametrize(("version", "qk", "av", "before", "after"), UNFUSED_NAMES)
+def test_older_names_and_classes_apply(
+    version: str | None, qk: str, av: str, before: tuple[Any, ...], after: tuple[Any, ...]
+) -> None:
+    rank = next(int(character) for character in qk if character.isdigit())
+    inputs = [
+        t.requires_grad_() for t in (*qkv(2, 3, *(8, 7, 6)[:rank], 4), draw(3, *(5,) * rank))
+    ]
+    query, key, value, rpb = inputs
+    # In three dimensions, the depth comes first.
+    where = (*before, *((3, 3, 2, 2) if rank == 3 else (3, 2)), *after)
     with installed(version) as natten:
-        f = natten.functional
-        if version in ("0.14.6", None):
-            attn = f.NATTEN2DQKRPBFunction.apply(query, key, rpb, 3, 2)
-            torch.testing.assert_close(attn, logits)
-            weighted = f.NATTEN2DAVFunction.apply(attn, value, 3, 2)
-            torch.testing.assert_close(weighted, f.natten2dav(logits, value, 3, 2))
-        if version != "0.14.6":
-            where = (3, 2) if version == "0.15.1" else (3, 2, False)
-            of_qk = f.NeighborhoodAttention2DQKAutogradFunction
-            of_av = f.NeighborhoodAttention2DAVAutogradFunction
-            attn = of_qk.apply(query, key, rpb, None, *where)
-            torch.testing.assert_close(attn, logits)
-            weighted = of_av.apply(attn, value, None, *where)
-            torch.testing.assert_close(weighted, f.na2d_av(logits, value, 3, 2))
-        if version in ("0.17.5", None):
-            last = [each.movedim(1, -2) for each in (query, key, value)]
-            arguments = (*last, rpb, (3, 3), (2, 2), (False, False), 0.5, None, None)
-            out, lse = f.FusedNeighborhoodAttention2D.apply(*arguments)
-            expected = neighborhood_attention(
-                *last, 3, dilation=2, scale=0.5, rpb=rpb, return_lse=True
-            )
-            torch.testing.assert_close((out, lse), expected)
+        first, second = (getattr(natten.functional, name) for name in (qk, av))
+        # The classes are called as autograd functions are.
+        first, second = (getattr(each, "apply", each) for each in (first, second))
+        output = second(first(query, key, rpb, *where).softmax(-1), value, *where)
+    last = (tensor.movedim(1, -2) for tensor in inputs[:3])
+    expected = neighborhood_attention(*last, 3, dilation=2, scale=1.0, rpb=rpb).movedim(-2, 1)
+    torch.testing.assert_close(output, expected)
+    d_output = draw(*output.shape, seed=4)
+    torch.testing.assert_close(
+        torch.autograd.grad(output, inputs, d_output),
+        torch.autograd.grad(expected, inputs, d_output),
+    )
+
+
+@pytest.mark.parametrize("version", ["0.17.5", None])
+def test_the_fused_class_applies(version: str | None) -> None:
+    query, key, value = qkv(2, 8, 7, 3, 4)
+    rpb = draw(3, 5, 5)
+    with installed(version) as natten:
+        arguments = (query, key, value, rpb, (3, 3), (2, 2), (False, False), 0.5, None, None)
+        results = natten.functional.FusedNeighborhoodAttention2D.apply(*arguments)
+    expected = neighborhood_attention(
+        query, key, value, 3, dilation=2, scale=0.5, rpb=rpb, return_lse=True
+    )
+    torch.testing.assert_close(results, expected)
 
 
 @pytest.mark.parametrize("version", ["0.14.4", "0.14.6", "0.15.1", "0.17.1", "0.17.5", None])

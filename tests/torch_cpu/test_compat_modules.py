@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.compat_releases import installed
+from support.compat_releases import draw, installed, unfused_av, unfused_qk
 from support.golden import GoldenCase, golden_cases
 from torch import Tensor
 
@@ -100,11 +100,6 @@ def make(natten: Any, rank: int = 2, **arguments: Any) -> torch.nn.Module:
     first = "embed_dim" if natten.__version__ >= "0.20.1" else "dim"
     module = getattr(natten, f"NeighborhoodAttention{rank}D")
     return module(**{first: 12}, num_heads=3, **{"kernel_size": 3} | arguments).double()
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
 
 def expected(module: torch.nn.Module, x: Tensor, kernel_size: Any, **options: Any) -> Tensor:
@@ -282,27 +277,12 @@ def test_weights_are_dropped_out_in_training(version: str | None) -> None:
         state = module.state_dict()
         query, key, value = module.qkv(x).unflatten(-1, (3, 3, 4)).permute(3, 0, 4, 1, 2, 5)
         # The steps of the release, by its functions.
-        attn = natten_qk(natten, query * 0.5, key, state.get("rpb")).softmax(-1)
+        options = {"kernel_size": (3, 3), "dilation": (1, 1), "is_causal": (False, False)}
+        attn = unfused_qk(natten, query * 0.5, key, options, state.get("rpb")).softmax(-1)
         attn = torch.nn.functional.dropout(attn, 0.5)
-        out = natten_av(natten, attn, value).permute(0, 2, 3, 1, 4).flatten(-2)
+        out = unfused_av(natten, attn, value, options).permute(0, 2, 3, 1, 4).flatten(-2)
         torch.testing.assert_close(output, module.proj(out))
         assert (output - module.eval()(x)).abs().max() > 1e-3
-
-
-def natten_qk(natten: Any, query: Tensor, key: Tensor, rpb: Tensor | None) -> Tensor:
-    f = natten.functional
-    if natten.__version__ <= "0.14.4":
-        return f.natten2dqkrpb(query, key, rpb, 1)
-    if natten.__version__ < "0.17":
-        return f.natten2dqkrpb(query, key, rpb, 3, 1)
-    return f.na2d_qk(query, key, 3, rpb=rpb)
-
-
-def natten_av(natten: Any, attn: Tensor, value: Tensor) -> Tensor:
-    f = natten.functional
-    if natten.__version__ <= "0.14.4":
-        return f.natten2dav(attn, value, 1)
-    return (f.natten2dav if natten.__version__ < "0.17" else f.na2d_av)(attn, value, 3, 1)
 
 
 def test_fused_attention_of_017_leaves_dropout_of_weights_out() -> None:
