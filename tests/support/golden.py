@@ -82,3 +82,16 @@ def golden_cases(directory: Path) -> list[GoldenCase]:
         GoldenCase(case["name"], case["kind"], case["params"], directory / case["file"])
         for case in index["cases"]
     ]
+
+
+def module_cases(root: Path) -> list[GoldenCase]:
+    """List the cases of modules in tests/data/golden_model of the checkout `root`.
+
+    That directory has no index: each file holds its own parameters.
+    """
+    cases = []
+    for path in sorted((root / "tests" / "data" / "golden_model").glob("m0*.npz")):
+        with np.load(path) as file:
+            params = json.loads(str(file["params"]))
+        cases.append(GoldenCase(path.stem, params["kind"], params, path))
+    return cases

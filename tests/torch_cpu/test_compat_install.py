@@ -13,27 +13,28 @@ from pathlib import Path
 
 import pytest
 from support.compat_releases import installed
+from support.fresh_process import with_natc
 
 import natc.compat
+from natc.compat import __main__ as launcher
 from natc.compat.natten.releases import RELEASES
 from natc.errors import ArgumentError, CompatError
 
 ROOT = Path(natc.compat.__file__).parents[2]
 
 
-def run(*arguments: str, code: int = 0, **environment: str) -> str:
+def run(*arguments: str, **environment: str) -> str:
     """Run Python in a fresh process that imports this checkout, and return its output."""
-    inherited = {k: v for k, v in os.environ.items() if k not in ("NATC_AS_NATTEN", "PYTHONPATH")}
     done = subprocess.run(
         [sys.executable, *arguments],
-        env={**inherited, "PYTHONPATH": str(ROOT), **environment},
+        env=with_natc(**{"NATC_AS_NATTEN": "", **environment}),
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
     )
-    assert done.returncode == code, done.stderr
-    return done.stdout + (done.stderr if code else "")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize("version", RELEASES)
@@ -130,16 +131,15 @@ def test_the_stand_in_comes_before_an_installed_natten(tmp_path: Path) -> None:
     (tmp_path / "natten").mkdir()
     (tmp_path / "natten" / "__init__.py").write_text("__version__ = 'real'")
     program = """
-import natc.compat
+import importlib.util, natc.compat
 natc.compat.install("0.14.6")
-import natten
-print(natten.__version__)
+print(importlib.util.find_spec("natten").origin)
 natc.compat.uninstall()
 import natten
 print(natten.__version__)
 """
     path = os.pathsep.join((str(tmp_path), str(ROOT)))
-    assert run("-c", program, PYTHONPATH=path) == "0.14.6\nreal\n"
+    assert run("-c", program, PYTHONPATH=path) == "natc.compat\nreal\n"
 
 
 def test_installing_imports_no_torch() -> None:
@@ -155,13 +155,16 @@ print("torch" in sys.modules)
     assert run("-c", program) == "0.17.4 False\nTrue\n"
 
 
-SHOW = "import sys, natten; print(natten.__version__, *sys.argv)\n"
+# The version is read without importing natten, which would import torch.
+SHOW = """import sys, importlib.metadata
+print(importlib.metadata.version("natten"), *sys.argv)
+"""
 
 
 def test_a_script_sees_its_own_arguments_and_directory(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(f"import beside\n{SHOW}print(__name__, __file__ == sys.argv[0])\n")
-    (tmp_path / "beside.py").write_text("import natten")
+    (tmp_path / "beside.py").write_text("")
     out = run("-m", "natc.compat", str(script), "--epochs", "3")
     assert out == f"0.17.4 {script} --epochs 3\n__main__ True\n"
     out = run("-m", "natc.compat", "--natten", "0.14.6", str(script))
@@ -186,11 +189,10 @@ def test_processes_that_the_program_starts_import_the_stand_in(tmp_path: Path) -
     script = tmp_path / "train.py"
     script.write_text(
         """
-import multiprocessing, subprocess, sys
-import natten
+import importlib.metadata, multiprocessing, subprocess, sys
 
 def say(name):
-    print(name, natten.__version__, flush=True)
+    print(name, importlib.metadata.version("natten"), flush=True)
 
 if __name__ == "__main__":
     child = multiprocessing.get_context("spawn").Process(target=say, args=("a",))
@@ -205,7 +207,10 @@ if __name__ == "__main__":
 
 
 def test_importing_natc_follows_the_variable() -> None:
-    program = "import natc, natten; print(natten.__version__, natc.compat.__name__)"
+    program = """
+import importlib.metadata, natc
+print(importlib.metadata.version("natten"), natc.compat.__name__)
+"""
     assert run("-c", program, NATC_AS_NATTEN="0.15") == "0.15.1 natc.compat\n"
 
 
@@ -220,9 +225,14 @@ def test_importing_natc_follows_the_variable() -> None:
         (["--version", "1", "x.py"], "--version is not a script."),
     ],
 )
-def test_a_wrong_command_line_is_refused(arguments: list[str], message: str) -> None:
-    out = run("-m", "natc.compat", *arguments, code=2)
-    assert message in out and "usage: python -m natc.compat" in out
+def test_a_wrong_command_line_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        launcher.main(arguments)
+    assert stop.value.code == 2
+    errors = capsys.readouterr().err
+    assert message in errors and "usage: python -m natc.compat" in errors
 
 
 def test_the_launcher_has_a_help_text() -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from support.compat_releases import draw, installed, unfused_av, unfused_qk
-from support.golden import GoldenCase, golden_cases
+from support.golden import GoldenCase, module_cases
 from torch import Tensor
 
 from natc.checks.tolerance import check_close
@@ -22,27 +19,8 @@ from natc.reference import neighborhood_attention
 
 pytestmark = pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning")
 
-ROOT = Path(__file__).parents[2]
-COPIED = ROOT / "tests" / "data" / "golden_model"
-WHOLE = Path(os.environ.get("NATC_GOLDEN", ROOT.parent / "shared" / "golden"))
-
-
-def copied_case(path: Path) -> GoldenCase:
-    with np.load(path) as file:
-        params = json.loads(str(file["params"]))
-    return GoldenCase(path.stem, params["kind"], params, path)
-
-
-CASES = [copied_case(path) for path in sorted(COPIED.glob("m0*.npz"))]
-
-
-def test_every_module_case_is_tested() -> None:
-    assert len(CASES) == 8
-    if not WHOLE.is_dir() and "NATC_GOLDEN" not in os.environ:
-        return  # the copies are all that this machine has, and the line above counts them
-    names = {case.name for case in golden_cases(WHOLE) if case.kind == "module"}
-    assert names == {case.name for case in CASES}
-
+# Every case: tests/torch_cpu/test_nn_golden.py counts them.
+CASES = module_cases(Path(__file__).parents[2])
 
 # Releases with the module of a case, and how they are told that there is a bias.
 SAME_AS = {

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from support.golden import GoldenCase, golden_cases
+from support.golden import GoldenCase, golden_cases, module_cases
 
 from natc.checks.tolerance import check_close
 from natc.nn import (
@@ -19,21 +18,12 @@ from natc.nn import (
 pytestmark = pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning")
 
 ROOT = Path(__file__).parents[2]
-COPIED = ROOT / "tests" / "data" / "golden_model"
 WHOLE = ROOT.parent / "shared" / "golden"
 
 MODULES = {1: NeighborhoodAttention1D, 2: NeighborhoodAttention2D, 3: NeighborhoodAttention3D}
 
 
-def copied_case(path: Path) -> GoldenCase:
-    import numpy as np
-
-    with np.load(path) as file:
-        params = json.loads(str(file["params"]))
-    return GoldenCase(path.stem, params["kind"], params, path)
-
-
-CASES = [copied_case(path) for path in sorted(COPIED.glob("m0*.npz"))]
+CASES = module_cases(ROOT)
 
 
 def test_every_case_is_tested() -> None:
