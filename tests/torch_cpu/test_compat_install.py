@@ -21,6 +21,9 @@ from natc.compat.natten.releases import RELEASES
 from natc.errors import ArgumentError, CompatError
 
 ROOT = Path(natc.compat.__file__).parents[2]
+# Processes that a program starts have this folder on their path: `import natten` there installs
+# the stand-in.
+ON_PATH = ROOT / "natc" / "compat" / "on_path"
 
 
 def run(*arguments: str, **environment: str) -> str:
@@ -189,13 +192,13 @@ def test_processes_that_the_program_starts_import_the_stand_in(tmp_path: Path) -
     script = tmp_path / "train.py"
     script.write_text(
         """
-import importlib.metadata, multiprocessing, subprocess, sys
+import importlib.util, multiprocessing, subprocess, sys
 
-def say(name):
-    print(name, importlib.metadata.version("natten"), flush=True)
+def say():
+    print(importlib.util.find_spec("natten").origin, flush=True)
 
 if __name__ == "__main__":
-    child = multiprocessing.get_context("spawn").Process(target=say, args=("a",))
+    child = multiprocessing.get_context("spawn").Process(target=say)
     child.start()
     child.join()
     show = "import natten, natten.flops; print(natten.__version__)"
@@ -203,7 +206,7 @@ if __name__ == "__main__":
 """
     )
     out = run("-m", "natc.compat", "--natten", "0.14.5", str(script))
-    assert out.split() == ["a", "0.14.5", "0.14.5"]
+    assert out.split() == [str(ON_PATH / "natten" / "__init__.py"), "0.14.5"]
 
 
 def test_importing_natc_follows_the_variable() -> None:
