@@ -115,15 +115,3 @@ def test_the_unfused_operators(doubles: Doubles, use_reentrant: bool) -> None:
         run(*tensors).sin().sum().backward()
         gradients.append([t.grad for t in tensors])
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
-
-
-def test_deterministic_mode_takes_every_operation(doubles: Doubles) -> None:
-    module = module_of().eval()
-    torch.use_deterministic_algorithms(True, warn_only=False)
-    try:
-        once, again = (gradients(module, module) for _ in range(2))
-        with natc.force_reference():
-            gradients(module, module)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert all(torch.equal(*pair) for pair in zip(once, again, strict=True))

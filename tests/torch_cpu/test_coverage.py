@@ -57,10 +57,6 @@ def test_kernels_serve_whatever_they_are_promised_for(cells: list[Cell]) -> None
             assert cell.supported == KERNEL, cell
 
 
-def test_no_row_is_refused(cells: list[Cell]) -> None:
-    assert not [cell for cell in cells if cell.supported == support.REFUSED]
-
-
 def test_every_named_operation_exists_and_is_used(cells: list[Cell]) -> None:
     claimed = {name for cell in cells for name in cell.operations}
     assert claimed == set(USED)

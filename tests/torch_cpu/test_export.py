@@ -79,6 +79,7 @@ def test_a_network_in_another_process(tmp_path: Path) -> None:
     torch.testing.assert_close(program.module()(larger), model(larger))
     torch.export.save(program, tmp_path / "network.pt2")
     torch.save((larger, model(larger)), tmp_path / "expected.pt")
+    torch.save(model, tmp_path / "network.pt")
     script = """
 import sys, torch
 import natc.ops  # defines the operators
@@ -86,9 +87,13 @@ program = torch.export.load(sys.argv[1])
 image, expected = torch.load(sys.argv[2])
 torch.testing.assert_close(program.module()(image), expected)
 print("equal", "natc.models" in sys.modules)
+# A pickled network, which imports its classes.
+model = torch.load(sys.argv[3], weights_only=False)
+torch.testing.assert_close(model(image), expected)
+print(type(model).__name__)
 """
-    files = (str(tmp_path / name) for name in ("network.pt2", "expected.pt"))
-    assert run_fresh(script, *files, NATC_JIT="off") == "equal False\n"
+    files = (str(tmp_path / name) for name in ("network.pt2", "expected.pt", "network.pt"))
+    assert run_fresh(script, *files, NATC_JIT="off") == "equal False\nNAT\n"
 
 
 def test_a_training_graph_is_exported() -> None:

@@ -91,14 +91,6 @@ def test_any_layout_is_taken(
     assert kernels.calls(SPECS[True]) == 2
 
 
-def test_slices_of_one_projection_are_taken(kernels: LibraryDirectory) -> None:
-    packed = torch.randn(2, 5, 7, 3, 3, HEAD_DIM)  # [B, H, W, (query, key, value), heads, d]
-    actual = natc.na2d(*packed.unbind(3), KERNEL_SIZE)
-    expected = neighborhood_attention(*packed.unbind(3), KERNEL_SIZE)
-    torch.testing.assert_close(actual, expected)
-    assert kernels.calls(SPECS[False]) == 1
-
-
 def test_nothing_is_copied(kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     query, key, value, rpb = make_inputs(SHAPE, kernel_size=KERNEL_SIZE)
     natc.na2d(query, key, value, KERNEL_SIZE, rpb=rpb)
@@ -250,7 +242,7 @@ def test_gradients_with_additional_tokens(libraries: LibraryDirectory) -> None:
 
     with natc.force_reference():
         assert torch.autograd.gradcheck(attend, tensors, check_forward_ad=True)
-        assert torch.autograd.gradgradcheck(attend, tensors)
+        assert torch.autograd.gradgradcheck(attend, tensors, check_fwd_over_rev=True)
 
 
 def test_masked_windows_attend_only_to_tokens(doubles: Doubles) -> None:
@@ -271,21 +263,6 @@ def test_masked_windows_attend_only_to_tokens(doubles: Doubles) -> None:
     torch.testing.assert_close(results[0], results[2])
     torch.testing.assert_close(results[1], results[2])
     assert all(t.isfinite().all() for t in results[0])
-
-
-def test_tokens_are_attended_on_a_kernel_by_merging(kernels: LibraryDirectory) -> None:
-    inputs = make_inputs(SHAPE, kernel_size=KERNEL_SIZE)
-    more = make_inputs((SHAPE[0], 4, 3, HEAD_DIM), seed=1)
-    options: dict[str, Any] = {
-        "rpb": inputs.rpb,
-        "additional_keys": more.key,
-        "additional_values": more.value,
-        "return_lse": True,
-    }
-    actual = natc.na2d(*inputs[:3], KERNEL_SIZE, **options)
-    expected = neighborhood_attention(*inputs[:3], KERNEL_SIZE, **options)
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
-    assert kernels.calls(SPECS[True]) == 1
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import natc
 from natc.checks.inputs import make_inputs, noncontiguous
-from natc.reference import neighborhood_attention, neighborhood_logits, neighborhood_sum
+from natc.reference import neighborhood_logits, neighborhood_sum
 
 pytestmark = pytest.mark.quick
 
@@ -71,25 +71,6 @@ def test_equal_to_the_reference(
     torch.testing.assert_close(
         output, wanted.movedim(-2, 1), rtol=max(tolerance, 1e-12), atol=4 * tolerance
     )
-
-
-def test_together_they_are_attention() -> None:
-    inputs = make_inputs((2, 5, 6, 4, 3), kernel_size=3, heads_kv=2).to_float64()
-    more = make_inputs((2, 4, 2, 3), seed=1).to_float64()
-    options = {"dilation": (1, 2), "is_causal": (False, True)}
-    query, key, value = (t.movedim(-2, 1) for t in inputs[:3])
-    attn = natc.functional.na2d_qk(
-        query * 0.3, key, 3, rpb=inputs.rpb, additional_keys=more.key.transpose(1, 2), **options
-    ).softmax(-1)
-    output = natc.functional.na2d_av(
-        attn, value, 3, additional_values=more.value.transpose(1, 2), **options
-    )
-    expected = neighborhood_attention(
-        *inputs[:3], 3, rpb=inputs.rpb, scale=0.3, additional_keys=more.key,
-        additional_values=more.value, **options,
-    )  # fmt: skip
-    assert isinstance(expected, Tensor)
-    torch.testing.assert_close(output, expected.movedim(-2, 1))
 
 
 def test_taps_without_a_key() -> None:
@@ -157,14 +138,3 @@ def test_an_empty_axis_gives_an_empty_result(axis: int, tokens: int | None) -> N
         if tensor is not None:
             assert tensor.grad is not None
             torch.testing.assert_close(tensor.grad, torch.zeros_like(tensor))
-
-
-def test_autocast_casts() -> None:
-    query, key, value = (torch.randn(1, 2, 5, 8) for _ in range(3))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        attn = natc.functional.na1d_qk(query, key.double().float(), 3, additional_keys=key)
-        output = natc.functional.na1d_av(attn.float(), value, 3, additional_values=value)
-    low = query.bfloat16(), key.bfloat16()
-    expected = natc.functional.na1d_qk(*low, 3, additional_keys=key.bfloat16())
-    assert attn.dtype == output.dtype == torch.bfloat16
-    torch.testing.assert_close(attn, expected, rtol=0, atol=0)

@@ -64,16 +64,6 @@ def test_derivatives() -> None:
     assert torch.autograd.gradgradcheck(merge, (*outputs, *lses), check_fwd_over_rev=True)
 
 
-def test_derivatives_are_those_of_the_whole() -> None:
-    gradients = []
-    for sizes in ((7,), (3, 4)):
-        logits, values = (t.requires_grad_() for t in drawn(3, 4))
-        output, lse = natc.merge_attentions(*parts_of(logits, values, sizes))
-        loss = output.sin().sum() + lse.cos().sum()
-        gradients.append(torch.autograd.grad(loss, (logits, values)))
-    torch.testing.assert_close(gradients[0], gradients[1])
-
-
 @pytest.mark.parametrize("garbage", [0.0, 7.0, math.nan, math.inf])
 def test_parts_with_lse_minus_infinity_are_ignored(garbage: float) -> None:
     output = torch.randn(2, 3, requires_grad=True)

@@ -195,9 +195,3 @@ def test_a_module_draws_its_own_parameters(rank: int) -> None:
     assert 0 < module.rpb.abs().max() < 0.2
     assert torch.equal(module.qkv.weight, weight)
     getattr(nn, f"NeighborhoodAttention{rank}D")(8, 2, 3, rel_pos_bias=False).reset_parameters()
-
-
-def test_devices_are_still_compared() -> None:
-    x = torch.zeros(1, 4, 2, 3)
-    with pytest.raises(natc.errors.ArgumentError, match="key is on device meta.*cpu, as query"):
-        natc.na1d(x, x.to("meta"), x, 3)

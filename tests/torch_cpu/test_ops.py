@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import natc
-from natc import ops, runtime
+from natc import runtime
 from natc.checks.inputs import Inputs, make_inputs
 from natc.dispatch.fallback import reference_is_forced
 from natc.errors import NotCoveredError
@@ -58,20 +58,6 @@ def quiet() -> Any:
 # What torch asks of an operator
 
 
-@pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize("rpb", [False, True])
-@pytest.mark.parametrize("operator", [ops.forward, ops.forward_lse])
-def test_opcheck(
-    kernels: LibraryDirectory, quiet: None, operator: Any, rpb: bool, requires_grad: bool
-) -> None:
-    inputs = make_inputs(
-        SHAPE, kernel_size=KERNEL_SIZE if rpb else None, requires_grad=requires_grad
-    )
-    result = torch.library.opcheck(operator, (*inputs, *OPTIONS))
-    assert list(result.values()) == ["SUCCESS"] * 4
-    assert kernels.calls(SPECS[rpb]) > 0
-
-
 def test_a_compiled_graph_is_whole_and_takes_other_shapes(kernels: LibraryDirectory) -> None:
     torch._dynamo.reset()
 
@@ -83,28 +69,6 @@ def test_a_compiled_graph_is_whole_and_takes_other_shapes(kernels: LibraryDirect
         inputs = make_inputs((2, height, width, 2, HEAD_DIM), kernel_size=KERNEL_SIZE)
         torch.testing.assert_close(compiled(*inputs), dilated(*inputs), rtol=0, atol=0)
     assert kernels.calls(SPECS[True]) == 6
-
-
-def test_a_compiled_training_step_is_the_eager_one(kernels: LibraryDirectory, quiet: None) -> None:
-    torch._dynamo.reset()
-    grads = []
-    loss = loss_of(attend)
-    for step in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
-        inputs = with_rpb(requires_grad=True)
-        step(*inputs).backward()
-        grads.append([tensor.grad for tensor in inputs if tensor is not None])
-    torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=0)
-
-
-def test_export_keeps_the_operator(kernels: LibraryDirectory) -> None:
-    class Module(torch.nn.Module):
-        def forward(self, query: Tensor) -> Tensor:
-            return natc.na2d(query, query, query, KERNEL_SIZE)
-
-    query = make_inputs(SHAPE).query
-    program = torch.export.export(Module(), (query,))
-    assert any(node.target is ops.forward for node in program.graph.nodes)
-    torch.testing.assert_close(program.module()(query), Module()(query), rtol=0, atol=0)
 
 
 def test_flops_are_counted(kernels: LibraryDirectory, quiet: None) -> None:
@@ -154,18 +118,6 @@ def test_gradients(kernels: LibraryDirectory, quiet: None, name: str | None) -> 
     assert kernels.calls(SPECS[True]) == 1
 
 
-def test_gradient_of_a_single_result(kernels: LibraryDirectory, quiet: None) -> None:
-    for index in (0, 1):
-        gradients = []
-        for function in (attend, expected):
-            inputs = with_rpb(requires_grad=True)
-            function(*inputs)[index].sum().backward()
-            gradients.append([tensor.grad for tensor in inputs if tensor is not None])
-        for actual, wanted in zip(*gradients, strict=True):
-            wanted = torch.zeros_like(actual) if wanted is None else wanted
-            torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
-
-
 def test_one_tensor_may_be_query_key_and_value(kernels: LibraryDirectory, quiet: None) -> None:
     derivatives = []
     for function in (attend, expected):
@@ -176,31 +128,6 @@ def test_one_tensor_may_be_query_key_and_value(kernels: LibraryDirectory, quiet:
         derivatives.append((first.detach(), second))
     torch.testing.assert_close(derivatives[0], derivatives[1], rtol=1e-3, atol=1e-3)
     assert kernels.calls(SPECS[False]) == 1
-
-
-@pytest.mark.parametrize("options", [{}, {"dilation": 2, "is_causal": (True, False)}])
-def test_gradgradcheck(libraries: LibraryDirectory, quiet: None, options: dict[str, Any]) -> None:
-    inputs = make_inputs(
-        (1, 3, 4, 1, 2), kernel_size=KERNEL_SIZE, dtype=torch.float64, requires_grad=True
-    )
-    assert inputs.rpb is not None
-    rpb = inputs.rpb.detach().double().requires_grad_()
-    tensors = (*inputs[:3], rpb)
-
-    def function(*tensors: Tensor) -> Any:
-        return attend(*tensors, **options)
-
-    assert torch.autograd.gradcheck(function, tensors, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(function, tensors, check_fwd_over_rev=True)
-
-
-def test_inputs_changed_after_the_forward(kernels: LibraryDirectory, quiet: None) -> None:
-    inputs = with_rpb(requires_grad=True)
-    key = inputs.key * 1
-    output, _ = attend(inputs.query, key, inputs.value, inputs.rpb)
-    key.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        output.sum().backward()
 
 
 def test_forward_mode(kernels: LibraryDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,26 +221,6 @@ def test_vmap(kernels: LibraryDirectory, in_dims: tuple[Any, ...], calls: int) -
     assert kernels.calls(SPECS[True]) == calls
     wanted = torch.vmap(expected, in_dims)(*tensors)
     torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
-
-
-def test_functional_gradients(kernels: LibraryDirectory, quiet: None) -> None:
-    inputs = with_rpb()
-    gradients = [
-        torch.func.grad(loss_of(function), argnums=(0, 1, 2, 3)) for function in (attend, expected)
-    ]
-    actual, wanted = (gradient(*inputs) for gradient in gradients)
-    torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
-    in_dims = (0, 0, 0, None)
-    stacked = [torch.stack((tensor, tensor * 0.5)) for tensor in inputs[:3]]
-    actual, wanted = (torch.vmap(g, in_dims)(*stacked, inputs.rpb) for g in gradients)
-    torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
-
-
-def test_inference_mode(kernels: LibraryDirectory) -> None:
-    with torch.inference_mode():
-        inputs = with_rpb()
-        torch.testing.assert_close(attend(*inputs), expected(*inputs), rtol=1e-5, atol=1e-5)
-    assert kernels.calls(SPECS[True]) == 1
 
 
 # When the reference steps in

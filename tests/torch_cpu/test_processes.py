@@ -21,9 +21,9 @@ from natc.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, Neighborho
 
 pytestmark = pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning")
 
-# Each starts children, which end by themselves or by their alarm, with status 14.
-DATA_LOADER = """
-import multiprocessing, os, signal, sys, torch, natc
+# Its children end by themselves or by their alarm, with status 14.
+CHILDREN = """
+import multiprocessing, os, signal, torch, natc
 from torch.utils.data import DataLoader, Dataset
 
 class Attended(Dataset):
@@ -36,52 +36,48 @@ class Attended(Dataset):
 def begin(_):
     signal.alarm(120)
 
-if __name__ == "__main__":
-    method = sys.argv[1]
+def load(method):
     dataset = Attended()
-    # Kernels and torch have used their threads before the workers start.
     expected = torch.stack([dataset[i] for i in range(4)])
-    x = torch.randn(400_000).exp()
-    natc.na1d(*[torch.randn(8, 200, 8, 16).requires_grad_()] * 3, 3).sum().backward()
     loader = DataLoader(
         dataset, batch_size=2, num_workers=2, multiprocessing_context=method,
         worker_init_fn=begin, persistent_workers=True,
     )
     for _ in range(2):
         assert torch.equal(torch.cat(list(loader)), expected)
-    print(method)
-"""
-FORK = """
-import os, signal, torch, natc
-torch.set_num_threads(2)
-module = natc.nn.NeighborhoodAttention2D(32, 2, 3)
-x = torch.randn(8, 24, 24, 32)
-def step():
-    module.zero_grad()
-    module(x).square().sum().backward()
-    return [p.grad.clone() for p in module.parameters()]
-step()
-torch.set_num_threads(1)
-expected = step()
-torch.set_num_threads(2)
-pid = os.fork()
-if pid == 0:
-    signal.alarm(60)
-    # As data loaders do in their workers; torch's operators would wait for threads.
+    print(method, flush=True)
+
+def train_in_a_fork():
+    torch.set_num_threads(2)
+    module = natc.nn.NeighborhoodAttention2D(32, 2, 3)
+    x = torch.randn(8, 24, 24, 32)
+    def step():
+        module.zero_grad()
+        module(x).square().sum().backward()
+        return [p.grad.clone() for p in module.parameters()]
+    # Kernels and torch have used their threads before the first child starts.
+    step()
     torch.set_num_threads(1)
-    same = all(torch.equal(*pair) for pair in zip(step(), expected))
-    os._exit(0 if same else 1)
-print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    expected = step()
+    torch.set_num_threads(2)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        # As data loaders do in their workers; torch's operators would wait for threads.
+        torch.set_num_threads(1)
+        same = all(torch.equal(*pair) for pair in zip(step(), expected))
+        os._exit(0 if same else 1)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+if __name__ == "__main__":
+    train_in_a_fork()
+    load("fork")
+    load("spawn")
 """
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_of_data_loaders_call_natc(method: str) -> None:
-    assert run_fresh(DATA_LOADER, method) == f"{method}\n"
-
-
-def test_a_fork_trains() -> None:
-    assert run_fresh(FORK) == "0\n"
+def test_forks_train_and_workers_of_data_loaders_call_natc() -> None:
+    assert run_fresh(CHILDREN) == "0\nfork\nspawn\n"
 
 
 def small() -> NAT:
@@ -118,20 +114,6 @@ def test_copies_compute_the_same(
         assert not {p.data_ptr() for p in copied.parameters()} & {
             p.data_ptr() for p in module.parameters()
         }
-
-
-def test_a_pickle_is_read_by_another_process(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    module = small().eval()
-    x = torch.randn(1, 3, 24, 20)
-    torch.save((module, x, module(x)), tmp_path / "all.pt")
-    program = """
-import sys, torch
-module, x, expected = torch.load(sys.argv[1], weights_only=False)
-torch.testing.assert_close(module(x), expected)
-print(type(module).__name__)
-"""
-    assert run_fresh(program, str(tmp_path / "all.pt")) == "NAT\n"
 
 
 def test_functions_are_pickled_by_name() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.calls import Call, check_av, check_fused, check_qk
+from support.calls import call_of, check_av, check_fused, check_qk
 from support.sweep import fused_calls, unfused_calls
 
 from natc.errors import CheckError
@@ -79,15 +79,10 @@ def sums_heads_first(
     return sums.movedim(-2, 1)
 
 
-def call_of(spec: str, spatial: tuple[int, ...], **options: Any) -> Call:
-    rank = len(spatial)
-    plain = {"dilation": (1,) * rank, "stride": (1,) * rank, "is_causal": (False,) * rank}
-    return Call(KernelSpec.parse(spec), spatial, **plain | options)
-
-
 def test_the_sweep_sees_mistakes() -> None:
     """A kernel might make each of these mistakes."""
-    call = call_of("na2d_k3_d4_float32_rpb", (5, 6), heads=4, heads_kv=2, tokens=2, batch=2)
+    spec = KernelSpec.parse("na2d_k3_d4_float32_rpb")
+    call = call_of(spec, (5, 6), heads=4, heads_kv=2, tokens=2, batch=2)
 
     def wrong(**changes: Any) -> Any:
         def compute(**arguments: Any) -> Any:

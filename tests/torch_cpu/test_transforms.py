@@ -32,16 +32,6 @@ def loss_of(module: nn.Module) -> Any:
 
 
 @pytest.mark.parametrize("rank", MODULES)
-def test_functional_call_takes_other_weights(doubles: Doubles, rank: int) -> None:
-    module, x = module_and_input(rank, pad_small_maps=True, dilation=2)
-    scaled, _ = module_and_input(rank, pad_small_maps=True, dilation=2)
-    state = {name: p.detach() * 0.5 for name, p in module.named_parameters()}
-    scaled.load_state_dict(state)
-    assert_close(functional_call(module, state, (x,)), scaled(x))
-    assert not torch.allclose(module(x), scaled(x))
-
-
-@pytest.mark.parametrize("rank", MODULES)
 def test_gradients_of_each_sample(doubles: Doubles, rank: int) -> None:
     module, x = module_and_input(rank)
     state = {name: p.detach() for name, p in module.named_parameters()}
