@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import natc
+from support.fresh_process import run_fresh
 
-ROOT = Path(natc.__file__).parents[1]
-
-# Every process prints a line for each check; a check that fails ends it.
+# Both processes are forks of one that has imported torch. Each prints a line for each check; a
+# check that fails ends it, and with it the others.
 PROGRAM = """
-import datetime, sys
+import datetime, os, signal, sys
 import torch, torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -22,7 +18,22 @@ from torch.nn.parallel import DistributedDataParallel
 from natc.models import NAT
 from natc.models.nat import NATLevel
 
-rank, rendezvous = int(sys.argv[1]), sys.argv[2]
+processes = []
+for rank in range(2):
+    processes.append(os.fork())
+    if processes[-1] == 0:
+        break
+else:
+    while processes:
+        process, status = os.wait()
+        processes.remove(process)
+        if status:
+            for process in processes:
+                os.kill(process, signal.SIGKILL)
+            sys.exit(1)
+    sys.exit()
+
+rendezvous = sys.argv[1]
 torch.set_num_threads(1)
 dist.init_process_group(
     "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2,
@@ -45,7 +56,7 @@ def check(what, gradients, **tolerance):
     assert list(gradients) == list(expected)
     for name, wanted in expected.items():
         torch.testing.assert_close(gradients[name], wanted, **tolerance)
-    print(what, flush=True)
+    print(f"{what}\n", end="", flush=True)  # in one piece: the other process prints too
 
 ddp = DistributedDataParallel(small())
 for _ in range(2):
@@ -99,24 +110,6 @@ CHECKS = ["DDP", "DDP, static graph", "FSDP", "FSDP, from device meta", "FSDP, b
 
 
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
-    path = tmp_path / "program.py"
-    path.write_text(PROGRAM)
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(path), str(rank), str(tmp_path / "rendezvous")],
-            # The checkout, and no interface of a network but the machine's own.
-            env={**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=500) for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    for process, (output, errors) in zip(both, outputs, strict=True):
-        assert process.returncode == 0, errors
-        assert output.splitlines() == CHECKS
+    # No interface of a network but the machine's own.
+    output = run_fresh(PROGRAM, str(tmp_path / "rendezvous"), GLOO_SOCKET_IFNAME="lo")
+    assert sorted(output.splitlines()) == sorted(2 * CHECKS)

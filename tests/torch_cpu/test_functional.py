@@ -242,7 +242,10 @@ def test_gradients_with_additional_tokens(libraries: LibraryDirectory) -> None:
 
     with natc.force_reference():
         assert torch.autograd.gradcheck(attend, tensors, check_forward_ad=True)
-        assert torch.autograd.gradgradcheck(attend, tensors, check_fwd_over_rev=True)
+        # The fast mode takes one random direction instead of every element.
+        assert torch.autograd.gradgradcheck(
+            attend, tensors, check_fwd_over_rev=True, fast_mode=True
+        )
 
 
 def test_masked_windows_attend_only_to_tokens(doubles: Doubles) -> None:

@@ -116,7 +116,10 @@ def test_derivatives_of_any_order(options: dict[str, Any]) -> None:
     query, key, value, rpb, keys, values = leaves
     for function, arguments in ((qk, (query, key, rpb, keys)), (av, (attn, value, values))):
         assert torch.autograd.gradcheck(function, arguments, check_forward_ad=True)
-        assert torch.autograd.gradgradcheck(function, arguments, check_fwd_over_rev=True)
+        # The fast mode takes one random direction instead of every element.
+        assert torch.autograd.gradgradcheck(
+            function, arguments, check_fwd_over_rev=True, fast_mode=True
+        )
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, 3])

@@ -91,11 +91,13 @@ def test_every_operator_is_here() -> None:
     assert defined == {f"natc::{name}" for name in OPERATORS}
 
 
+# Torch traces the gradients of `backward` for ten seconds. They are always the reference's: one
+# call with every tensor on kernels is checked, and one with few on the reference.
 @pytest.mark.parametrize("case", ["1D", "2D", "3D", "larger than the map"])
 @pytest.mark.parametrize("name", CALLS)
 def test_on_kernels(doubles: Doubles, name: str, case: str) -> None:
-    # With gradients, torch checks `backward` for ten seconds.
-    check(name, case, grad=case == "1D" or case == "larger than the map" and name in OPERATORS)
+    grad = case == "larger than the map" or case == "1D" and name != "backward"
+    check(name, case, grad=grad and name != "backward for key")
     assert doubles.calls
 
 
@@ -103,7 +105,7 @@ def test_on_kernels(doubles: Doubles, name: str, case: str) -> None:
 @pytest.mark.parametrize("name", CALLS)
 def test_on_the_reference(name: str, case: str, grad: bool) -> None:
     with natc.force_reference():
-        check(name, case, grad)
+        check(name, case, grad and name != "backward")
 
 
 @pytest.mark.parametrize("name", OPERATORS)

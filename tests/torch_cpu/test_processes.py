@@ -36,11 +36,11 @@ class Attended(Dataset):
 def begin(_):
     signal.alarm(120)
 
-def load(method):
+def load(method, number):
     dataset = Attended()
     expected = torch.stack([dataset[i] for i in range(4)])
     loader = DataLoader(
-        dataset, batch_size=2, num_workers=2, multiprocessing_context=method,
+        dataset, batch_size=2, num_workers=number, multiprocessing_context=method,
         worker_init_fn=begin, persistent_workers=True,
     )
     for _ in range(2):
@@ -71,8 +71,8 @@ def train_in_a_fork():
 
 if __name__ == "__main__":
     train_in_a_fork()
-    load("fork")
-    load("spawn")
+    load("fork", 2)
+    load("spawn", 1)
 """
 
 
