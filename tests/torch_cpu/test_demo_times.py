@@ -103,11 +103,11 @@ def test_flex_attention_says_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_flex_attention_compiles_for_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Otherwise torch builds trial programs and starts processes to see if vectors work here.
-    monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", True)
+def test_flex_attention_compiles_for_cpu() -> None:
     case = problem(shape=(1, 8, 9, 2), head_dim=16, rpb=True)
-    (row,) = time_problems([case], {"Flex": peers.flex}, seconds=0.01)
+    # Without this, torch builds trial programs and starts processes to see if vectors work here.
+    with torch._inductor.config.patch("cpp.vec_isa_ok", True):
+        (row,) = time_problems([case], {"Flex": peers.flex}, seconds=0.01)
     assert row.note == "compiled" and row.median_seconds is not None
 
 

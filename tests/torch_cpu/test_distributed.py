@@ -56,7 +56,7 @@ def check(what, gradients, **tolerance):
     assert list(gradients) == list(expected)
     for name, wanted in expected.items():
         torch.testing.assert_close(gradients[name], wanted, **tolerance)
-    print(f"{what}\n", end="", flush=True)  # in one piece: the other process prints too
+    print(f"{what}\\n", end="", flush=True)  # in one piece: the other process prints too
 
 ddp = DistributedDataParallel(small())
 for _ in range(2):
