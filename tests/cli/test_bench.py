@@ -18,10 +18,9 @@ from support.command_line import Natc
 from support.written_files import facts
 
 import natc as package
-from natc.bench import ceilings, peers, plots, results
+from natc.bench import ceilings, plots, results, times
 from natc.bench.problem import BenchProblem, Case, Work, work
 from natc.bench.results import Ceilings, Results, Row
-from natc.checks.inputs import make_inputs
 from natc.errors import NatcError
 from natc.host import environment
 from natc.spec import KernelSpec
@@ -159,6 +158,7 @@ def test_this_cpus_ceilings_are_rates(dtype: str) -> None:
 
 WORDS = ("bench", "--kernel", "3", "--head-dim", "8", "--shape", "1x6x5x2", "--seconds", "0.01")
 PEER = ("--peers", "reference")
+LEVELS = ((56, 2), (28, 4), (14, 8), (7, 16))
 
 
 def test_a_run_has_floors_and_its_command(natc: Natc) -> None:
@@ -176,84 +176,49 @@ def test_a_run_has_floors_and_its_command(natc: Natc) -> None:
     assert "10 GB/s, memory" in out and "by hand" in out
 
 
-# Words of the command line, and the arguments of natc's functions that they stand for.
-OPTIONS: list[tuple[list[str], tuple[int, ...], dict[str, Any]]] = [
-    (["--kernel", "5", "--rank", "1", "--shape", "2x9x2", "--causal"], (2, 9, 2, 32), {
-        "kernel_size": (5,), "is_causal": (True,)}),
-    (["--kernel", "3x5", "--shape", "1x9x8x4", "--dilation", "2", "--heads-kv", "2"],
-     (1, 9, 8, 4, 32), {"kernel_size": (3, 5), "dilation": (2, 2), "heads_kv": 2}),
-    (["--kernel", "3x3x3", "--shape", "1x4x5x6x2", "--stride", "1x2x3", "--backward", "--no-rpb",
-      "--head-dim", "8", "--value-dim", "4", "--dtype", "float64", "--dilation", "2x1x1"],
-     (1, 4, 5, 6, 2, 8), {"kernel_size": (3, 3, 3), "stride": (1, 2, 3), "dilation": (2, 1, 1),
-                          "rpb": False, "backward": True, "value_dim": 4,
-                          "dtype": torch.float64}),
+def problems(kernel: int | tuple[int, ...], *shapes: tuple[int, ...], **options: Any) -> Any:
+    """Return problems of a kernel of float32 with a bias; options: of KernelSpec and the call."""
+    fields = {"rank": len(shapes[0]) - 2, "rpb": True}
+    fields |= {name: options.pop(name) for name in KernelSpec.__annotations__ if name in options}
+    return [BenchProblem.make(KernelSpec.make(kernel, **fields), s, **options) for s in shapes]
+
+
+# Words of the command line, and the problems that they stand for.
+OPTIONS = [
+    ("--kernel 5 --rank 1 --shape 2x9x2 --causal", problems(5, (2, 9, 2), is_causal=True)),
+    (
+        "--kernel 3x5 --shape 1x9x8x4 --dilation 2 --heads-kv 2",
+        problems((3, 5), (1, 9, 8, 4), dilation=2, heads_kv=2),
+    ),
+    (
+        "--kernel 3x3x3 --shape 1x4x5x6x2 --shape 2x3x3x3x1 --stride 1x2x3 --dilation 2x1x1"
+        " --backward --no-rpb --head-dim 8 --value-dim 4 --dtype float64",
+        problems(
+            3, (1, 4, 5, 6, 2), (2, 3, 3, 3, 1), stride=(1, 2, 3), dilation=(2, 1, 1),
+            backward=True, rpb=False, head_dim=8, value_dim=4, dtype="float64",
+        ),
+    ),
+    # Every rank has maps of its own.
+    ("--kernel 5 --rank 1", problems(5, (1, 3136, 2), (1, 784, 4), (1, 196, 8), (1, 49, 16))),
+    ("--kernel 7", problems(7, *((1, s, s, h) for s, h in LEVELS))),
+    ("--kernel 3x3x3", problems(3, *((1, 8, s, s, h) for s, h in LEVELS))),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("words", "shape", "wanted"), OPTIONS, ids=["1-D", "2-D", "3-D"])
-def test_every_option_reaches_the_call(
-    natc: Natc,
-    monkeypatch: pytest.MonkeyPatch,
-    words: list[str],
-    shape: tuple[int, ...],
-    wanted: dict[str, Any],
+@pytest.mark.parametrize(("words", "expected"), OPTIONS, ids=[words for words, _ in OPTIONS])
+def test_options_make_problems(
+    natc: Natc, monkeypatch: pytest.MonkeyPatch, words: str, expected: list[BenchProblem]
 ) -> None:
-    prepared: list[Any] = []
-
-    def contestant(case: Case) -> Any:
-        ready = peers.from_function(package.neighborhood_attention)(case)
-        prepared.append(ready.results())
-        return ready
-
-    monkeypatch.setattr(peers, "natc_kernels", contestant)
-    code, out, _ = natc("bench", *words, "--seconds", "0.01", "--peers", "none", "--json")
-    (timed,) = msgspec.json.decode(out, type=Results).rows
-    assert code == 0 and timed.median_seconds and timed.problem.shape == shape
-    rank = len(shape) - 3
-    kernel_size = wanted.pop("kernel_size")
-    backward = wanted.pop("backward", False)
-    inputs = make_inputs(
-        shape,
-        kernel_size=kernel_size if wanted.pop("rpb", True) else None,
-        **{
-            name: wanted.pop(name) for name in ("heads_kv", "value_dim", "dtype") if name in wanted
-        },
-        requires_grad=backward,
-    )
-    function = getattr(package, f"na{rank}d")
-    output = function(*inputs[:3], kernel_size, rpb=inputs.rpb, **wanted)
-    expected = [output]
-    if backward:
-        generator = torch.Generator("cpu").manual_seed(1)
-        d_output = torch.randn(output.shape, generator=generator).to(output.dtype)
-        expected += torch.autograd.grad(output, inputs[:3], d_output)
-    (called,) = prepared
-    assert len(called) == len(expected)
-    for result, value in zip(called, expected, strict=True):
-        torch.testing.assert_close(result, value)
-
-
-@pytest.mark.parametrize(
-    ("kernel", "shapes"),
-    [
-        (["5", "--rank", "1"], [(1, 3136, 2), (1, 784, 4), (1, 196, 8), (1, 49, 16)]),
-        (["7"], [(1, 56, 56, 2), (1, 28, 28, 4), (1, 14, 14, 8), (1, 7, 7, 16)]),
-        (["3x3x3"], [(1, 8, s, s, h) for s, h in ((56, 2), (28, 4), (14, 8), (7, 16))]),
-    ],
-    ids=["1-D", "2-D", "3-D"],
-)
-def test_every_rank_has_maps_of_its_own(
-    natc: Natc, monkeypatch: pytest.MonkeyPatch, kernel: list[str], shapes: list[tuple[int, ...]]
-) -> None:
-    from natc.bench import times
-
     def record(problems: list[BenchProblem], contestants: Any, **_: Any) -> list[Row]:
-        return [Row(problem=case, contestant=name) for case in problems for name in contestants]
+        return [
+            Row(problem=case, contestant=n, median_seconds=1.0)
+            for case in problems
+            for n in contestants
+        ]
 
     monkeypatch.setattr(times, "time_problems", record)
-    out = natc("bench", "--kernel", *kernel, *PEER, "--json").out
-    problems = msgspec.json.decode(out, type=Results).problems
-    assert [case.shape for case in problems] == [(*shape, 32) for shape in shapes]
+    code, out, _ = natc("bench", *words.split(), *PEER, "--json")
+    assert code == 0 and msgspec.json.decode(out, type=Results).problems == expected
 
 
 def test_a_machine_that_cannot_be_measured_has_no_floors(
