@@ -17,7 +17,7 @@ import natc as natc_package
 from natc.bench import times
 from natc.cli.verbs import package, tune
 from natc.cli.views import search
-from natc.host import environment
+from natc.host import environment, gpu
 from natc.targets import Target
 
 pytestmark = pytest.mark.quick
@@ -136,10 +136,13 @@ def test_bad_usage_is_refused(natc: Natc, line: str) -> None:
     assert "Usage: natc" in err and "Traceback" not in err
 
 
-def test_tuning_for_a_newer_cpu_is_refused(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuning_for_another_device_is_refused(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
+    h100 = gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30)
+    monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver("13.0", (h100,)))
     monkeypatch.setattr(tune, "detect_host_cpu", lambda: Target("llvm", "x86-64-v3"))
-    error = natc.refused("tune", "--kernel", "7", "--target", "llvm-x86-64-v4")
-    assert "llvm-x86-64-v4 does not run on this machine, which is llvm-x86-64-v3" in error
+    for target, machine in (("llvm-x86-64-v4", "llvm-x86-64-v3"), ("cuda-sm_100", "cuda-sm_90")):
+        error = natc.refused("tune", "--kernel", "7", "--target", target)
+        assert f"{target} does not run on this machine, which is {machine}" in error
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from support.command_line import Natc
-from support.library_files import edit_json, library_of
+from support.library_files import library_of
 from support.tiny_library import ARCH, SPEC, add_library
-from support.written_files import write_schedule_and_log
+from support.written_files import make_schedule, write_schedule_and_log
 
 from natc.errors import CompilerNotFound
 from natc.host import gpu, toolchain
 from natc.spec import KernelSpec
-from natc.store import manifest, workspace
+from natc.store import manifest, schedules, workspace
 from natc.store.manifest import LibraryTarget
 
 pytestmark = pytest.mark.quick
@@ -106,8 +106,8 @@ def test_strict_mode_refuses_missing_kernels(natc: Natc, monkeypatch: pytest.Mon
 def test_first_directory_wins(natc: Natc, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NATC_LIB_PATH", str(place / "mine"))
     chosen = add_library(place / "mine")
-    add_library(workspace.library_dir())
-    add_library(workspace.library_dir(), KernelSpec.make(7, head_dim=16, rpb=True))
+    second = add_library(workspace.library_dir())
+    other = add_library(workspace.library_dir(), replace(SPEC, head_dim=16, value_dim=16))
     (workspace.library_dir() / "damaged.json").write_text("{")
     cuda_library(place / "mine", KernelSpec.make(5, rpb=True), ("sm_90",), "")
 
@@ -122,16 +122,11 @@ def test_first_directory_wins(natc: Natc, place: Path, monkeypatch: pytest.Monke
     )
     assert [row["chosen"] for row in mine["candidates"]] == [True, False]
     assert mine["candidates"][1]["differs_in"] == ["kernel_size 5"]
-    same, different = (
-        next(
-            row
-            for row in cache["candidates"]
-            if row["differs_in"] == differs and name in row["path"]
-        )
-        for name, differs in ((SPEC.name, []), ("d16", ["head_dim 16"]))
-    )
-    assert same["reason"] == f"{chosen} is newer or comes first"
+    rows = {row["path"]: row for row in cache["candidates"]}
+    same, different = (rows[str(library_of(path))] for path in (second, other))
+    assert same["reason"] == f"{chosen} is newer or comes first" and same["differs_in"] == []
     assert "implements na2d_k7_d16" in different["reason"]
+    assert different["differs_in"] == ["head_dim 16"]
     assert "is not valid" in str(reasons(account)["damaged.json"])
     assert account["holds"]["operations"] == ["forward"]
 
@@ -217,20 +212,20 @@ def test_the_schedule_that_a_build_would_use_is_shown(natc: Natc) -> None:
         assert schedule["origin"] == ("borrowed" if words else "tuned")
         assert schedule["decisions"] == {"tile": 1}
         assert schedule["measured"]["speedup"] == pytest.approx(2.0)
+    document = natc.json("show", str(path))
+    assert (document["kind"], document["spec"]) == ("schedule", SPEC.name)
+    assert document["schedule"]["decisions"] == {"tile": 1}
+    assert "decisions: tile 1" in natc("show", str(path)).out
     text = natc("show", SPEC.name, "--target", "llvm-x86-64-v3").out
     assert "decisions: tile 1" in text
     assert ["1x56x56x2x32", "1", "ms", "4", "ms", "4.00"] in [s.split() for s in text.splitlines()]
 
 
 def test_the_schedule_of_a_library_has_times_if_its_file_is_unchanged(natc: Natc) -> None:
-    path, _ = write_schedule_and_log()
-    written = json.loads(path.read_text())
-    own = path.parent.parent / f"llvm-{ARCH}" / path.name
-    own.parent.mkdir(exist_ok=True)
-    path.rename(own)
-    edit_json(own, target=f"llvm-{ARCH}")
+    schedule = make_schedule(target=f"llvm-{ARCH}")
+    own = schedules.save_schedule(schedule)
     record = {"origin": "tuned", "of": SPEC.name, "decisions": {"tile": 1}}
-    record |= {"space": written["space"], "created": written["created"]}
+    record |= {"space": msgspec.to_builtins(schedule.space), "created": schedule.created}
     add_library(workspace.library_dir(), schedule={ARCH: record})
     shown = natc.json("show", *KERNEL)["schedule"]
     assert shown["path"] == str(own) and shown["measured"]["trials"] == 2
@@ -243,14 +238,11 @@ def test_the_schedule_of_a_library_has_times_if_its_file_is_unchanged(natc: Natc
 
 
 def test_each_operation_has_its_own_schedule(natc: Natc) -> None:
-    path, _ = write_schedule_and_log()
-    written = json.loads(path.read_text())
-    own = path.parent.parent / f"llvm-{ARCH}"
-    own.mkdir(exist_ok=True)
-    file = own / f"{SPEC.name}.d_query.json"
-    file.write_bytes(path.read_bytes())
-    edit_json(file, target=f"llvm-{ARCH}", operation="d_query", decisions={"lanes": 8})
-    evidence = {key: written[key] for key in ("space", "created")} | {"of": SPEC.name}
+    write_schedule_and_log()
+    schedule = make_schedule(target=f"llvm-{ARCH}", operation="d_query", decisions={"lanes": 8})
+    file = schedules.save_schedule(schedule)
+    space = msgspec.to_builtins(schedule.space)
+    evidence = {"space": space, "created": schedule.created, "of": SPEC.name}
     record = {
         "origin": "untuned",
         "decisions": {"tile": 0, "d_query.lanes": 8, "d_key.lanes": 4},
@@ -303,14 +295,6 @@ def test_a_library_file_is_shown(natc: Natc, place: Path) -> None:
     assert "vouches for" in natc.json("show", str(path), code=1)["problem"]
     path.unlink()
     assert "has no manifest" in natc.refused("show", str(library), code=1)
-
-
-def test_a_schedule_file_is_shown(natc: Natc) -> None:
-    path, _ = write_schedule_and_log()
-    document = natc.json("show", str(path))
-    assert (document["kind"], document["spec"]) == ("schedule", SPEC.name)
-    assert document["schedule"]["decisions"] == {"tile": 1}
-    assert "decisions: tile 1" in natc("show", str(path)).out
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}'])
