@@ -130,14 +130,12 @@ class Session:
             shutil.copytree(ROOT / folder, scratch / folder)
         programs = directory / "bin"
         programs.mkdir()
-        # The tests may run from a checkout that is not installed.
-        natc = programs / "natc"
-        natc.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m natc "$@"\n')
-        natc.chmod(0o755)
-        # And "python" may be another one on this machine's path.
-        python = programs / "python"
-        python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
-        python.chmod(0o755)
+        # The tests may run from a checkout that is not installed, and the machine's path may lead
+        # to another "python".
+        for name, module in (("natc", "-m natc "), ("python", "")):
+            program = programs / name
+            program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module}"$@"\n')
+            program.chmod(0o755)
         for variable in [key for key in os.environ if key.startswith("NATC_")]:
             monkeypatch.delenv(variable)
         monkeypatch.setenv("NATC_CACHE_DIR", str(directory / "cache"))

@@ -50,7 +50,7 @@ class GuardedKernel:
         inputs = [query, key, value, rpb]
         if not return_lse and not any(t is not None and t.requires_grad for t in inputs):
             results = self.run(
-                "forward", inputs, [_output(query, value)], tail, with_rpb=_any(rpb)
+                "forward", inputs, [_output(query, value)], tail, with_rpb=rpb is not None
             )
             return results[0]
         output, lse = _Attention.apply(self, query, key, value, rpb, tail)
@@ -114,7 +114,7 @@ class _Attention(torch.autograd.Function):
             [query, key, value, rpb],
             [_output(query, value), lse_of],
             tail,
-            with_rpb=_any(rpb),
+            with_rpb=rpb is not None,
         )
         ctx.kernel, ctx.tail = kernel, tail
         ctx.save_for_backward(query, key, value, rpb, output, lse)
@@ -128,14 +128,14 @@ class _Attention(torch.autograd.Function):
         (delta,) = kernel.run("delta", [d_output, output], [(heads_last, lse.dtype)], tail)
         inputs = [query, key, value, rpb, d_output, lse, delta - d_lse]
         of_query = [((*heads_last, channels), query.dtype)]
-        (d_query,) = kernel.run("d_query", inputs, of_query, tail, with_rpb=_any(rpb))
-        (d_key,) = kernel.run("d_key", inputs, of_query, tail, with_rpb=_any(rpb))
+        (d_query,) = kernel.run("d_query", inputs, of_query, tail, with_rpb=rpb is not None)
+        (d_key,) = kernel.run("d_key", inputs, of_query, tail, with_rpb=rpb is not None)
         (d_value,) = kernel.run(
             "d_value",
             [query, key, rpb, d_output, lse],
             [_output(query, value)],
             tail,
-            with_rpb=_any(rpb),
+            with_rpb=rpb is not None,
         )
         d_rpb = None if rpb is None else kernel.partial("d_rpb", inputs, rpb, tail)
         group = tail[-1]
@@ -153,7 +153,7 @@ class _QK(torch.autograd.Function):
         ctx.save_for_backward(query, key, rpb)
         shape = ((*query.shape[:-1], taps), query.dtype)
         filled = (*tail, -math.inf)
-        return kernel.run("qk", [query, key, rpb], [shape], filled, with_rpb=_any(rpb))[0]
+        return kernel.run("qk", [query, key, rpb], [shape], filled, with_rpb=rpb is not None)[0]
 
     @staticmethod
     def backward(ctx: Any, d_attn: Tensor) -> tuple[Any, ...]:
@@ -192,7 +192,3 @@ def _output(query: Tensor, value: Tensor) -> tuple[tuple[int, ...], torch.dtype]
 def _of_groups(per_head: Tensor, axis: int, group: int) -> Tensor:
     shared = per_head.unflatten(axis, (per_head.shape[axis] // group, group))
     return shared.sum(axis if axis < 0 else axis + 1)
-
-
-def _any(rpb: Tensor | None) -> bool:
-    return rpb is not None

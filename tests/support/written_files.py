@@ -10,10 +10,10 @@ from natc.host import environment
 from natc.host.detect import detect_host_cpu
 from natc.spec import KernelSpec
 from natc.store import records, schedules, workspace
-from natc.store.manifest import LibraryTarget
 from natc.store.records import SpaceVersion, Trial
 from natc.targets import Target
-from support.library_files import add_code, library_of
+from support.builder_double import Builder
+from support.library_files import library_of
 
 SPEC = KernelSpec.make(7, rpb=True)
 TARGET = Target("llvm", "x86-64-v3")
@@ -93,7 +93,6 @@ def write_schedule_and_log() -> tuple[Path, Path]:
 
 
 def write_library() -> tuple[Path, Path]:
-    """Write a library that is no code, with a true manifest; return both files."""
-    target = LibraryTarget("llvm", (detect_host_cpu().arch,))
-    path = add_code(workspace.library_dir(), b"no code", SPEC, target)
+    """Write a forward for this CPU that is no code, with a true manifest; return both files."""
+    path = Builder()(SPEC, detect_host_cpu(), workspace.library_dir(), families=("forward",))
     return library_of(path), path
