@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from support.fresh_process import start_natc
 from support.held_lock import Holder
 from support.library_files import library_of
 from support.loaded_file import load_file
+from support.signing_keys import write_keys
 from support.tiny_library import ARCH, SPEC, add_library
 
 from natc.cli.verbs import package
@@ -125,7 +125,7 @@ WORDS = ["package", "--kernel", "3,5", "--no-rpb", "--target", "llvm", "--arch",
 
 
 def test_an_interrupted_package_goes_on_where_it_was(
-    natc: Natc, builds: Builds, place: Path
+    natc: Natc, builds: Builds, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [*WORDS, "-o", str(place / "dist")]
     builds.fail_at = 1
@@ -139,8 +139,13 @@ def test_an_interrupted_package_goes_on_where_it_was(
     assert "1 libraries are built already" in err
     assert "built 1/1 na2d_k5_d32_float32" in err
     assert builds.done == [KernelSpec.make(3).name, KernelSpec.make(5).name]
-    assert natc.json(*words)["reused"] == 2
+    resumed = natc.json(*words)
     assert [row["built"] for row in natc.json(*words, "--dry-run")["libraries"]] == [True] * 2
+    # It has the bytes of a fresh package.
+    monkeypatch.setenv("NATC_CACHE_DIR", str(place / "other"))
+    fresh = natc.json(*WORDS, "-o", str(place / "fresh"))
+    assert (resumed["reused"], fresh["built"]) == (2, 2)
+    assert resumed["files"][0]["sha256"] == fresh["files"][0]["sha256"]
 
 
 @pytest.mark.timeout(200)
@@ -209,17 +214,6 @@ def test_a_folder_that_another_packs_into_is_waited_for(
         assert content == {Path(file["path"]).name for file in json.loads(out)["files"]}
 
 
-def test_a_resumed_package_has_the_bytes_of_a_fresh_one(
-    natc: Natc, builds: Builds, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    resumed = natc.json(*WORDS, "-o", str(place / "1"))
-    resumed = natc.json(*WORDS, "-o", str(place / "2"))
-    monkeypatch.setenv("NATC_CACHE_DIR", str(place / "other"))
-    fresh = natc.json(*WORDS, "-o", str(place / "3"))
-    assert (resumed["reused"], fresh["built"]) == (2, 2)
-    assert resumed["files"][0]["sha256"] == fresh["files"][0]["sha256"]
-
-
 PAGE = Path(__file__).parents[2] / "docs" / "ship-kernels.md"
 COMMANDS = [
     line.split(maxsplit=2)[2]
@@ -236,7 +230,7 @@ def test_the_commands_of_the_page_are_understood(
     arguments = shlex.split(words.replace("$NATC_LIB_PATH", "lib"))
     source = arguments[arguments.index("--from") + 1] if "--from" in arguments else "lib"
     add_library(place / source)
-    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", "key.pem"], check=True)
+    write_keys(place)
     content = natc.json("package", *arguments, "--dry-run")
     assert content["libraries"] or content["from"] == source
     if content["from"]:
