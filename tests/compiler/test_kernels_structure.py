@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import random
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import tvm
+from support.covering import covering
 from tvm.s_tir import Schedule
 
 from natc.checks.guarded import call_forward, check_forward
@@ -24,6 +22,8 @@ from natc.spec import KernelSpec
 from natc.targets import Target
 
 HOST = detect_host_cpu()
+GPU = Target("cuda", "sm_90")
+TARGETS = pytest.mark.parametrize("target", [HOST, GPU], ids=str)
 SPEC = KernelSpec.parse("na2d_k3x4_d16_float32_rpb")
 # Its head dim is small, and so its space another.
 DIRECT = KernelSpec.parse("na2d_k3x4_d8_float32_rpb")
@@ -35,61 +35,54 @@ OTHERS = [
         *("na2d_k3x9_d24_float16_rpb", "na2d_k2x17_d16_bfloat16", "na2d_k3_d48v80_float32_rpb"),
     )
 ]
-MOST = 72
 
 
-def sampled(spec: KernelSpec, target: Target, decisions: Mapping[str, int], seed: int) -> Schedule:
-    """Return a schedule as a search makes it: open decisions are drawn at random."""
-    space = space_for(target, spec=spec)
-    module = tvm.IRModule({"main": space.definition(FORWARD, spec, space.exponential)})
-    sch = Schedule(module, seed=seed)
-    space.apply(sch, spec, target, Decisions(decisions, space.name, default_rest=False))
+def structures(spec: KernelSpec, target: Target, together: int) -> list[Mapping[str, int]]:
+    """Return combinations of structure that hold every `together` choices that go together."""
+    every = combinations(space_for(target, spec=spec).structure(spec, target))
+    # One lane needs no sum over lanes.
+    return covering([c for c in every if (c["lanes"], c.get("lane_sum")) != (1, 1)], together)
+
+
+def sampled(
+    spec: KernelSpec,
+    target: Target,
+    structure: Mapping[str, int],
+    seed: int,
+    operation: str = FORWARD,
+) -> Schedule:
+    """Return a schedule as a search makes it: its numbers are drawn at random."""
+    space = space_for(target, operation, spec)
+    function = space.definition(operation, spec, space.exponential)
+    sch = Schedule(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}), seed=seed)
+    space.apply(sch, spec, target, Decisions(structure, space.name, default_rest=False))
     return sch
 
 
-@functools.cache
-def choices(spec: KernelSpec, target: Target, most: int = MOST) -> tuple[dict[str, int], ...]:
-    """Return combinations of structure, each with one draw of the sampled numbers.
-
-    All combinations of a space, or `most` of them, mixed. A space refuses repeated kernels.
-    """
-    every = list(combinations(space_for(target, spec=spec).structure(spec, target)))
-    random.Random(0).shuffle(every)
-    drawn = []
-    for seed, structure in enumerate(every[:most], start=1):
-        with contextlib.suppress(ScheduleError):
-            drawn.append(read_decisions(sampled(spec, target, structure, seed).trace))
-    assert len(drawn) >= min(most, len(every)) / 2
-    return tuple(drawn)
+def finished_module(sch: Schedule, spec: KernelSpec, target: Target) -> tvm.IRModule:
+    (function,) = sch.mod.functions.values()
+    return tvm.IRModule({"main": finished(function, spec, target)})
 
 
-def check(spec: KernelSpec, decisions: Mapping[str, int]) -> None:
-    module = scheduled(spec, HOST, decisions, operation="forward_lse")
+@pytest.mark.parametrize(
+    "spec, together", [(SPEC, 3), (DIRECT, 3), *((spec, 1) for spec in OTHERS)], ids=str
+)
+def test_every_structure_computes_the_same(spec: KernelSpec, together: int) -> None:
+    """Every three choices of two kernels; of the others, each choice by itself."""
+    for seed, structure in enumerate(structures(spec, HOST, together), start=1):
+        sch = sampled(spec, HOST, structure, seed, "forward_lse")
+        try:
+            check(spec, finished_module(sch, spec, HOST))
+        except Exception as error:
+            raise AssertionError(f"with {read_decisions(sch.trace)}: {error}") from error
+
+
+def check(spec: KernelSpec, module: tvm.IRModule) -> None:
     function = tvm.compile(module, target=compiler_target(HOST))["main"]
     for shape, dilation in (((2, 7, 5, 3), (1, 2)), ((1, 2, 9, 1), (1, 1))):
         inputs = inputs_of(spec, shape)
         results = call_forward(function, inputs, scale=0.4, dilation=dilation, with_lse=True)
         check_forward(results, inputs, spec.kernel_size, scale=0.4, dilation=dilation)
-
-
-@pytest.mark.parametrize("spec", [SPEC, DIRECT], ids=str)
-def test_every_structure_computes_the_same(spec: KernelSpec) -> None:
-    every = choices(spec, HOST, most=36)
-    assert len({tuple(sorted(decisions.items())) for decisions in every}) == len(every) > 1
-    for decisions in every:
-        try:
-            check(spec, decisions)
-        except Exception as error:
-            raise AssertionError(f"with {decisions}: {error}") from error
-
-
-@pytest.mark.parametrize("spec", OTHERS, ids=str)
-def test_other_kernels_under_some_structures(spec: KernelSpec) -> None:
-    for decisions in choices(spec, HOST, most=6):
-        try:
-            check(spec, decisions)
-        except Exception as error:
-            raise AssertionError(f"with {decisions}: {error}") from error
 
 
 @pytest.mark.parametrize(
@@ -106,29 +99,23 @@ def test_vectors_have_lengths_that_registers_have(name: str) -> None:
         assert all(n & (n - 1) == 0 for n in lanes), (operation, lanes)
 
 
-@pytest.mark.parametrize("target", [HOST, Target("cuda", "sm_90")], ids=str)
+@TARGETS
 def test_sampled_decisions_build_the_same_kernel(target: Target) -> None:
-    space = space_for(target, spec=SPEC)
-    every = [
-        {name: decisions[name] for name in space.structure(SPEC, target)}
-        for decisions in choices(SPEC, target, most=8)
-    ]
     drawn = set()
-    for seed in range(1, 9):
-        sch = sampled(SPEC, target, every[seed % len(every)], seed)
+    for seed, structure in enumerate(2 * structures(SPEC, target, 1), start=1):
+        sch = sampled(SPEC, target, structure, seed)
         decisions = read_decisions(sch.trace)
         drawn.add(tuple(sorted(decisions.items())))
-        again = scheduled(SPEC, target, decisions)
-        (drawn_function,) = sch.mod.functions.values()
-        lowered = tvm.IRModule({"main": finished(drawn_function, SPEC, target)})
-        assert functions(lowered) == functions(again), decisions
-    assert len(drawn) > 2
+        lowered = finished_module(sch, SPEC, target)
+        assert functions(lowered) == functions(scheduled(SPEC, target, decisions)), decisions
+    assert len(drawn) > 3
 
 
-@pytest.mark.parametrize("target", [HOST, Target("cuda", "sm_80")], ids=str)
+@TARGETS
 @pytest.mark.parametrize("operation", ["forward", "forward_lse"])
 def test_the_same_decisions_are_lowered_to_the_same_source(target: Target, operation: str) -> None:
-    decisions = choices(SPEC, target, most=8)[-1]
+    structure = structures(SPEC, target, 1)[-1]
+    decisions = read_decisions(sampled(SPEC, target, structure, 1).trace)
     first = scheduled(SPEC, target, decisions, operation=operation)
     two = scheduled(SPEC, target, dict(reversed(decisions.items())), operation=operation)
     assert first.script() == two.script()
@@ -138,7 +125,7 @@ def test_the_same_decisions_are_lowered_to_the_same_source(target: Target, opera
     assert scheduled(SPEC, target, {}, operation=operation).script() != first.script()
 
 
-@pytest.mark.parametrize("target", [HOST, Target("cuda", "sm_80")], ids=str)
+@TARGETS
 def test_a_decision_out_of_bounds_is_refused(target: Target) -> None:
     space = space_for(target, spec=SPEC)
     for name in read_decisions(sampled(SPEC, target, {}, 1).trace):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import TypeAlias
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from natc.tune.search.proposer import Proposer, decisions_of
 
 SPEC = KernelSpec.parse("na2d_k3_d8_float32")
 HOST = Target.parse("llvm-x86-64-v3")
+Searched: TypeAlias = tuple[Proposer, list[list[dict[str, int]]]]
 
 
 def made(spec: KernelSpec = SPEC, target: Target = HOST, seed: int = 0) -> Proposer:
@@ -37,15 +39,13 @@ def rounds(proposer: Proposer, count: int) -> list[list[dict[str, int]]]:
 
 
 @pytest.fixture(scope="module")
-def searched() -> tuple[Proposer, list[list[dict[str, int]]]]:
+def searched() -> Searched:
     np.random.seed(1)
     proposer = made(seed=5)
     return proposer, rounds(proposer, 4)
 
 
-def test_the_seed_decides_the_proposals(
-    searched: tuple[Proposer, list[list[dict[str, int]]]],
-) -> None:
+def test_the_seed_decides_the_proposals(searched: Searched) -> None:
     np.random.seed(2)
     state = np.random.get_state()[1].copy()
     assert rounds(made(seed=5), 3) == searched[1][:3]
@@ -54,9 +54,7 @@ def test_the_seed_decides_the_proposals(
     assert rounds(made(seed=6), 1) != searched[1][:1]
 
 
-def test_proposals_belong_to_the_space_and_are_never_repeated(
-    searched: tuple[Proposer, list[list[dict[str, int]]]],
-) -> None:
+def test_proposals_belong_to_the_space_and_are_never_repeated(searched: Searched) -> None:
     proposer, batches = searched
     proposed = [decisions for batch in batches for decisions in batch]
     assert len({key_of(decisions) for decisions in proposed}) == len(proposed) == 24
@@ -65,9 +63,7 @@ def test_proposals_belong_to_the_space_and_are_never_repeated(
         assert all(decisions[name] in values for name, values in proposer.candidates.items())
 
 
-def test_later_rounds_favour_what_was_fast(
-    searched: tuple[Proposer, list[list[dict[str, int]]]],
-) -> None:
+def test_later_rounds_favour_what_was_fast(searched: Searched) -> None:
     means = [np.mean([seconds(decisions) for decisions in batch]) for batch in searched[1]]
     # The first two rounds are guesses; from then on the model has a say.
     assert max(means[2:]) < min(means[:2])
@@ -75,8 +71,10 @@ def test_later_rounds_favour_what_was_fast(
 
 def test_a_used_up_space_has_nothing_to_propose() -> None:
     spec = KernelSpec.parse("na2d_k3_d1_float32")
+    proposer = made(spec)
+    proposer.learn([], [])  # changes nothing
     # One channel leaves four questions with two answers each.
-    assert [len(batch) for batch in rounds(made(spec), 4)] == [6, 6, 4, 0]
+    assert [len(batch) for batch in rounds(proposer, 4)] == [6, 6, 4, 0]
 
 
 @pytest.mark.parametrize("target, name", [("llvm-x86-64-v3", "lanes"), ("cuda-sm_90", "tile_w")])
@@ -102,14 +100,8 @@ def test_the_model_tells_fast_candidates_from_slow_ones(target: str, name: str) 
     assert min(predicted) > -0.5 and max(predicted) < 1.5
 
 
-def test_learning_from_no_candidates_changes_nothing() -> None:
-    proposer = made()
-    proposer.learn([], [])
-    assert len(proposer.propose()) == 6
-
-
-def test_the_mutator_changes_exactly_one_decision() -> None:
-    proposer = made()
+def test_the_mutator_changes_exactly_one_decision(searched: Searched) -> None:
+    proposer, _ = searched
     mutator = MutateDecision(proposer.candidates, proposer._trace, random.Random(0))
     changed = set()
     for decisions in [{}, {"lanes": 4}, {"lanes": 8, "lane_sum": 1}]:
@@ -128,8 +120,8 @@ def test_the_mutator_changes_exactly_one_decision() -> None:
     assert changed == {name for name, values in proposer.candidates.items() if len(values) > 1}
 
 
-def test_the_mutator_gives_up_where_nothing_can_change() -> None:
-    proposer = made()
+def test_the_mutator_gives_up_where_nothing_can_change(searched: Searched) -> None:
+    proposer, _ = searched
     fixed = {name: values[:1] for name, values in proposer.candidates.items()}
     mutator = MutateDecision(fixed, proposer._trace, random.Random(0))
     assert mutator.apply(proposer.candidate({}).sch.trace) is None

@@ -66,7 +66,9 @@ class Proposer:
                 designs.append(self._schedule(choices, default_rest=False))
         self._database = ms.database.MemoryDatabase()
         self._model = ms.cost_model.XGBModel(
-            config=XGBConfig(eta=_LEARNING_RATE), num_warmup_samples=2 * batch
+            # On so few samples, threads wait for each other longer than they compute.
+            config=XGBConfig(eta=_LEARNING_RATE, nthread=1),
+            num_warmup_samples=2 * batch,
         )
         rng = random.Random(seed)
         self._traces: dict[tuple[tuple[str, int], ...], Trace | None] = {}
