@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from natc.checks.inputs import Inputs, poisoned
-from natc.checks.tolerance import RELATIVE_TOLERANCE, check_close
 from natc.dispatch.call import Options
 from natc.errors import CheckError
 from natc.operations import OPERATIONS
-from natc.reference import neighborhood_attention
 
 _MARGIN = 4096  # bytes on each side
 _ALIGNMENT = 64
@@ -69,31 +67,6 @@ def call_guarded(
     return results
 
 
-def call_forward(
-    function: Callable[..., Any],
-    inputs: Inputs,
-    *,
-    scale: float,
-    dilation: Sequence[int] | None = None,
-    stride: Sequence[int] | None = None,
-    is_causal: Sequence[bool] | None = None,
-    with_lse: bool = False,
-) -> tuple[Tensor, ...]:
-    """Return (output,) or (output, lse) of one call of a forward function on guarded copies.
-
-    dilation, stride, is_causal: one for each axis; None means 1, 1 and False. Raises CheckError
-    if the function wrote beside its results or changed an input.
-    """
-    query, value = inputs.query, inputs.value
-    leading = query.shape[:-1]
-    shapes = [((*leading, value.shape[-1]), query.dtype)]
-    if with_lse:
-        shapes.append((tuple(leading), torch.promote_types(query.dtype, torch.float32)))
-    operation = "forward_lse" if with_lse else "forward"
-    tail = scalars(inputs, scale, dilation, stride, is_causal)
-    return tuple(call_guarded(function, operation, inputs, shapes, tail))
-
-
 def scalars(
     inputs: Inputs,
     scale: float,
@@ -117,49 +90,6 @@ def scalars(
         **terms,
     )
     return (*options.scalars(sizes), inputs.query.shape[-2] // inputs.key.shape[-2])
-
-
-def check_forward(
-    results: Sequence[Tensor],
-    inputs: Inputs,
-    kernel_size: Sequence[int],
-    *,
-    scale: float,
-    dilation: Sequence[int] | None = None,
-    stride: Sequence[int] | None = None,
-    is_causal: Sequence[bool] | None = None,
-) -> None:
-    """Raise CheckError unless (output,) or (output, lse) agrees with the reference in float64.
-
-    The reference computes from the same rounded inputs, on the CPU.
-    """
-    exact = inputs.to_float64()
-    query, key, value = (tensor.cpu() for tensor in exact[:3])
-    output, lse = neighborhood_attention(
-        query,
-        key,
-        value,
-        tuple(kernel_size),
-        dilation=tuple(dilation) if dilation else 1,
-        stride=tuple(stride) if stride else 1,
-        is_causal=tuple(is_causal) if is_causal else False,
-        scale=scale,
-        rpb=None if exact.rpb is None else exact.rpb.cpu(),
-        return_lse=True,
-    )
-    check_close(results[0], output, inputs.query.dtype, "output")
-    for actual in results[1:]:
-        dtype = torch.promote_types(inputs.query.dtype, torch.float32)
-        if actual.dtype != dtype or actual.shape != lse.shape:
-            raise CheckError(
-                f"lse: {actual.dtype} {tuple(actual.shape)}, expected {dtype} {tuple(lse.shape)}"
-            )
-        # A logarithm may be near zero, where its error is not relative. It is never rounded to
-        # the inputs' dtype.
-        error = (actual.cpu().double() - lse).abs().max().item()
-        limit = RELATIVE_TOLERANCE[torch.float32] * max(lse.abs().max().item(), 1.0)
-        if not error <= limit:
-            raise CheckError(f"lse: largest error {error:.3g} (limit {limit:.3g})")
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

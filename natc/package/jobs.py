@@ -208,14 +208,14 @@ def _code_digest() -> str:
     return digest.hexdigest()
 
 
-def code_files(package: Path = PACKAGE) -> list[Path]:
+def code_files() -> list[Path]:
     """Return the files of natc that decide what code a library holds.
 
     These are the modules that run when `build_library` does, and the C and CUDA sources beside
-    them. package: natc's folder.
+    them.
     """
-    modules = modules_of("natc.compiler.build", package=package)
-    sources = (path for path in (package / "compiler").rglob("*") if path.suffix in _SOURCES)
+    modules = modules_of("natc.compiler.build")
+    sources = (path for path in (PACKAGE / "compiler").rglob("*") if path.suffix in _SOURCES)
     return [*modules.values(), *sorted(sources)]
 
 

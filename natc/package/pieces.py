@@ -15,6 +15,7 @@ from natc.runtime.scan import Library, scan
 from natc.spec import KernelSpec
 from natc.store.files import reason
 from natc.store.manifest import Manifest, dump
+from natc.targets import ARCHS
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +87,12 @@ def kind_of(pieces: Sequence[Piece]) -> str:
 
 
 def archs_of(pieces: Sequence[Piece]) -> list[str]:
-    """Return the architectures that the pieces hold code for, sorted."""
-    return sorted({arch for piece in pieces for arch in piece.manifest.target.archs}, key=_age)
+    """Return the architectures that the pieces hold code for, oldest first."""
+    archs = {arch for piece in pieces for arch in piece.manifest.target.archs}
+    return [arch for names in ARCHS.values() for arch in names if arch in archs]
 
 
 def target_name(pieces: Sequence[Piece]) -> str:
     """Return the target in names: `cuda-sm_90` for one architecture, else `cuda` or `llvm`."""
     kind, archs = kind_of(pieces), archs_of(pieces)
     return f"{kind}-{archs[0]}" if len(archs) == 1 else kind
-
-
-def _age(arch: str) -> tuple[int, str]:
-    digits = "".join(c for c in arch if c.isdigit())
-    return int(digits or 0), arch

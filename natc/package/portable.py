@@ -5,6 +5,7 @@ from __future__ import annotations
 from natc.store import elf
 from natc.store.fatbin import images
 from natc.store.manifest import Manifest
+from natc.targets import Target
 
 # Hugging Face's kernels ask for it, too.
 CEILING = elf.PORTABLE_GLIBC
@@ -34,15 +35,15 @@ def needs_problems(library: elf.SharedLibrary) -> list[str]:
     return problems
 
 
-def glibc_problem(library: elf.SharedLibrary, ceiling: tuple[int, ...] = CEILING) -> str | None:
-    """Return a clause if a library needs a glibc newer than `ceiling`, or None."""
-    if library.glibc <= ceiling:
+def glibc_problem(library: elf.SharedLibrary) -> str | None:
+    """Return a clause if a library needs a glibc newer than `CEILING`, or None."""
+    if library.glibc <= CEILING:
         return None
     names = [
         symbol.name
         for symbol in library.undefined
         if symbol.version.startswith("GLIBC_")
-        and elf.parse_version(symbol.version.removeprefix("GLIBC_")) > ceiling
+        and elf.parse_version(symbol.version.removeprefix("GLIBC_")) > CEILING
     ]
     return f"needs glibc {library.glibc_text} or newer, for {', '.join(names[:5])}"
 
@@ -51,8 +52,7 @@ def manifest_problems(library: elf.SharedLibrary, manifest: Manifest) -> list[st
     """Return, as clauses, the differences of a library from its manifest."""
     problems = []
     kind, archs = manifest.target.kind, manifest.target.archs
-    expected = {"aarch64": "aarch64"}.get(archs[0], "x86_64") if kind == "llvm" else None
-    if expected is not None and library.machine != expected:
+    if kind == "llvm" and library.machine != Target(kind, archs[0]).properties.processor:
         problems.append(f"is for {library.machine}, not for {archs[0]} as its manifest says")
     there = set(library.defined)
     missing = [

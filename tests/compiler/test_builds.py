@@ -14,12 +14,12 @@ import msgspec
 import pytest
 import torch
 from support.built_kernels import open_entry
+from support.forward_checks import call_forward, check_forward
 from support.library_files import edit_json, library_of
 from support.written_files import HOST_DECISIONS, make_host_schedule
 
 import natc
 from natc import runtime
-from natc.checks.guarded import call_forward, check_forward
 from natc.checks.inputs import inputs_of, make_inputs
 from natc.compiler import build
 from natc.compiler.space import space_for

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 from support.emulator import emulate, emulate_code
+from support.forward_checks import call_forward
 from torch import Tensor
 
-from natc.checks.guarded import call_forward
 from natc.checks.inputs import make_inputs
 from natc.checks.operations import Call, calls, check_operations
 from natc.compiler.build import cuda

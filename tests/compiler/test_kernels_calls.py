@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from support.built_kernels import BuiltKernels
-from support.forward_checks import assert_same
+from support.forward_checks import assert_same, call_forward
 from support.fresh_process import run_fresh
 from support.library_files import library_of
 
 import natc
-from natc.checks.guarded import call_forward, scalars
+from natc.checks.guarded import scalars
 from natc.checks.inputs import Inputs, make_inputs, misaligned, noncontiguous
 from natc.dispatch import launch
 from natc.errors import ArgumentError

@@ -9,11 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from support.built_kernels import BuiltKernels, open_entry
-from support.forward_checks import check_forwards, maps, self_attention
+from support.forward_checks import (
+    call_forward,
+    check_forward,
+    check_forwards,
+    maps,
+    self_attention,
+)
 from torch import Tensor
 
 import natc
-from natc.checks.guarded import call_forward, check_forward
 from natc.checks.inputs import Inputs, inputs_of
 from natc.compiler.build import build_library
 from natc.host.detect import detect_host_cpu

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import tvm
 from support.covering import covering
+from support.forward_checks import call_forward, check_forward
 from tvm.s_tir import Schedule
 
-from natc.checks.guarded import call_forward, check_forward
 from natc.checks.inputs import inputs_of
 from natc.compiler.build.lower import compiler_target, finished, scheduled
 from natc.compiler.space import Decisions, combinations, read_decisions, space_for

@@ -12,8 +12,7 @@ from natc.compiler.space import read_decisions
 from natc.spec import KernelSpec
 from natc.targets import Target
 from natc.tune.history import key_of
-from natc.tune.search.mutator import MutateDecision
-from natc.tune.search.proposer import Proposer, decisions_of
+from natc.tune.search.proposer import MutateDecision, Proposer, decisions_of
 
 SPEC = KernelSpec.parse("na2d_k3_d8_float32")
 HOST = Target.parse("llvm-x86-64-v3")

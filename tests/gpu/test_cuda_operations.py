@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 import tvm_ffi
+from support.forward_checks import call_forward, check_forward
 from support.gpu_libraries import specs
 
 import natc
 from natc import runtime
-from natc.checks.guarded import call_forward, check_forward
 from natc.checks.inputs import Inputs, inputs_of
 from natc.checks.operations import Call, calls, check_operations
 from natc.checks.tolerance import RELATIVE_TOLERANCE

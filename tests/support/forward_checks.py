@@ -1,8 +1,8 @@
-"""Checks of forward kernels on two axes that are the same on CPUs and GPUs."""
+"""Checks of forward kernels that are the same on CPUs and GPUs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import natc
-from natc.checks.guarded import call_forward, check_forward
+from natc.checks.guarded import call_guarded, scalars
 from natc.checks.inputs import Inputs, inputs_of
+from natc.checks.tolerance import RELATIVE_TOLERANCE, check_close
+from natc.reference import neighborhood_attention
 from natc.spec import KernelSpec
 
 # [batch, height, width, heads], dilation, and scale; None is the default.
@@ -30,6 +32,44 @@ def maps(spec: KernelSpec) -> Iterator[Map]:
     yield (1, 6, 7, 2), (11, 100), None  # every query alone in its group
     yield (1, 9, 8, 1), (1, 2), -1.5
     yield (2, 4, 9, 1), (1, 1), 0.0
+
+
+def call_forward(
+    function: Callable[..., Any],
+    inputs: Inputs,
+    *,
+    scale: float,
+    dilation: Sequence[int] | None = None,
+    with_lse: bool = False,
+) -> list[Tensor]:
+    """Return [output] or [output, lse] of one call of a forward function on guarded copies."""
+    query, value = inputs.query, inputs.value
+    output = ((*query.shape[:-1], value.shape[-1]), query.dtype)
+    lse = (query.shape[:-1], torch.promote_types(query.dtype, torch.float32))
+    operation, results = ("forward_lse", [output, lse]) if with_lse else ("forward", [output])
+    return call_guarded(function, operation, inputs, results, scalars(inputs, scale, dilation))
+
+
+def check_forward(
+    results: Sequence[Tensor],
+    inputs: Inputs,
+    kernel_size: tuple[int, ...],
+    *,
+    scale: float,
+    dilation: int | tuple[int, ...] = 1,
+) -> None:
+    """Compare [output] or [output, lse] with the reference in float64."""
+    *exact, rpb = (None if t is None else t.cpu() for t in inputs.to_float64())
+    output, lse = neighborhood_attention(
+        *exact, kernel_size, dilation=dilation, scale=scale, rpb=rpb, return_lse=True
+    )
+    check_close(results[0], output, inputs.query.dtype, "output")
+    for actual in results[1:]:
+        assert actual.dtype == torch.promote_types(inputs.query.dtype, torch.float32)
+        # A logarithm may be near zero, where its error is not relative. It is never rounded to
+        # the inputs' dtype.
+        error = (actual.cpu().double() - lse).abs().max().item()
+        assert error <= RELATIVE_TOLERANCE[torch.float32] * max(lse.abs().max().item(), 1.0)
 
 
 def check_forwards(

@@ -7,14 +7,16 @@ import logging
 import random
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
 import tvm
+from tvm.ir.utils import derived_object
 from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.meta_schedule.cost_model.xgb_model import XGBConfig
+from tvm.s_tir.meta_schedule.mutator import PyMutator
 from tvm.s_tir.schedule import Trace
 
 from natc.compiler.build.lower import compiler_target
@@ -23,10 +25,12 @@ from natc.errors import ScheduleError
 from natc.operations import FORWARD
 from natc.spec import KernelSpec
 from natc.targets import Target
+from natc.tune.history import Key, key_of
 from natc.tune.measure.workload import Shape
-from natc.tune.search.mutator import MutateDecision
 
 Candidate: TypeAlias = ms.MeasureCandidate
+# decisions -> the trace of a schedule that follows them, None where they exclude each other
+Scheduler = Callable[[Mapping[str, int]], Trace | None]
 
 # The search stops by time or trials of its own; MetaSchedule needs a number all the same.
 _UNLIMITED = 1_000_000
@@ -71,7 +75,7 @@ class Proposer:
             num_warmup_samples=2 * batch,
         )
         rng = random.Random(seed)
-        self._traces: dict[tuple[tuple[str, int], ...], Trace | None] = {}
+        self._traces: dict[Key, Trace | None] = {}
         mutator = MutateDecision(self.candidates, self._trace, rng)
         logger = logging.getLogger("natc.tune")
         logger.propagate = False
@@ -148,7 +152,7 @@ class Proposer:
 
     def _trace(self, decisions: Mapping[str, int]) -> Trace | None:
         """Return the trace of a schedule, or None for decisions that exclude each other."""
-        key = tuple(sorted(decisions.items()))
+        key = key_of(decisions)
         if key not in self._traces:
             try:
                 self._traces[key] = self._schedule(decisions).trace
@@ -164,6 +168,39 @@ class Proposer:
             allowed = self.candidates.setdefault(name, values)
             allowed.extend(value for value in values if value not in allowed)
         return sch
+
+
+@derived_object
+class MutateDecision(PyMutator):
+    """Changes one decision of a trace, a choice of structure or a sampled number.
+
+    MetaSchedule's own mutators change an argument of one instruction. A choice of structure
+    changes which instructions follow, so the whole trace is recomputed from its decisions.
+    """
+
+    def __init__(
+        self, candidates: Mapping[str, list[int]], schedule: Scheduler, rng: random.Random
+    ) -> None:
+        """candidates: decision -> values it may take; rng: the search's source of chance."""
+        super().__init__()
+        self.candidates, self.schedule, self.rng = candidates, schedule, rng
+
+    def _initialize_with_tune_context(self, context: object) -> None:
+        pass
+
+    def apply(self, trace: Trace, _: object) -> Trace | None:
+        """Return the trace with one decision changed, or None where nothing can change."""
+        decisions = read_decisions(trace)
+        free = [name for name in decisions if len(self.candidates[name]) > 1]
+        if not free:
+            return None
+        name = self.rng.choice(free)
+        alternatives = [value for value in self.candidates[name] if value != decisions[name]]
+        return self.schedule({**decisions, name: self.rng.choice(alternatives)})
+
+    def clone(self) -> MutateDecision:
+        """Return a mutator for another thread."""
+        return MutateDecision(self.candidates, self.schedule, self.rng)
 
 
 def decisions_of(candidate: Candidate) -> dict[str, int]:

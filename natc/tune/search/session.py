@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from natc.store.schedules import Measurement, Schedule, measured_on, save_schedu
 from natc.targets import Target
 from natc.tune import events
 from natc.tune.history import History, Key, key_of
+from natc.tune.measure.measuring import score
 from natc.tune.search.measurer import CandidateResult, Measurer
 
 OBJECTIVE = (
@@ -111,9 +111,7 @@ class Session:
 
     def score(self, trial: Trial) -> float | None:
         """Return the geometric mean of a trial's seconds over the shapes; None for a failure."""
-        if trial.seconds is None:
-            return None
-        return statistics.geometric_mean(trial.seconds[shape] for shape in self.shapes)
+        return score(trial, self.shapes)
 
     @property
     def has_candidate(self) -> bool:
