@@ -30,14 +30,14 @@ MAX_REFERENCE_BYTES = 8 * 1024**3
 FLEX_BLOCK = 64
 
 
-def from_function(function: Callable[..., Any], note: str = "") -> Contestant:
+def from_function(function: Callable[..., Any]) -> Contestant:
     """Return a contestant that calls `function` with the arguments of `natc.na2d`."""
 
     def prepare(case: Case) -> Prepared:
         leaves = case.leaves()
         options = case.problem.options | {"rpb": leaves[3] if len(leaves) == 4 else None}
         call = functools.partial(function, *leaves[:3], case.problem.kernel.kernel_size, **options)
-        return Prepared(call, leaves, case.d_output, note=note)
+        return Prepared(call, leaves, case.d_output)
 
     return prepare
 
@@ -111,12 +111,8 @@ def masked_sdpa(case: Case) -> Prepared:
     leaves = case.leaves(heads_first)[:3]
     options: dict[str, Any] = {"attn_mask": mask, "enable_gqa": case.problem.group > 1}
     attend: Any = torch_functional.scaled_dot_product_attention
-    return in_torch_layout(
-        case,
-        leaves,
-        functools.partial(attend, *leaves, **options),
-        "mask made beforehand",
-    )
+    call = functools.partial(attend, *leaves, **options)
+    return in_torch_layout(case, leaves, call, "mask made beforehand")
 
 
 def flex(case: Case) -> Prepared:

@@ -178,18 +178,14 @@ class Case:
     d_output: Tensor | None
 
     @classmethod
-    def make(
-        cls, problem: BenchProblem, device: str | torch.device = "cpu", seed: int = 0
-    ) -> Case:
-        """Return a problem with random tensors: the same for a seed on every device."""
+    def make(cls, problem: BenchProblem, device: str | torch.device = "cpu") -> Case:
+        """Return a problem with random tensors: the same on every device."""
         spec = problem.kernel
         shape = (*problem.shape[:-1], spec.value_dim)
-        inputs = inputs_of(
-            spec, problem.shape[:-1], heads_kv=problem.heads_kv, device=device, seed=seed
-        )
+        inputs = inputs_of(spec, problem.shape[:-1], heads_kv=problem.heads_kv, device=device)
         if not problem.backward:
             return cls(problem, inputs, None)
-        noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed + 1))
+        noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(1))
         return cls(problem, inputs, noise.to(problem.dtype).to(device))
 
     def leaves(self, change: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> list[Tensor]:

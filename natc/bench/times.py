@@ -72,7 +72,6 @@ def time_problems(
     *,
     device: str = "cpu",
     seconds: float = 3.0,
-    seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> list[Row]:
     """Check and time every contestant on every problem; return the rows, problem by problem.
@@ -83,14 +82,13 @@ def time_problems(
         device: a torch device's name.
         seconds: to spend on the samples of one problem, all contestants together; each gets at
             least 5 samples, however long that takes.
-        seed: of the random inputs.
         progress: called with a sentence before each slow step.
     """
     rows: list[Row] = []
     for problem in problems:
         # A forward is timed as inference does it.
         with torch.inference_mode(not problem.backward), torch.set_grad_enabled(problem.backward):
-            case = Case.make(problem, device, seed)
+            case = Case.make(problem, device)
             rows += _time(case, contestants, seconds, progress or (lambda _: None))
     return rows
 

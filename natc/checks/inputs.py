@@ -1,9 +1,9 @@
-"""Inputs of neighborhood attention: the same values on every device, and awkward layouts."""
+"""Inputs of neighborhood attention: the same values on every device."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -82,30 +82,6 @@ def inputs_of(spec: KernelSpec, leading: Sequence[int], **options: Any) -> Input
     )
 
 
-def noncontiguous(tensor: Tensor) -> Tensor:
-    """Return the same values as a leaf of stride 2 in the last axis, with NaN in every gap."""
-    wide = poisoned((*tensor.shape[:-1], 2 * tensor.shape[-1]), tensor.dtype, tensor.device)
-    view = wide[..., ::2]
-    view.copy_(tensor.detach())
-    return view.requires_grad_(tensor.requires_grad)
-
-
-def misaligned(tensor: Tensor, alignment: int = 64) -> Tensor:
-    """Return the same values, contiguous, one element past an address of that alignment.
-
-    Args:
-        tensor: any shape.
-        alignment: in bytes, a multiple of the element's size.
-    """
-    size = tensor.element_size()
-    spare = alignment // size + 1
-    buffer = poisoned((tensor.numel() + spare,), tensor.dtype, tensor.device)
-    to_aligned = -buffer.data_ptr() % alignment // size
-    view = buffer[to_aligned + 1 :][: tensor.numel()].view(tensor.shape)
-    view.copy_(tensor.detach())
-    return view.requires_grad_(tensor.requires_grad)
-
-
 def poisoned(
     shape: Sequence[int],
     dtype: torch.dtype = torch.float32,
@@ -113,55 +89,3 @@ def poisoned(
 ) -> Tensor:
     """Return a tensor of NaN: elements that a kernel skips, or wrongly reads, stay visible."""
     return torch.full(tuple(shape), math.nan, dtype=dtype, device=device)
-
-
-def expanded(tensor: Tensor, axis: int) -> Tensor:
-    """Return a leaf that repeats the first entry of an axis without a copy: stride 0 there."""
-    first = tensor.detach().narrow(axis, 0, 1).clone() if tensor.shape[axis] else tensor.detach()
-    return first.expand(tensor.shape).requires_grad_(tensor.requires_grad)
-
-
-def one_of_three(tensor: Tensor) -> Tensor:
-    """Return the same values as a slice of a buffer of three, NaN in the others.
-
-    As query is in the result of one linear layer for query, key and value: [..., 3, channels].
-    """
-    buffer = poisoned((*tensor.shape[:-1], 3, tensor.shape[-1]), tensor.dtype, tensor.device)
-    view = buffer[..., 1, :]
-    view.copy_(tensor.detach())
-    return view.requires_grad_(tensor.requires_grad)
-
-
-def reversed_axes(tensor: Tensor) -> Tensor:
-    """Return the same values in memory that runs through the axes in reverse."""
-    order = tuple(reversed(range(tensor.ndim)))
-    view = tensor.detach().permute(order).contiguous().permute(order)
-    return view.requires_grad_(tensor.requires_grad)
-
-
-def surrounded(tensor: Tensor) -> Tensor:
-    """Return the same values, contiguous and aligned, with NaN right before and after them."""
-    margin = 256 // tensor.element_size()
-    buffer = poisoned((tensor.numel() + 3 * margin,), tensor.dtype, tensor.device)
-    start = margin + -buffer.data_ptr() % 256 // tensor.element_size()
-    view = buffer[start : start + tensor.numel()].view(tensor.shape)
-    view.copy_(tensor.detach())
-    return view.requires_grad_(tensor.requires_grad)
-
-
-_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "surrounded": surrounded,
-    "misaligned": misaligned,
-    "noncontiguous": noncontiguous,
-    "one of three": one_of_three,
-    "reversed axes": reversed_axes,
-    "expanded batch": lambda tensor: expanded(tensor, 0),
-    "expanded channels": lambda tensor: expanded(tensor, -1),
-    "expanded inside": lambda tensor: expanded(tensor, 1),
-}
-LAYOUTS = tuple(_LAYOUTS)
-
-
-def in_layout(tensor: Tensor, layout: str) -> Tensor:
-    """Return a leaf in a layout of `LAYOUTS`: the same values, or repeated ones if expanded."""
-    return _LAYOUTS[layout](tensor)

@@ -21,7 +21,6 @@ def feature_picture(
     feature_maps: Sequence[Tensor],
     path: str | Path,
     *,
-    model_name: str = "NAT-Mini",
     pretrained: bool = False,
 ) -> Path:
     """Write a PNG with the photograph beside the feature maps of all levels; return its path.
@@ -30,7 +29,6 @@ def feature_picture(
         image: normalized photograph `[1, 3, height, width]`.
         feature_maps: one map `[1, height, width, channels]` a level, finest first.
         path: the file to write; its directory must exist.
-        model_name: the network's name, for the title.
         pretrained: whether its weights are trained; False says in the caption that they are
             random.
 
@@ -66,7 +64,7 @@ def feature_picture(
     figure.text(
         0.015,
         0.94,
-        f"{model_name} on neighborhood attention: the features of each level",
+        "NAT-Mini on neighborhood attention: the features of each level",
         color=INK,
         fontsize=15,
         fontweight="bold",

@@ -11,7 +11,7 @@ from pathlib import Path
 from packaging.version import InvalidVersion, Version
 
 from natc.errors import ArgumentError, LibraryError
-from natc.operations import FAMILIES, operations_of
+from natc.operations import contents
 from natc.package import archives, hub
 from natc.package.contents import Contents, below, library_files
 from natc.package.pieces import Piece, archs_of, kind_of, target_name
@@ -184,13 +184,9 @@ def _metadata(pieces: Sequence[Piece], names: Names) -> str:
         "",
         f"{kind_of(pieces)} kernels for {archs}, found by natc when this is installed:",
         "",
-        *(f"- {piece.manifest.spec}: {_contents(piece)}" for piece in pieces),
+        *(
+            f"- {piece.manifest.spec}: {', '.join(contents(piece.spec, piece.manifest.entries))}"
+            for piece in pieces
+        ),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _contents(piece: Piece) -> str:
-    held = set(piece.manifest.entries)
-    return ", ".join(
-        family for family in FAMILIES if held & set(operations_of(piece.spec, (family,)))
-    )

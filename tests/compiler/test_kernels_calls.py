@@ -14,11 +14,12 @@ import torch
 from support.built_kernels import BuiltKernels
 from support.forward_checks import assert_same, call_forward
 from support.fresh_process import run_fresh
+from support.layouts import misaligned, noncontiguous
 from support.library_files import library_of
 
 import natc
 from natc.checks.guarded import scalars
-from natc.checks.inputs import Inputs, make_inputs, misaligned, noncontiguous
+from natc.checks.inputs import Inputs, make_inputs
 from natc.dispatch import launch
 from natc.errors import ArgumentError
 from natc.functional import na2d_qkvpacked

@@ -17,11 +17,12 @@ import tvm_ffi
 from support.forward_checks import assert_same, check_forwards, maps, self_attention
 from support.fresh_process import NO_COMPILER, run_fresh
 from support.gpu_libraries import has, specs
+from support.layouts import misaligned, noncontiguous
 
 import natc
 from natc import runtime
 from natc.checks import inputs as checks
-from natc.checks.inputs import Inputs, misaligned, noncontiguous
+from natc.checks.inputs import Inputs
 from natc.reference import neighborhood_attention
 from natc.spec import KernelSpec
 

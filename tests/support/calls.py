@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natc.checks.inputs import LAYOUTS, in_layout
 from natc.checks.tolerance import check_close
 from natc.spec import KernelSpec
 from support import brute_force, magnitudes
+from support.layouts import LAYOUTS, in_layout
 from support.neighbors import pairs
 
 Tensors = dict[str, Tensor]
@@ -25,7 +25,7 @@ Compute = Callable[..., Any]
 class Call:
     """The options and shapes of a call; its tensors are drawn from the seed.
 
-    tokens: additional keys and values. layouts: of tensors by name, see `inputs.LAYOUTS`; the
+    tokens: additional keys and values. layouts: of tensors by name, see `support.layouts`; the
     upstream gradients `d_output`, `d_lse` and `d_attn` have one as well. constant: names of
     inputs that require no gradient. without_lse: only the output is asked for. packed: query, key
     and value of fused attention lie in one tensor, `[batch, *spatial, 3, heads, head_dim]`.

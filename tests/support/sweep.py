@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from natc.checks.inputs import LAYOUTS
 from natc.spec import KernelSpec
 from support.calls import Call, check_av, check_fused, check_qk
 from support.guarded_calls import GuardedKernel
+from support.layouts import LAYOUTS
 
 # By rank: the longest axis of a random map. Brute force lists every pair of a query and a key.
 LONGEST = {1: 90, 2: 17, 3: 7}

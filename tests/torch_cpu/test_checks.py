@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
+from support.layouts import misaligned, noncontiguous
 
-from natc.checks.inputs import make_inputs, misaligned, noncontiguous, poisoned
+from natc.checks.inputs import make_inputs, poisoned
 from natc.checks.tolerance import RELATIVE_TOLERANCE, check_close
 from natc.errors import CheckError
 

@@ -71,7 +71,7 @@ def test_picture_shows_the_photograph_and_every_level(tmp_path: Path) -> None:
     image = photograph(64)
     with torch.no_grad():
         maps = tiny().forward_features(image)
-    path = feature_picture(image, maps, tmp_path / "picture.png", model_name="tiny")
+    path = feature_picture(image, maps, tmp_path / "picture.png")
     pixels = imread(path)
     assert pixels.shape[1] > 2 * pixels.shape[0] > 900
     # A row through the middle crosses five panels, with white between and beside them.

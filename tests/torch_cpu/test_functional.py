@@ -10,9 +10,10 @@ import pytest
 import torch
 from support.c_library import HEAD_DIM, KERNEL_SIZE, SPECS, LibraryDirectory
 from support.kernel_double import Doubles
+from support.layouts import misaligned, noncontiguous
 
 import natc
-from natc.checks.inputs import make_inputs, misaligned, noncontiguous
+from natc.checks.inputs import make_inputs
 from natc.errors import ArgumentError
 from natc.reference import neighborhood_attention
 

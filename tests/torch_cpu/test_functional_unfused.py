@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from support.c_library import LibraryDirectory
+from support.layouts import noncontiguous
 from torch import Tensor
 
 import natc
-from natc.checks.inputs import make_inputs, noncontiguous
+from natc.checks.inputs import make_inputs
 from natc.reference import neighborhood_logits, neighborhood_sum
 
 pytestmark = pytest.mark.quick

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import torch
 from support.kernel_double import Doubles
+from support.layouts import misaligned, noncontiguous
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import natc
-from natc.checks.inputs import make_inputs, misaligned, noncontiguous
+from natc.checks.inputs import make_inputs
 from natc.dispatch import fused_backward, launch
 from natc.errors import ArgumentError, NotCoveredError
 from natc.reference import neighborhood_attention

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from natc.host import environment
 from natc.spec import KernelSpec
-from natc.store.records import Environment, Trial, append, shape_key
+from natc.store.records import Environment, Trial, append
 from natc.store.temporary import temporary_directory
 from natc.targets import Target
 from natc.tune.events import Event, Note, TrialMeasured
@@ -26,6 +26,7 @@ from natc.tune.history import Key, key_of, same_machine
 from natc.tune.measure import rounds, worker
 from natc.tune.measure.processes import JobError, Process, why
 from natc.tune.measure.rounds import Candidate, Round
+from natc.tune.measure.workload import keys_of
 
 # (samples of each shape, share of the candidates that get so many samples)
 RUNGS = ((3, 1.0), (10, 0.25), (30, 0.0625))
@@ -141,7 +142,7 @@ class _Measuring:
     ) -> None:
         self._directory, self._round, self._measure, self._tell = directory, round_, run, tell
         self._spec, self._target = KernelSpec.parse(round_.spec), Target.parse(round_.target)
-        self._shapes = [shape_key((*shape, self._spec.head_dim)) for shape in round_.shapes]
+        self._shapes = keys_of(round_.shapes, self._spec)
         self._log = directory / rounds.MEASURED
         self._machine = environment.collect()
         self._summary = Summary(directory, round_.name, len(round_.candidates))

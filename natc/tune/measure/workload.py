@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from natc.spec import KernelSpec
+from natc.store.records import shape_key
 from natc.targets import Target
 
 Shape = tuple[int, ...]  # batch, a size for each axis, heads
@@ -29,6 +32,6 @@ def default_shapes(spec: KernelSpec, target: Target) -> list[Shape]:
     return [(videos, _FRAMES, side, side, heads) for side, heads in _LEVELS]
 
 
-def with_head_dim(shape: Shape, spec: KernelSpec) -> Shape:
-    """Return the shape of the query: (batch, height, width, heads, head_dim)."""
-    return (*shape, spec.head_dim)
+def keys_of(shapes: Iterable[Shape], spec: KernelSpec) -> list[str]:
+    """Return each shape's key in a log: `BxHxWxheadsxhead_dim`."""
+    return [shape_key((*shape, spec.head_dim)) for shape in shapes]

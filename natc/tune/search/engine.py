@@ -16,12 +16,12 @@ from natc.operations import FORWARD, operations_of, tuned_as
 from natc.spec import KernelSpec
 from natc.store import workspace
 from natc.store.files import make_directory, writable
-from natc.store.records import SpaceVersion, append, shape_key
+from natc.store.records import SpaceVersion, append
 from natc.store.schedules import Schedule, load_schedule
 from natc.targets import Target
 from natc.tune.events import Event, Note, SearchFinished, Started
 from natc.tune.history import History
-from natc.tune.measure.workload import Shape, default_shapes, with_head_dim
+from natc.tune.measure.workload import Shape, default_shapes, keys_of
 from natc.tune.search.interrupts import deferred
 from natc.tune.search.measurer import Measurer
 from natc.tune.search.proposer import Proposer, decisions_of
@@ -70,7 +70,7 @@ def tune(
     space = SpaceVersion(design.name, design.version)
     present = present_schedule(spec, target, operation, space)
     machine = environment.collect(seed)
-    keys = [shape_key(with_head_dim(shape, spec)) for shape in chosen]
+    keys = keys_of(chosen, spec)
     history = History(log, spec, space, keys, machine, operation)
     append(log, machine)
     for note in history.notes:

@@ -17,7 +17,7 @@ from natc.spec import KernelSpec
 from natc.store import workspace
 from natc.store.files import make_directory
 from natc.store.manifest import file_sha256
-from natc.store.records import Environment, SpaceVersion, Trial, read_log, shape_key
+from natc.store.records import Environment, SpaceVersion, Trial, read_log
 from natc.store.temporary import temporary_directory
 from natc.targets import Target
 from natc.tune.events import CandidatesBuilt, Event, Note
@@ -26,7 +26,7 @@ from natc.tune.measure import rounds
 from natc.tune.measure.measuring import score
 from natc.tune.measure.processes import Processes, why
 from natc.tune.measure.rounds import Candidate, Dropped, Round
-from natc.tune.measure.workload import Shape, default_shapes, with_head_dim
+from natc.tune.measure.workload import Shape, default_shapes, keys_of
 from natc.tune.search import builder
 from natc.tune.search.engine import check_problem, present_schedule
 from natc.tune.search.ranking import Ranking
@@ -130,7 +130,7 @@ def _teach(
     trials = [record for record in records if isinstance(record, Trial)]
     last = max((t for t in trials if t.seconds), key=lambda t: t.timestamp, default=None)
     machines = {record.id: record for record in records if isinstance(record, Environment)}
-    keys = [shape_key(with_head_dim(shape, spec)) for shape in shapes]
+    keys = keys_of(shapes, spec)
     scores: dict[Key, float | None] = {
         # A candidate that did not compile, or that spilled, does so on every machine.
         key_of(trial.decisions): None

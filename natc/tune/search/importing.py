@@ -9,25 +9,17 @@ import msgspec
 
 from natc.compiler.space import space_for
 from natc.errors import TuneError
-from natc.host import environment
 from natc.spec import KernelSpec
 from natc.store import workspace
-from natc.store.records import (
-    Environment,
-    Record,
-    SpaceVersion,
-    Trial,
-    append,
-    read_log,
-    shape_key,
-)
-from natc.store.schedules import Measurement, Schedule, load_schedule, measured_on, save_schedule
+from natc.store.records import Environment, Record, SpaceVersion, Trial, append, read_log
+from natc.store.schedules import load_schedule
 from natc.targets import Target
 from natc.tune.history import Key, key_of, same_machine
 from natc.tune.measure import rounds
 from natc.tune.measure.measuring import confirmed, score
 from natc.tune.measure.rounds import Imported, Round
-from natc.tune.search.session import OBJECTIVE, seconds_of
+from natc.tune.measure.workload import keys_of
+from natc.tune.search.session import save_winner
 
 
 def import_round(directory: Path) -> Imported:
@@ -48,10 +40,16 @@ def import_round(directory: Path) -> Imported:
         )
     measured = rounds.measured(directory)
     machines = {r.id: r for r in measured.records if isinstance(r, Environment)}
-    trials = [trial for trial in measured.trials if trial.environment in machines]
+    kernel = (round_.spec, round_.target, round_.operation, round_.space)
+    trials = [
+        trial
+        for trial in measured.trials
+        if trial.environment in machines
+        and (trial.spec, trial.target, trial.operation, trial.space) == kernel
+    ]
     if not trials:
         raise TuneError(f"{directory} was not measured yet: natc measure {directory}")
-    keys = [shape_key((*shape, spec.head_dim)) for shape in round_.shapes]
+    keys = keys_of(round_.shapes, spec)
     machine = machines[trials[-1].environment]
     latest = {
         key_of(trial.decisions): trial
@@ -74,7 +72,6 @@ def import_round(directory: Path) -> Imported:
         if (seconds := score(trial, keys)) is not None
     )
     unconfirmed, best, key = ranked[0]
-    winner = latest[key]
     problem = _unmeasured(directory, round_, latest, {key for _, _, key in ranked})
     kept = "" if problem else _better(spec, target, round_, keys, best, machine, latest)
     path: Path | None
@@ -82,24 +79,7 @@ def import_round(directory: Path) -> Imported:
         path = workspace.find_schedule(spec, target, round_.operation)
     else:
         counted = sum(isinstance(record, Trial) for record in read_log(log)[0])
-        path = save_schedule(
-            Schedule(
-                spec=spec.name,
-                target=target.name,
-                operation=round_.operation,
-                space=round_.space,
-                decisions=winner.decisions,
-                measured=Measurement(
-                    seconds=seconds_of(winner, keys),
-                    baseline_seconds=seconds_of(untuned, keys),
-                    score=best,
-                    objective=OBJECTIVE,
-                    trials=counted,
-                ),
-                environment=measured_on(machine),
-                created=environment.now(),
-            )
-        )
+        path = save_winner(latest[key], untuned, keys, machine, counted)
     replaced = not (problem or kept)
     return Imported(
         *(round_.name, path, log, best, base, added, replaced, kept, problem, not unconfirmed)

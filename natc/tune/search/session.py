@@ -20,7 +20,7 @@ from natc.tune.history import History, Key, key_of
 from natc.tune.measure.measuring import score
 from natc.tune.search.measurer import CandidateResult, Measurer
 
-OBJECTIVE = (
+_OBJECTIVE = (
     "geometric mean over the shapes of the seconds of one call, the lower quartile of many calls"
 )
 # This many of the best candidates are measured again, in turn with the untuned kernel, this many
@@ -141,24 +141,8 @@ class Session:
             finalists = self._confirmed(finalists)
         winner = min(finalists, key=lambda trial: self.score(trial) or float("inf"))
         self._saved = winner
-        return save_schedule(
-            Schedule(
-                spec=self.spec.name,
-                target=self.target.name,
-                space=self.space,
-                decisions=winner.decisions,
-                measured=Measurement(
-                    seconds=seconds_of(winner, self.shapes),
-                    baseline_seconds=seconds_of(self.untuned, self.shapes),
-                    score=self.score(winner) or 0.0,
-                    objective=OBJECTIVE,
-                    trials=self.history.next_trial,
-                ),
-                environment=measured_on(self.machine),
-                created=environment.now(),
-                operation=self.operation,
-            )
-        )
+        trials = self.history.next_trial
+        return save_winner(winner, self.untuned, self.shapes, self.machine, trials)
 
     def _confirmed(self, finalists: list[Trial]) -> list[Trial]:
         contestants = [self._untuned_decisions]
@@ -206,7 +190,38 @@ class Session:
         return trial
 
 
-def seconds_of(trial: Trial | None, shapes: Iterable[str]) -> dict[str, float]:
+def save_winner(
+    winner: Trial,
+    untuned: Trial | None,
+    shapes: Sequence[str],
+    machine: Environment,
+    trials: int,
+) -> Path:
+    """Write a winner's schedule and return its file.
+
+    trials: their number in the log. Raises TuneError if the untuned kernel or the winner failed.
+    """
+    return save_schedule(
+        Schedule(
+            spec=winner.spec,
+            target=winner.target,
+            operation=winner.operation,
+            space=winner.space,
+            decisions=winner.decisions,
+            measured=Measurement(
+                seconds=_seconds_of(winner, shapes),
+                baseline_seconds=_seconds_of(untuned, shapes),
+                score=score(winner, shapes) or 0.0,
+                objective=_OBJECTIVE,
+                trials=trials,
+            ),
+            environment=measured_on(machine),
+            created=environment.now(),
+        )
+    )
+
+
+def _seconds_of(trial: Trial | None, shapes: Iterable[str]) -> dict[str, float]:
     """Return a trial's seconds for each shape; raise TuneError if it has none."""
     if trial is None or trial.seconds is None:
         raise TuneError("there is nothing to save: the untuned kernel or the winner has no time.")
