@@ -28,10 +28,7 @@ def interleave(
     A slow moment of the machine so falls on every call. A short call is repeated within a sample
     until the sample lasts about 2 ms. One untimed call comes before each sample: it refills
     caches, and meanwhile the threads of the call before, which may still spin, go to sleep.
-
-    Args:
-        calls: what to time, by name.
-        seconds: begin no further turn after this time.
+    seconds: begin no further turn after this time.
     """
     repeats = {}
     for name, call in calls.items():

@@ -45,11 +45,9 @@ def from_function(function: Callable[..., Any]) -> Contestant:
 def from_kernel(kernel: Callable[..., Any], note: str = "") -> Contestant:
     """Return a contestant that calls a compiled forward kernel directly.
 
-    Args:
-        kernel: fills output when called as `kernel(query, key, value, [rpb,] output, *scalars)`
-            (`natc.operations.SCALARS`); it must be compiled for the problem's spec. Allocating
-            output is part of the time.
-        note: for the rows.
+    kernel: fills output when called as `kernel(query, key, value, [rpb,] output, *scalars)`
+    (`natc.operations.SCALARS`); it must be compiled for the problem's spec. Allocating output is
+    part of the time. note: for the rows.
     """
 
     def prepare(case: Case) -> Prepared:

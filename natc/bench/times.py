@@ -76,13 +76,10 @@ def time_problems(
 ) -> list[Row]:
     """Check and time every contestant on every problem; return the rows, problem by problem.
 
-    Args:
-        problems: with a backward, forward and backward are timed together.
-        contestants: by name; ratios are to the first one.
-        device: a torch device's name.
-        seconds: to spend on the samples of one problem, all contestants together; each gets at
-            least 5 samples, however long that takes.
-        progress: called with a sentence before each slow step.
+    A problem's backward is timed together with its forward. contestants: by name; ratios are to
+    the first one. seconds: to spend on the samples of one problem, all contestants together; each
+    gets at least 5 samples, however long that takes. progress: called with a sentence before each
+    slow step.
     """
     rows: list[Row] = []
     for problem in problems:

@@ -39,15 +39,8 @@ def make_inputs(
 ) -> Inputs:
     """Return normally distributed inputs; a seed gives the same values on every device.
 
-    Args:
-        shape: of the query, `[batch, *spatial, heads, head_dim]`.
-        kernel_size: makes an rpb for it, in float32 whatever the dtype; None makes none.
-        heads_kv: heads of key and value; None means as many as the query has.
-        value_dim: channels of value; None means head_dim.
-        dtype: of query, key and value.
-        device: where the tensors live.
-        seed: of the random numbers.
-        requires_grad: of every tensor.
+    shape: of the query, `[batch, *spatial, heads, head_dim]`. kernel_size: makes an rpb for it, in
+    float32 whatever the dtype. heads_kv, value_dim: by default, the query's heads and head_dim.
     """
     *leading, heads, head_dim = shape
     generator = torch.Generator("cpu").manual_seed(seed)

@@ -43,10 +43,7 @@ def compare_network(model: NAT, image: Tensor) -> NetworkComparison:
     """Run `model` on `image` twice, on kernels and on the reference, and compare.
 
     The model is used in evaluation mode, without gradients, and is left in the mode it was in.
-
-    Args:
-        model: a NAT, on any device.
-        image: normalized `[batch, channels, height, width]` on the same device.
+    image: normalized `[batch, channels, height, width]` on the model's device.
     """
     specs = attention_specs(model, image.dtype)
     has_kernel = {spec: runtime.explain(spec, image.device).choice is not None for spec in specs}
@@ -76,8 +73,7 @@ def compare_network(model: NAT, image: Tensor) -> NetworkComparison:
 def attention_specs(model: torch.nn.Module, dtype: torch.dtype) -> list[KernelSpec]:
     """List the kernels that the attention layers of `model` ask for on inputs of `dtype`.
 
-    Raises:
-        SpecError: no kernel exists for a layer's kernel size or head dim, or for `dtype`.
+    Raises SpecError if no kernel exists for a layer's kernel size or head dim, or for `dtype`.
     """
     layers = [m for m in model.modules() if isinstance(m, NeighborhoodAttention2D)]
     name = str(dtype).removeprefix("torch.")

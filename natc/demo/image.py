@@ -18,14 +18,9 @@ PHOTOGRAPH_CREDIT = "Photograph: Chelsea, by Stefan van der Walt (CC0), from sci
 def photograph(size: int = 224) -> Tensor:
     """Return a photograph of a cat as a normalized float32 tensor `[1, 3, size, size]`.
 
-    It is the central square of `skimage.data.chelsea()`, resized with antialiasing, then
-    normalized with ImageNet's mean and standard deviation.
-
-    Args:
-        size: height and width in pixels, at least 1.
-
-    Raises:
-        NatcError: scikit-image is not installed.
+    It is the central square of `skimage.data.chelsea()`, resized with antialiasing to `size`
+    pixels, then normalized with ImageNet's mean and standard deviation. Raises NatcError if
+    scikit-image is not installed.
     """
     try:
         from skimage import data

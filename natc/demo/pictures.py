@@ -25,15 +25,10 @@ def feature_picture(
 ) -> Path:
     """Write a PNG with the photograph beside the feature maps of all levels; return its path.
 
-    Args:
-        image: normalized photograph `[1, 3, height, width]`.
-        feature_maps: one map `[1, height, width, channels]` a level, finest first.
-        path: the file to write; its directory must exist.
-        pretrained: whether its weights are trained; False says in the caption that they are
-            random.
-
-    Raises:
-        NatcError: matplotlib is not installed.
+    image: normalized photograph `[1, 3, height, width]`. feature_maps: one map
+    `[1, height, width, channels]` a level, finest first. path: its directory must exist.
+    pretrained: whether the weights are trained; the caption says if they are random. Raises
+    NatcError if matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -91,10 +86,7 @@ def principal_colors(feature_map: Tensor) -> Tensor:
 
     Each component is signed so that its largest value is positive. All three are divided by the
     standard deviation of the first, so that weak ones look weak, and squashed by a sigmoid; a map
-    that does not vary becomes gray.
-
-    Args:
-        feature_map: `[1, height, width, channels]`, any floating dtype and device.
+    that does not vary becomes gray. feature_map: `[1, height, width, channels]`.
     """
     _, height, width, channels = feature_map.shape
     features = feature_map.detach().reshape(height * width, channels).cpu().double()

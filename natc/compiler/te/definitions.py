@@ -36,13 +36,6 @@ def definition(
 
     example: a fixed shape instead, for the forward only (`natc.compiler.te.problem`).
     """
-    entry = OPERATIONS[operation]
-    if entry.family == "forward":
-        return forward(
-            spec,
-            with_lse=entry.with_lse,
-            packed=entry.packed,
-            exponential=exponential,
-            example=example,
-        )
+    if OPERATIONS[operation].family == "forward":
+        return forward(operation, spec, exponential, example=example)
     return _DEFINITIONS[operation](spec, exponential)

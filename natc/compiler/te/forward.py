@@ -8,27 +8,24 @@ from collections.abc import Sequence
 from tvm import te, tirx
 from tvm.ir import Expr
 
-from natc.compiler.te.exponential import Exponential, polynomial
+from natc.compiler.te.exponential import Exponential
 from natc.compiler.te.gather import Gather, joined_tap, split_tap
 from natc.compiler.te.logits import logit_of
 from natc.compiler.te.problem import Problem, stage
-from natc.operations import HEADS_LAST
+from natc.operations import HEADS_LAST, OPERATIONS
 from natc.spec import KernelSpec
 
 
 def forward(
+    operation: str,
     spec: KernelSpec,
+    exponential: Exponential,
     *,
-    with_lse: bool = False,
-    packed: bool = False,
-    exponential: Exponential = polynomial,
     example: Sequence[int] | None = None,
     columns: int | None = None,
     copies: bool = False,
 ) -> tirx.PrimFunc:
-    """Return the unscheduled function that computes `forward` (`natc.operations`).
-
-    with_lse, packed: which variant, such as `forward_lse_packed` for both.
+    """Return the unscheduled function of a forward operation (`natc.operations`).
 
     It computes softmax(scale * query . key + rpb) . value over each query's window
     (`natc.window`); lse is the natural logarithm of the sum of exponentials.
@@ -42,7 +39,7 @@ def forward(
     """
     p = Problem(spec, HEADS_LAST, exponential, example)
     g = Gather(p, from_keys=False, tables=False)
-    inputs, query, key, value = p.attention_inputs(packed=packed)
+    inputs, query, key, value = p.attention_inputs(packed=OPERATIONS[operation].packed)
     rpb = p.bias() if spec.rpb else None
     sites, site, n = p.site_shape, p.site_names, len(p.site_names)
     last, channels = spec.kernel_size[-1], spec.value_dim
@@ -108,7 +105,7 @@ def forward(
     )
     output = stage(summed.shape, [*site, "d"], lambda *at: p.rounded(normalized[at]), "output")
     lse = None
-    if with_lse:
+    if OPERATIONS[operation].with_lse:
         lse = stage(sites, site, lambda *at: log_sum(p, largest[at], total[at]), "lse")
     return p.function([*inputs, rpb, output, lse])
 

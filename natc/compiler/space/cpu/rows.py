@@ -30,7 +30,6 @@ from natc.compiler.space.threads import spread_over_cores
 from natc.compiler.te.exponential import Exponential
 from natc.compiler.te.forward import forward
 from natc.compiler.te.rows import filled_up
-from natc.operations import OPERATIONS
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -90,16 +89,8 @@ def definition(
     example: Sequence[int] | None = None,
 ) -> tirx.PrimFunc:
     """Return the unscheduled function of a forward operation; example: see `te.forward`."""
-    entry = OPERATIONS[operation]
-    return forward(
-        spec,
-        with_lse=entry.with_lse,
-        packed=entry.packed,
-        exponential=exponential,
-        example=example,
-        columns=filled_up(spec.kernel_size[-1], group_of(spec, target)),
-        copies=True,
-    )
+    columns = filled_up(spec.kernel_size[-1], group_of(spec, target))
+    return forward(operation, spec, exponential, example=example, columns=columns, copies=True)
 
 
 def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions) -> None:
