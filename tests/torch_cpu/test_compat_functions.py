@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning"),
 ]
 
+Tensors = dict[str, Tensor]
+
 CASES = golden_cases(Path(__file__).parents[1] / "data" / "golden")
 UNFUSED = [case for case in CASES if case.kind != "fused"]
 FUSED = [case for case in CASES if case.kind == "fused"]
+FUSED_RESULTS = ("out", "logsumexp")
 
 
 def fits(case: GoldenCase, version: str) -> bool:
@@ -49,67 +53,64 @@ UNFUSED_BY_RELEASE = [
 ]
 
 
-@pytest.mark.parametrize(("version", "case"), UNFUSED_BY_RELEASE)
-def test_unfused_functions_match_the_vectors(version: str | None, case: GoldenCase) -> None:
+def check_case(case: GoldenCase, compute: Callable[[Tensors], Tensors]) -> None:
+    """Compare results by their names in the file, and gradients of all inputs, with the file's."""
     stored = case.arrays(torch.float64)
     names = ("q", "k", "v", "rpb", "additional_k", "additional_v", "attn")
-    inputs = {name: stored[name].clone().requires_grad_() for name in names if name in stored}
-    results: dict[str, Tensor] = {}
-    with installed(version) as natten:
-        if "q" in inputs:
-            query = inputs["q"] * case.params["scale"]
-            more = inputs.get("additional_k")
+    inputs = {name: stored.pop(name).requires_grad_() for name in names if name in stored}
+    results = compute(inputs)
+    upstream = "logits" if case.kind == "unfused_qk" else "out"
+    grads = torch.autograd.grad(
+        results[upstream], list(inputs.values()), stored.pop(f"d_{upstream}")
+    )
+    results |= {f"d_{name}": grad for name, grad in zip(inputs, grads, strict=True)}
+    # Not every function returns the logsumexp.
+    assert set(stored) - {"logsumexp"} <= set(results)
+    for name, values in results.items():
+        check_close(values, stored[name], torch.float32, name)
+
+
+@pytest.mark.parametrize(("version", "case"), UNFUSED_BY_RELEASE)
+def test_unfused_functions_match_the_vectors(version: str | None, case: GoldenCase) -> None:
+    def compute(inputs: Tensors) -> Tensors:
+        results = {}
+        if case.kind != "unfused_av":
+            query, more = inputs["q"] * case.params["scale"], inputs.get("additional_k")
             results["logits"] = unfused_qk(
                 natten, query, inputs["k"], case.options, inputs.get("rpb"), more
             )
-        if "out" in stored:
+        if case.kind != "unfused_qk":
             attn = inputs["attn"] if "attn" in inputs else results["logits"].softmax(-1)
             more = inputs.get("additional_v")
             results["out"] = unfused_av(natten, attn, inputs["v"], case.options, more)
-    upstream = "out" if "out" in stored else "logits"
-    grads = torch.autograd.grad(results[upstream], list(inputs.values()), stored[f"d_{upstream}"])
-    results |= {f"d_{name}": grad for name, grad in zip(inputs, grads, strict=True)}
-    expected = set(stored) - set(inputs) - {f"d_{upstream}", "logsumexp"}
-    assert set(results) == expected
-    for name in expected:
-        check_close(results[name], stored[name], torch.float32, name)
+        return results
+
+    with installed(version) as natten:
+        check_case(case, compute)
 
 
 @pytest.mark.parametrize("version", ["0.20.0", "0.21.0", "0.21.7", None])
 @pytest.mark.parametrize("case", FUSED, ids=lambda case: case.name)
 def test_fused_functions_match_the_vectors(version: str | None, case: GoldenCase) -> None:
-    stored = case.arrays(torch.float64)
-    names = ("q", "k", "v", "additional_k", "additional_v")
-    inputs = {name: stored[name].clone().requires_grad_() for name in names if name in stored}
-    options = case.options
-    with installed(version) as natten:
-        f = natten.functional
-        generic = case.name.endswith("hd16")
-        na = (
-            f.neighborhood_attention_generic
-            if generic
-            else getattr(f, f"na{case.params['ndim']}d")
-        )
-        out = na(
-            inputs["q"],
-            inputs["k"],
-            inputs["v"],
-            options["kernel_size"],
-            options["stride"],
-            options["dilation"],
-            options["is_causal"],
+    def compute(inputs: Tensors) -> Tensors:
+        options = case.options
+        name = f"na{case.params['ndim']}d"
+        if case.name.endswith("hd16"):
+            name = "neighborhood_attention_generic"
+        results = getattr(natten.functional, name)(
+            *(inputs[name] for name in "qkv"),
+            *(options[name] for name in ("kernel_size", "stride", "dilation", "is_causal")),
             case.params["scale"],
             inputs.get("additional_k"),
             inputs.get("additional_v"),
             **({"return_lse": True} if version in ("0.21.7", None) else {}),
         )
-    results = {}
-    if isinstance(out, tuple):
-        out, results["logsumexp"] = out
-    grads = torch.autograd.grad(out, list(inputs.values()), stored["d_out"])
-    results |= {"out": out} | {f"d_{name}": grad for name, grad in zip(inputs, grads, strict=True)}
-    for name, values in results.items():
-        check_close(values, stored[name], torch.float32, name)
+        return (
+            {"out": results} if isinstance(results, Tensor) else dict(zip(FUSED_RESULTS, results))
+        )
+
+    with installed(version) as natten:
+        check_case(case, compute)
 
 
 def qkv(*shape: int) -> tuple[Tensor, Tensor, Tensor]:

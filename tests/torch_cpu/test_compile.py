@@ -14,9 +14,11 @@ from support.c_library import KERNEL_SIZE, LibraryDirectory
 from support.fresh_process import run_fresh
 from support.kernel_double import Doubles
 from torch import Tensor
+from torch._dynamo import compiled_autograd
 from torch._dynamo.utils import counters
 
 import natc
+from natc.functional import na1d_av, na1d_qk, na1d_qkvpacked
 from natc.models import NAT
 from natc.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
 
@@ -157,3 +159,30 @@ def test_inductor(
     # Without this, torch builds trial programs and starts processes to see if vectors work here.
     with torch._inductor.config.patch("cpp.vec_isa_ok", True):
         torch.testing.assert_close(call(x, rpb), block(x, rpb))
+
+
+def everything(x: Tensor, rpb: Tensor, dilation: int) -> Tensor:
+    output, lse = natc.na1d(x, x, x, 3, rpb=rpb, dilation=dilation, return_lse=True)
+    packed = na1d_qkvpacked(torch.stack((x, x, x), -3), 3, dilation=dilation)
+    attn = na1d_qk(x.movedim(-2, 1), x.movedim(-2, 1), 3, rpb=rpb, dilation=dilation)
+    half = na1d_av(attn.softmax(-1), x.movedim(-2, 1), 3, dilation=dilation)
+    return output.square().sum() + lse.sin().sum() + packed.sin().sum() + half.square().sum()
+
+
+def gradients(dilation: int, only_rpb: bool) -> list[Tensor | None]:
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 2, 4, requires_grad=not only_rpb)
+    rpb = torch.randn(2, 5, requires_grad=True)
+    everything(x, rpb, dilation).backward()
+    return [x.grad, rpb.grad]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_autograd_sees_a_backward_pass_as_one_graph(doubles: Doubles) -> None:
+    # Every graph has its own options and its own list of wanted gradients.
+    for case in ((1, False), (2, True)):
+        expected = gradients(*case)
+        with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+            actual = gradients(*case)
+        assert (actual[0] is None) is case[1]
+        torch.testing.assert_close(actual, expected)

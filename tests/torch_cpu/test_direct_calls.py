@@ -14,7 +14,6 @@ from support.kernel_double import Doubles
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.overrides import BaseTorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import natc
@@ -232,22 +231,6 @@ def test_modes_and_transforms_take_the_dispatcher() -> None:
         assert goes_straight((x,))
     with torch.inference_mode():
         assert goes_straight((x, x * 1))
-
-
-def test_a_mode_sees_whether_gradients_are_enabled(doubles: Doubles) -> None:
-    seen = []
-
-    class Mode(TorchDispatchMode):
-        def __torch_dispatch__(
-            self, function: Any, types: Any, args: Any = (), _: Any = None
-        ) -> Any:
-            seen.append((function, torch.is_grad_enabled()))
-            return function(*args)
-
-    x = plain(requires_grad=True)
-    with Mode(), torch.no_grad():
-        natc.na1d(x, x, x, 3)
-    assert seen == [(ops.forward, False)]
 
 
 def test_a_profiler_of_any_thread_takes_the_dispatcher() -> None:

@@ -150,15 +150,6 @@ def test_parameters(rel_pos_bias: bool, qkv_bias: bool) -> None:
     assert {name: tuple(p.shape) for name, p in module.state_dict().items()} == expected
 
 
-def test_gradients_reach_every_parameter_and_the_input() -> None:
-    torch.manual_seed(0)
-    module = NeighborhoodAttention2D(8, 2, 3, pad_small_maps=True)
-    x = torch.randn(1, 2, 5, 8, requires_grad=True)
-    module(x).square().sum().backward()
-    for name, tensor in [*module.named_parameters(), ("x", x)]:
-        assert tensor.grad is not None and tensor.grad.abs().max() > 0, name
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_module(dtype: torch.dtype) -> None:
     torch.manual_seed(0)

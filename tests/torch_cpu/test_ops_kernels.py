@@ -271,41 +271,6 @@ def test_a_kernel_with_a_bias_serves_where_there_is_no_other(doubles: Doubles) -
         natc.na1d(query, key, value, 3)
 
 
-def test_derivatives_by_design_of_the_reference_are_no_fallback(doubles: Doubles) -> None:
-    tensors = tensors_of((1, 5, 2, 2), 1, 3, 3)
-
-    def function(*inputs: Tensor) -> Any:
-        return natc.na1d(*inputs[:3], 3, rpb=inputs[3], return_lse=True)
-
-    # The fixture forbids the reference.
-    assert torch.autograd.gradcheck(function, tensors, check_forward_ad=True)
-    # The fast mode takes one random direction instead of every element.
-    assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
-    assert {"forward_lse", "d_query", "d_rpb"} <= set(doubles.operations)
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda x: natc.na1d(x, x, x, 3),
-        lambda x: natc.functional.na1d_qkvpacked(torch.stack((x, x, x), -3), 3),
-        lambda x: natc.functional.na1d_qk(x, x, 3),
-        lambda x: natc.functional.na1d_av(x[..., :3], x, 3),
-    ],
-    ids=["fused", "packed", "qk", "av"],
-)
-def test_forced_reference_derives(call: Callable[[Tensor], Tensor], doubles: Doubles) -> None:
-    x = torch.randn(1, 5, 2, 4, requires_grad=True)
-    with natc.force_reference():
-        output = call(x)
-    (grad,) = torch.autograd.grad(output.sin().sum(), x, create_graph=True)
-    (again,) = torch.autograd.grad(grad.square().sum(), x)
-    assert doubles.calls == [] and grad.any() and again.any()
-    call(x).sin().sum().backward()
-    torch.testing.assert_close(x.grad, grad)
-    assert len(doubles.calls) > 1
-
-
 def test_gradients_of_gradients_with_keys_that_are_shared(doubles: Doubles) -> None:
     derivatives = []
     for attend in (natc.na1d, neighborhood_attention):
