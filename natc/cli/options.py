@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import importlib.util
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,14 +22,8 @@ DEFAULT_HEAD_DIM = 32
 DEFAULT_DTYPE = {"llvm": "float32", "cuda": "float16"}
 NAT_KERNEL = "7"
 
-
-class Dtype(str, enum.Enum):
-    """The element types as choices of an option."""
-
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-    float64 = "float64"
+# The same as `natc.spec.DTYPES`, as choices of an option.
+Dtype = Literal["float32", "float16", "bfloat16", "float64"]
 
 
 def complete(words: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
@@ -69,15 +62,15 @@ complete_kernel, complete_target, complete_arch = map(complete, (_kernels, _targ
 complete_dtype = complete(lambda: DTYPES)
 complete_families = complete(lambda: FAMILIES)
 
-_KERNEL: Any = {"metavar": "K", "autocompletion": complete_kernel}
-KernelOption = Annotated[
-    str,
-    typer.Option("--kernel", "-k", help="Window size: 7, or 7x5 or 7x5x3 by axis.", **_KERNEL),
-]
-OptionalKernelOption = Annotated[
-    str | None,
-    typer.Option("--kernel", "-k", help="Window size: 7, or 7x5 or 7x5x3 by axis.", **_KERNEL),
-]
+_KERNEL = typer.Option(
+    "--kernel",
+    "-k",
+    metavar="K",
+    help="Window size: 7, or 7x5 or 7x5x3 by axis.",
+    autocompletion=complete_kernel,
+)
+KernelOption = Annotated[str, _KERNEL]
+OptionalKernelOption = Annotated[str | None, _KERNEL]
 TargetOption = Annotated[
     str,
     typer.Option(
@@ -186,7 +179,7 @@ def make_spec(
         sizes[0] if len(sizes) == 1 else sizes,
         rank=rank,
         head_dim=head_dim,
-        dtype=dtype.value if dtype else DEFAULT_DTYPE[kind],
+        dtype=dtype or DEFAULT_DTYPE[kind],
         rpb=rpb,
         value_dim=value_dim,
         terms=tuple(filter(None, terms.split(","))),

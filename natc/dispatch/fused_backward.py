@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,17 +29,6 @@ _PARTIAL_BYTES = 4 * 2**20
 # More chunks do not keep more processors busy, and a chunk has at least so many queries.
 _MOST_CHUNKS, _MOST_CHUNKS_CUDA = 64, 8192
 _QUERIES_OF_A_CHUNK = 32
-
-
-class _Saved(NamedTuple):
-    """The tensors of a forward call that its gradients need."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    rpb: Tensor | None
-    output: Tensor
-    lse: Tensor
 
 
 def backward(
@@ -66,13 +54,14 @@ def backward(
     """
     variables = (query, key, value, rpb)
     names = [n for n, t, flag in zip(GRADIENTS, variables, wanted) if flag and t is not None]
-    saved = _Saved(query, key, value, rpb, output, lse)
     if not names:
         return _complete((None,) * len(variables), wanted, query)
     kernels = _kernels(names, query, rpb, value, options) if query.numel() else None
     if kernels is None:
+        saved = (query, key, value, rpb, output, lse)
         return tuple(map(as_new, composed(d_output, d_lse, *saved, wanted, options)))
-    gradients = _on_kernels(kernels, d_output, d_lse, saved, options)
+    tensors = (query, key, value, output, lse, d_output)
+    gradients = _on_kernels(kernels, tensors, d_lse, rpb, options)
     return _complete(gradients, wanted, query)
 
 
@@ -162,21 +151,19 @@ def _kernels(
 
 def _on_kernels(
     kernels: dict[str, Kernel],
-    d_output: Tensor,
+    tensors: Sequence[Tensor],
     d_lse: Tensor | None,
-    saved: _Saved,
+    rpb: Tensor | None,
     options: Options,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of query, key, value and rpb; None for each that has no kernel."""
+    """Return the gradients of query, key, value and rpb; None for each that has no kernel.
+
+    tensors: query, key, value, output, lse and d_output.
+    """
     # Here, so that a tensor is copied at most once, not for each kernel.
     alignment = max(kernel.alignment for kernel in kernels.values())
-    query, key, value, output, lse, d_output = (
-        ready(t, alignment)
-        for t in (saved.query, saved.key, saved.value, saved.output, saved.lse, d_output)
-    )
-    bias: tuple[Tensor, ...] = ()
-    if saved.rpb is not None:
-        bias = (ready(saved.rpb, alignment),)
+    query, key, value, output, lse, d_output = (ready(t, alignment) for t in tensors)
+    bias: tuple[Tensor, ...] = () if rpb is None else (ready(rpb, alignment),)
     tail = options.scalars(query.shape[1:-2])
     group = query.shape[-2] // key.shape[-2]
     acc = accumulator(query.dtype)

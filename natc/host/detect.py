@@ -48,18 +48,18 @@ def detect_host_cpu() -> Target:
     )
 
 
-def detect_gpu(index: int = 0) -> Target:
-    """Return the cuda target whose code runs best on GPU number `index` of this machine.
+def detect_gpu() -> Target:
+    """Return the cuda target whose code runs best on the first GPU of this machine.
 
-    Raises TargetError when there is no such GPU or no listed architecture serves it.
+    Raises TargetError when there is no GPU or no listed architecture serves it.
     """
     gpus = gpu.driver().gpus
-    if index >= len(gpus):
+    if not gpus:
         raise TargetError(
             "there is no NVIDIA GPU on this machine (or its driver does not answer); "
             f"name an architecture, one of {', '.join(CUDA_ARCHS)}, with --arch."
         )
-    return cuda_target_for(gpus[index].capability)
+    return cuda_target_for(gpus[0].capability)
 
 
 def x86_64_level(flags: frozenset[str]) -> str:
@@ -78,12 +78,7 @@ def cpu_flags() -> frozenset[str]:
             capture_output=True, text=True, check=False,
         ).stdout.lower().split()  # fmt: skip
         return frozenset(_MACOS_FLAGS.get(flag, flag) for flag in words)
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return frozenset()
-    match = re.search(r"^flags\s*:(.*)$", text, flags=re.MULTILINE)
-    return frozenset(match[1].split()) if match else frozenset()
+    return frozenset(_cpuinfo("flags").split())
 
 
 def host_target() -> str | None:
@@ -118,18 +113,20 @@ def cores() -> int:
 
 def cpu_model() -> str:
     """Return the CPU's product name, or its architecture if the name is unknown."""
+    name: str | None = _cpuinfo("model name")
+    if sys.platform == "darwin":
+        name = run("sysctl", "-n", "machdep.cpu.brand_string")
+    return name or platform.processor() or platform.machine()
+
+
+def _cpuinfo(field: str) -> str:
+    """Return a field of the first processor in Linux's list; "" if it is not there."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        text = ""
-    match = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
-    if match:
-        return match[1].strip()
-    if sys.platform == "darwin":
-        name = run("sysctl", "-n", "machdep.cpu.brand_string")
-        if name:
-            return name
-    return platform.processor() or platform.machine()
+        return ""
+    match = re.search(rf"^{field}\s*:(.*)$", text, flags=re.MULTILINE)
+    return match[1].strip() if match else ""
 
 
 def run(*command: str) -> str | None:

@@ -61,12 +61,9 @@ def find_nvcc() -> str:
 
     From PATH, or from CUDA_HOME or CUDA_PATH. Raises CompilerNotFound, which says what to install.
     """
-    nvcc = shutil.which("nvcc")
-    for variable in ("CUDA_HOME", "CUDA_PATH"):
-        if not nvcc and os.environ.get(variable):
-            nvcc = shutil.which("nvcc", path=str(Path(os.environ[variable]) / "bin"))
-    if not nvcc and Path("/usr/local/cuda/bin/nvcc").exists():
-        nvcc = "/usr/local/cuda/bin/nvcc"
+    homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
+    places = os.pathsep.join(str(Path(home) / "bin") for home in homes if home)
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=places)
     if not nvcc:
         raise CompilerNotFound(
             "nvcc was not found on PATH, in CUDA_HOME or in /usr/local/cuda; install the CUDA "

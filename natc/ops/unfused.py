@@ -47,13 +47,9 @@ def _(
 
 
 @torch.library.register_fake(av, lib=library)
-def _(attn: Tensor, value: Tensor, *_: Any) -> Tensor:
-    return attn.new_empty((*attn.shape[:-1], value.shape[-1]))
-
-
 @torch.library.register_fake(inverse_av, lib=library)
-def _(attn: Tensor, vector: Tensor, *_: Any) -> Tensor:
-    return attn.new_empty((*attn.shape[:-1], vector.shape[-1]))
+def _(attn: Tensor, vectors: Tensor, *_: Any) -> Tensor:
+    return attn.new_empty((*attn.shape[:-1], vectors.shape[-1]))
 
 
 @torch.library.register_fake(sum_rpb, lib=library)
@@ -63,13 +59,15 @@ def _(d_attn: Tensor, head_dim: int, kernel_size: Sequence[int], *_: Any) -> Ten
 
 
 class _Linear(Function):
-    """An operator that is linear in each tensor; subclasses define its derivatives.
+    """An operator that is linear in each tensor; subclasses define its gradients.
 
     tensors: how many of the operator's first arguments are tensors. ctx.constants holds the
-    others: fill or head_dim, if the operator has it, and the options.
+    others: fill or head_dim, if the operator has it, and the options. call: the function by which
+    natc calls the operator.
     """
 
     tensors: int
+    call: Callable[..., Tensor]
 
     @classmethod
     def forward(cls, ctx: Any, run: Callable[..., Any], *arguments: Any) -> Tensor:
@@ -101,10 +99,15 @@ class _Linear(Function):
         """Return the gradients of the saved tensors, None for each that is not needed."""
         raise NotImplementedError
 
-    @staticmethod
-    def tangent(tangents: Sequence[Any], saved: Sequence[Any], *constants: Any) -> Tensor:
-        """Return the result's tangent; not all of the inputs' tangents are None."""
-        raise NotImplementedError
+    @classmethod
+    def tangent(cls, tangents: Sequence[Any], saved: Sequence[Any], *constants: Any) -> Tensor:
+        """Return the result's tangent by the product rule; not all tangents are None."""
+        terms = [
+            cls.call(*saved[:index], tangent, *saved[index + 1 :], *constants)
+            for index, tangent in enumerate(tangents)
+            if tangent is not None
+        ]
+        return _sum(terms)
 
 
 class _QK(_Linear):
@@ -122,8 +125,8 @@ class _QK(_Linear):
             run_sum_rpb(grad, query.shape[-1], options) if needed[2] else None,
         )
 
-    @staticmethod
-    def tangent(tangents: Sequence[Any], saved: Sequence[Any], *constants: Any) -> Tensor:
+    @classmethod
+    def tangent(cls, tangents: Sequence[Any], saved: Sequence[Any], *constants: Any) -> Tensor:
         (t_query, t_key, t_rpb), (query, key, _) = tangents, saved
         *_, options = constants
         terms = []
@@ -150,10 +153,6 @@ class _AV(_Linear):
             _of_group(run_inverse_av(attn, grad, options), value) if needed[1] else None,
         )
 
-    @staticmethod
-    def tangent(tangents: Sequence[Any], saved: Sequence[Any], *constants: Any) -> Tensor:
-        return _bilinear(run_av, tangents, saved, constants)
-
 
 class _InverseAV(_Linear):
     tensors = 2
@@ -168,10 +167,6 @@ class _InverseAV(_Linear):
             run_av(attn, grad, options) if needed[1] else None,
         )
 
-    @staticmethod
-    def tangent(tangents: Sequence[Any], saved: Sequence[Any], *constants: Any) -> Tensor:
-        return _bilinear(run_inverse_av, tangents, saved, constants)
-
 
 class _SumRpb(_Linear):
     tensors = 1
@@ -184,25 +179,6 @@ class _SumRpb(_Linear):
         # `qk` of zeros is the bias alone: each tap gets the entry that it was summed into.
         zeros = d_attn.new_zeros((*d_attn.shape[:-1], head_dim))
         return (run_qk(zeros, zeros, grad, 0.0, options) if needed[0] else None,)
-
-    @staticmethod
-    def tangent(tangents: Sequence[Any], saved: Sequence[Any], *constants: Any) -> Tensor:
-        return run_sum_rpb(tangents[0], *constants)
-
-
-def _bilinear(
-    operator: Callable[..., Tensor],
-    tangents: Sequence[Tensor | None],
-    saved: Sequence[Tensor],
-    constants: Sequence[Any],
-) -> Tensor:
-    """Return the tangent of an operator that is linear in two tensors: the product rule."""
-    terms = []
-    if tangents[0] is not None:
-        terms.append(operator(tangents[0], saved[1], *constants))
-    if tangents[1] is not None:
-        terms.append(operator(saved[0], tangents[1], *constants))
-    return _sum(terms)
 
 
 def _sum(terms: Sequence[Tensor]) -> Tensor:
@@ -236,13 +212,14 @@ def _linear(
     function: type[_Linear],
 ) -> Callable[..., Tensor]:
     """Register an operator's derivatives; return the function by which natc calls it."""
-    return differentiable(
+    function.call = differentiable(
         operator,
         implementation,
         function.tensors,
         with_gradient=functools.partial(apply, function),
         with_tangent=functools.partial(_with_tangent, dispatched(operator), function),
     )
+    return function.call
 
 
 run_qk = _linear(qk, qk_av.qk, _QK)

@@ -42,12 +42,13 @@ class Search:
 
     def __call__(
         self, spec: Any, target: Any, *, on_event: Callable[[Event], None], **options: Any
-    ) -> None:
+    ) -> Event | BaseException:
         self.asked = {"spec": spec.name, "target": target.name, **options}
         for event in self.script:
             if isinstance(event, BaseException):
                 raise event
             on_event(event)
+        return self.script[-1]
 
 
 @pytest.fixture
@@ -217,9 +218,9 @@ def test_searches_go_on_after_a_failed_search(
     search()
     asked = []
 
-    def tune(spec: Any, target: Any, *, operation: str, on_event: Any, **_: Any) -> None:
+    def tune(spec: Any, target: Any, *, operation: str, **_: Any) -> SearchFinished:
         asked.append(operation)
-        on_event(NOTHING if operation == "delta" else finish())
+        return NOTHING if operation == "delta" else finish()
 
     monkeypatch.setitem(vars(natc_tune), "tune", tune)
     words = ["tune", "--kernel", "7", "--operations", "forward,delta,d_query", "--quiet"]

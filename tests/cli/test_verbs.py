@@ -12,7 +12,7 @@ import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
@@ -30,6 +30,7 @@ from natc.cli.main import app
 from natc.cli.options import Dtype
 from natc.spec import DTYPES
 from natc.store import schedules
+from natc.tune.events import SearchFinished
 
 pytestmark = pytest.mark.quick
 
@@ -79,9 +80,11 @@ def run(
     if words[0] == "tune":
         monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
 
-        def search(spec: Any, target: Any, *, on_event: Any, **options: Any) -> None:
-            for event in (START, *TRIALS, finish(interrupted=code == 130)):
+        def search(spec: Any, target: Any, *, on_event: Any, **options: Any) -> SearchFinished:
+            finished = finish(interrupted=code == 130)
+            for event in (START, *TRIALS, finished):
                 on_event(event)
+            return finished
 
         # Not setattr, which would load the search, and TVM with it, to put it back later.
         monkeypatch.setitem(vars(natc_tune), "tune", search)
@@ -311,7 +314,7 @@ def test_shells_have_completion(natc: Natc, monkeypatch: pytest.MonkeyPatch, she
 
 
 def test_the_choices_of_dtype_are_those_of_kernels() -> None:
-    assert tuple(dtype.value for dtype in Dtype) == DTYPES
+    assert get_args(Dtype) == DTYPES
 
 
 def test_show_refuses_a_library_without_code_as_a_call_does(natc: Natc) -> None:

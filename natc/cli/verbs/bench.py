@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import enum
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,21 +21,15 @@ if TYPE_CHECKING:
 KERNEL = "natc kernel"
 # To spend on each ceiling, before the times and after them.
 _CEILING_SECONDS = 0.3
+Device = Literal["cpu", "cuda"]
 _PEERS = {"reference": "reference", "sdpa": "torch SDPA", "flex": "torch FlexAttention"}
-
-
-class Device(str, enum.Enum):
-    """The devices as choices of an option."""
-
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 def bench(
     context: typer.Context,
     kernel: options.KernelOption = options.NAT_KERNEL,
     rank: options.RankOption = None,
-    device: Annotated[Device, typer.Option("--device", help="Where to run.")] = Device.cpu,
+    device: Annotated[Device, typer.Option("--device", help="Where to run.")] = "cpu",
     head_dim: HeadDimOption = options.DEFAULT_HEAD_DIM,
     value_dim: options.ValueDimOption = None,
     heads_kv: Annotated[
@@ -87,7 +80,7 @@ def bench(
     The same run measures the largest rates of this machine, and says if the machine is busy.
     Exits with 1 if no kernel could be timed.
     """
-    form = _check_outputs(plot, html)
+    _check_outputs(plot, html)
     if source is not None:
         _refuse_measuring(context)
         from natc.bench import results as saved
@@ -96,7 +89,7 @@ def bench(
     else:
         spec = options.make_spec(
             kernel,
-            kind="cuda" if device is Device.cuda else "llvm",
+            kind="cuda" if device == "cuda" else "llvm",
             rank=rank,
             head_dim=head_dim,
             dtype=dtype,
@@ -112,7 +105,7 @@ def bench(
         from natc.host.detect import detect_gpu, detect_host_cpu
         from natc.tune.measure.workload import default_shapes
 
-        target = detect_gpu() if device is Device.cuda else detect_host_cpu()
+        target = detect_gpu() if device == "cuda" else detect_host_cpu()
         problems = [
             BenchProblem.make(
                 spec,
@@ -127,10 +120,10 @@ def bench(
         ]
         results = _measure(problems, names, device, seconds)
 
-    if plot is not None and form is not None:
+    if plot is not None:
         from natc.bench import plots
 
-        write_atomically(plot, plots.draw(results, form))
+        write_atomically(plot, plots.draw(results, plots.format_of(plot)))
     if html is not None:
         from natc.cli.views import bench_html
 
@@ -149,13 +142,14 @@ def bench(
         raise typer.Exit(1)
 
 
-def _check_outputs(plot: Path | None, html: Path | None) -> str | None:
-    """Return the format of the plot; refuse now what would fail after minutes of measuring."""
+def _check_outputs(plot: Path | None, html: Path | None) -> None:
+    """Refuse now what would fail after minutes of measuring."""
     if plot is None and html is None:
-        return None
+        return
     from natc.bench import plots
 
-    form = plots.format_of(plot) if plot is not None else None
+    if plot is not None:
+        plots.format_of(plot)
     if html is not None and html.suffix.lower() not in (".html", ".htm"):
         raise ArgumentError(
             f"report {html} has the suffix {html.suffix or '(none)'}; it must be .html."
@@ -163,7 +157,6 @@ def _check_outputs(plot: Path | None, html: Path | None) -> str | None:
     for path in filter(None, (plot, html)):
         output.require_writable(path)
     plots.require_matplotlib()
-    return form
 
 
 def _refuse_measuring(context: typer.Context) -> None:
@@ -192,7 +185,7 @@ def _parse_peers(text: str) -> list[str]:
 def _require_device(device: Device) -> None:
     import torch
 
-    if device is Device.cuda and not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         raise TargetError(
             "--device is cuda, but torch sees no GPU on this machine. natc doctor shows whether "
             "there is one; --device cpu times this CPU."
@@ -211,7 +204,7 @@ def _measure(
     rows = times.time_problems(
         problems,
         {KERNEL: peers.natc_kernels} | {_PEERS[name]: peers.PEERS[_PEERS[name]] for name in names},
-        device=device.value,
+        device=device,
         seconds=seconds,
         progress=times_table.progress(),
     )
@@ -219,7 +212,7 @@ def _measure(
     after = _ceilings(device, dtype) if before is not None else None
     return results.collect(
         rows,
-        device.value,
+        device,
         ceilings=(before, after) if before and after else (),
         load_average=load,
         command=shlex.join(["natc", *sys.argv[1:]]),
@@ -231,7 +224,7 @@ def _ceilings(device: Device, dtype: str) -> Ceilings | None:
     from natc.bench import ceilings
 
     try:
-        return ceilings.measure(device.value, dtype, seconds=_CEILING_SECONDS)
+        return ceilings.measure(device, dtype, seconds=_CEILING_SECONDS)
     # torch raises RuntimeError if memory is short.
     except (NatcError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]

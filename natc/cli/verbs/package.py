@@ -240,8 +240,8 @@ def _build(jobs: Sequence[Job], tools: str, workers: int) -> int:
         if note:
             console.print(f"note: {note}")
     with progress(len(todo), len(jobs) - len(todo)) as report:
-        for job, notes in build.build_all(todo, tools, workers):
-            report(job, notes)
+        for job, _ in build.build_all(todo, tools, workers):
+            report(job)
     return len(jobs) - len(todo)
 
 

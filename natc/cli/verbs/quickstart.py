@@ -64,8 +64,12 @@ def quickstart(
     def step(number: int, text: str) -> None:
         console.print(f"[{number}/4] {text}", style="bold")
 
+    from natc.cli.views.progress import watch
+    from natc.tune import tune
+
     step(1, f"tune {spec.name} for {target.name} ({detect.cpu_model()}), {minutes:g} min")
-    finished = search.run(spec, target, minutes=minutes)
+    with watch(show=True) as on_event:
+        finished = tune(spec, target, minutes=minutes, on_event=on_event)
     if finished.interrupted:
         raise KeyboardInterrupt
     if finished.schedule_path is not None:

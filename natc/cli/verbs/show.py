@@ -64,14 +64,33 @@ def show(
         if document.get("problem"):
             raise typer.Exit(1)
         return
-    spec, facts = _question(what, kernel, target, arch, head_dim, dtype, rank, value_dim, rpb)
+    if what is not None and kernel is not None:
+        raise ArgumentError("NAME and --kernel are both there; natc show takes only one.")
+    facts = _facts(target, arch)
+    if what is not None:
+        spec = _spec_of_name(what)
+    elif kernel is not None:
+        kind = target.split("-")[0]
+        spec = options.make_spec(
+            kernel,
+            # A question about float64 on a GPU is allowed: the reference serves it.
+            kind="llvm" if dtype and not compiles(dtype, kind) else kind,
+            rank=rank,
+            head_dim=head_dim,
+            dtype=dtype,
+            rpb=rpb,
+            value_dim=value_dim,
+        )
+    else:
+        raise ArgumentError(
+            "--kernel is missing: the window to explain, such as --kernel 7; or a NAME or FILE."
+        )
     if operation not in operations_of(spec):
         raise SpecError(
             f"operation is {operation!r}; {spec.name} has {', '.join(operations_of(spec))}."
         )
-    account = why.account(spec, facts, operation)
-    account["operations"] = why.operations(spec, facts)
-    choice = runtime.explain(spec, facts, operation=operation).choice
+    explanation = runtime.explain(spec, facts, operation=operation)
+    account, choice = why.account(explanation), explanation.choice
     if choice is not None:
         account["holds"] = show_file.held(choice.library)
         account["schedule"] = show_schedule.of_library(choice.library, choice.target, operation)
@@ -85,47 +104,15 @@ def show(
         raise typer.Exit(1)
 
 
-def _question(
-    name: str | None,
-    kernel: str | None,
-    target: str,
-    arch: str | None,
-    head_dim: int,
-    dtype: options.Dtype | None,
-    rank: int | None,
-    value_dim: int | None,
-    rpb: bool,
-) -> tuple[KernelSpec, Facts]:
-    """Return the spec and the device of the question."""
-    from natc.cli.views import why
-
-    if name is not None and kernel is not None:
-        raise ArgumentError("NAME and --kernel are both there; natc show takes only one.")
-    kind = target.split("-")[0]
-    facts = _facts(target, arch)
-    if name is not None:
-        spec = why.spec_of_name(name)
-        if spec is None:
-            raise ArgumentError(
-                f"{name!r} is neither a file nor the name of a kernel; names look like "
-                "na2d_k7_d32_float32_rpb."
-            )
-        return spec, facts
-    if kernel is None:
+def _spec_of_name(name: str) -> KernelSpec:
+    # A schedule's name may end with an operation.
+    try:
+        return KernelSpec.parse(name.split(".")[0])
+    except SpecError as error:
         raise ArgumentError(
-            "--kernel is missing: the window to explain, such as --kernel 7; or a NAME or FILE."
-        )
-    # A question about float64 on a GPU is allowed: the reference serves it.
-    spec = options.make_spec(
-        kernel,
-        kind="llvm" if dtype and not compiles(dtype.value, kind) else kind,
-        rank=rank,
-        head_dim=head_dim,
-        dtype=dtype,
-        rpb=rpb,
-        value_dim=value_dim,
-    )
-    return spec, facts
+            f"{name!r} is neither a file nor the name of a kernel; names look like "
+            "na2d_k7_d32_float32_rpb."
+        ) from error
 
 
 def _facts(target: str, arch: str | None) -> Facts:
@@ -164,19 +151,15 @@ def _print(account: dict[str, Any]) -> None:
     console.print(f"  build by the first call: {builds}")
     console.print("  reference: plain PyTorch, if no library serves the call")
     console.print("operations", style="bold")
-    for server, names in _by_server(account["operations"]).items():
+    servers: dict[str, list[str]] = {}
+    for row in account["operations"]:
+        servers.setdefault(_server(row), []).append(row["operation"])
+    for server, names in servers.items():
         console.print(f"  {server}: {', '.join(names)}")
     if account.get("holds"):
         show_file.show_held(account["holds"])
     if account.get("schedule"):
         show_schedule.show(account["schedule"])
-
-
-def _by_server(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
-    operations: dict[str, list[str]] = {}
-    for row in rows:
-        operations.setdefault(_server(row), []).append(row["operation"])
-    return operations
 
 
 def _server(row: dict[str, Any]) -> str:

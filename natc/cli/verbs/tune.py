@@ -107,22 +107,26 @@ def tune(
         _export(spec, place, wanted, export, shapes, candidates, seed, json, show=not quiet)
         return
 
+    from natc.cli.views.progress import watch
+    from natc.tune import tune as find_schedule
+
     _note_gpu(context, place)
     again = shlex.join(["natc", *sys.argv[1:]])
     documents = []
     failed = False
     for operation in wanted:
         try:
-            finished = search.run(
-                spec,
-                place,
-                operation=operation,
-                shapes=shapes,
-                trials=trials,
-                minutes=minutes,
-                seed=seed,
-                show=not quiet,
-            )
+            with watch(show=not quiet) as on_event:
+                finished = find_schedule(
+                    spec,
+                    place,
+                    operation=operation,
+                    shapes=shapes,
+                    trials=trials,
+                    minutes=minutes,
+                    seed=seed,
+                    on_event=on_event,
+                )
         except KeyboardInterrupt:
             text = "stopped. Everything measured is kept; go on with"
             print(f"natc: {text}: {again}", file=sys.stderr)

@@ -25,38 +25,31 @@ _USE = {"wheel": "To use it: pip install {}", "archive": _UNPACKED, "zip": _UNPA
 
 
 @contextlib.contextmanager
-def progress(todo: int, reused: int) -> Iterator[Callable[[Job, list[str]], None]]:
+def progress(todo: int, reused: int) -> Iterator[Callable[[Job], None]]:
     """Yield a function that shows each new library: in a bar, or as a line in a pipe.
 
     todo: libraries to build; reused: libraries that are there already.
     """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
     console = output.stderr()
     if reused:
         console.print(f"{reused} libraries are built already")
     start, done = time.monotonic(), 0
-    bar = None
-    if console.is_terminal and todo:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    bar = Progress(BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(),
+                   "{task.description}", console=console,
+                   disable=not (console.is_terminal and todo))  # fmt: skip
+    task = bar.add_task("building", total=todo)
 
-        bar = Progress(BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(),
-                       "{task.description}", console=console)  # fmt: skip
-        task = bar.add_task("building", total=todo)
-        bar.start()
-
-    def report(job: Job, notes: list[str]) -> None:
+    def report(job: Job) -> None:
         nonlocal done
         done += 1
-        if bar is not None:
-            bar.update(task, completed=done, description=f"built {job.name}")
-        else:
-            passed = time.monotonic() - start
-            console.print(f"built {done}/{todo} {job.name} ({passed:.0f} s)")
+        bar.update(task, completed=done, description=f"built {job.name}")
+        if bar.disable:
+            console.print(f"built {done}/{todo} {job.name} ({time.monotonic() - start:.0f} s)")
 
-    try:
+    with bar:
         yield report
-    finally:
-        if bar is not None:
-            bar.stop()
 
 
 def show_plan(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from natc import env, runtime
-from natc.errors import LibraryError, SpecError
+from natc.errors import LibraryError
 from natc.operations import OPERATIONS, operations_of
 from natc.spec import KernelSpec, compiles
 from natc.store import workspace
-from natc.store.manifest import SUFFIX
 
 if TYPE_CHECKING:
     from natc.runtime import Choice, Explanation, Facts, Library
@@ -34,48 +32,43 @@ _NEAREST = 3
 _FIELDS = ("rank", "kernel_size", "head_dim", "value_dim", "dtype", "rpb", "terms")
 
 
-def account(spec: KernelSpec, facts: Facts, operation: str) -> dict[str, Any]:
+def account(explanation: Explanation) -> dict[str, Any]:
     """Return which way a spec's operation is served on a device and why, as values for JSON.
 
     `served_by` is library, build (by the first call), reference or refused; `places` are the
     directories of libraries in order, each with its candidates.
     """
-    explanation = runtime.explain(spec, facts, operation=operation)
-    served_by, why = _served(explanation)
+    spec, facts, choice = explanation.spec, explanation.facts, explanation.choice
     return {
         "spec": spec.name,
-        "operation": operation,
         "device": facts.device,
         "machine": facts.machine.name if facts.machine else None,
-        "served_by": served_by,
-        "why": why,
-        "library": explanation.choice.library.path if explanation.choice else None,
-        "code_for": explanation.choice.target.name if explanation.choice else None,
-        "function": explanation.choice.function if explanation.choice else None,
+        **_way(explanation),
+        "code_for": choice.target.name if choice else None,
+        "function": choice.function if choice else None,
         "places": _places(explanation),
-        "built_by_a_call": served_by == BUILD,
         "not_built": explanation.not_built
         or (None if facts.machine else facts.problem.rstrip(".")),
         "command": explanation.command,
+        "operations": [
+            {
+                **_way(runtime.explain(spec, facts, operation=name)),
+                "family": OPERATIONS[name].family,
+            }
+            for name in operations_of(spec)
+        ],
     }
 
 
-def operations(spec: KernelSpec, facts: Facts) -> list[dict[str, Any]]:
-    """Return the way each operation of a kernel of a spec is served."""
-    rows = []
-    for name in operations_of(spec):
-        explanation = runtime.explain(spec, facts, operation=name)
-        served_by, why = _served(explanation)
-        rows.append(
-            {
-                "operation": name,
-                "family": OPERATIONS[name].family,
-                "served_by": served_by,
-                "library": explanation.choice.library.path if explanation.choice else None,
-                "why": why,
-            }
-        )
-    return rows
+def _way(explanation: Explanation) -> dict[str, Any]:
+    """Return an operation, which way it is served, and why."""
+    served_by, why = _served(explanation)
+    return {
+        "operation": explanation.operation,
+        "served_by": served_by,
+        "library": explanation.choice.library.path if explanation.choice else None,
+        "why": why,
+    }
 
 
 def uses(library: Library, machine: dict[str, Facts]) -> list[dict[str, Any]]:
@@ -90,21 +83,20 @@ def uses(library: Library, machine: dict[str, Facts]) -> list[dict[str, Any]]:
             continue
         explanation = runtime.explain(library.spec, facts, operation=name)
         used = explanation.choice is not None and explanation.choice.library == library
+        path = library.manifest_path
+        # Passed over alone, or with its directory.
+        reasons = (
+            item.reason for item in explanation.rejections if item.path in (path, path.parent)
+        )
         rows.append(
             {
                 "operation": name,
                 "device": facts.device,
                 "used": used,
-                "reason": None if used else reason_of(explanation, library.manifest_path),
+                "reason": None if used else next(reasons, None),
             }
         )
     return rows
-
-
-def reason_of(explanation: Explanation, path: Path) -> str | None:
-    """Return why a manifest, or its directory, was passed over."""
-    reasons = [item.reason for item in explanation.rejections if item.path in (path, path.parent)]
-    return reasons[0] if reasons else None
 
 
 def _served(explanation: Explanation) -> tuple[str, str]:
@@ -258,11 +250,3 @@ def use_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
     if len(by_text) == 1:
         return list(by_text)
     return [f"{text} ({', '.join(names)})" for text, names in by_text.items()]
-
-
-def spec_of_name(text: str) -> KernelSpec | None:
-    """Return the spec named by a text or file name; None if it names no spec."""
-    stem = text.removesuffix(SUFFIX).split(".")[0]
-    with contextlib.suppress(SpecError):
-        return KernelSpec.parse(stem)
-    return None
