@@ -62,6 +62,16 @@ def detect_gpu() -> Target:
     return cuda_target_for(gpus[0].capability)
 
 
+def require_runs_here(target: Target, advice: str) -> None:
+    """Raise TargetError, with some advice, unless this machine runs code for a target."""
+    machine = parse_target(target.kind)
+    if not target.runs_on(machine):
+        raise TargetError(
+            f"code for {target.name} does not run on this machine, which is {machine.name}; "
+            f"{advice}."
+        )
+
+
 def x86_64_level(flags: frozenset[str]) -> str:
     """Return the micro-architecture level, `x86-64-v2` to `x86-64-v4`, of CPU flags."""
     if flags >= _V3_FLAGS | _V4_FLAGS:

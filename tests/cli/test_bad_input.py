@@ -14,10 +14,10 @@ from support.builder_double import Builder
 from support.command_line import Natc
 
 import natc as natc_package
+import natc.tune as natc_tune
 from natc.bench import times
-from natc.cli.verbs import package, tune
-from natc.cli.views import search
-from natc.host import environment, gpu
+from natc.cli.verbs import package
+from natc.host import detect, environment, gpu
 from natc.targets import Target
 
 pytestmark = pytest.mark.quick
@@ -97,8 +97,9 @@ BAD = [
 def nothing_runs(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let searches, builds and measurements fail the test; the compiler seems to be installed."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for module, name in ((search, "run"), (package, "_build"), (times, "time_problems")):
-        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("it ran"))
+    for module, name in ((natc_tune, "tune"), (package, "_build"), (times, "time_problems")):
+        # Not setattr, which would load the search, and TVM with it.
+        monkeypatch.setitem(vars(module), name, lambda *_, **__: pytest.fail("it ran"))
     yield
     assert builder.asked == []
 
@@ -135,7 +136,7 @@ def test_bad_usage_is_refused(natc: Natc, line: str) -> None:
 def test_tuning_for_another_device_is_refused(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
     h100 = gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30)
     monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver("13.0", (h100,)))
-    monkeypatch.setattr(tune, "detect_host_cpu", lambda: Target("llvm", "x86-64-v3"))
+    monkeypatch.setattr(detect, "detect_host_cpu", lambda: Target("llvm", "x86-64-v3"))
     for target, machine in (("llvm-x86-64-v4", "llvm-x86-64-v3"), ("cuda-sm_100", "cuda-sm_90")):
         error = natc.refused("tune", "--kernel", "7", "--target", target)
         assert f"{target} does not run on this machine, which is {machine}" in error

@@ -331,11 +331,6 @@ def test_importing_a_round(natc: Natc, rounds: Callable[..., None]) -> None:
     assert natc("tune", "--import", "one") == (1, "", "natc: error: it was not measured yet\n")
 
 
-def test_a_search_without_a_result_is_an_error(natc: Natc, search: Callable[..., Search]) -> None:
-    search(START)
-    assert "without a result" in natc.refused("tune", "--kernel", "7", "--quiet", code=1)
-
-
 def test_the_live_line_shows_best_speedup_trials_failures_and_time_left() -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=160, color_system=None)

@@ -87,9 +87,10 @@ def bench(
 
         results = saved.read(source)
     else:
+        kind = "cuda" if device == "cuda" else "llvm"
         spec = options.make_spec(
             kernel,
-            kind="cuda" if device == "cuda" else "llvm",
+            kind=kind,
             rank=rank,
             head_dim=head_dim,
             dtype=dtype,
@@ -102,10 +103,10 @@ def bench(
         names = _parse_peers(peers)
         _require_device(device)
         from natc.bench.problem import BenchProblem
-        from natc.host.detect import detect_gpu, detect_host_cpu
+        from natc.host.detect import parse_target
         from natc.tune.measure.workload import default_shapes
 
-        target = detect_gpu() if device == "cuda" else detect_host_cpu()
+        target = parse_target(kind)
         problems = [
             BenchProblem.make(
                 spec,

@@ -17,7 +17,6 @@ from natc.cli.output import seconds_text
 from natc.cli.views import search
 from natc.errors import NatcError, SpecError, TargetError
 from natc.host import detect, gpu
-from natc.host.detect import detect_gpu, detect_host_cpu
 from natc.operations import FORWARD
 from natc.spec import KernelSpec
 from natc.targets import Target
@@ -272,10 +271,5 @@ def _measurable(text: str, arch: str | None, kernel: str) -> Target:
             f"natc build --kernel {shlex.quote(kernel)} --target cuda --arch {named.arch}"
         )
     target = detect.parse_target(text, arch)
-    machine = detect_gpu() if target.kind == "cuda" else detect_host_cpu()
-    if not target.runs_on(machine):
-        raise TargetError(
-            f"code for {target.name} does not run on this machine, which is {machine.name}; "
-            "tune on a machine that it runs on."
-        )
+    detect.require_runs_here(target, "tune on a machine that it runs on")
     return target

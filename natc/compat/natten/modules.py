@@ -29,6 +29,9 @@ class Attention(nn.Module):
     # qk and av, then the fused one if there is one. They have the names that the release gives
     # them in a trace, and the arguments of 0.17.
     operators: ClassVar[tuple[type[Operator], ...]]
+    # The settings that `print(module)` shows, and its word for `rpb`, if the release has one.
+    shown: ClassVar[tuple[str, ...]]
+    word_of_bias: ClassVar[str | None] = "has_bias"
 
     rpb: nn.Parameter | None
 
@@ -61,6 +64,13 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
         self.scale = qk_scale or self.head_dim**-0.5
+
+    def extra_repr(self) -> str:
+        """Return the settings that `print(module)` shows."""
+        settings = {name: getattr(self, name) for name in ("head_dim", "num_heads", *self.shown)}
+        if self.word_of_bias is not None:
+            settings[self.word_of_bias] = self.rpb is not None
+        return ", ".join(f"{name}={value}" for name, value in settings.items())
 
     def _check_rank(self, x: Tensor) -> None:
         if x.ndim != self.rank + 2:

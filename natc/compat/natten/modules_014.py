@@ -80,18 +80,12 @@ class Padded(Attention):
                 x = x.narrow(axis, 0, length)
         return self.proj_drop(self.proj(x))
 
-    def extra_repr(self) -> str:
-        """Return the settings that `print(module)` shows."""
-        return (
-            f"head_dim={self.head_dim}, num_heads={self.num_heads}, "
-            f"kernel_size={self.kernel_size}, dilation={self.dilation}, "
-            f"rel_pos_bias={self.rpb is not None}"
-        )
-
 
 class Module014(Padded):
     """0.14.5 to 0.15.1."""
 
+    shown = ("kernel_size", "dilation")
+    word_of_bias = "rel_pos_bias"
     # Whether a string as dilation, whatever it says, means the largest that the map allows.
     takes_strings: ClassVar[bool] = False
 

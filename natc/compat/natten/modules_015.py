@@ -13,6 +13,8 @@ from natc.compat.natten.modules_014 import Module014, Padded
 
 
 class _OfVolumes(Padded):
+    shown = ("kernel_size_d", "dilation_d", "kernel_size", "dilation")
+
     def __init__(
         self,
         dim: int,
@@ -44,15 +46,6 @@ class _OfVolumes(Padded):
         self._check_rank(x)
         sizes = self.kernel_size_d, self.kernel_size, self.kernel_size
         return self._run(x, sizes, (self.dilation_d, self.dilation, self.dilation), 2)
-
-    def extra_repr(self) -> str:
-        """Return the settings that `print(module)` shows."""
-        return (
-            f"head_dim={self.head_dim}, num_heads={self.num_heads}, "
-            f"kernel_size_d={self.kernel_size_d}, dilation_d={self.dilation_d}, "
-            f"kernel_size={self.kernel_size}, dilation={self.dilation}, "
-            f"has_bias={self.rpb is not None}"
-        )
 
 
 UpTo0151 = of_each_rank(

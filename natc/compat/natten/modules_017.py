@@ -21,6 +21,7 @@ _PerAxis = Any
 class Module017(Attention):
     """0.17.4 and 0.17.5."""
 
+    shown = ("kernel_size", "dilation", "is_causal")
     takes_even: ClassVar[bool] = False
     stride: Sequence[int] | int = 1
 
@@ -85,14 +86,6 @@ class Module017(Attention):
     def _check_window(self, spatial: Sequence[int]) -> None:
         even = self.takes_even and SETTINGS.fused and self.rpb is None
         check_window(self.kernel_size, self.dilation, spatial, even=even)
-
-    def extra_repr(self) -> str:
-        """Return the settings that `print(module)` shows."""
-        return (
-            f"head_dim={self.head_dim}, num_heads={self.num_heads}, "
-            f"kernel_size={self.kernel_size}, dilation={self.dilation}, "
-            f"is_causal={self.is_causal}, has_bias={self.rpb is not None}"
-        )
 
 
 class _TakesEven(Module017):

@@ -17,6 +17,9 @@ _PerAxis = Any
 class Module020(Attention):
     """0.20.1 to 0.21.7."""
 
+    shown = ("kernel_size", "stride", "dilation", "is_causal")
+    word_of_bias = None
+
     def __init__(
         self,
         embed_dim: int,
@@ -58,14 +61,6 @@ class Module020(Attention):
             is_causal=self.is_causal,
         )
         return self.proj_drop(self.proj(x))
-
-    def extra_repr(self) -> str:
-        """Return the settings that `print(module)` shows."""
-        return (
-            f"head_dim={self.head_dim}, num_heads={self.num_heads}, "
-            f"kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}, "
-            f"is_causal={self.is_causal}"
-        )
 
 
 class _Dim(Module020):

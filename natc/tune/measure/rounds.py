@@ -16,7 +16,7 @@ import msgspec
 from natc import env
 from natc.errors import ArgumentError, NatcError, TargetError, TuneError
 from natc.host import gpu
-from natc.host.detect import detect_gpu, detect_host_cpu
+from natc.host.detect import require_runs_here
 from natc.operations import OPERATIONS
 from natc.runtime.trust import distrust
 from natc.spec import KernelSpec
@@ -185,12 +185,7 @@ def check(directory: Path, round_: Round) -> None:
             f"this machine has no NVIDIA GPU (or its driver does not answer); measure {directory} "
             f"on a machine with a GPU that runs code for {target.arch}."
         )
-    machine = detect_gpu() if target.kind == "cuda" else detect_host_cpu()
-    if not target.runs_on(machine):
-        raise TargetError(
-            f"code for {target.name} does not run on this machine, which is {machine.name}; "
-            f"measure {directory} on a machine that it runs on."
-        )
+    require_runs_here(target, f"measure {directory} on a machine that it runs on")
     danger = distrust(directory)
     if danger:
         raise TuneError(f"libraries in {directory} are not loaded: {danger}.")

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from natc.compiler.space import space_for
-from natc.errors import ArgumentError, NatcError, ScheduleError, SpecError, TargetError
+from natc.errors import ArgumentError, NatcError, ScheduleError, SpecError
 from natc.host import environment
-from natc.host.detect import detect_gpu, detect_host_cpu
+from natc.host.detect import require_runs_here
 from natc.host.toolchain import check_compilers
 from natc.operations import FORWARD, operations_of, tuned_as
 from natc.spec import KernelSpec
@@ -153,11 +153,7 @@ def _check(
     for name, value in (("trials", trials), ("minutes", minutes)):
         if value is not None and not value > 0:
             raise ArgumentError(f"{name} is {value}; it must be above 0, or None for no limit.")
-    machine = detect_gpu() if target.kind == "cuda" else detect_host_cpu()
-    if not target.runs_on(machine):
-        raise TargetError(
-            f"code for {target.name} does not run on this machine, which is {machine.name}."
-        )
+    require_runs_here(target, "tune on a machine that it runs on")
     check_compilers(target)
 
 
