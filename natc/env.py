@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EnvVar:
-    """One environment variable: its name and one sentence that explains it."""
+    """An environment variable that natc reads."""
 
     name: str
-    help: str
 
     def get(self) -> str | None:
         """Return the value as text, or None when it is unset or empty."""
@@ -34,35 +33,26 @@ class EnvVar:
         return [part for part in (self.get() or "").split(os.pathsep) if part]
 
 
-NATC_CACHE_DIR = EnvVar(
-    "NATC_CACHE_DIR", "Directory for built libraries and other files that can be made again."
-)
-NATC_LIB_PATH = EnvVar(
-    "NATC_LIB_PATH", f"Library directories searched first, separated by {os.pathsep!r}."
-)
-NATC_WORKSPACE = EnvVar("NATC_WORKSPACE", "Directory that holds schedules/ and tuning_logs/.")
-NATC_STRICT = EnvVar(
-    "NATC_STRICT", "1: a call that no kernel covers raises instead of running on the reference."
-)
-NATC_AS_NATTEN = EnvVar(
-    "NATC_AS_NATTEN",
-    "1 or a release such as 0.14.6: with natc.compat, `import natten` gives its interface.",
-)
-NATC_ALLOW_WRITABLE_LIBRARIES = EnvVar(
-    "NATC_ALLOW_WRITABLE_LIBRARIES",
-    "1: load libraries from directories that other users can write, too.",
-)
-NATC_TRUSTED_KEYS = EnvVar(
-    "NATC_TRUSTED_KEYS",
-    "Files of public ed25519 keys (PEM), separated like NATC_LIB_PATH; a library is loaded only "
-    "if the owner of one of them signed it.",
-)
-NATC_JIT = EnvVar(
-    "NATC_JIT",
-    "on: build a missing kernel when it is first called, if the compiler is installed; readonly: "
-    "use what was built so; off: neither.",
-)
-NATC_CC = EnvVar("NATC_CC", "C compiler command used to link libraries, such as 'clang-17'.")
+# Directory for built libraries and other files that can be made again.
+NATC_CACHE_DIR = EnvVar("NATC_CACHE_DIR")
+# Library directories searched first, separated by `os.pathsep`.
+NATC_LIB_PATH = EnvVar("NATC_LIB_PATH")
+# Directory that holds schedules/ and tuning_logs/.
+NATC_WORKSPACE = EnvVar("NATC_WORKSPACE")
+# 1: a call that no kernel covers raises instead of running on the reference.
+NATC_STRICT = EnvVar("NATC_STRICT")
+# 1 or a release such as 0.14.6: with natc.compat, `import natten` gives its interface.
+NATC_AS_NATTEN = EnvVar("NATC_AS_NATTEN")
+# 1: load libraries from directories that other users can write, too.
+NATC_ALLOW_WRITABLE_LIBRARIES = EnvVar("NATC_ALLOW_WRITABLE_LIBRARIES")
+# Files of public ed25519 keys (PEM), separated like NATC_LIB_PATH: a library is loaded only if the
+# owner of one of them signed it.
+NATC_TRUSTED_KEYS = EnvVar("NATC_TRUSTED_KEYS")
+# on: build a missing kernel when it is first called, if the compiler is installed; readonly: use
+# what was built so; off: neither.
+NATC_JIT = EnvVar("NATC_JIT")
+# C compiler command used to link libraries, such as 'clang-17'.
+NATC_CC = EnvVar("NATC_CC")
 
 ALL: tuple[EnvVar, ...] = (
     NATC_CACHE_DIR,

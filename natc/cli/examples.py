@@ -1,20 +1,6 @@
-"""The line of `natc --help` for each verb, and the examples in the help of the verb."""
+"""The examples in the help of each verb."""
 
 from __future__ import annotations
-
-# Each fits into a line of a terminal of 80 columns.
-SUMMARIES = {
-    "quickstart": "Tune, build and run a kernel here, step by step.",
-    "tune": "Search for the fastest way to run a kernel here.",
-    "measure": "Time candidates compiled elsewhere; needs no compiler.",
-    "build": "Compile a kernel into a library.",
-    "package": "Build many kernels and pack them for other machines.",
-    "verify": "Check libraries and packages without running them.",
-    "list": "List schedules, libraries and tuning logs.",
-    "show": "Show what serves a kernel's calls here, and why.",
-    "bench": "Time kernels beside torch's attention; draw plots.",
-    "doctor": "Show versions, hardware, paths and every problem.",
-}
 
 EXAMPLES = {
     "quickstart": (

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from natc.cli import output
-from natc.cli.examples import SUMMARIES, epilog
+from natc.cli.examples import epilog
 from natc.cli.verbs import (
     bench,
     build,
@@ -58,6 +58,7 @@ app = typer.Typer(
     epilog="Every verb exits with 0; with 1 if its work failed or found a problem; with 2 for "
     "wrong usage; with 130 if it was stopped. natc VERB --help has examples.",
 )
+# The first sentence of a verb's docstring is its line in `natc --help`: it fits into 80 columns.
 for _name, _function in (
     ("quickstart", quickstart.quickstart),
     ("tune", tune.tune),
@@ -70,7 +71,7 @@ for _name, _function in (
     ("bench", bench.bench),
     ("doctor", doctor.doctor),
 ):
-    app.command(_name, short_help=SUMMARIES[_name], epilog=epilog(_name))(_function)
+    app.command(_name, epilog=epilog(_name))(_function)
 
 
 def _version(wanted: bool) -> None:

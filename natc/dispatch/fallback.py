@@ -19,7 +19,6 @@ from natc.errors import NotCoveredError, SpecError
 from natc.operations import OPERATIONS
 from natc.runtime import jit, registry
 from natc.runtime.load import Kernel
-from natc.runtime.scan import Rejection
 from natc.spec import compiles
 
 # The package that natc is in, which has another name where another package carries natc.
@@ -79,13 +78,10 @@ def report(key: registry.KernelKey) -> None:
     remedy = f"build it: {command}" if command else explanation.facts.problem
     if command and not_built and jit.mode() == jit.ON:
         remedy += f". This call did not: {not_built}"
-    passed_over = "".join(_clause(item) for item in explanation.close_calls)
+    passed_over = "".join(
+        f"\n  passed over {item.path}: {item.reason}" for item in explanation.close_calls
+    )
     _fall_back(operation, spec.name, device, f"{remedy}{passed_over}", str(explanation))
-
-
-def _clause(item: Rejection) -> str:
-    """Return the line of a warning about a library that was passed over."""
-    return f"\n  passed over {item.path}: {item.reason}"
 
 
 def _fall_back(

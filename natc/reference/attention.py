@@ -23,7 +23,6 @@ from natc.reference.validate import (
     check_query,
     check_shape,
     check_tensor,
-    check_tokens,
 )
 
 PerAxis = int | Sequence[int]
@@ -82,41 +81,26 @@ def neighborhood_attention(
         raise ArgumentError(
             f"{missing} is None; additional_keys and additional_values must be given together."
         )
+    window: dict[str, Any] = {"stride": stride, "dilation": dilation, "is_causal": is_causal}
     logits = neighborhood_logits(
         query,
         key,
         kernel_size,
-        stride=stride,
-        dilation=dilation,
-        is_causal=is_causal,
+        **window,
         scale=scale,
         rpb=rpb,
         additional_keys=additional_keys,
         **terms,
     )
     check_tensor("value", value, like=query)
-    if value.shape[:-1] != key.shape[:-1]:
-        raise ArgumentError(
-            f"value has shape {tuple(value.shape)}; all axes but the last must be as in key, "
-            f"which has shape {tuple(key.shape)}."
-        )
+    check_shape("value", value, (*key.shape[:-1], "value_dim"))
     if additional_keys is not None and additional_values is not None:
         check_tensor("additional_values", additional_values, like=query)
-        check_tokens(
-            "additional_values",
-            additional_values,
-            key,
-            channels=value.shape[-1],
-            tokens=additional_keys.shape[1],
-        )
+        expected = (*additional_keys.shape[:3], value.shape[-1])
+        check_shape("additional_values", additional_values, expected)
+    probabilities = logits.softmax(-1)
     output = neighborhood_sum(
-        logits.softmax(-1),
-        value,
-        kernel_size,
-        stride=stride,
-        dilation=dilation,
-        is_causal=is_causal,
-        additional_values=additional_values,
+        probabilities, value, kernel_size, additional_values=additional_values, **window
     ).to(query.dtype)
     return (output, logits.logsumexp(-1)) if return_lse else output
 
@@ -147,7 +131,9 @@ def neighborhood_logits(
     batch, *spatial, heads, head_dim = check_query("query", query)
     check_tensor("key", key, like=query)
     heads_kv = check_keys("key", key, (batch, *spatial), heads, channels=head_dim)
-    near = neighborhood(spatial, kernel_size, stride, dilation, is_causal, query.device)
+    near = neighborhood(
+        spatial, query.device, kernel_size, stride=stride, dilation=dilation, is_causal=is_causal
+    )
     compute = accumulator(query.dtype)
     if scale is None:
         scale = head_dim**-0.5
@@ -165,7 +151,7 @@ def neighborhood_logits(
     logits = logits_of(scaled, bias, **terms).masked_fill(~near.attended[:, None, :], fill)
     if additional_keys is not None:
         check_tensor("additional_keys", additional_keys, like=query)
-        check_tokens("additional_keys", additional_keys, key, channels=head_dim)
+        check_shape("additional_keys", additional_keys, (batch, "tokens", heads_kv, head_dim))
         extra = heads_first(additional_keys, compute)[:, :, None]
         of_tokens = logits_of(matmul(by_group, extra.transpose(-1, -2)), **terms)
         logits = torch.cat((logits, of_tokens), dim=-1)
@@ -188,10 +174,8 @@ def neighborhood_sum(
     value: Tensor,
     kernel_size: PerAxis,
     *,
-    stride: PerAxis = 1,
-    dilation: PerAxis = 1,
-    is_causal: PerAxisFlag = False,
     additional_values: Tensor | None = None,
+    **window: Any,
 ) -> Tensor:
     """Return the sum over each neighborhood of attn times value.
 
@@ -199,8 +183,8 @@ def neighborhood_sum(
         attn: probabilities, or any factors, `[batch, *spatial, heads, prod(kernel_size) +
             tokens]`, any float dtype, in the order of `neighborhood_logits`. Entries of taps
             without a key are ignored.
-        value, kernel_size, stride, dilation, is_causal, additional_values: as for
-            `neighborhood_attention`.
+        value, kernel_size, additional_values: as for `neighborhood_attention`.
+        window: stride, dilation and is_causal, as for `neighborhood_attention`.
 
     Returns:
         `[batch, *spatial, heads, value_dim]` in the wider of the dtypes of attn and value.
@@ -211,14 +195,15 @@ def neighborhood_sum(
     batch, *spatial, heads, entries = check_query("attn", attn)
     check_tensor("value", value, like=attn, any_float=True)
     heads_kv = check_keys("value", value, (batch, *spatial), heads, channels=None)
-    near = neighborhood(spatial, kernel_size, stride, dilation, is_causal, attn.device)
+    near = neighborhood(spatial, attn.device, kernel_size, **window)
     result = torch.promote_types(attn.dtype, value.dtype)
     compute = torch.promote_types(result, torch.float32)
     taps = near.positions.shape[1]
     tokens = 0
     if additional_values is not None:
         check_tensor("additional_values", additional_values, like=value)
-        check_tokens("additional_values", additional_values, value, channels=value.shape[-1])
+        expected = (batch, "tokens", heads_kv, value.shape[-1])
+        check_shape("additional_values", additional_values, expected)
         tokens = additional_values.shape[1]
     if entries != taps + tokens:
         raise ArgumentError(

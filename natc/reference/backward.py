@@ -97,15 +97,7 @@ def softmax(logits: Tensor, d_output: Tensor, d_lse: Tensor | None) -> Tensor:
     return probabilities.masked_fill(unused.unsqueeze(-1), 0)
 
 
-def attended_sum(
-    attn: Tensor,
-    vectors: Tensor,
-    kernel_size: PerAxis,
-    *,
-    stride: PerAxis = 1,
-    dilation: PerAxis = 1,
-    is_causal: PerAxisFlag = False,
-) -> Tensor:
+def attended_sum(attn: Tensor, vectors: Tensor, kernel_size: PerAxis, **window: Any) -> Tensor:
     """Return, at each key, the sum of attn times vectors over the queries that attend to it.
 
     It is the transpose of `neighborhood_sum`, where a query sums over its keys.
@@ -114,7 +106,7 @@ def attended_sum(
         attn: `[batch, *spatial, heads, prod(kernel_size)]`, any float dtype; entries of taps
             without a key are ignored.
         vectors: one for each query, `[batch, *spatial, heads, channels]`, any float dtype.
-        kernel_size, stride, dilation, is_causal: as for `neighborhood_attention`.
+        kernel_size, and window: stride, dilation and is_causal, as for `neighborhood_attention`.
 
     Returns:
         `[batch, *spatial, heads, channels]` in the wider of the dtypes of attn and vectors.
@@ -125,7 +117,7 @@ def attended_sum(
     batch, *spatial, heads, taps = check_query("attn", attn)
     check_tensor("vectors", vectors, like=attn, any_float=True)
     check_shape("vectors", vectors, (batch, *spatial, heads, "channels"))
-    near = neighborhood(spatial, kernel_size, stride, dilation, is_causal, attn.device)
+    near = neighborhood(spatial, attn.device, kernel_size, **window)
     _check_taps(taps, near.positions.shape[1])
     result = torch.promote_types(attn.dtype, vectors.dtype)
     compute = accumulator(result)
@@ -143,20 +135,13 @@ def attended_sum(
     return sums.reshape(batch, *spatial, heads, channels).to(result)
 
 
-def rpb_sum(
-    d_logits: Tensor,
-    kernel_size: PerAxis,
-    *,
-    stride: PerAxis = 1,
-    dilation: PerAxis = 1,
-    is_causal: PerAxisFlag = False,
-) -> Tensor:
+def rpb_sum(d_logits: Tensor, kernel_size: PerAxis, **window: Any) -> Tensor:
     """Return the sum of d_logits over all queries, for each relative position of a key.
 
     Args:
         d_logits: `[batch, *spatial, heads, prod(kernel_size)]`, any float dtype; entries of taps
             without a key are ignored.
-        kernel_size, stride, dilation, is_causal: as for `neighborhood_attention`.
+        kernel_size, and window: stride, dilation and is_causal, as for `neighborhood_attention`.
 
     Returns:
         `[heads, 2*K0-1, ...]` in float32, or float64 for float64 d_logits.
@@ -165,7 +150,7 @@ def rpb_sum(
         ArgumentError, ArgumentTypeError: as for `neighborhood_attention`.
     """
     _, *spatial, heads, taps = check_query("d_logits", d_logits)
-    near = neighborhood(spatial, kernel_size, stride, dilation, is_causal, d_logits.device)
+    near = neighborhood(spatial, d_logits.device, kernel_size, **window)
     _check_taps(taps, near.positions.shape[1])
     compute = accumulator(d_logits.dtype)
     # [queries, taps, heads]: the offset of a tap's key is the index of the sum.

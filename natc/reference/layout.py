@@ -26,11 +26,12 @@ class Neighborhood(NamedTuple):
 
 def neighborhood(
     spatial: Sequence[int],
-    kernel_size: Any,
-    stride: Any,
-    dilation: Any,
-    is_causal: Any,
     device: torch.device,
+    kernel_size: Any,
+    *,
+    stride: Any = 1,
+    dilation: Any = 1,
+    is_causal: Any = False,
 ) -> Neighborhood:
     """Return the neighborhood of every query of a map of size `spatial`; checks the options."""
     rank = len(spatial)

@@ -99,13 +99,6 @@ def check_keys(
     return heads_kv
 
 
-def check_tokens(
-    name: str, tensor: Tensor, key: Tensor, *, channels: int, tokens: int | str = "tokens"
-) -> None:
-    """Raise unless a tensor is `[batch, tokens, heads_kv, channels]`; batch, heads_kv: of key."""
-    check_shape(name, tensor, (key.shape[0], tokens, key.shape[-2], channels))
-
-
 def check_shape(name: str, tensor: Tensor, expected: tuple[int | str, ...]) -> None:
     """Raise unless a tensor has the expected shape, in which a word stands for any length."""
     shape = tuple(tensor.shape)

@@ -25,7 +25,7 @@ from support.written_files import write_library, write_schedule_and_log
 
 import natc.tune as natc_tune
 from natc.bench import results
-from natc.cli.examples import EXAMPLES, SUMMARIES
+from natc.cli.examples import EXAMPLES
 from natc.cli.main import app
 from natc.cli.options import Dtype
 from natc.spec import DTYPES
@@ -136,10 +136,10 @@ def test_every_verb_takes_json_and_has_help_with_examples(natc: Natc, verb: str)
 def test_the_help_of_all_names_every_verb_in_a_line(natc: Natc) -> None:
     code, out, _ = natc("--help")
     assert code == 0
-    for verb, summary in SUMMARIES.items():
-        assert re.search(rf"^  {verb} +{re.escape(summary)}$", out, flags=re.MULTILINE)
-    names = [command.name for command in app.registered_commands]
-    assert names == list(SUMMARIES) == list(EXAMPLES)
+    verbs = [
+        line.split()[0] for line in out.splitlines() if re.match(r"  \w+ +[A-Z].*\w\.$", line)
+    ]
+    assert verbs == [command.name for command in app.registered_commands] == list(EXAMPLES)
 
 
 @pytest.mark.parametrize("line", [line for lines in EXAMPLES.values() for line in lines])

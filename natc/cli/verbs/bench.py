@@ -75,10 +75,11 @@ def bench(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Time natc's kernel, the reference, and torch's attention on the same inputs.
+    """Time kernels beside torch's attention; draw plots.
 
-    The same run measures the largest rates of this machine, and says if the machine is busy.
-    Exits with 1 if no kernel could be timed.
+    Times natc's kernel, the reference, and torch's attention on the same inputs. The same run
+    measures the largest rates of this machine, and says if the machine is busy. Exits with 1 if
+    no kernel could be timed.
     """
     _check_outputs(plot, html)
     if source is not None:

@@ -42,7 +42,10 @@ def build(
     wait: options.WaitOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Compile a kernel, from its schedule or untuned, into a library that any map size can use."""
+    """Compile a kernel into a library. It serves any map size.
+
+    The kernel's schedule says how to compile it; without one it is untuned.
+    """
     targets = _targets(target, arch)
     families = options.parse_operations(operations)
     variants = (True, False) if rpb is None else (rpb,)

@@ -37,7 +37,10 @@ def doctor(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Show versions, hardware, paths and every problem; exits with 1 if there is any."""
+    """Show versions, hardware, paths and every problem.
+
+    Exits with 1 if there is a problem.
+    """
     if coverage and why:
         raise ArgumentError(
             "--coverage and --why show different things; natc doctor takes only one."

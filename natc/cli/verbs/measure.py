@@ -31,7 +31,7 @@ def measure(
     json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
-    """Measure exported candidates here; needs no compiler. Run it again to continue."""
+    """Time candidates compiled elsewhere; needs no compiler. Run it again to continue."""
     from natc.cli.views.progress import watch
     from natc.tune.measure import measuring, rounds
 

@@ -111,10 +111,10 @@ def package(
     wait: options.WaitOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Build kernels and pack them: a wheel, an archive, or Hugging Face's layout.
+    """Build many kernels and pack them for other machines.
 
-    Without --kernel, all kernels of NAT. Run it again after an interruption: it builds only the
-    missing libraries.
+    A package is a wheel, an archive, or in Hugging Face's layout. Without --kernel, it holds all
+    kernels of NAT. Run it again after an interruption: it builds only the missing libraries.
     """
     from natc.package import assemble
     from natc.package.plan import parse_list
@@ -142,9 +142,7 @@ def package(
         jobs: list[Job] = []
         tools = ""
     else:
-        jobs, tools = _plan(
-            kernel, target, arch, head_dim, dtype, rank, operations, rpb, named_set
-        )
+        jobs, tools = _plan(target, *chosen)
     if dry_run:
         show_plan(jobs, tools, source, forms, json=json)
         return
@@ -173,8 +171,8 @@ def package(
 
 
 def _plan(
-    kernel: str | None,
     target: str,
+    kernel: str | None,
     arch: str | None,
     head_dim: str | None,
     dtype: str | None,

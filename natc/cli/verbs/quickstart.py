@@ -37,9 +37,10 @@ def quickstart(
     wait: options.WaitOption = None,
     json: options.JsonOption = False,
 ) -> None:
-    """Tune a kernel for this CPU, build it, and run NAT-Mini on a photograph with it.
+    """Tune, build and run a kernel here, step by step.
 
-    Every step is checked; exits with 1 if a result is wrong. Run it again to continue the search.
+    The kernel is for this CPU, and NAT-Mini runs on a photograph with it. Every step is checked;
+    exits with 1 if a result is wrong. Run it again to continue the search.
     """
     options.require_compiler("tune")
     files.wait_at_most(wait)
@@ -102,7 +103,7 @@ def quickstart(
     from natc.cli.views import times_table
 
     times_table.show(times)
-    console.print(f"picture: {network.picture.absolute()}")
+    console.print(f"picture: {network['picture'].absolute()}")
 
 
 def _require_demo() -> None:

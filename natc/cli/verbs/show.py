@@ -46,7 +46,7 @@ def show(
     ] = FORWARD,
     json: JsonOption = False,
 ) -> None:
-    """Show which library serves the calls of a kernel here, and why other candidates do not.
+    """Show what serves a kernel's calls here, and why.
 
     Candidates come in the order in which natc looks. Exits with 1 if a call would run on the
     reference or raise. With a FILE, shows the contents of a library or a schedule.

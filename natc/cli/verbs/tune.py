@@ -77,7 +77,7 @@ def tune(
     json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
-    """Search for the fastest schedules; run it again to continue."""
+    """Search for the fastest way to run a kernel here. Run it again to continue."""
     if import_ is not None:
         if kernel is not None or export is not None:
             raise SpecError(

@@ -41,7 +41,10 @@ def verify(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Check hashes, manifests, symbols and signatures; exits with 1 if anything is wrong."""
+    """Check libraries and packages without running them.
+
+    Their hashes, manifests, symbols and signatures; exits with 1 if anything is wrong.
+    """
     from natc.package.verify import verify_path
     from natc.store.signing import Verifier, trusted
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import statistics
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from natc.cli.output import seconds_text
 from natc.errors import NatcError
@@ -22,29 +21,14 @@ if TYPE_CHECKING:
 ALLOWED_ERROR = 1e-4
 
 
-@dataclass(frozen=True)
-class NetworkRun:
-    """Errors and times of NAT-Mini on a photograph.
-
-    library: the kernel's. Errors are relative to the largest value on the reference. Seconds are
-    medians, of the whole network on kernels and on the reference. picture: the file written.
-    """
-
-    library: Path | None
-    feature_errors: tuple[float, ...]
-    logits_error: float
-    kernel_seconds: float
-    reference_seconds: float
-    picture: Path
-
-
 def run_network(
     spec: KernelSpec, directory: Path, *, seconds: float, console: Console
-) -> NetworkRun:
-    """Run NAT-Mini with random weights on a photograph, and print the results on a console.
+) -> dict[str, Any]:
+    """Run NAT-Mini with random weights on a photograph, print the results, and return them.
 
     spec: the kernel that its attention needs; directory: where the picture goes; seconds: time
-    to spend on timing. Raises NatcError when kernels and reference differ.
+    to spend on timing. In the result, errors are relative to the largest value on the reference,
+    and seconds are medians. Raises NatcError when kernels and reference differ.
     """
     import torch
 
@@ -81,14 +65,14 @@ def run_network(
         f"{seconds_text(on_reference)} on the reference "
         f"({on_reference / on_kernels:.2f} times as long)"
     )
-    return NetworkRun(
-        library=library,
-        feature_errors=comparison.feature_errors,
-        logits_error=comparison.logits_error,
-        kernel_seconds=on_kernels,
-        reference_seconds=on_reference,
-        picture=feature_picture(image, comparison.feature_maps, directory / "nat_mini.png"),
-    )
+    return {
+        "library": library,
+        "feature_errors": comparison.feature_errors,
+        "logits_error": comparison.logits_error,
+        "kernel_seconds": on_kernels,
+        "reference_seconds": on_reference,
+        "picture": feature_picture(image, comparison.feature_maps, directory / "nat_mini.png"),
+    }
 
 
 def _time(model: NAT, image: Tensor, seconds: float) -> tuple[float, float]:

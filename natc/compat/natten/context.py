@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from natc.compat.natten.operators import named
+from natc.compat.natten.operators import by_name, named
 from natc.errors import ArgumentError
 
 
@@ -105,11 +105,6 @@ def disable_flex_compile() -> None:
 def disable_flex_compile_backprop() -> None:
     """Switch it off."""
     allow_flex_compile(SETTINGS.compile_flex, False)
-
-
-def by_name(*functions: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
-    """Return functions by their names."""
-    return {function.__name__: function for function in functions}
 
 
 def reader(name: str, setting: str, value: Any = True) -> Callable[[], bool]:

@@ -15,11 +15,10 @@ import torch
 from natc.compat.natten.context import (
     COMMON,
     SETTINGS,
-    by_name,
     reader,
     use_kv_parallelism_in_fused_na,
 )
-from natc.compat.natten.operators import named
+from natc.compat.natten.operators import by_name, named, variant
 from natc.compat.natten.releases import Release
 from natc.errors import ArgumentError
 
@@ -127,17 +126,9 @@ def _switches(*, returning: bool) -> _Functions:
     for setting, kind in (("tf32", "tf32"), ("gemm", "gemm_na"), ("tiled", "tiled_na")):
         for name, mode in ((f"enable_{kind}", True), (f"disable_{kind}", False)):
             # In every release the functions for tf32 return the state.
-            returns = returning or kind == "tf32"
-            functions[name] = named(_switch(setting, mode, returns), name)
+            use = _user(setting, returns=returning or kind == "tf32")
+            functions[name] = named(variant(use, fixed={"mode": mode}), name)
     return functions
-
-
-def _switch(setting: str, mode: bool, returns: bool) -> Callable[..., Any]:
-    def switch() -> bool | None:
-        setattr(SETTINGS, setting, mode)
-        return mode if returns else None
-
-    return switch
 
 
 def _kernel_functions() -> _Functions:
@@ -149,9 +140,10 @@ def _kernel_functions() -> _Functions:
     return functions
 
 
-def _user(setting: str) -> Callable[..., Any]:
-    def use(mode: bool = True) -> None:
+def _user(setting: str, *, returns: bool = False) -> Callable[..., Any]:
+    def use(mode: bool = True) -> bool | None:
         setattr(SETTINGS, setting, mode)
+        return mode if returns else None
 
     return use
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from natc.compat.natten.operators import named
+from natc.compat.natten.operators import by_name, named
 from natc.compat.natten.releases import Release
 from natc.errors import ArgumentError
 
@@ -24,13 +24,9 @@ def functions(release: Release) -> dict[str, Callable[..., Any]]:
     """Return the contents of `natten.flops` in a release."""
     late = release.number >= (0, 17, 4)
     handles = _handles(release, with_bias=not late)
-    counters: dict[str, Callable[..., Any]] = {f.__name__: f for f in handles.values()}
+    counters = by_name(*handles.values())
     if late:
-        counters |= {
-            "fna_flop_count": fna_flop_count,
-            "na_qk_flop_count": na_qk_flop_count,
-            "na_av_flop_count": na_av_flop_count,
-        }
+        counters |= by_name(fna_flop_count, na_qk_flop_count, na_av_flop_count)
     if late and not release.union:
         # The other counters became private in 0.17.4.
         counters = {name: f for name, f in counters.items() if name.endswith("count")}
@@ -53,7 +49,7 @@ def functions(release: Release) -> dict[str, Callable[..., Any]]:
             counter = counter.unsupported_ops_warnings(False)
         return counter.total()
 
-    return counters | {"add_natten_handle": add_natten_handle, "get_flops": get_flops}
+    return counters | by_name(add_natten_handle, get_flops)
 
 
 # 0.14 had no rank 3, and no number in the names of rank 2.

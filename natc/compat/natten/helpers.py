@@ -19,7 +19,7 @@ from natc.compat.natten.arguments import (
     options_020,
     sizes,
 )
-from natc.compat.natten.operators import variant
+from natc.compat.natten.operators import by_name, variant
 from natc.compat.natten.releases import Release
 from natc.errors import ArgumentError
 
@@ -87,19 +87,13 @@ def checks(release: Release) -> dict[str, Callable[..., Any]]:
     def check_causal_arg(na_dim: int, is_causal: Any) -> tuple[bool, ...]:
         return flags(is_causal, na_dim)
 
-    names: dict[str, Callable[..., Any]] = {
-        "check_kernel_size_arg": check_kernel_size_arg,
-        "check_input_size_arg": check_input_size_arg,
-        "check_dilation_arg": check_dilation_arg,
-        "check_causal_arg": check_causal_arg,
-    }
+    names = by_name(
+        check_kernel_size_arg, check_input_size_arg, check_dilation_arg, check_causal_arg
+    )
     if not late:
         return names | {"check_all_args": options_017, "get_num_na_weights": math.prod}
-    return names | {
-        "check_stride_arg": check_stride_arg,
-        "check_args_against_input": check_args_against_input,
-        "check_all_args": variant(options_020, fixed={"smallest": smallest}),
-    }
+    names["check_all_args"] = variant(options_020, fixed={"smallest": smallest})
+    return names | by_name(check_stride_arg, check_args_against_input)
 
 
 def check_args_against_input(
@@ -135,7 +129,4 @@ def create_causal_arg_from_bool(na_dim: int, value: bool) -> tuple[bool, ...]:
     return (value,) * na_dim
 
 
-_CREATORS = {
-    "create_dim_from_int": create_dim_from_int,
-    "create_causal_arg_from_bool": create_causal_arg_from_bool,
-}
+_CREATORS = by_name(create_dim_from_int, create_causal_arg_from_bool)

@@ -110,9 +110,9 @@ class _Finder(MetaPathFinder):
         if fullname.partition(".")[0] != _ROOT:
             return None
         if fullname != _ROOT and fullname not in self._loader.modules():
-            for name, instead in _ABSENT.items():
-                if fullname == f"{_ROOT}.{name}":
-                    raise CompatError(f"natc's stand-in has no {fullname}: {instead}")
+            instead = _ABSENT.get(fullname.removeprefix(f"{_ROOT}."))
+            if instead is not None:
+                raise CompatError(f"natc's stand-in has no {fullname}: {instead}")
             return None
         return importlib.util.spec_from_loader(
             fullname,

@@ -67,14 +67,11 @@ def _modules(of_release: type) -> _Names:
 
 
 def _one_each(modules: _Names, name: str) -> dict[str, _Names]:
-    """Return submodules `name.format(rank)`, each with the class of that rank."""
-    return {
-        name.format(rank): {
-            each: module for each, module in modules.items() if module.rank == int(rank)
-        }
-        for rank in "123"
-        if any(module.rank == int(rank) for module in modules.values())
-    }
+    """Return submodules `name.format(rank)`, each with the classes of that rank."""
+    submodules: dict[str, _Names] = {}
+    for each, module in modules.items():
+        submodules.setdefault(name.format(module.rank), {})[each] = module
+    return submodules
 
 
 def _of_014(wanted: Release) -> dict[str, _Names]:

@@ -157,6 +157,11 @@ def named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     return function
 
 
+def by_name(*functions: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """Return functions by their names."""
+    return {function.__name__: function for function in functions}
+
+
 def variant(
     function: Callable[..., Any],
     fixed: Mapping[str, Any] = MappingProxyType({}),
