@@ -19,13 +19,6 @@ _ATTENTION = {1: na1d_qkvpacked, 2: na2d_qkvpacked, 3: na3d_qkvpacked}
 _AXES = {1: "length", 2: "height, width", 3: "depth, height, width"}
 
 
-def _probability(name: str, value: float) -> float:
-    """Return value, checked to be in [0, 1), as a float."""
-    if not 0.0 <= value < 1.0:
-        raise ArgumentError(f"{name} must be in [0, 1), not {value!r}.")
-    return float(value)
-
-
 class _NeighborhoodAttention(nn.Module):
     """The modules of every rank; a subclass sets `rank`."""
 
@@ -52,6 +45,8 @@ class _NeighborhoodAttention(nn.Module):
                 f"dim must be a positive multiple of num_heads, not dim={dim} with "
                 f"num_heads={num_heads}."
             )
+        if not 0.0 <= proj_drop < 1.0:
+            raise ArgumentError(f"proj_drop must be in [0, 1), not {proj_drop!r}.")
         self.dim = dim
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
@@ -72,7 +67,7 @@ class _NeighborhoodAttention(nn.Module):
         self.reset_parameters()
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(_probability("proj_drop", proj_drop))
+        self.proj_drop = nn.Dropout(float(proj_drop))
 
     def reset_parameters(self) -> None:
         """Initialize `rpb` at random; the linear layers have their own `reset_parameters`."""

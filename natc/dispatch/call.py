@@ -10,8 +10,6 @@ from torch import Tensor
 from natc.runtime.registry import KernelKey
 from natc.spec import TERMS
 
-WINDOW = ("kernel_size", "stride", "dilation", "is_causal")
-
 
 class Options(NamedTuple):
     """The options of a call, with one entry for each spatial axis, in the order of `natc.na2d`.
@@ -41,11 +39,11 @@ class Options(NamedTuple):
 
     def window(self) -> dict[str, Any]:
         """Return the options that say where the keys of a query are, by name."""
-        return dict(zip(WINDOW, self))
+        return dict(zip(self._fields, self[:4]))
 
     def terms(self) -> dict[str, Any]:
         """Return the numbers of `natc.spec.TERMS` by name."""
-        return dict(zip(TERMS, self[len(WINDOW) + 1 :]))
+        return dict(zip(TERMS, self[-len(TERMS) :]))
 
     def scalars(self, spatial: Sequence[int]) -> tuple[Any, ...]:
         """Return the scalars that a compiled function takes, but the last (`operations.SCALARS`).

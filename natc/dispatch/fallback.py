@@ -101,19 +101,16 @@ def _fall_back(
     if family != "forward":
         key = f"{operation if family == 'unfused' else family} of {key}"
         what = f"{operation} of {what}"
-    warn_once(
+    if key in registry.warned:
+        return
+    warnings.warn(
         f"no kernel covers {what} on {device.type}; it runs on the plain PyTorch reference, "
         f"which is much slower. {remedy[:1].upper()}{remedy[1:]}",
-        key=key,
+        NatcFallbackWarning,
+        stacklevel=_users_level(),
     )
-
-
-def warn_once(message: str, *, key: str) -> None:
-    """Warn with a NatcFallbackWarning, unless an earlier call warned with the same key."""
-    if key not in registry.warned:
-        warnings.warn(message, NatcFallbackWarning, stacklevel=_users_level())
-        # After the warning: if a filter turned it into an error, the next call warns again.
-        registry.warned.add(key)
+    # After the warning: if a filter turned it into an error, the next call warns again.
+    registry.warned.add(key)
 
 
 def _users_level() -> int:

@@ -38,10 +38,10 @@ def parse_target(text: str, arch: str | None = None) -> Target:
 @functools.cache
 def detect_host_cpu() -> Target:
     """Return the llvm target of this machine's CPU; raises TargetError for an unknown CPU."""
-    machine = platform.machine().lower()
-    if machine in ("aarch64", "arm64"):
+    machine = host_machine()
+    if machine == "aarch64":
         return Target("llvm", "aarch64")
-    if machine in ("x86_64", "amd64"):
+    if machine == "x86_64":
         return Target("llvm", x86_64_level(cpu_flags()))
     raise TargetError(
         f"this machine's CPU is {platform.machine()!r}; natc compiles for x86-64 and aarch64."

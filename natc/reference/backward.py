@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natc.errors import ArgumentError
 from natc.reference.attention import (
     PerAxis,
     PerAxisFlag,
@@ -114,11 +113,11 @@ def attended_sum(attn: Tensor, vectors: Tensor, kernel_size: PerAxis, **window: 
     Raises:
         ArgumentError, ArgumentTypeError: as for `neighborhood_attention`.
     """
-    batch, *spatial, heads, taps = check_query("attn", attn)
+    batch, *spatial, heads, _ = check_query("attn", attn)
     check_tensor("vectors", vectors, like=attn, any_float=True)
     check_shape("vectors", vectors, (batch, *spatial, heads, "channels"))
     near = neighborhood(spatial, attn.device, kernel_size, **window)
-    _check_taps(taps, near.positions.shape[1])
+    check_shape("attn", attn, (batch, *spatial, heads, near.positions.shape[1]))
     result = torch.promote_types(attn.dtype, vectors.dtype)
     compute = accumulator(result)
     channels = vectors.shape[-1]
@@ -149,9 +148,9 @@ def rpb_sum(d_logits: Tensor, kernel_size: PerAxis, **window: Any) -> Tensor:
     Raises:
         ArgumentError, ArgumentTypeError: as for `neighborhood_attention`.
     """
-    _, *spatial, heads, taps = check_query("d_logits", d_logits)
+    batch, *spatial, heads, _ = check_query("d_logits", d_logits)
     near = neighborhood(spatial, d_logits.device, kernel_size, **window)
-    _check_taps(taps, near.positions.shape[1])
+    check_shape("d_logits", d_logits, (batch, *spatial, heads, near.positions.shape[1]))
     compute = accumulator(d_logits.dtype)
     # [queries, taps, heads]: the offset of a tap's key is the index of the sum.
     by_tap = d_logits.to(compute).flatten(1, -3).sum(0).transpose(1, 2)
@@ -172,10 +171,3 @@ def of_group(of_heads: Tensor, heads_kv: int) -> Tensor:
         return of_heads
     by_group = of_heads.unflatten(-2, (heads_kv, heads // heads_kv))
     return by_group.sum(-2, dtype=accumulator(of_heads.dtype))
-
-
-def _check_taps(entries: int, taps: int) -> None:
-    if entries != taps:
-        raise ArgumentError(
-            f"the last axis has {entries} entries; it must have {taps}, one for each tap."
-        )

@@ -11,12 +11,11 @@ import typer
 from natc import env
 from natc.cli import output
 from natc.cli.options import JsonOption
-from natc.cli.verbs.list_ import note_leftovers
-from natc.errors import ArgumentError, LibraryError, RecordError
+from natc.cli.verbs import list_
+from natc.errors import ArgumentError, LibraryError
 from natc.host import environment, gpu
 from natc.operations import contents
-from natc.store import files, schedules, workspace
-from natc.store.records import read_log
+from natc.store import files, workspace
 
 _COMMANDS = ("cc", "gcc", "clang", "nvcc", "cuobjdump")
 
@@ -65,7 +64,8 @@ def doctor(
         "libraries": _libraries(problems),
         "problems": problems,
     }
-    _schedules_and_logs(problems)
+    for row in (*list_.schedule_rows(), *list_.log_rows()):
+        problems += row["problems"]
     if json:
         output.print_json(document)
     else:
@@ -179,15 +179,6 @@ def _libraries(problems: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _schedules_and_logs(problems: list[str]) -> None:
-    problems.extend(item.problem for item in schedules.list_schedules() if item.problem)
-    for path in workspace.log_files():
-        try:
-            problems.extend(map(str, read_log(path)[1]))
-        except RecordError as error:
-            problems.append(str(error))
-
-
 def _print(document: dict[str, Any]) -> None:
     console = output.stdout()
     for section in ("versions", "machine", "compilers", "environment", "paths"):
@@ -206,8 +197,8 @@ def _print(document: dict[str, Any]) -> None:
     for problem in document["problems"]:
         console.print(f"problem: {problem}", style="red")
     if document["problems"]:
-        note_leftovers()
-    if not document["problems"]:
+        list_.note_leftovers()
+    else:
         console.print("no problems found", style="green")
 
 

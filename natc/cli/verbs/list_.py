@@ -30,9 +30,9 @@ def list_(
     files.wait_at_most(wait)
     removed = runtime.prune() if prune else []
     document = {
-        "schedules": _schedules(),
+        "schedules": schedule_rows(),
         "libraries": _libraries(),
-        "logs": _logs(),
+        "logs": log_rows(),
     }
     if json:
         rows_removed = [{"path": item.path, "reason": item.reason} for item in removed]
@@ -68,7 +68,8 @@ def note_leftovers() -> None:
         output.stderr().print(text)
 
 
-def _schedules() -> list[dict[str, Any]]:
+def schedule_rows() -> list[dict[str, Any]]:
+    """Return each schedule file, with its problems, as values for JSON."""
     rows = []
     for path, schedule, problem in schedules.list_schedules():
         measured = schedule.measured if schedule else None
@@ -110,15 +111,12 @@ def _libraries() -> list[dict[str, Any]]:
         }
         for library in runtime.kernels()
     ]
+    unknown = dict.fromkeys(("library", "spec", "target", "operations", "path", "from", "built"))
     rows += [
         {
-            "library": None,
-            "spec": None,
-            "target": None,
-            "operations": None,
+            **unknown,
             "path": rejection.path,
             "from": sources.get(rejection.path.parent) or sources.get(rejection.path),
-            "built": None,
             "problems": [f"{rejection.path}: {rejection.reason}"],
         }
         for rejection in runtime.problems()
@@ -126,7 +124,8 @@ def _libraries() -> list[dict[str, Any]]:
     return rows
 
 
-def _logs() -> list[dict[str, Any]]:
+def log_rows() -> list[dict[str, Any]]:
+    """Return each tuning log, with its problems, as values for JSON."""
     rows = []
     for path in workspace.log_files():
         try:

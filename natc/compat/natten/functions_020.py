@@ -30,17 +30,14 @@ _MEANINGFUL = frozenset(
 
 def functions(release: Release) -> dict[str, Any]:
     """Return the contents of `natten.functional` in a release of 0.20 or 0.21."""
-    of_ranks = {name: _of_rank(release, name, rank) for name, rank in _RANKS.items()}
-    return attention.functions(release) | of_ranks
-
-
-def _of_rank(release: Release, name: str, rank: int | None) -> Any:
-    function = named(_function(rank, release.smallest), name)
     # 0.20 has another last parameter than 0.21.5, which has one more than 0.21.0.
     absent = {} if release.number < (0, 21, 0) else {"try_fuse_additional_kv": False}
     if release.number < (0, 21, 5):
         absent["return_lse"] = False
-    return variant(function, fixed=absent)
+    names = attention.functions(release)
+    for name, rank in _RANKS.items():
+        names[name] = variant(named(_function(rank, release.smallest), name), fixed=absent)
+    return names
 
 
 def _function(rank: int | None, smallest: int) -> Any:

@@ -16,13 +16,12 @@ from typing import Any
 
 from torch import Tensor
 
-from natc.compat.natten import helpers
-from natc.compat.natten.arguments import check_window, sizes
+from natc.compat.natten.arguments import check_window, options_017, options_020, sizes
 from natc.compat.natten.functions_017 import operators
 from natc.compat.natten.modules import of_each_rank
 from natc.compat.natten.modules_017 import Module017
 from natc.compat.natten.modules_020 import Module020
-from natc.compat.natten.releases import MOST_COMMON, Release
+from natc.compat.natten.releases import Release
 from natc.errors import ArgumentError, ArgumentTypeError
 
 _PerAxis = Any
@@ -155,8 +154,9 @@ Union = of_each_rank(
 
 def check_all_args(na_dim: int, kernel_size: Any, *where: Any, **by: Any) -> Any:
     """Return the options with one entry per axis: four in the form of 0.20, else three."""
-    generation = Release("0.21.7" if len(where) + len(by) == 3 else MOST_COMMON, union=True)
-    return helpers.checks(generation)["check_all_args"](na_dim, kernel_size, *where, **by)
+    if len(where) + len(by) == 3:
+        return options_020(na_dim, kernel_size, *where, smallest=1, **by)  # type: ignore[misc]
+    return options_017(na_dim, kernel_size, *where, **by)
 
 
 def join(names: dict[str, dict[str, Any]], of_release: Callable[[Release], Any]) -> None:
