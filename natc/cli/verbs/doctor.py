@@ -89,13 +89,16 @@ def _machine(problems: list[str]) -> dict[str, Any]:
     for device in gpu.driver().gpus:
         facts_of_gpu = environment.gpu_facts(device)
         gpus.append(f"{facts_of_gpu.name}, compute capability {facts_of_gpu.capability}")
-    if gpus and not _torch_sees_a_gpu():
-        version = environment.version_of("torch")
-        problems.append(
-            f"torch {version} does not see this machine's GPU ({gpus[0]}). Install a build for "
-            f"a CUDA version that the driver runs, {facts.driver or 'unknown'} or older: "
-            "https://pytorch.org/get-started/locally."
-        )
+    if gpus:
+        # Only then: importing torch takes longer than everything else.
+        import torch
+
+        if not torch.cuda.is_available():
+            problems.append(
+                f"torch {torch.__version__} does not see this machine's GPU ({gpus[0]}). Install "
+                f"a build for a CUDA version that the driver runs, {facts.driver or 'unknown'} or "
+                "older: https://pytorch.org/get-started/locally."
+            )
     if facts.target is None:
         problems.append(f"natc compiles no code for this CPU ({facts.cpu}); the reference runs.")
     return {
@@ -106,13 +109,6 @@ def _machine(problems: list[str]) -> dict[str, Any]:
         "cuda_driver": facts.driver,
         "gpus": gpus,
     }
-
-
-def _torch_sees_a_gpu() -> bool:
-    # Only if there is a GPU: importing torch takes longer than everything else.
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _compilers(problems: list[str]) -> dict[str, str | None]:

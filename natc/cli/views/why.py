@@ -29,7 +29,6 @@ _SOURCES = {
 }
 # Libraries of so many near kernels are named; more are only counted.
 _NEAREST = 3
-_FIELDS = ("rank", "kernel_size", "head_dim", "value_dim", "dtype", "rpb", "terms")
 
 
 def account(explanation: Explanation) -> dict[str, Any]:
@@ -166,10 +165,10 @@ def _places(explanation: Explanation) -> list[dict[str, Any]]:
 def _candidates(explanation: Explanation, directory: Path) -> list[dict[str, Any]]:
     """Return the libraries in a directory and why each was passed over, the nearest first."""
     by_path = {library.manifest_path: library for library in runtime.kernels()}
-    rows: list[tuple[int, dict[str, Any]]] = []
+    rows: list[dict[str, Any]] = []
     chosen = explanation.choice.library if explanation.choice is not None else None
     if chosen is not None and chosen.manifest_path.parent == directory:
-        rows.append((-1, _row(chosen.path, True, None, [])))
+        rows.append({"path": chosen.path, "chosen": True, "reason": None, "differs_in": []})
     for item in explanation.rejections:
         # A kernel with a bias may serve operations that read none: passed over, then chosen.
         if chosen is not None and item.path == chosen.manifest_path:
@@ -179,37 +178,28 @@ def _candidates(explanation: Explanation, directory: Path) -> list[dict[str, Any
         library = by_path.get(item.path)
         differs = differences(library.spec, explanation.spec) if library else []
         path = library.path if library else item.path
-        rows.append((len(differs), _row(path, False, item.reason, differs)))
-    return [row for _, row in sorted(rows, key=lambda pair: (pair[0], str(pair[1]["path"])))]
-
-
-def _row(path: Path, chosen: bool, reason: str | None, differs: list[str]) -> dict[str, Any]:
-    return {"path": path, "chosen": chosen, "reason": reason, "differs_in": differs}
+        rows.append({"path": path, "chosen": False, "reason": item.reason, "differs_in": differs})
+    return sorted(
+        rows, key=lambda row: (not row["chosen"], len(row["differs_in"]), str(row["path"]))
+    )
 
 
 def differences(have: KernelSpec, wanted: KernelSpec) -> list[str]:
     """Return the fields in which a spec differs from the wanted spec, such as `dtype float32`."""
-    return [
-        f"{name} {_field(have, name)}"
-        for name in _FIELDS
-        if getattr(have, name) != getattr(wanted, name)
-        # A value_dim that equals head_dim adds no difference.
-        and not (name == "value_dim" and _plain(have) and _plain(wanted))
-    ]
+    texts, wanted_texts = _fields(have), _fields(wanted)
+    return [f"{name} {text}" for name, text in texts.items() if text != wanted_texts[name]]
 
 
-def _plain(spec: KernelSpec) -> bool:
-    return spec.value_dim == spec.head_dim
-
-
-def _field(spec: KernelSpec, name: str) -> str:
-    if name == "kernel_size":
-        return spec.kernel_text
-    if name == "rpb":
-        return "yes" if spec.rpb else "no"
-    if name == "terms":
-        return ",".join(spec.terms) or "none"
-    return str(getattr(spec, name))
+def _fields(spec: KernelSpec) -> dict[str, str]:
+    return {
+        "rank": str(spec.rank),
+        "kernel_size": spec.kernel_text,
+        "head_dim": str(spec.head_dim),
+        "value_dim": "as head_dim" if spec.value_dim == spec.head_dim else str(spec.value_dim),
+        "dtype": spec.dtype,
+        "rpb": "yes" if spec.rpb else "no",
+        "terms": ",".join(spec.terms) or "none",
+    }
 
 
 def place_lines(places: Iterable[dict[str, Any]]) -> list[str]:
@@ -224,7 +214,8 @@ def place_lines(places: Iterable[dict[str, Any]]) -> list[str]:
             if row["chosen"]:
                 lines.append(f"    chosen: {row['path'].name}")
             elif not row["differs_in"]:
-                lines.append(f"    passed over: {_name(row, place)}: {row['reason']}")
+                what = "everything" if row["path"] == place["path"] else row["path"].name
+                lines.append(f"    passed over: {what}: {row['reason']}")
             elif other_kernels < _NEAREST:
                 other_kernels += 1
                 what = ", ".join(row["differs_in"])
@@ -235,10 +226,6 @@ def place_lines(places: Iterable[dict[str, Any]]) -> list[str]:
             count = other_kernels - _NEAREST
             lines.append(f"    passed over: {count} libraries of other kernels")
     return lines
-
-
-def _name(row: dict[str, Any], place: dict[str, Any]) -> str:
-    return "everything" if row["path"] == place["path"] else row["path"].name
 
 
 def use_lines(rows: Iterable[dict[str, Any]]) -> list[str]:

@@ -18,6 +18,7 @@ from natc.compat.natten.context import (
     reader,
     use_kv_parallelism_in_fused_na,
 )
+from natc.compat.natten.helpers import get_device_cc
 from natc.compat.natten.operators import by_name, named, variant
 from natc.compat.natten.releases import Release
 from natc.errors import ArgumentError
@@ -98,10 +99,7 @@ def _gpu_functions(half: int) -> _Functions:
 
     def has(at_least: int) -> Callable[..., bool]:
         def answer(device_index: Any = None) -> bool:
-            if not torch.cuda.is_available():
-                return False
-            major, minor = torch.cuda.get_device_capability(device_index)
-            return major * 10 + minor >= at_least
+            return get_device_cc(device_index) >= at_least
 
         return answer
 
@@ -176,12 +174,12 @@ def _fused_functions(release: Release) -> _Functions:
     more: _Functions = {}
     if release.number >= (0, 17, 5):
         use = late
-        more = {
-            "use_flex_attention": use_flex_attention,
-            "force_flex_attention": force_flex_attention,
-            "should_use_flex_attention": reader("should_use_flex_attention", "use_flex"),
-            "should_force_flex_attention": reader("should_force_flex_attention", "force_flex"),
-        }
+        more = by_name(
+            use_flex_attention,
+            force_flex_attention,
+            reader("should_use_flex_attention", "use_flex"),
+            reader("should_force_flex_attention", "force_flex"),
+        )
     else:
         use = middle if release.number >= (0, 17, 3) else early
     use = named(use, "use_fused_na")

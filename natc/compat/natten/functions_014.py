@@ -19,7 +19,7 @@ def functions(release: Release) -> dict[str, Any]:
     """Return the contents of `natten.functional` in a release of 0.14."""
     names: dict[str, Any] = {}
     for rank in (1, 2):
-        names |= operators(rank, release.number)
+        names |= operators(rank)
         qkrpb_class = names[f"NATTEN{rank}DQKRPBFunction"]
         av_class = names[f"NATTEN{rank}DAVFunction"]
         prefix = f"natten{rank}d"
@@ -28,30 +28,19 @@ def functions(release: Release) -> dict[str, Any]:
     return names
 
 
-def operators(rank: int, number: tuple[int, int, int]) -> dict[str, type[Operator]]:
-    """Return the autograd functions of `rank` with the arguments of release `number`."""
+def operators(rank: int) -> dict[str, type[Operator]]:
+    """Return the autograd functions of `rank`; `where` is [kernel_size,] dilation."""
 
-    def qk_without_size(query: Tensor, key: Tensor, rpb: Tensor, dilation: int) -> Tensor:
-        return qk_with_size(query, key, rpb, (rpb.shape[-1] + 1) // 2, dilation)
+    def of_qk(query: Tensor, key: Tensor, rpb: Any, *where: int) -> Tensor:
+        kernel_size = where[0] if len(where) == 2 else (rpb.shape[-1] + 1) // 2
+        return qk(rank, query, key, rpb, None, kernel_size, where[-1])
 
-    def qk_with_size(
-        query: Tensor, key: Tensor, rpb: Tensor | None, kernel_size: int, dilation: int
-    ) -> Tensor:
-        return qk(rank, query, key, rpb, None, kernel_size, dilation)
-
-    def av_without_size(attn: Tensor, value: Tensor, dilation: int) -> Tensor:
-        return av_with_size(attn, value, _side(attn.shape[-1], rank), dilation)
-
-    def av_with_size(attn: Tensor, value: Tensor, kernel_size: int, dilation: int) -> Tensor:
-        return av(rank, attn, value, None, kernel_size, dilation)
+    def of_av(attn: Tensor, value: Tensor, *where: int) -> Tensor:
+        kernel_size = where[0] if len(where) == 2 else _side(attn.shape[-1], rank)
+        return av(rank, attn, value, None, kernel_size, where[-1])
 
     qkrpb_name, av_name = f"NATTEN{rank}DQKRPBFunction", f"NATTEN{rank}DAVFunction"
-    return {
-        qkrpb_name: operator(
-            qkrpb_name, qk_with_size if number >= (0, 14, 5) else qk_without_size
-        ),
-        av_name: operator(av_name, av_with_size if number >= (0, 14, 6) else av_without_size),
-    }
+    return {qkrpb_name: operator(qkrpb_name, of_qk), av_name: operator(av_name, of_av)}
 
 
 def _functions(

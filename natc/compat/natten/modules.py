@@ -38,16 +38,21 @@ class Attention(nn.Module):
     def _projections(
         self,
         dim: int,
+        num_heads: int,
+        qk_scale: float | None,
         bias_of: Sequence[int] | None,
         qkv_bias: bool,
         attn_drop: float | None,
         proj_drop: float,
     ) -> None:
-        """Create the parameters.
+        """Create the parameters, and the settings of the heads.
 
         bias_of: the kernel sizes that the bias covers; None for no bias. attn_drop: None if the
         release has no dropout of attention weights.
         """
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.scale = qk_scale or self.head_dim**-0.5
         self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
         if bias_of is not None:
             offsets = [2 * size - 1 for size in bias_of]
@@ -59,11 +64,6 @@ class Attention(nn.Module):
             self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
-
-    def _heads(self, dim: int, num_heads: int, qk_scale: float | None) -> None:
-        self.num_heads = num_heads
-        self.head_dim = dim // num_heads
-        self.scale = qk_scale or self.head_dim**-0.5
 
     def extra_repr(self) -> str:
         """Return the settings that `print(module)` shows."""

@@ -23,9 +23,7 @@ def _traced_as_014(rank: int) -> Any:
     """Return qk and av of 0.17 under the names that 0.14 gives them in a trace."""
     return tuple(
         operator(name, of_017.apply)
-        for name, of_017 in zip(
-            functions_014.operators(rank, (0, 14, 6)), functions_017.operators(rank)
-        )
+        for name, of_017 in zip(functions_014.operators(rank), functions_017.operators(rank))
     )
 
 
@@ -102,7 +100,6 @@ class Module014(Padded):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        self._heads(dim, num_heads, qk_scale)
         self._check_size(kernel_size)
         self.kernel_size = kernel_size
         if isinstance(dilation, str) and self.takes_strings:
@@ -111,7 +108,7 @@ class Module014(Padded):
             step = self._step(dilation)
             self.dilation, self.window_size = step, kernel_size * step
         bias_of = (kernel_size,) * self.rank if bias else None
-        self._projections(dim, bias_of, qkv_bias, attn_drop, proj_drop)
+        self._projections(dim, num_heads, qk_scale, bias_of, qkv_bias, attn_drop, proj_drop)
 
 
 class _Before0145(Module014):
