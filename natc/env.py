@@ -48,8 +48,8 @@ NATC_ALLOW_WRITABLE_LIBRARIES = EnvVar("NATC_ALLOW_WRITABLE_LIBRARIES")
 # Files of public ed25519 keys (PEM), separated like NATC_LIB_PATH: a library is loaded only if the
 # owner of one of them signed it.
 NATC_TRUSTED_KEYS = EnvVar("NATC_TRUSTED_KEYS")
-# on: build a missing kernel when it is first called, if the compiler is installed; readonly: use
-# what was built so; off: neither.
+# on: build a missing kernel when it is first called, if the compiler is installed; readonly: only
+# use kernels that such calls built; off: neither.
 NATC_JIT = EnvVar("NATC_JIT")
 # C compiler command used to link libraries, such as 'clang-17'.
 NATC_CC = EnvVar("NATC_CC")

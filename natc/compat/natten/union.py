@@ -169,8 +169,8 @@ def join(names: dict[str, dict[str, Any]], of_release: Callable[[Release], Any])
         name: hinted(either(up_to_017[name], since_020["functional"][name]))
         for name in ("na1d", "na2d", "na3d")
     }
-    others = (of_release(Release(version)) for version in ("0.17.5", "0.15.1", "0.14.6"))
-    for modules in (since_020, *others):
+    releases = (of_release(Release(version)) for version in ("0.17.5", "0.15.1", "0.14.6"))
+    for modules in (since_020, *releases):
         for module, additions in modules.items():
             names[module] = {**additions, **names.get(module, {})}
     names["functional"] = {
