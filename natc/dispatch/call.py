@@ -43,7 +43,7 @@ class Options(NamedTuple):
 
     def terms(self) -> dict[str, Any]:
         """Return the numbers of `natc.spec.TERMS` by name."""
-        return dict(zip(TERMS, self[-len(TERMS) :]))
+        return {term: getattr(self, term) for term in TERMS}
 
     def scalars(self, spatial: Sequence[int]) -> tuple[Any, ...]:
         """Return the scalars that a compiled function takes, but the last (`operations.SCALARS`).

@@ -129,18 +129,10 @@ def _unfused(rank: int, qk_class: type[Operator], av_class: type[Operator]) -> d
     ) -> Tensor:
         return av_class.apply(attn, value, additional_values, kernel_size, dilation, is_causal)
 
-    # The dilation of rank 3 has no default.
-    def na_deep_av(
-        attn: Tensor,
-        value: Tensor,
-        kernel_size: _PerAxis,
-        dilation: _PerAxis,
-        additional_values: _Tensor = None,
-        is_causal: _PerAxis = False,
-    ) -> Tensor:
-        return av_class.apply(attn, value, additional_values, kernel_size, dilation, is_causal)
-
-    return {"na{}d_qk": na_qk, "na{}d_av": na_av if rank < 3 else na_deep_av}
+    if rank == 3:
+        # Without the first: the dilation of na3d_av has no default.
+        na_av.__defaults__ = (None, False)
+    return {"na{}d_qk": na_qk, "na{}d_av": na_av}
 
 
 def _deprecated(rank: int) -> dict[str, Any]:
