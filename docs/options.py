@@ -6,12 +6,11 @@ command line.
 
 from __future__ import annotations
 
-import enum
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from typer import Context
 from typer.models import ArgumentInfo, ParameterInfo
@@ -85,13 +84,13 @@ def _default(info: ParameterInfo, names: list[str]) -> str:
         return ""
     if value is True:
         return f"`{names[0]}`"
-    return f"`{value.value if isinstance(value, enum.Enum) else value}`"
+    return f"`{value}`"
 
 
 def _choices(annotation: Any) -> str:
     for part in (annotation, *get_args(annotation)):
-        if isinstance(part, type) and issubclass(part, enum.Enum):
-            return ", ".join(f"`{member.value}`" for member in part) + "."
+        if get_origin(part) is Literal:
+            return ", ".join(f"`{choice}`" for choice in get_args(part)) + "."
     return ""
 
 
