@@ -23,7 +23,7 @@ from natc.host import c_compiler, toolchain
 from natc.operations import FAMILIES, operations_of
 from natc.spec import KernelSpec
 from natc.store import manifest
-from natc.store.manifest import load_manifest
+from natc.store.manifest import function_name, load_manifest
 from natc.targets import Target
 
 try:
@@ -128,7 +128,7 @@ def built(spec: KernelSpec, directory: Path, families: Sequence[str] = FAMILIES)
     path = build_library(spec, target, directory / "lib", untuned=True, families=families)
     text = dumped(library_of(path), "--dump-resource-usage")
     for operation in operations_of(spec, tuple(families)):
-        assert f"Function {spec.name}_{operation}_sm_90_kernel" in text
+        assert f"Function {function_name(spec, operation, target)}_kernel" in text
     return text
 
 
@@ -151,19 +151,18 @@ def test_every_kind_of_forward_compiles(place: Path, name: str) -> None:
 )
 def test_tensor_cores_keep_numbers_in_registers(place: Path, name: str, operation: str) -> None:
     """Nothing is on the stack; d_rpb alone has shared memory. Lanes part for stores only."""
-    spec = KernelSpec.parse(name)
-    path = build_library(
-        spec, Target("cuda", "sm_90"), place / "lib", untuned=True, operations=[operation]
-    )
+    spec, target = KernelSpec.parse(name), Target("cuda", "sm_90")
+    path = build_library(spec, target, place / "lib", untuned=True, operations=[operation])
+    kernel = f"{function_name(spec, operation, target)}_kernel"
     library = library_of(path)
     text = dumped(library, "--dump-resource-usage")
-    start = rf"Function {name}_{operation}_sm_90_kernel:\s+"
+    start = rf"Function {kernel}:\s+"
     usage = re.search(start + r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", text)
     assert usage, text
     assert int(usage[1]) <= 255 and usage[2] == "0", usage[0]
     assert (usage[3] == "0") == (operation != "d_rpb"), usage[0]
     functions = dumped(library_of(path), "-sass").split("Function : ")
-    (code,) = (f for f in functions if f.startswith(f"{name}_{operation}_sm_90_kernel\n"))
+    (code,) = (f for f in functions if f.startswith(f"{kernel}\n"))
     assert "HMMA" in code and (where_lanes_part(code) > 0 or operation == "d_rpb")
 
 
@@ -195,9 +194,8 @@ def test_every_operation_compiles(place: Path, name: str) -> None:
     assert text.count("Function ") >= len(operations_of(spec)) > 5
     # Threads of these share nothing.
     for operation in operations_of(spec, ("backward", "unfused")):
-        usage = re.search(
-            rf"Function {spec.name}_{operation}_sm_90_kernel:.*?SHARED:(\d+)", text, re.S
-        )
+        name = function_name(spec, operation, Target("cuda", "sm_90"))
+        usage = re.search(rf"Function {name}_kernel:.*?SHARED:(\d+)", text, re.S)
         assert usage and int(usage[1]) == 0, usage
 
 
@@ -351,8 +349,10 @@ def attempt(function, *tensors, stride=1):
 
 
 def messages(library: Path, program: str) -> list[str]:
+    entries = load_manifest(manifest_of(library)).entries
+    constants = f"LIBRARY, ENTRIES = {str(library)!r}, {entries!r}\n"
     done = subprocess.run(
-        [sys.executable, "-c", f"LIBRARY = {str(library)!r}\n{FAKE}{CALL}{program}"],
+        [sys.executable, "-c", f"{constants}{FAKE}{CALL}{program}"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -370,9 +370,8 @@ def has_driver() -> bool:
 def test_it_loads_without_a_gpu_and_refuses_tensors_of_the_cpu(library: Path) -> None:
     program = """
 for arch in ("sm_80", "sm_90"):
-    name = f"na2d_k7_d32_float16_rpb_forward{{}}_{arch}"
-    attempt(module[name.format("")], query, key, value, rpb, output)
-    attempt(module[name.format("_lse")], query, key, value, rpb, output, lse)
+    attempt(module[ENTRIES["forward"][arch]], query, key, value, rpb, output)
+    attempt(module[ENTRIES["forward_lse"][arch]], query, key, value, rpb, output, lse)
 """
     printed = messages(library, program)
     assert len(printed) == 4
@@ -386,9 +385,9 @@ def test_a_launch_without_a_driver_says_so(library: Path) -> None:
     program = """
 given = [tvm_ffi.from_dlpack(OnGpu(t)) for t in (query, key, value, rpb, output)]
 for _ in range(2):
-    attempt(module["na2d_k7_d32_float16_rpb_forward_sm_90"], *given)
+    attempt(module[ENTRIES["forward"]["sm_90"]], *given)
 far = [tvm_ffi.from_dlpack(OnGpu(t, 1000)) for t in (query, key, value, rpb, output)]
-attempt(module["na2d_k7_d32_float16_rpb_forward_sm_90"], *far)
+attempt(module[ENTRIES["forward"]["sm_90"]], *far)
 """
     opening = "RuntimeError natc: opening the CUDA driver (libcuda.so.1) failed"
     choosing = "RuntimeError natc: choosing the device failed"
@@ -434,7 +433,7 @@ def test_a_driver_that_is_too_old_for_the_code_is_named(
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
     program = """
 given = [tvm_ffi.from_dlpack(OnGpu(t)) for t in (query, key, value, rpb, output)]
-attempt(module["na2d_k7_d32_float16_rpb_forward_sm_90"], *given)
+attempt(module[ENTRIES["forward"]["sm_90"]], *given)
 """
     toolkit = c_compiler.cuda_version()
     version = load_manifest(manifest_of(library)).versions["cuda"]
@@ -455,7 +454,7 @@ def test_a_map_with_too_many_tiles_is_refused(library: Path) -> None:
 long = torch.empty(1, 1, 128 * 65535 + 1, 1, 32, dtype=torch.float16)
 given = [OnGpu(t) for t in (long, long, long, torch.zeros(1, 13, 13), long)]
 given = [tvm_ffi.from_dlpack(tensor) for tensor in given]
-attempt(module["na2d_k7_d32_float16_rpb_forward_sm_90"], *given, stride=2)
+attempt(module[ENTRIES["forward"]["sm_90"]], *given, stride=2)
 """
     assert messages(library, program) == [
         "RuntimeError natc: launching the kernel on more than 65,535 tiles of a map's axis failed"
