@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -56,47 +56,42 @@ def verify(
         verify_path(path, key=verifier, portable=portable, may_be_empty=not paths)
         for path in checked
     ]
+    ok = all(report.ok for report in reports)
     if json:
-        output.print_json({"ok": all(report.ok for report in reports), "checked": [
+        output.print_json({"ok": ok, "checked": [
             {"path": report.path, "kind": report.kind, "ok": report.ok,
              "libraries": report.rows, "problems": report.problems}
             for report in reports
         ]})  # fmt: skip
     else:
-        _show(reports)
-    if not all(report.ok for report in reports):
+        _show(reports, ok)
+    if not ok:
         raise typer.Exit(1)
 
 
-def _show(reports: list[Report]) -> None:
+def _show(reports: list[Report], ok: bool) -> None:
     console = output.stdout()
     if not reports:
         console.print("no library directories")
     for report in reports:
-        if not report.rows:
-            console.print(f"{report.path}: {report.kind}, no libraries")
+        name = f"{report.path}: {report.kind}"
+        table = output.table(name, "library", "target", "glibc", "signed", "state")
+        for row in report.rows:
+            signed = "yes" if row.signed else "-"
+            state = "PROBLEM" if row.problems else "intact"
+            table.add_row(row.library, row.target or "-", row.glibc or "-", signed, state)
+        if report.rows:
+            output.print_table(table)
         else:
-            output.print_table(_table(report))
+            console.print(f"{name}, no libraries")
         for problem in report.problems:
             console.print(f"problem: {report.path}: {problem}", style="red")
         for row in report.rows:
             for problem in row.problems:
                 console.print(f"problem: {row.library}: {problem}", style="red")
     count = sum(len(report.rows) for report in reports)
-    if all(report.ok for report in reports):
+    if ok:
         console.print(f"nothing is wrong; libraries checked: {count}", style="green")
     else:
         wrong = sum(bool(row.problems) for report in reports for row in report.rows)
         console.print(f"libraries checked: {count}, with problems: {wrong}", style="red")
-
-
-def _table(report: Report) -> Any:
-    table = output.table(
-        f"{report.path}: {report.kind}", "library", "target", "glibc", "signed", "state"
-    )
-    for row in report.rows:
-        state = "PROBLEM" if row.problems else "intact"
-        table.add_row(
-            row.library, row.target or "-", row.glibc or "-", "yes" if row.signed else "-", state
-        )
-    return table

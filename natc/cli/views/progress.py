@@ -51,7 +51,9 @@ class Lines:
             self.best = event.best
             self.console.print(start_text(event))
         elif isinstance(event, CandidatesBuilt):
-            self.console.print(built_text(event))
+            self.console.print(
+                f"compiled {event.made} of {event.planned} candidates ({event.dropped} dropped)"
+            )
         elif isinstance(event, TrialMeasured) and event.best < self.best:
             self.best = event.best
             self.console.print(f"trial {event.index}: best {seconds_text(event.best)}")
@@ -116,11 +118,6 @@ class Bar:
             failures=f"{failures} failed",
             left=f"{max(min(lefts), 0):.0f} s left" if lefts else "",
         )
-
-
-def built_text(event: CandidatesBuilt) -> str:
-    """Return the line that counts compiled candidates."""
-    return f"compiled {event.made} of {event.planned} candidates ({event.dropped} dropped)"
 
 
 def start_text(event: Started) -> str:
