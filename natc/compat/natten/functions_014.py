@@ -29,7 +29,10 @@ def functions(release: Release) -> dict[str, Any]:
 
 
 def operators(rank: int) -> dict[str, type[Operator]]:
-    """Return the autograd functions of `rank`; `where` is [kernel_size,] dilation."""
+    """Return the autograd functions of `rank`; `where` is kernel_size, dilation or dilation alone.
+
+    Without a kernel size it is read off the bias or the weights, as up to 0.14.4.
+    """
 
     def of_qk(query: Tensor, key: Tensor, rpb: Any, *where: int) -> Tensor:
         kernel_size = where[0] if len(where) == 2 else (rpb.shape[-1] + 1) // 2

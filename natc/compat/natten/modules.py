@@ -35,7 +35,7 @@ class Attention(nn.Module):
 
     rpb: nn.Parameter | None
 
-    def _projections(
+    def _create(
         self,
         dim: int,
         num_heads: int,

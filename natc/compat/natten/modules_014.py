@@ -108,7 +108,7 @@ class Module014(Padded):
             step = self._step(dilation)
             self.dilation, self.window_size = step, kernel_size * step
         bias_of = (kernel_size,) * self.rank if bias else None
-        self._projections(dim, num_heads, qk_scale, bias_of, qkv_bias, attn_drop, proj_drop)
+        self._create(dim, num_heads, qk_scale, bias_of, qkv_bias, attn_drop, proj_drop)
 
 
 class _Before0145(Module014):

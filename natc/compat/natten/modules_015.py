@@ -38,7 +38,7 @@ class _OfVolumes(Padded):
         self.window_size = self.kernel_size * self.dilation
         self.window_size_d = self.kernel_size_d * self.dilation_d
         bias_of = (self.kernel_size_d, kernel_size, kernel_size) if bias else None
-        self._projections(dim, num_heads, qk_scale, bias_of, qkv_bias, attn_drop, proj_drop)
+        self._create(dim, num_heads, qk_scale, bias_of, qkv_bias, attn_drop, proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[B, depth, height, width, dim]` for x of that shape."""

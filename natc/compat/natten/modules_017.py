@@ -48,7 +48,7 @@ class Module017(Attention):
         self.attn_drop_rate = attn_drop
         self.use_experimental_ops = use_experimental_ops
         bias_of = self.kernel_size if rel_pos_bias else None
-        self._projections(dim, num_heads, qk_scale, bias_of, qkv_bias, attn_drop, proj_drop)
+        self._create(dim, num_heads, qk_scale, bias_of, qkv_bias, attn_drop, proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[B, *S, dim]` for x of that shape.

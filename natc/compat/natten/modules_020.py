@@ -42,7 +42,7 @@ class Module020(Attention):
             )
         self.na_dim = self.rank
         self.embed_dim = embed_dim
-        self._projections(embed_dim, num_heads, qk_scale, None, qkv_bias, None, proj_drop)
+        self._create(embed_dim, num_heads, qk_scale, None, qkv_bias, None, proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[B, *S, embed_dim]` for x of that shape."""
