@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import signal
 import sys
 import threading
@@ -30,6 +32,8 @@ from natc.cli.views.search import INTERRUPTED
 from natc.errors import ArgumentError, ArgumentTypeError, NatcError, SpecError, TargetError
 from natc.version import __version__
 
+# What happens to programs that write to stdout and to the disk.
+_NO_BUGS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EBADF)
 BAD_INPUT = (SpecError, TargetError, ArgumentError, ArgumentTypeError)
 
 
@@ -98,6 +102,7 @@ def main() -> None:
     """
     with _watched() as was_stopped:
         try:
+            output.prepare()
             app(prog_name="natc")
         except Exception as error:
             # Compiled code, such as numpy while it loads, may turn Ctrl-C into any error.
@@ -105,11 +110,23 @@ def main() -> None:
                 print("natc: stopped.", file=sys.stderr)
                 raise SystemExit(INTERRUPTED) from None
             if not isinstance(error, NatcError):
-                raise
+                if isinstance(error, OSError) and error.errno in _NO_BUGS:
+                    output.give_up(error)
+                if not isinstance(error, FileNotFoundError) or _is_somewhere():
+                    raise
+                error = NatcError("the current directory does not exist any more; cd to another.")
             print(f"natc: error: {error}", file=sys.stderr)
             raise SystemExit(2 if isinstance(error, BAD_INPUT) else 1) from None
         finally:
             output.flush()
+
+
+def _is_somewhere() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

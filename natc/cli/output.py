@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -35,7 +37,7 @@ def _console(*, stderr: bool) -> Console:
 
     class Output(Console):
         def on_broken_pipe(self) -> None:
-            _closed()
+            _closed(PIPE_CLOSED)
 
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     return Output(
@@ -51,19 +53,46 @@ def _console(*, stderr: bool) -> Console:
     )
 
 
+def prepare() -> None:
+    """Make stdout and stderr safe to write to; raises NatcError if stdout is closed."""
+    # A file that natc opens would get the number of a closed stream, and what compilers print.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    is_closed = sys.stdout is None
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            # A path may hold bytes that are no text, and the terminal may know fewer letters.
+            stream.reconfigure(errors="backslashreplace")
+    if is_closed:
+        raise NatcError("stdout is closed; if nobody reads it, send it to /dev/null.")
+
+
 def flush() -> None:
-    """Flush stdout; exit silently if its reader is gone."""
+    """Flush stdout; exit silently if its reader is gone, and with an error if it is full."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        _closed()
+    except OSError as error:
+        give_up(error)
 
 
-def _closed() -> NoReturn:
+def give_up(error: OSError) -> NoReturn:
+    """Exit after a failed write, with the system's reason unless the reader is gone."""
+    if isinstance(error, BrokenPipeError):
+        _closed(PIPE_CLOSED)
+    where = error.filename or "the output"
+    print(f"natc: error: {where} cannot be written: {files.reason(error)}.", file=sys.stderr)
+    _closed(1)
+
+
+def _closed(code: int) -> NoReturn:
     # When Python ends it flushes stdout, and would complain.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
-    raise SystemExit(PIPE_CLOSED)
+    raise SystemExit(code)
 
 
 def require_writable(path: Path) -> None:
@@ -78,11 +107,15 @@ def print_json(document: Any) -> None:
     """Print one JSON document on stdout; msgspec structs, paths and tuples are understood."""
     import msgspec
 
-    data = msgspec.json.encode(document, enc_hook=str)
     try:
-        print(msgspec.json.format(data, indent=2).decode(), flush=True)
+        text = msgspec.json.format(msgspec.json.encode(document, enc_hook=str), indent=2).decode()
+    except UnicodeEncodeError:
+        # A path has bytes that are no text; `json` writes them as Python has them.
+        text = json.dumps(msgspec.to_builtins(document, enc_hook=str), indent=2)
+    try:
+        print(text, flush=True)
     except BrokenPipeError:
-        _closed()
+        _closed(PIPE_CLOSED)
 
 
 def table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:

@@ -93,7 +93,12 @@ def write_variant(
         raise NatcError(f"directory {directory} cannot be written: {reason(error)}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if old.exists() and not directory.exists():
+            # If this fails too, the next writer does it.
+            with contextlib.suppress(OSError):
+                old.rename(directory)
+        else:
+            shutil.rmtree(old, ignore_errors=True)
     return directory
 
 

@@ -151,7 +151,8 @@ def build_all(todo: Sequence[Job], tools: str, workers: int) -> Iterator[tuple[J
     except BrokenProcessPool as error:
         raise BuildError(
             "a process that built libraries was ended from outside, perhaps for want of "
-            "memory. Finished libraries are kept: run the command again, with fewer --jobs."
+            "memory, or of space for temporary files (TMPDIR). Finished libraries are kept: run "
+            "the command again, with fewer --jobs."
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from natc import env
 from natc.errors import ArgumentError, SpecError
 from natc.operations import OPERATIONS
 from natc.runtime import jit
@@ -15,6 +17,7 @@ from natc.runtime.facts import Facts, device_facts
 from natc.runtime.load import Kernel, load
 from natc.runtime.scan import Library, Rejection, Scan, scan
 from natc.runtime.select import Choice, select
+from natc.runtime.trust import noexec
 from natc.spec import KernelSpec, compiles
 from natc.store import workspace
 
@@ -152,6 +155,9 @@ def explain(
     command = None
     if facts.machine and compiles(spec.dtype, facts.machine.kind):
         command = build_command(spec, [facts.machine])
+        if noexec(workspace.library_dir()):
+            # A library would not run where it is built without this.
+            command = f"{env.NATC_CACHE_DIR.name}=DIRECTORY {command}"
     everything = (*searched.unreadable, *rejections)
     not_built = None
     if choice is None and facts.machine:
@@ -237,7 +243,11 @@ def use(directory: str | Path) -> None:
     Kernels are forgotten, as by `clear`. Raises ArgumentError if there is no such directory. A bad
     library in it raises an error in the call that needs it, and is listed by `problems`.
     """
-    if not Path(directory).expanduser().is_dir():
+    is_directory = False
+    # A user that does not exist, or a name that is too long.
+    with contextlib.suppress(RuntimeError, OSError):
+        is_directory = Path(directory).expanduser().is_dir()
+    if not is_directory:
         raise ArgumentError(
             f"directory is {str(directory)!r}, and there is no such directory; it must hold "
             "libraries and their manifests."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from natc.errors import LibraryError
-from natc.runtime.trust import distrust
+from natc.runtime.trust import distrust, noexec
 from natc.spec import KernelSpec
 from natc.store.manifest import SUFFIX, Manifest, load_manifest
 from natc.targets import Target
@@ -72,7 +72,7 @@ def scan(directories: Iterable[Path]) -> Scan:
             continue
         if not paths:
             continue
-        danger = distrust(directory)
+        danger = distrust(directory) or noexec(directory)
         if danger:
             unreadable.append(Rejection(directory, f"its libraries are not loaded: {danger}"))
             continue

@@ -31,12 +31,28 @@ def distrust(path: Path) -> str | None:
     """
     if _allowed():
         return None
+    path = path.absolute()
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        for step, status, is_end in _way(path.absolute()):
+        for step, status, is_end in _way(path):
             reason = _reason(step, status, sticky_is_fine=not is_end)
             if reason:
                 return reason
     return None
+
+
+def noexec(directory: Path) -> str | None:
+    """Return why no library in a directory can run, as a clause, or None.
+
+    The directory may not exist yet.
+    """
+    while not directory.exists() and directory.parent != directory:
+        directory = directory.parent
+    if not hasattr(os, "ST_NOEXEC") or not os.statvfs(directory).f_flag & os.ST_NOEXEC:
+        return None
+    return (
+        f"{directory} is on a file system that is mounted noexec: keep libraries on another one "
+        f"({env.NATC_CACHE_DIR.name} for natc's own, {env.NATC_LIB_PATH.name} for others)"
+    )
 
 
 def _allowed() -> bool:

@@ -51,10 +51,8 @@ SHIPPED = checkout() or PACKAGED_DATA
 
 def workspace() -> Path:
     """Return the directory that holds `schedules/` and `tuning_logs/`; it may not exist yet."""
-    named = env.NATC_WORKSPACE.get()
-    if named:
-        return Path(named).expanduser().absolute()
-    return checkout() or _user_directory("user_data_path")
+    named = env.NATC_WORKSPACE.path()
+    return named or checkout() or _user_directory("user_data_path")
 
 
 def read_roots() -> list[Path]:
@@ -94,10 +92,7 @@ def log_files() -> Iterator[Path]:
 
 def cache_dir() -> Path:
     """Return the directory for files that can be built again; it may not exist yet."""
-    named = env.NATC_CACHE_DIR.get()
-    if named:
-        return Path(named).expanduser().absolute()
-    return _user_directory("user_cache_path")
+    return env.NATC_CACHE_DIR.path() or _user_directory("user_cache_path")
 
 
 def _user_directory(kind: str) -> Path:
@@ -145,10 +140,9 @@ def library_places() -> list[LibraryPlace]:
     """
     if _only:
         return [LibraryPlace(_only[0], "package")]
-    named = [Path(part).expanduser().absolute() for part in env.NATC_LIB_PATH.paths()]
     return [
         *(LibraryPlace(path, "named in the program") for path in _used),
-        *(LibraryPlace(path, env.NATC_LIB_PATH.name) for path in named),
+        *(LibraryPlace(path, env.NATC_LIB_PATH.name) for path in env.NATC_LIB_PATH.paths()),
         *_wheels(),
         LibraryPlace(library_dir(), "cache"),
         *(LibraryPlace(jit_dir(family), env.NATC_JIT.name) for family in _jit_families()),

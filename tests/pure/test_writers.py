@@ -1,11 +1,14 @@
 """Writers of libraries and packages that are killed, or at work at once; and who reads meanwhile.
 
 A writer is a process that gets a signal at a step that is counted, not timed: each time that it
-opens, renames or removes a file of the directory.
+opens, renames or removes a file of the directory. An error of the disk is injected at such a step,
+or at a write.
 """
 
 from __future__ import annotations
 
+import builtins
+import errno
 import gc
 import hashlib
 import os
@@ -19,17 +22,21 @@ from typing import Any
 
 import pytest
 from support.library_files import library_of, make_manifest
+from support.written_files import make_schedule, write_schedule_and_log
 
-from natc.errors import LibraryError
+from natc.errors import LibraryError, NatcError
 from natc.package import assemble, hub
 from natc.package.pieces import Piece
 from natc.runtime import jit
 from natc.runtime.load import verify
 from natc.runtime.scan import Library, scan
 from natc.spec import KernelSpec
-from natc.store import temporary
+from natc.store import temporary, workspace
+from natc.store.files import append_line
 from natc.store.libraries import libraries_of, write_library
 from natc.store.manifest import LibraryTarget, Manifest, load_manifest
+from natc.store.records import read_log
+from natc.store.schedules import save_schedule
 from natc.targets import Target
 
 SPEC = "na2d_k3_d8_float32"
@@ -263,6 +270,158 @@ def test_packers_take_turns(tmp_path: Path, pieces: list[Piece]) -> None:
     raise AssertionError(f"more than {MOST_STEPS * 2} steps")
 
 
+# Errors of the disk
+
+
+class Faults:
+    """Fails a step of this process, that many steps from now: a write, a flush, a rename, ...
+
+    Only files below a directory count. lasting: all later steps fail, too, as on a full disk.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+        self.directory, self.left, self.lasting, self.code = str(directory), 0, False, 0
+        self._open = builtins.open
+        monkeypatch.setattr(builtins, "open", self.open)
+        for name in ("fsync", "replace", "rename", "mkdir", "write"):
+            monkeypatch.setattr(os, name, self._failing(getattr(os, name)))
+
+    def set(self, code: int, left: int, *, lasting: bool = False) -> None:
+        self.code, self.left, self.lasting = code, left, lasting
+
+    def step(self) -> None:
+        self.left -= 1
+        if self.left == 0 or (self.lasting and self.left < 0 and self.code):
+            raise OSError(self.code, os.strerror(self.code))
+
+    def open(self, file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if not set(mode) & set("wax") or not str(file).startswith(self.directory):
+            return self._open(file, mode, *arguments, **options)
+        self.step()
+        return FailingFile(self._open(file, mode, *arguments, **options), self.step)
+
+    def _failing(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def failing(*arguments: Any, **options: Any) -> Any:
+            # A path, or the number of an open file.
+            if isinstance(arguments[0], int) or str(arguments[0]).startswith(self.directory):
+                self.step()
+            return call(*arguments, **options)
+
+        return failing
+
+
+class FailingFile:
+    """A file whose writes and flushes are steps that may fail."""
+
+    def __init__(self, file: Any, step: Callable[[], None]) -> None:
+        self._file, self._step = file, step
+
+    def __enter__(self) -> FailingFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, data: bytes) -> int:
+        self._step()
+        return int(self._file.write(data))
+
+    def flush(self) -> None:
+        self._step()
+        self._file.flush()
+
+
+def failed_writers(
+    faults: Faults, work: Callable[[], Any], every: int = 1
+) -> Iterator[tuple[int, bool]]:
+    """Fail each step of work, or every so many; yield (step, whether the work failed).
+
+    A failure is an error of natc in one line that names the directory.
+    """
+    for number, code in enumerate((errno.ENOSPC, errno.EIO, errno.EINTR)):
+        # Three codes fail each step once even if each leaves out two of three.
+        for step in range(1 + number % every, 10_000, every):
+            lasting = code == errno.ENOSPC
+            faults.set(code, step, lasting=lasting)
+            try:
+                work()
+                has_failed = False
+            except NatcError as error:
+                has_failed = True
+                assert faults.directory in str(error) and os.strerror(code).lower() in str(error)
+                assert "\n" not in str(error)
+            was_last = faults.left > 0
+            faults.set(0, 0)
+            yield step, has_failed
+            if was_last:
+                break
+
+
+def test_a_writer_that_fails_leaves_the_old_library_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = Faults(monkeypatch, tmp_path)
+    put(tmp_path, 0)
+    numbers = []
+    for _, has_failed in failed_writers(faults, lambda: put(tmp_path, 1)):
+        numbers.append((found_in(tmp_path), has_failed))
+        assert len(everything(tmp_path)) in (2, 3), "no piece of a file stays"
+        put(tmp_path, 0)
+    assert len(numbers) > 30 and set(numbers) == {(0, True), (1, False)}
+
+
+def test_a_packer_that_fails_leaves_whole_packages(
+    tmp_path: Path, pieces: list[Piece], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "dist"
+    package(pieces, output)
+    whole = everything(output)
+    faults = Faults(monkeypatch, output)
+    steps = []
+    for step, _ in failed_writers(faults, lambda: package(pieces, output), every=3):
+        # Where no rename works any more, the next writer brings a variant back.
+        assemble.write((), [], NAMES, output, when=0)
+        assert everything(output) == whole
+        steps.append(step)
+    assert len(set(steps)) == max(steps) > 50
+    new = tmp_path / "new"
+    faults = Faults(monkeypatch, new)
+    for _, has_failed in failed_writers(faults, lambda: package(pieces, new), every=40):
+        assert everything(new).items() <= whole.items()
+        assert has_failed or everything(new) == whole
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def test_a_schedule_or_a_log_that_cannot_be_written_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATC_WORKSPACE", str(tmp_path))
+    path, log = write_schedule_and_log()
+    schedule, line = path.read_bytes(), log.read_text().splitlines()[-1]
+    faults = Faults(monkeypatch, tmp_path)
+    newer = make_schedule(created="2027-01-02T03:04:05Z")
+    for _, has_failed in failed_writers(faults, lambda: save_schedule(newer)):
+        assert (path.read_bytes() == schedule) is has_failed
+        path.write_bytes(schedule)
+    lines = read_log(log)[0]
+    for _ in failed_writers(faults, lambda: append_line(log, line)):
+        assert read_log(log)[0][: len(lines)] == lines and read_log(log)[1] == []
+
+    def write_half(descriptor: int, data: bytes) -> int:
+        return os.pwrite(descriptor, data[: len(data) // 2], os.fstat(descriptor).st_size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write_half)
+        with pytest.raises(NatcError, match=f"{log} cannot be appended to: the disk took only"):
+            append_line(log, line)
+    append_line(log, line)
+    records, problems = read_log(log)
+    assert len(problems) == 1 and records[-1] == lines[-1] and records[: len(lines)] == lines
+
+
 # Temporary directories
 
 
@@ -347,3 +506,25 @@ def test_a_killed_build_blocks_no_writer(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(built) == 1 and str(tmp_path / "jit" / "forward") in built[0]
     # Once another process has built it, there is nothing to do.
     assert jit.build(spec, target, "forward", lambda: True) and len(built) == 1
+
+
+def test_processes_that_call_a_new_kernel_at_once_build_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path))
+    spec, target = KernelSpec.parse(SPEC), Target("llvm", "x86-64-v2")
+    directory = workspace.jit_dir("forward")
+
+    def build_one(words: list[str]) -> None:
+        append_line(tmp_path / "builds", str(os.getpid()))
+        put(directory, 1)
+
+    monkeypatch.setattr(jit, "_run", build_one)
+
+    def call() -> None:
+        assert jit.build(spec, target, "forward", lambda: bool(scan([directory]).libraries))
+        assert found_in(directory) == 1
+
+    processes = [start(call, tmp_path) for _ in range(6)]
+    assert [wait(process) for process in processes] == [0] * 6
+    assert len((tmp_path / "builds").read_text().splitlines()) == 1
