@@ -37,6 +37,13 @@ def test_both_variants_are_built_into_the_cache(natc: Natc, builder: Builder, pl
     assert f"built {library} (forward, backward, unfused; {level}; 7 bytes)" in out
     assert "note: na2d_k7_d32_float32 was never tuned: built untuned" in err
     assert "NATC_LIB_PATH" not in out
+    # A head of value has as many channels as one of query unless --value-dim says otherwise.
+    words = ("build", "--kernel", "7", "--value-dim", "32", "-o", str(place / "lib"))
+    document = natc.json(*words)
+    assert document["directory"] == str(place / "lib")
+    specs = [row["manifest"]["spec"] for row in document["built"]]
+    assert specs == [name for name, *_ in builder.asked[:2]]
+    assert document["built"][0]["notes"]
 
 
 def test_an_output_directory_comes_with_its_use(
@@ -93,18 +100,6 @@ def test_the_command_that_messages_name_builds_that_very_kernel(
     assert natc(*command[1:], "--no-rpb").code == 0
     assert [asked[:2] for asked in builder.asked] == [(name, [target.name])]
     assert operations_of(spec, builder.families[0]) == operations_of(spec, families)
-
-
-def test_json_is_one_document(natc: Natc, builder: Builder, place: Path) -> None:
-    # A head of value has as many channels as one of query unless --value-dim says otherwise.
-    words = ("build", "--kernel", "7", "--value-dim", "32", "-o", str(place / "lib"))
-    document = natc.json(*words)
-    assert document["directory"] == str(place / "lib")
-    assert [row["manifest"]["spec"] for row in document["built"]] == [
-        "na2d_k7_d32_float32_rpb",
-        "na2d_k7_d32_float32",
-    ]
-    assert document["built"][0]["notes"]
 
 
 def test_missing_c_compiler(natc: Natc, monkeypatch: pytest.MonkeyPatch, builder: Builder) -> None:

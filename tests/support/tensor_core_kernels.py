@@ -7,7 +7,6 @@ the kernel for CUDA cores.
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -28,7 +27,6 @@ from natc.store.schedules import joined
 from natc.targets import Target
 from support import brute_force
 from support.emulator import Emulated, emulate_code
-from support.neighbors import pairs
 
 GPU = Target("cuda", "sm_90")
 
@@ -156,36 +154,24 @@ def exact(
 def sums_over_pairs(
     spec: KernelSpec, tensors: Mapping[str, Tensor], options: Mapping[str, Any], scale: float
 ) -> dict[str, Tensor]:
-    """Return d_key and d_value, added up over the pairs of each head in float64.
+    """Return d_key and d_value of each head, summed over its pairs in float64 by brute force.
 
-    tensors: inputs, d_output, lse and delta, of one batch entry.
+    tensors: inputs, d_output, lse and delta.
     """
-    sizes = tensors["query"].shape[1:-2]
-    every = _every(spec, options)
-    ends = pairs(sizes, spec.kernel_size, *every.values())
-    results = {f"d_{name}": np.zeros(tensors[name].shape) for name in ("key", "value")}
+    query, key, value, d_output, lse, delta = (
+        np.moveaxis(tensors[name].double().numpy(), 1 + spec.rank, 1)
+        for name in ("query", "key", "value", "d_output", "lse", "delta")
+    )
+    options = {"kernel_size": spec.kernel_size, **_every(spec, options)}
+    rpb = tensors["rpb"].double().numpy() if spec.rpb else None
     with np.errstate(invalid="ignore", over="ignore"):
-        for head in range(tensors["query"].shape[-2]):
-
-            def rows(name: str, head: int = head) -> Any:
-                return tensors[name][0].select(len(sizes), head).double().numpy()
-
-            query, key, value, d_output = (
-                rows(name).reshape(math.prod(sizes), -1)
-                for name in ("query", "key", "value", "d_output")
-            )
-            lse, delta = (rows(name).ravel()[ends.query] for name in ("lse", "delta"))
-            logits = scale * (query[ends.query] * key[ends.key]).sum(-1)
-            if spec.rpb:
-                logits = logits + tensors["rpb"][head].double().numpy().ravel()[ends.bias]
-            weights = np.exp(logits - np.where(np.isinf(lse), np.nan, lse))
-            d_logits = weights * ((d_output[ends.query] * value[ends.key]).sum(-1) - delta)
-            sums = {"d_key": np.zeros(key.shape), "d_value": np.zeros(value.shape)}
-            np.add.at(sums["d_key"], ends.key, scale * d_logits[:, None] * query[ends.query])
-            np.add.at(sums["d_value"], ends.key, weights[:, None] * d_output[ends.query])
-            for name, total in sums.items():
-                results[name][0, ..., head, :] = total.reshape(*sizes, -1)
-    return {name: torch.from_numpy(array) for name, array in results.items()}
+        logits = brute_force.qk(query, key, **options, scale=scale, rpb=rpb)["attn"]
+        weights = np.exp(logits - np.where(np.isinf(lse), np.nan, lse)[..., None])
+        of_av = brute_force.av(weights, value, **options, d_output=d_output)
+        d_logits = weights * (of_av["d_attn"] - delta[..., None])
+        of_qk = brute_force.qk(query, key, **options, scale=scale, d_attn=d_logits)
+    sums = {"d_key": of_qk["d_key"], "d_value": of_av["d_value"]}
+    return {name: torch.from_numpy(brute_force.heads_last(x)) for name, x in sums.items()}
 
 
 def _every(spec: KernelSpec, options: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
