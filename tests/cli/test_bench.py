@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import itertools
 import json
+import math
 import os
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -12,12 +13,11 @@ from typing import Any
 
 import msgspec
 import pytest
-import torch
 from msgspec.structs import replace
 from support.command_line import Natc
+from support.neighbors import neighbors
 from support.written_files import facts
 
-import natc as package
 from natc.bench import ceilings, plots, results, times
 from natc.bench.problem import BenchProblem, Case, Work, work
 from natc.bench.results import Ceilings, Results, Row
@@ -79,19 +79,10 @@ def save(path: Path, document: Results) -> str:
 
 
 def attended_pairs(case: BenchProblem) -> int:
-    """Count the pairs of query and key by running attention on one-hot values, per axis."""
-    pairs = case.shape[0] * case.shape[-2]
-    for axis, size in enumerate(case.shape[1:-2]):
-        query = torch.zeros(1, size, 1, 1)
-        options = {name: values[axis] for name, values in case.options.items()}
-        weights = package.reference.neighborhood_attention(
-            *(query, query, torch.eye(size).view(1, size, 1, size)),
-            case.kernel.kernel_size[axis],
-            **options,
-        )
-        assert isinstance(weights, torch.Tensor)
-        pairs *= int((weights > 0).sum())
-    return pairs
+    """Count the pairs of query and key by listing the keys of each query, axis by axis."""
+    options = (case.kernel.kernel_size, case.dilation, case.stride, case.is_causal)
+    axes = [neighbors(*axis) for axis in zip(case.shape[1:-2], *options, strict=True)]
+    return math.prod([case.shape[0], case.shape[-2], *(sum(map(len, keys)) for keys in axes)])
 
 
 @pytest.mark.parametrize(
