@@ -37,7 +37,7 @@ def test_both_variants_are_built_into_the_cache(natc: Natc, builder: Builder, pl
     assert f"built {library} (forward, backward, unfused; {level}; 7 bytes)" in out
     assert "note: na2d_k7_d32_float32 was never tuned: built untuned" in err
     assert "NATC_LIB_PATH" not in out
-    # A head of value has as many channels as one of query unless --value-dim says otherwise.
+    # A --value-dim that equals --head-dim names the same kernels as none.
     words = ("build", "--kernel", "7", "--value-dim", "32", "-o", str(place / "lib"))
     document = natc.json(*words)
     assert document["directory"] == str(place / "lib")

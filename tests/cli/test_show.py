@@ -107,7 +107,7 @@ def test_first_directory_wins(natc: Natc, place: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("NATC_LIB_PATH", str(place / "mine"))
     chosen = add_library(place / "mine")
     second = add_library(workspace.library_dir())
-    other = add_library(workspace.library_dir(), replace(SPEC, head_dim=16, value_dim=16))
+    narrower = add_library(workspace.library_dir(), replace(SPEC, head_dim=16, value_dim=16))
     (workspace.library_dir() / "damaged.json").write_text("{")
     cuda_library(place / "mine", KernelSpec.make(5, rpb=True), ("sm_90",), "")
 
@@ -123,7 +123,7 @@ def test_first_directory_wins(natc: Natc, place: Path, monkeypatch: pytest.Monke
     assert [row["chosen"] for row in mine["candidates"]] == [True, False]
     assert mine["candidates"][1]["differs_in"] == ["kernel_size 5"]
     rows = {row["path"]: row for row in cache["candidates"]}
-    same, different = (rows[str(library_of(path))] for path in (second, other))
+    same, different = (rows[str(library_of(path))] for path in (second, narrower))
     assert same["reason"] == f"{chosen} is newer or comes first" and same["differs_in"] == []
     assert "implements na2d_k7_d16" in different["reason"]
     assert different["differs_in"] == ["head_dim 16"]

@@ -226,7 +226,7 @@ def test_a_table_in_a_terminal_has_lines_and_escapes(place: Path) -> None:
 
 
 class Terminal(io.StringIO):
-    """What was written to a terminal."""
+    """A file that says that it is a terminal, and keeps its text."""
 
     def isatty(self) -> bool:
         return True

@@ -387,8 +387,8 @@ def test_a_changed_code_module_rebuilds_libraries() -> None:
         "host/c_compiler.py",
         "window.py",
     }
-    others = {"cli/verbs/build.py", "package/jobs.py", "dispatch/launch.py", "__init__.py"}
-    assert not counted & others and all((jobs.PACKAGE / file).is_file() for file in others)
+    unrelated = {"cli/verbs/build.py", "package/jobs.py", "dispatch/launch.py", "__init__.py"}
+    assert not counted & unrelated and all((jobs.PACKAGE / file).is_file() for file in unrelated)
 
 
 def test_imports_are_followed_to_their_end_and_made_relative(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_the_wheel_ships_schedules_and_logs() -> None:
         assert (ROOT / name).is_dir()
 
 
-# What each step may not load, in one process: later steps may load more.
+# Steps that must load no heavy module, in one process; the lightest come first.
 LIGHT = """
 import importlib, os, pkgutil, sys
 HEAVY = {"torch", "tvm", "tvm_ffi", "numpy", "matplotlib"}
