@@ -137,9 +137,7 @@ class _StandIns(dict[Any, Any]):
             spec = key.spec()
         except SpecError:
             return None
-        if operation not in operations_of(spec):
-            return None
-        if not compiles(spec.dtype, self.target):
+        if operation not in operations_of(spec) or not compiles(spec.dtype, self.target):
             return None
 
         def run(*arguments: Any) -> None:

@@ -66,18 +66,13 @@ def check_close(
 ) -> Errors:
     """Raise CheckError unless a result is as near to float64 values as its dtype allows.
 
-    Args:
-        actual: the result, any float dtype and device.
-        expected64: the same computation in float64; infinities must agree, NaN never does.
-        dtype: of the inputs, which sets the tolerance (a float32 lse of bfloat16 inputs is
-            only as exact as bfloat16).
-        name: of the result, for the message.
-        terms64: the result if all terms of its sums were positive. Give it for results that may
-            be nearly zero because terms cancel, such as the gradient of a window with one key:
-            no rounding is relative to such a result.
+    Returns the errors of the result.
 
-    Returns:
-        The errors of the result.
+    expected64: the same computation in float64; infinities must agree, NaN never does. dtype: of
+    the inputs, which sets the tolerance (a float32 lse of bfloat16 inputs is only as exact as
+    bfloat16). terms64: the result if all terms of its sums were positive. Give it for results that
+    may be nearly zero because terms cancel, such as the gradient of a window with one key: no
+    rounding is relative to such a result.
     """
     if expected64.dtype != torch.float64:
         raise CheckError(f"{name}: expected64 is {expected64.dtype}; it must be float64")

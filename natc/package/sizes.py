@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from natc.package.pieces import Piece
@@ -29,25 +29,21 @@ def sizes(pieces: Sequence[Piece]) -> dict[str, Size]:
     """
     by_name: dict[str, Size] = {}
     for piece in pieces:
-        code = piece.code()
-        target = piece.manifest.target
-        if target.kind == "llvm":
-            _add(by_name, target.archs[0], len(code), _compressed(code))
-            continue
-        device = elf.read(code).device_code
-        for image in images(device):
-            _add(by_name, image.arch, len(image.content), _compressed(image.content))
-        # Measured without the device code, wherever it lies in the file.
-        at = code.find(device)
-        host = code[:at] + code[at + len(device) :] if device else code
-        _add(by_name, HOST, len(host), _compressed(host))
+        for name, code in _parts(piece):
+            before, compressed = by_name.get(name, Size(0, 0)), len(zlib.compress(code, 9))
+            by_name[name] = Size(before.bytes + len(code), before.compressed + compressed)
     return dict(sorted(by_name.items()))
 
 
-def _compressed(data: bytes) -> int:
-    return len(zlib.compress(data, 9))
-
-
-def _add(by_name: dict[str, Size], name: str, size: int, compressed: int) -> None:
-    before = by_name.get(name, Size(0, 0))
-    by_name[name] = Size(before.bytes + size, before.compressed + compressed)
+def _parts(piece: Piece) -> Iterator[tuple[str, bytes]]:
+    """Yield the parts of a library's code, each with the name of its architecture."""
+    code, target = piece.code(), piece.manifest.target
+    if target.kind == "llvm":
+        yield target.archs[0], code
+        return
+    device = elf.read(code).device_code
+    for image in images(device):
+        yield image.arch, image.content
+    # Without the device code, wherever it lies in the file.
+    at = code.find(device)
+    yield HOST, code[:at] + code[at + len(device) :] if device else code

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from natc.operations import FORWARD
 from natc.spec import KernelSpec
-from natc.store.records import Environment, SpaceVersion, Trial, read_log
+from natc.store.records import Environment, Record, SpaceVersion, Trial, read_log
 
 Key = tuple[tuple[str, int], ...]
 
@@ -40,11 +40,7 @@ class History:
         trials = [record for record in records if isinstance(record, Trial)]
         # Not their count: if lines of the log are damaged, a number would be used twice.
         self.next_trial = max((trial.trial + 1 for trial in trials), default=0)
-        same = {
-            record.id
-            for record in records
-            if isinstance(record, Environment) and same_machine(record, machine)
-        }
+        same = ids_of(machine, records)
         self._found: dict[Key, Trial] = {}
         ignored: Counter[str] = Counter()
         for trial in trials:
@@ -77,6 +73,12 @@ class History:
     def all(self) -> list[Trial]:
         """Return one trial for each candidate known, oldest first."""
         return list(self._found.values())
+
+
+def ids_of(machine: Environment, records: Iterable[Record]) -> set[str]:
+    """Return the ids of the environments in a log that are the same machine."""
+    environments = (record for record in records if isinstance(record, Environment))
+    return {each.id for each in environments if same_machine(each, machine)}
 
 
 def same_machine(a: Environment, b: Environment) -> bool:

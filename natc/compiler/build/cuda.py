@@ -20,7 +20,6 @@ from natc.compiler.build.lower import compiler_target, entry_module
 from natc.errors import BuildError
 from natc.host.c_compiler import cuda_version, link_library, run
 from natc.host.toolchain import find_nvcc
-from natc.operations import operations_of
 from natc.spec import KernelSpec
 from natc.store.manifest import function_name
 from natc.targets import Target
@@ -61,7 +60,6 @@ class Generated:
 class Compiled:
     """One architecture's code: host code, a device image, and the kernels in it."""
 
-    target: Target
     host_object: Path
     image: Path
     kernels: tuple[DeviceKernel, ...]
@@ -73,15 +71,14 @@ def build_cuda(
     output: Path,
     directory: Path,
     *,
-    entries: Sequence[str] | None = None,
+    entries: Sequence[str],
     portable: bool = False,
 ) -> None:
     """Compile a kernel for each target into the shared library `output`.
 
-    entries: names of operations, by default all that the kernel has. directory: for intermediate
-    files. portable: as `link_library` takes it. Raises BuildError or CompilerNotFound.
+    entries: names of operations. directory: for intermediate files. portable: see `link_library`.
+    Raises BuildError or CompilerNotFound.
     """
-    entries = operations_of(spec) if entries is None else entries
     compiled = [
         compile_arch(
             spec, target, chosen, directory, entries, with_ptx=target == newest(decisions)
@@ -135,7 +132,7 @@ def compile_arch(
         f"compiling CUDA code for {target.arch}",
     )
     (directory / f"{target.arch}.ptxas").write_text(messages)
-    return Compiled(target, code.host_object, image, code.kernels)
+    return Compiled(code.host_object, image, code.kernels)
 
 
 def generate(

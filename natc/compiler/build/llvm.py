@@ -11,7 +11,6 @@ import tvm
 from natc.compiler.build.lower import StageSizesKnown, compiler_target, entry_module
 from natc.host.c_compiler import link_library
 from natc.host.toolchain import machine_of
-from natc.operations import operations_of
 from natc.spec import KernelSpec
 from natc.store.manifest import function_name
 from natc.targets import Target
@@ -24,15 +23,14 @@ def build_llvm(
     output: Path,
     directory: Path,
     *,
-    entries: Sequence[str] | None = None,
+    entries: Sequence[str],
     portable: bool = False,
 ) -> None:
     """Compile a kernel for a CPU into the shared library `output`.
 
-    entries: names of operations, by default all that the kernel has. directory: for intermediate
-    files. portable: see `link_library`. Raises BuildError or CompilerNotFound.
+    entries: names of operations. directory: for intermediate files. portable: see `link_library`.
+    Raises BuildError or CompilerNotFound.
     """
-    entries = operations_of(spec) if entries is None else entries
     names = {entry: function_name(spec, entry, target) for entry in entries}
     module = entry_module(spec, target, decisions, names)
     link(module, target, names.values(), output, directory, portable=portable)

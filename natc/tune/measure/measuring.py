@@ -18,11 +18,11 @@ from typing import Protocol
 
 from natc.host import environment
 from natc.spec import KernelSpec
-from natc.store.records import Environment, Trial, append
+from natc.store.records import Trial, append
 from natc.store.temporary import temporary_directory
 from natc.targets import Target
 from natc.tune.events import Event, Note, TrialMeasured
-from natc.tune.history import Key, key_of, same_machine
+from natc.tune.history import Key, ids_of, key_of
 from natc.tune.measure import rounds, worker
 from natc.tune.measure.processes import JobError, Process, why
 from natc.tune.measure.rounds import Candidate, Round
@@ -172,11 +172,7 @@ class _Measuring:
     def _recall(self) -> None:
         """Read the trials that this machine measured before."""
         records = rounds.measured(self._directory)
-        same = {
-            record.id
-            for record in records.records
-            if isinstance(record, Environment) and same_machine(record, self._machine)
-        }
+        same = ids_of(self._machine, records.records)
         elsewhere = 0
         for trial in records.trials:
             self._next = max(self._next, trial.trial + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -28,37 +29,33 @@ _OBJECTIVE = (
 _FINALISTS, _REPEATS = 3, 3
 
 
+@dataclass
 class Session:
     """The trials of one run so far.
 
-    untuned: the trial of the space's default decisions. measured: number of candidates of this
-    run; failures: the number of them that failed.
+    shapes: their keys. untuned: the trial of the space's default decisions. measured: number of
+    candidates of this run; failures: the number of them that failed. confirm_seconds: how long
+    `save` will take, estimated from one candidate.
     """
 
-    def __init__(
-        self,
-        spec: KernelSpec,
-        target: Target,
-        space: SpaceVersion,
-        shapes: Sequence[str],
-        log: Path,
-        machine: Environment,
-        history: History,
-        measurer: Measurer,
-        tell: Callable[[events.Event], None],
-        operation: str = FORWARD,
-    ) -> None:
-        self.operation = operation
-        self.spec, self.target, self.space = spec, target, space
-        self.shapes = list(shapes)
-        self.log, self.machine, self.history = log, machine, history
-        self.measurer, self.tell = measurer, tell
-        self.measured = self.failures = 0
-        self.untuned: Trial | None = None
-        self.confirm_seconds = 0.0  # how long `save` will take, estimated from one candidate
-        self._untuned_decisions: dict[str, int] = {}
-        self._to_beat: set[Key] = set()  # the untuned kernel and the existing schedule
-        self._saved: Trial | None = None
+    spec: KernelSpec
+    target: Target
+    space: SpaceVersion
+    shapes: list[str]
+    log: Path
+    machine: Environment
+    history: History
+    measurer: Measurer
+    tell: Callable[[events.Event], None]
+    operation: str = FORWARD
+    measured: int = field(default=0, init=False)
+    failures: int = field(default=0, init=False)
+    untuned: Trial | None = field(default=None, init=False)
+    confirm_seconds: float = field(default=0.0, init=False)
+    _untuned_decisions: dict[str, int] = field(default_factory=dict, init=False)
+    # The untuned kernel and the existing schedule.
+    _to_beat: set[Key] = field(default_factory=set, init=False)
+    _saved: Trial | None = field(default=None, init=False)
 
     def measure_untuned(self, decisions: Mapping[str, int]) -> None:
         """Measure the default decisions; raises TuneError when even they fail."""

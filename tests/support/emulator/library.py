@@ -153,7 +153,7 @@ def emulate_code(
     """Build what natc generated for the CPU. names: the function of each operation."""
     image = directory / "image"
     image.write_bytes(b"emulated")
-    compiled = cuda.Compiled(target, code.host_object, image, code.kernels)
+    compiled = cuda.Compiled(code.host_object, image, code.kernels)
     linked = cuda.launcher([compiled], directory, toolkit=())
     # In the place of cuda.c, which it includes.
     launcher = Path(shutil.copyfile(HERE / "launcher.c", directory / "launcher.c"))
