@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from natc.bench.problem import BenchProblem, work
-from natc.bench.results import Results, Row
+from natc.bench.results import Results, Row, floor
 from natc.errors import ArgumentError, NatcError
 
 FORMATS = ("svg", "png")
@@ -192,10 +192,9 @@ def _roof(results: Results, problem: BenchProblem) -> str:
     if ceilings is None:
         return ""
     least = work(problem)
-    memory = least.bytes / ceilings.bytes_per_second
-    computing = least.operations / ceilings.peak if ceilings.peak else 0.0
-    kind = "memory" if memory > computing else "arithmetic"
-    return f"\nroof: {kind}, {1e3 * max(memory, computing):.3g} ms"
+    seconds = floor(least, ceilings)
+    kind = "memory" if seconds == least.bytes / ceilings.bytes_per_second else "arithmetic"
+    return f"\nroof: {kind}, {1e3 * seconds:.3g} ms"
 
 
 def _legend(figure: Any, colors: dict[str, str]) -> None:

@@ -106,8 +106,7 @@ class BenchProblem(msgspec.Struct, frozen=True):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of query, key and value."""
-        dtype: torch.dtype = getattr(torch, self.kernel.dtype)
-        return dtype
+        return getattr(torch, self.kernel.dtype)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -182,8 +182,8 @@ def _plan(
     named_set: str | None,
 ) -> tuple[list[Job], str]:
     """Return the libraries that the options name, and the tools that build them."""
-    from natc.package import jobs as build
     from natc.package import plan
+    from natc.package.jobs import jobs, tool_versions
 
     if named_set is not None and named_set not in plan.SETS:
         raise SpecError(f"set is {named_set!r}; it must be {', '.join(plan.SETS)}.")
@@ -205,7 +205,7 @@ def _plan(
         rank=rank,
     )
     families = options.parse_operations(operations) if operations is not None else base.families
-    return build.jobs(specs, kind, archs, families), build.tool_versions(kind)
+    return jobs(specs, kind, archs, families), tool_versions(kind)
 
 
 def _archs(target: str, arch: str | None) -> tuple[str, tuple[str, ...]]:
@@ -228,17 +228,17 @@ def _archs(target: str, arch: str | None) -> tuple[str, tuple[str, ...]]:
 
 def _build(jobs: Sequence[Job], tools: str, workers: int) -> int:
     """Build the missing libraries; return how many were there already."""
-    from natc.package import jobs as build
+    from natc.package.jobs import build_all, built, linker_note
 
-    todo = [job for job in jobs if build.built(job, tools) is None]
+    todo = [job for job in jobs if built(job, tools) is None]
     console = output.stderr()
     if todo:
         options.require_compiler("build")
-        note = build.linker_note()
+        note = linker_note()
         if note:
             console.print(f"note: {note}")
     with progress(len(todo), len(jobs) - len(todo)) as report:
-        for job, _ in build.build_all(todo, tools, workers):
+        for job, _ in build_all(todo, tools, workers):
             report(job)
     return len(jobs) - len(todo)
 
@@ -246,14 +246,14 @@ def _build(jobs: Sequence[Job], tools: str, workers: int) -> int:
 def _built_pieces(jobs: Sequence[Job], tools: str, when: int) -> list[Piece]:
     import msgspec
 
-    from natc.package import jobs as build
+    from natc.package.jobs import built
     from natc.package.pieces import piece
 
     git = environment.git_state()
     provenance = msgspec.to_builtins(git) if git is not None else {}
     pieces = []
     for job in jobs:
-        library = build.built(job, tools)
+        library = built(job, tools)
         if library is None:
             raise NatcError(f"{job} has no library, though it was built just now.")
         part = piece(library, when)

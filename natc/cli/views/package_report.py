@@ -56,14 +56,14 @@ def show_plan(
     jobs: Sequence[Job], tools: str, source: Path | None, forms: Sequence[str], *, json: bool
 ) -> None:
     """Show what would be built; source: the directory that would be packed instead, or None."""
-    from natc.package import jobs as build
+    from natc.package.jobs import built
 
     rows: list[dict[str, Any]] = [
         {
             "library": job.name,
             "archs": [target.arch for target in job.targets],
             "operations": job.families,
-            "built": build.built(job, tools) is not None,
+            "built": built(job, tools) is not None,
         }
         for job in jobs
     ]
