@@ -259,7 +259,7 @@ def _refuse_bomb(path: Path, size: int) -> None:
 
 def _refuse_large(size: int) -> None:
     if size > _LARGEST_FILE:
-        raise OSError(None, f"has {size / _MIB:.0f} MiB, more than natc reads")
+        raise OSError(None, f"has {size} bytes, more than natc reads")
 
 
 def _sorted_out(

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from natc.errors import LibraryError
 from natc.package.containers import (
+    ARCHIVE,
     DIRECTORY,
     HUB,
     WHEEL,
@@ -146,6 +147,17 @@ class _Files:
             problems.append(f"{name} {problem}")
         return problems
 
+    def unreadable(self) -> list[str]:
+        """Return the files that no other check has read, and that cannot be read."""
+        problems = []
+        for name in self.names:
+            try:
+                if name not in self.wrong and name not in self._hashes:
+                    self.read(name)
+            except OSError as error:
+                problems.append(f"{name} {reason(error)}")
+        return problems
+
     def _hash(self, name: str) -> bytes:
         self.read(name)
         return self._hashes[name]
@@ -178,6 +190,8 @@ def _check(files: _Files, key: Verifier | None, portable: bool, may_be_empty: bo
         report.problems += _hub_problems(files)
     for folder, names in folders.items():
         _check_lists(files, names, rows[folder], report, key)
+    if container.kind == ARCHIVE:
+        report.problems += files.unreadable()
     return report
 
 
