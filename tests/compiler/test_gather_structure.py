@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import tvm
 import tvm_ffi
+from support.covering import covering
 
 from natc.checks.operations import calls, check_operations
 from natc.compiler.build import llvm
 from natc.compiler.build.lower import scheduled
 from natc.compiler.space import combinations, space_for
-from natc.errors import ScheduleError
+from natc.errors import CheckError, ScheduleError
 from natc.host.detect import detect_host_cpu
 from natc.operations import OPERATIONS, operations_of
 from natc.spec import KernelSpec
-from natc.store.manifest import function_name
 
 HOST = detect_host_cpu()
 GATHERING = [name for name in OPERATIONS if OPERATIONS[name].family != "forward"]
@@ -36,36 +34,38 @@ def operations_by_space(spec: KernelSpec) -> dict[str, list[str]]:
     return spaces
 
 
-def build(spec: KernelSpec, decisions: Mapping[str, int], operations: list[str]) -> tvm_ffi.Module:
-    module = tvm.IRModule({})
-    for operation in operations:
-        name = function_name(spec, operation, HOST)
-        module.update(scheduled(spec, HOST, decisions, operation=operation, name=name))
-    with tempfile.TemporaryDirectory() as scratch:
-        output = Path(scratch) / "kernels.so"
-        llvm.link(
-            module, HOST, [function_name(spec, o, HOST) for o in operations], output, Path(scratch)
-        )
-        return tvm_ffi.load_module(str(output))
+def structures(spec: KernelSpec, operations: list[str]) -> list[tuple[str, dict[str, int]]]:
+    """Return operations with combinations of the choices of their space.
+
+    On two axes every pair of choices, each with every operation. The other kernels only take
+    other ways through few structures.
+    """
+    every = list(combinations(space_for(HOST, operations[0], spec).structure(spec, HOST)))
+    assert len(every) > 1
+    if spec.rank != 2:
+        return [(operation, some) for operation in operations for some in every[:: len(every) - 1]]
+    numbered = [{"operation": i, **some} for i in range(len(operations)) for some in every]
+    chosen = map(dict, covering(numbered, 2))
+    return [(operations[choices.pop("operation")], choices) for choices in chosen]
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_every_structure_computes_the_same(name: str) -> None:
-    spec = KernelSpec.parse(name)
-    for operations in operations_by_space(spec).values():
-        space = space_for(HOST, operations[0], spec)
-        every = list(combinations(space.structure(spec, HOST)))
-        assert len(every) > 1
-        # All of them for one kernel; the others only take other ways through few of them.
-        for decisions in every if spec.rank == 2 else every[:: len(every) - 1]:
-            module = build(spec, decisions, operations)
-            for call in calls(spec.kernel_size):
-                check_operations(
-                    lambda operation, m=module: m[function_name(spec, operation, HOST)],
-                    spec,
-                    call,
-                    operations,
-                )
+def test_every_structure_computes_the_same(name: str, tmp_path: Path) -> None:
+    spec, module = KernelSpec.parse(name), tvm.IRModule({})
+    operations: dict[str, tuple[str, dict[str, int]]] = {}
+    for group in operations_by_space(spec).values():
+        for operation, decisions in structures(spec, group):
+            function = f"{operation}_{len(operations)}"
+            operations[function] = operation, decisions
+            module.update(scheduled(spec, HOST, decisions, operation=operation, name=function))
+    llvm.link(module, HOST, operations, tmp_path / "kernels.so", tmp_path)
+    library = tvm_ffi.load_module(str(tmp_path / "kernels.so"))
+    for call in calls(spec.kernel_size):
+        for function, (operation, decisions) in operations.items():
+            try:
+                check_operations(lambda _, f=function: library[f], spec, call, [operation])
+            except CheckError as error:
+                raise AssertionError(f"with {decisions}: {error}") from error
 
 
 def test_decisions_are_checked() -> None:

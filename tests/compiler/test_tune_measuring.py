@@ -68,20 +68,36 @@ def measure_or_hang(
     return _measure(spec_name, target_name, library, shapes)
 
 
-@pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where temporary directories are made; none is left when the test ends."""
-    directory = tmp_path / "scratch"
-    directory.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(directory))
-    yield directory
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where temporary directories are made; none is left after the tests."""
+    directory = tmp_path_factory.mktemp("scratch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(directory))
+        yield directory
     assert list(directory.iterdir()) == []
 
 
-@pytest.fixture
-def measuring(scratch: Path) -> Iterator[Measurer]:
-    with Measurer(SPEC, HOST, [SHAPE]) as measurer:
-        yield measurer
+@pytest.fixture(scope="module")
+def disk_full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiler of `measuring` fails as long as this file exists."""
+    return tmp_path_factory.mktemp("compiler") / "full"
+
+
+@pytest.fixture(scope="module")
+def measuring(scratch: Path, disk_full: Path) -> Iterator[Measurer]:
+    """Processes that start once: each imports TVM and torch."""
+    compiler = disk_full.with_name("cc")
+    compiler.write_text(
+        "#!/bin/sh\n"
+        f"if [ -e {disk_full} ]; then echo 'ld: the disk is full' >&2; exit 1; fi\n"
+        f'exec {shutil.which("cc")} "$@"\n'
+    )
+    compiler.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NATC_CC", str(compiler))
+        with Measurer(SPEC, HOST, [SHAPE]) as measurer:
+            yield measurer
 
 
 def test_a_search_from_end_to_end(scratch: Path, place: Path) -> None:
@@ -120,21 +136,13 @@ def test_a_candidate_is_built_once_and_measured_when_nothing_is_built(
 
 
 def test_a_failure_is_reported_and_the_next_candidate_is_measured(
-    measuring: Measurer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    measuring: Measurer, disk_full: Path
 ) -> None:
-    compiler = tmp_path / "cc"
-    compiler.write_text(
-        "#!/bin/sh\n"
-        f"if [ -e {tmp_path}/full ]; then echo 'ld: the disk is full' >&2; exit 1; fi\n"
-        f'exec {shutil.which("cc")} "$@"\n'
-    )
-    compiler.chmod(0o755)
-    monkeypatch.setenv("NATC_CC", str(compiler))
-    (tmp_path / "full").touch()
-    error = measuring.measure(measuring.build(GOOD)).error
+    disk_full.touch()
+    error = measuring.measure(measuring.build({"lanes": 4})).error
     assert error == "linking the library failed: cc ended with 1. ld: the disk is full"
-    (tmp_path / "full").unlink()
-    assert measuring.measure(measuring.build(SLOW)).error is None
+    disk_full.unlink()
+    assert measuring.measure(measuring.build({"lanes": 4, "chains": 1})).error is None
     error = measuring.measure(measuring.build({"lanes": 5})).error
     assert error is not None and error.startswith("decision lanes is 5; space")
 
@@ -154,11 +162,11 @@ def test_a_wrong_kernel_is_refused(measuring: Measurer, monkeypatch: pytest.Monk
     "marker, function, limit, message",
     [
         ("die", measure_or_die, 60, "crashed: the process was ended by SIGABRT"),
-        ("hang", measure_or_hang, 8, "took too long to run: it took longer than 8 s"),
+        ("hang", measure_or_hang, 4, "took too long to run: it took longer than 4 s"),
     ],
 )
 def test_a_kernel_that_crashes_or_hangs_costs_only_itself(
-    scratch: Path,
+    measuring: Measurer,
     monkeypatch: pytest.MonkeyPatch,
     marker: str,
     function: Callable[..., Any],
@@ -166,15 +174,15 @@ def test_a_kernel_that_crashes_or_hangs_costs_only_itself(
     message: str,
 ) -> None:
     monkeypatch.setattr(worker, "measure", function)
-    monkeypatch.setattr(measurer, "_MEASURE_LIMIT", limit)
-    with Measurer(SPEC, HOST, [SHAPE]) as measuring:
-        built = measuring.build(GOOD)
-        flag = built.path.parent / marker
-        flag.touch()
-        assert measuring.measure(built).error == message
-        flag.unlink()
-        monkeypatch.setattr(measuring._measure, "_limit", 60)
-        assert measuring.measure(built).error is None
+    assert measuring._measure._limit == measurer._MEASURE_LIMIT
+    monkeypatch.setattr(measuring._measure, "_limit", limit)
+    built = measuring.build(GOOD)
+    flag = built.path.parent / marker
+    flag.touch()
+    assert measuring.measure(built).error == message
+    flag.unlink()
+    monkeypatch.setattr(measuring._measure, "_limit", measurer._MEASURE_LIMIT)
+    assert measuring.measure(built).error is None
 
 
 def test_leaving_ends_builds_that_run(scratch: Path) -> None:

@@ -16,7 +16,7 @@ import tvm
 from tvm.ir import IRModule
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
-from natc.compiler.build.lower import compiler_target, entry_module
+from natc.compiler.build.lower import StageSizesKnown, compiler_target, entry_module
 from natc.errors import BuildError
 from natc.host.c_compiler import cuda_version, link_library, run
 from natc.host.toolchain import find_nvcc
@@ -193,7 +193,7 @@ def lower(module: IRModule, target: Target) -> tuple[IRModule, IRModule]:
     """Return host and device functions of a module, ready for code generation."""
     whole = compiler_target(target)
     pipeline, finish_host, finish_device = tvm.tirx.get_default_tir_pipeline(whole)
-    with whole:
+    with whole, tvm.transform.PassContext(instruments=[StageSizesKnown()]):
         module = pipeline(tvm.tirx.transform.BindTarget(whole)(module))
         host, devices = split_host_device_mods(module)
         (device,) = devices.values()

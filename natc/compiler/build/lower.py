@@ -38,6 +38,18 @@ _WITHOUT_BLOCKS = tvm.transform.Sequential(
         transform.LowerOpaqueBlock(),
     ]
 )
+# The same passes of functions for GPUs, up to the sizes of stages. Their blocks stay.
+_SIZED = tvm.transform.Sequential(
+    [
+        transform.CanonicalizeLoop(),
+        transform.LowerCrossThreadReduction(),
+        transform.LowerInitBlock(),
+        transform.PlanAndUpdateBufferAllocationLocation(),
+        transform.ConvertBlocksToOpaque(),
+        transform.LiftThreadBinding(),
+        transform.CompactBufferAllocation(),
+    ]
+)
 
 
 @functools.cache
@@ -115,17 +127,16 @@ def finished(
 
     They skip taps, spread loops over threads and add kernels for tensor cores.
     """
-    function = apply_skips(function)
-    if target.kind == "llvm":
-        # TVM infers the sizes of stages here, before loops are spread over threads: once indices
-        # are quotients, that takes longer than all other lowering.
-        (function,) = _WITHOUT_BLOCKS(tvm.IRModule({"main": function})).functions.values()
+    # TVM infers the sizes of stages here, before loops are spread over threads: once indices are
+    # quotients, or there is a kernel for tensor cores, that takes longer than all other lowering.
+    passes = _WITHOUT_BLOCKS if target.kind == "llvm" else _SIZED
+    (function,) = passes(tvm.IRModule({"main": apply_skips(function)})).functions.values()
     return apply_tiles(apply_threads(function), spec, operation)
 
 
 @tvm.ir.instrument.pass_instrument
 class StageSizesKnown:
-    """Keeps `tvm.compile` from inferring the sizes of stages again, in functions for CPUs."""
+    """Keeps TVM from inferring the sizes of stages again, which `finished` did."""
 
     def should_run(self, module: tvm.IRModule, info: tvm.transform.PassInfo) -> bool:
         """Return whether to run a pass."""
