@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -102,7 +101,7 @@ def check(compute: Callable[[Call], dict[str, Tensor]], call: Call, threads: Any
 def test_attention_and_its_gradients_are_the_same_bits(
     built: BuiltKernels, threads: Any, call: Call
 ) -> None:
-    built.need(call.spec)
+    built.need_attention(call.spec)
     check(attention, call, threads)
 
 
@@ -110,8 +109,7 @@ def test_attention_and_its_gradients_are_the_same_bits(
 def test_operators_and_their_gradients_are_the_same_bits(
     built: BuiltKernels, threads: Any, call: Call
 ) -> None:
-    built.need(call.spec)
-    built.need(dataclasses.replace(call.spec, rpb=False), "qk", "av", "inverse_av")
+    built.need_operators(call.spec)
     check(operators, call, threads)
 
 
@@ -120,7 +118,7 @@ def test_gradients_of_a_batch_equal_the_gradients_of_its_entries(
     built: BuiltKernels, call: Call
 ) -> None:
     """What shares a call changes no bit of query, key and value; rpb's gradient is their sum."""
-    built.need(call.spec)
+    built.need_attention(call.spec)
     inputs, upstream = draw_fused(call)
 
     def run(part: slice) -> dict[str, Tensor]:

@@ -79,9 +79,7 @@ def test_golden_cases_have_every_option() -> None:
 @parameters(("fused", "unfused"), SOME_FUSED)
 def test_golden_fused(built: BuiltKernels, case: GoldenCase, dtype: torch.dtype) -> None:
     spec = spec_of(case, dtype, rpb=case.params["has_rpb"])
-    built.need(spec, "forward_lse", "delta", "d_query", "d_key", "d_value")
-    if spec.rpb:
-        built.need(spec, "d_rpb")
+    built.need_attention(spec)
     stored, inputs, d_output = prepare(case, dtype, heads_last=True)
     output, lse = natc.neighborhood_attention(
         *(inputs[name] for name in "qkv"),
@@ -99,7 +97,7 @@ def test_golden_fused(built: BuiltKernels, case: GoldenCase, dtype: torch.dtype)
 # The whole of an unfused attention rounds its weights; in 16 bits only the operators are exact.
 @parameters(("unfused",), ())
 def test_golden_unfused(built: BuiltKernels, case: GoldenCase, dtype: torch.dtype) -> None:
-    need_operators(built, case, dtype)
+    built.need_operators(spec_of(case, dtype, rpb=case.params["has_rpb"]))
     stored, inputs, d_output = prepare(case, dtype, heads_last=False)
     qk, av = operators(case)
     logits = qk(
@@ -121,7 +119,7 @@ def test_golden_unfused(built: BuiltKernels, case: GoldenCase, dtype: torch.dtyp
 
 @parameters(("unfused_qk", "unfused_av"), SOME_OPERATORS)
 def test_golden_operators(built: BuiltKernels, case: GoldenCase, dtype: torch.dtype) -> None:
-    need_operators(built, case, dtype)
+    built.need_operators(spec_of(case, dtype, rpb=case.params["has_rpb"]))
     stored, inputs, upstream = prepare(case, dtype, heads_last=False)
     qk, av = operators(case)
     if case.kind == "unfused_qk":
@@ -140,9 +138,7 @@ def test_golden_additional_tokens_by_merging(built: BuiltKernels, case: GoldenCa
     """Attention to additional tokens is computed by itself and merged with the windows'."""
     dtype = torch.float32
     spec = spec_of(case, dtype, rpb=case.params["has_rpb"])
-    built.need(spec, "forward_lse", "delta", "d_query", "d_key", "d_value")
-    if spec.rpb:
-        built.need(spec, "d_rpb")
+    built.need_attention(spec)
     stored, inputs, d_output = prepare(case, dtype, heads_last=True)
     scale = case.params["scale"]
     of_windows = natc.neighborhood_attention(
@@ -172,13 +168,6 @@ def spec_of(case: GoldenCase, dtype: torch.dtype, *, rpb: bool) -> KernelSpec:
         rpb,
         params.get("head_dim_v"),
     )
-
-
-def need_operators(built: BuiltKernels, case: GoldenCase, dtype: torch.dtype) -> None:
-    """Build the operations of an unfused case: the gradient of an operator is another operator."""
-    built.need(spec_of(case, dtype, rpb=False), "qk", "av", "inverse_av")
-    if case.params["has_rpb"]:
-        built.need(spec_of(case, dtype, rpb=True), "qk", "sum_rpb")
 
 
 def operators(case: GoldenCase) -> tuple[Any, Any]:

@@ -74,9 +74,7 @@ def option_call(spec: KernelSpec, option: str) -> Call:
 
 def fused(built: BuiltKernels, call: Call) -> tuple[Callable[..., Any], tuple[Tensor, ...]]:
     """Return natc's attention of a call as a function of its tensors, and the tensors."""
-    built.need(call.spec, "forward_lse", "delta", "d_query", "d_key", "d_value")
-    if call.spec.rpb:
-        built.need(call.spec, "d_rpb")
+    built.need_attention(call.spec)
     inputs, _ = draw_fused(call)
 
     def compute(*tensors: Tensor) -> Any:
@@ -92,9 +90,7 @@ def operator(
     built: BuiltKernels, call: Call, name: str
 ) -> tuple[Callable[..., Any], tuple[Tensor, ...]]:
     """Return natc's operator `qk` or `av` of a call as a function of its tensors, and these."""
-    built.need(dataclasses.replace(call.spec, rpb=False), "qk", "av", "inverse_av")
-    if call.spec.rpb:
-        built.need(call.spec, "qk", "sum_rpb")
+    built.need_operators(call.spec)
     inputs, _ = (draw_qk if name == "qk" else draw_av)(call)
     function = getattr(functional, f"na{call.spec.rank}d_{name}")
     missing = missing_taps(call)

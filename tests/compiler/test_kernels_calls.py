@@ -42,13 +42,6 @@ def inputs(built: BuiltKernels) -> Inputs:
     return make_inputs(SHAPE, kernel_size=7)
 
 
-def test_a_batch_equals_its_entries_one_by_one(inputs: Inputs) -> None:
-    output, lse = attend(inputs)
-    for entry in range(SHAPE[0]):
-        alone = Inputs(*(t[entry : entry + 1] for t in inputs[:3]), inputs.rpb)
-        assert_same(attend(alone), (output[entry : entry + 1], lse[entry : entry + 1]))
-
-
 def test_threads_of_python_call_at_once(inputs: Inputs) -> None:
     different = [make_inputs(SHAPE, kernel_size=7, seed=seed) for seed in range(4)]
     expected = [attend(entry) for entry in different]

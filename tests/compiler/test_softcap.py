@@ -17,7 +17,6 @@ from natc import runtime
 from natc.compiler.tensor_cores.choice import serves
 from natc.errors import ArgumentError, ArgumentTypeError, SpecError
 from natc.host.detect import detect_host_cpu
-from natc.operations import OPERATIONS
 from natc.runtime import jit
 from natc.runtime.commands import build_command
 from natc.spec import KernelSpec
@@ -146,22 +145,14 @@ def compare(spec: KernelSpec, tensors: dict[str, Tensor], softcap: float, **opti
 def test_kernels_agree_with_a_loop_over_pairs(built: BuiltKernels, name: str) -> None:
     spec = KernelSpec.parse(name)
     spatial, heads, heads_kv, options = CASES[name]
-    built.need(spec, "forward_lse", *_gradients(spec))
+    built.need_attention(spec)
     for softcap in CAPS[:3]:
         compare(spec, drawn(spec, spatial, heads, heads_kv), softcap, **options)
 
 
-def _gradients(spec: KernelSpec) -> list[str]:
-    return [
-        name
-        for name, entry in OPERATIONS.items()
-        if entry.family == "backward" and (spec.rpb or not entry.needs_rpb)
-    ]
-
-
 def test_logits_far_beyond_the_cap(built: BuiltKernels) -> None:
     spec = KernelSpec.parse("na2d_k3_d4_float64_softcap")
-    built.need(spec, "forward_lse", *_gradients(spec))
+    built.need_attention(spec)
     tensors = drawn(spec, (4, 5), 2, 2, factor=1e6)
     for softcap in CAPS:
         compare(spec, tensors, softcap)

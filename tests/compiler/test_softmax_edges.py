@@ -7,7 +7,6 @@ nowhere else.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -121,7 +120,7 @@ def test_attention_with_spoilt_tokens(
 
 
 def check(built: BuiltKernels, call: Call, apply: Callable[[Tensors], None]) -> None:
-    built.need(call.spec)
+    built.need_attention(call.spec)
     inputs, upstream = draw_fused(call)
     with torch.no_grad():
         apply(inputs | upstream)
@@ -187,7 +186,7 @@ def test_very_large_scores(built: BuiltKernels, dtype: str, size: float, where: 
     there gradients are only finite.
     """
     spec = KernelSpec.parse(f"na2d_k3_d8_{dtype}_rpb")
-    built.need(spec)
+    built.need_attention(spec)
     call = small_call(spec, **WHERE[where], scale=1.0)
     inputs, upstream = draw_fused(call)
     with torch.no_grad():
@@ -213,7 +212,7 @@ def test_very_large_scores(built: BuiltKernels, dtype: str, size: float, where: 
 def test_scores_that_are_equal_and_large(built: BuiltKernels) -> None:
     """All weights of a window are the same, however large the scores."""
     spec = KernelSpec.parse("na2d_k3_d8_float32_rpb")
-    built.need(spec)
+    built.need(spec, "forward")
     query = torch.full((1, 5, 6, 1, 8), 1e15)
     value = torch.arange(240.0).view(1, 5, 6, 1, 8)
     output = natc.na2d(query, query, value, 3, scale=1.0, rpb=torch.zeros(1, 5, 5))
@@ -232,8 +231,7 @@ def test_operators_of_spoilt_inputs(
     built: BuiltKernels, dtype: str, name: str, value: float, where: str
 ) -> None:
     spec = KernelSpec.parse(f"na2d_k3_d8_{dtype}_rpb")
-    built.need(spec)
-    built.need(dataclasses.replace(spec, rpb=False), "qk", "av", "inverse_av")
+    built.need_operators(spec)
     call = small_call(spec, **WHERE[where])
     inputs, _ = draw_fused(call)
     tensors = {name: x.detach().movedim(-2, 1).contiguous() for name, x in inputs.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pytest
 
@@ -92,19 +91,6 @@ def test_a_build_and_a_trial_make_the_same_decisions() -> None:
     different = scheduled(SPEC, target, {**decisions, "lanes": 8})
     with pytest.raises(ValueError, match="[Ss]tructural"):
         tvm.ir.assert_structural_equal(built, different, map_free_vars=True)
-
-
-@pytest.mark.parametrize(
-    "decisions, message",
-    [
-        ({"lanes": 3}, "decision lanes is 3; space llvm_direct allows 4, 8, 1"),
-        ({"unroll_taps": 7}, "decision unroll_taps is 7; space llvm_direct allows 0, 3"),
-        ({"warps": 2}, "decision warps is not of space llvm_direct, which has lanes"),
-    ],
-)
-def test_foreign_decisions_are_refused_with_what_is_allowed(decisions: Any, message: str) -> None:
-    with pytest.raises(ScheduleError, match=message):
-        scheduled(SPEC, Target.parse("llvm-x86-64-v3"), decisions)
 
 
 def test_every_combination_comes_once() -> None:

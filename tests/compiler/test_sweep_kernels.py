@@ -24,7 +24,6 @@ from support.sweep import (
     few_examples,
     fused_calls,
     unfused_calls,
-    without_rpb,
 )
 
 import natc
@@ -62,8 +61,7 @@ each_with_operators = pytest.mark.parametrize("spec", WITH_OPERATORS, ids=str)
 
 def operators(built: BuiltKernels, spec: KernelSpec) -> tuple[Any, Any]:
     """Return na*d_qk and na*d_av of a kernel, built with the operations of their gradients."""
-    built.need(spec)
-    built.need(without_rpb(spec), "qk", "av", "inverse_av")
+    built.need_operators(spec)
     return tuple(getattr(functional, f"na{spec.rank}d_{name}") for name in ("qk", "av"))
 
 
@@ -79,7 +77,7 @@ def guarded_kernel(built: BuiltKernels, spec: KernelSpec, **options: int) -> Gua
 @once
 @given(data=st.data())
 def test_sweep_of_attention(built: BuiltKernels, spec: KernelSpec, data: st.DataObject) -> None:
-    built.need(spec)
+    built.need(spec, *operations_of(spec, ("forward", "backward")))
     check_fused(data.draw(fused_calls(spec)), natc.neighborhood_attention)
 
 
@@ -124,7 +122,7 @@ def test_sweep_of_calls_in_parts(
 
     NATTEN computed positions beyond 2^31 elements in 32 bits (its pull request 337).
     """
-    built.need(spec)
+    built.need(spec, *operations_of(spec, ("forward", "backward")))
     unfused = operators(built, spec) if spec in WITH_OPERATORS else ()
     call = data.draw(fused_calls(spec))
     positions = math.prod(call.spatial)
@@ -154,12 +152,12 @@ EMULATED = [
 
 
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[KernelSpec], Emulated]:
-    """Return what builds every operation of a kernel for a GPU, to be executed on this CPU."""
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Emulated]:
+    """Return a function that builds operations for a GPU, to be executed on this CPU."""
 
     @functools.cache
-    def build(spec: KernelSpec) -> Emulated:
-        return emulate(spec, operations_of(spec), tmp_path_factory.mktemp("emulated"))
+    def build(spec: KernelSpec, *operations: str) -> Emulated:
+        return emulate(spec, operations, tmp_path_factory.mktemp("emulated"))
 
     return build
 
@@ -169,15 +167,23 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[KernelSpec],
 @once
 @given(data=st.data(), chunks=st.sampled_from((1, 2, 7)))
 def test_sweep_of_emulated_cuda_kernels(
-    emulated: Callable[[KernelSpec], Emulated],
+    emulated: Callable[..., Emulated],
     spec: KernelSpec,
     data: st.DataObject,
     chunks: int,
 ) -> None:
     """The CUDA source of kernels, executed on this CPU, between guards."""
+    without_bias = ("av", "inverse_av")
+    own = [
+        name
+        for name in operations_of(spec)
+        if not name.endswith("_packed") and not (spec.rpb and name in without_bias)
+    ]
 
     def open_operation(operation: str, rpb: bool) -> Any:
-        return emulated(dataclasses.replace(spec, rpb=rpb))[operation]
+        if rpb == spec.rpb:
+            return emulated(spec, *own)[operation]
+        return emulated(dataclasses.replace(spec, rpb=rpb), *without_bias)[operation]
 
     check_between_guards(GuardedKernel(open_operation, chunks=chunks), spec, data)
 
@@ -193,7 +199,7 @@ def test_sweep_of_partial_tiles(built: BuiltKernels, dtype: str) -> None:
     d_value became NaN (its pull request 341). Here memory around every tensor is NaN.
     """
     spec = dataclasses.replace(PARTIAL, dtype=dtype)
-    built.need(spec)
+    built.need_attention(spec)
     for length in (*range(1, 36), 63, 64, 65, 127, 128, 129):
         for dilation in (1, 3):
             call = call_of(spec, (length,), dilation=(dilation,), heads=2, seed=length)
@@ -215,7 +221,7 @@ def test_sweep_of_large_16_bit_inputs_is_finite(
 ) -> None:
     """NATTEN's issue 307: NaN in bfloat16 from finite inputs, where sums or scores grow."""
     spec = dataclasses.replace(PARTIAL, dtype=dtype)
-    built.need(spec)
+    built.need_attention(spec)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(4, 2, 67, 3, 20, generator=generator).to(getattr(torch, dtype))
     query, key = ((size**0.5 * t).requires_grad_() for t in drawn[:2])

@@ -544,7 +544,7 @@ def test_a_process_is_restarted_only_after_a_crash_or_a_hang(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "measure", crash_hang_or_err)
-    monkeypatch.setattr(measuring, "_MEASURE_LIMIT", 20.0)
+    monkeypatch.setattr(measuring, "_MEASURE_LIMIT", 5.0)
     round_ = write_round(tmp_path, 5)
     with measuring.Workers(tmp_path, round_) as workers:
         ids = []

@@ -33,7 +33,8 @@ except CompilerNotFound as error:
 
 ROOT = Path(natc.__file__).parents[1]
 ARCHS = ("sm_80", "sm_90")
-SPEC = KernelSpec.parse("na2d_k7_d32_float16_rpb")
+# Small, since nvcc compiles all of its operations twice.
+SPEC = KernelSpec.parse("na2d_k3_d16_float16_rpb")
 # Every rank and dtype; vectors of 1, 2, 4 and 8 channels; one lane and many; one pass and two.
 FORWARDS = (
     "na2d_k7_d32_bfloat16_rpb",
@@ -74,8 +75,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A library for two architectures, made by the command line as a user would."""
     directory = tmp_path_factory.mktemp("cuda")
     done = subprocess.run(
-        [sys.executable, "-m", "natc", "build", "--kernel", "7", "--rpb", "--target", "cuda",
-         "--arch", "sm_90,sm_80", "-o", str(directory)],
+        [sys.executable, "-m", "natc", "build", "--kernel", "3", "--head-dim", "16", "--rpb",
+         "--target", "cuda", "--arch", "sm_90,sm_80", "-o", str(directory)],
         cwd=ROOT,
         env={**os.environ, "NATC_WORKSPACE": str(directory / "workspace")},
         capture_output=True, text=True, check=False,
@@ -249,34 +250,6 @@ def test_place_time_and_user_of_a_build_change_nothing(place: Path) -> None:
 # What goes wrong
 
 
-def test_an_unknown_architecture_is_named_with_the_known_ones() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "natc", "build", "--kernel", "7", "--target", "cuda", "--arch",
-         "sm_90,sm_95"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert re.fullmatch(
-        r"natc: error: architecture 'sm_95' is unknown for target cuda; it must be one of "
-        r"sm_80, .*sm_120\.\n",
-        done.stderr,
-    )
-
-
-def test_float64_is_refused(place: Path) -> None:
-    spec = KernelSpec.parse("na2d_k3_d8_float64")
-    message = "dtype is float64; kernels for cuda are float32, float16, bfloat16. There, natc.ref"
-    with pytest.raises(BuildError, match=message):
-        build_library(spec, Target("cuda", "sm_90"), place / "lib")
-    done = subprocess.run(
-        [sys.executable, "-m", "natc", "build", "--kernel", "3", "--dtype", "float64", "--target",
-         "cuda", "--arch", "sm_90", "-o", str(place / "lib")],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode != 0
-    assert "float64" in done.stderr and "Traceback" not in done.stderr
-
-
 def test_no_nvcc_says_what_to_install(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(place))
     for variable in ("CUDA_HOME", "CUDA_PATH"):
@@ -336,8 +309,8 @@ CALL = """
 import tvm_ffi
 module = tvm_ffi.load_module(LIBRARY)
 query, key, value, output = (
-    torch.zeros(1, 8, 8, 2, 32, dtype=torch.float16) for _ in range(4))
-rpb, lse = torch.zeros(2, 13, 13), torch.zeros(1, 8, 8, 2)
+    torch.zeros(1, 8, 8, 2, 16, dtype=torch.float16) for _ in range(4))
+rpb, lse = torch.zeros(2, 5, 5), torch.zeros(1, 8, 8, 2)
 def attempt(function, *tensors, stride=1):
     try:
         function(*tensors, 1.0, 1, 1, stride, stride, 0, 0, 1)
@@ -451,8 +424,8 @@ def test_a_map_with_too_many_tiles_is_refused(library: Path) -> None:
     # Tensor cores, which serve a stride of 1, have one grid axis for all tiles. Too long for the
     # tiles of any schedule; its memory is never touched.
     program = """
-long = torch.empty(1, 1, 128 * 65535 + 1, 1, 32, dtype=torch.float16)
-given = [OnGpu(t) for t in (long, long, long, torch.zeros(1, 13, 13), long)]
+long = torch.empty(1, 1, 128 * 65535 + 1, 1, 16, dtype=torch.float16)
+given = [OnGpu(t) for t in (long, long, long, torch.zeros(1, 5, 5), long)]
 given = [tvm_ffi.from_dlpack(tensor) for tensor in given]
 attempt(module[ENTRIES["forward"]["sm_90"]], *given, stride=2)
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from collections import defaultdict
@@ -53,6 +54,16 @@ class BuiltKernels:
             manifest = build_part(spec, missing, self.directories[1 + number])
             parts.update(dict.fromkeys(missing, manifest))
             runtime.clear()
+
+    def need_attention(self, spec: KernelSpec) -> None:
+        """Build attention with its logsumexp, and its gradients."""
+        self.need(spec, "forward_lse", *operations_of(spec, ("backward",)))
+
+    def need_operators(self, spec: KernelSpec) -> None:
+        """Build the operators qk and av; their gradients are operators without a bias."""
+        self.need(dataclasses.replace(spec, rpb=False), "qk", "av", "inverse_av")
+        if spec.rpb:
+            self.need(spec, "qk", "sum_rpb")
 
     def function(self, spec: KernelSpec, operation: str = "forward") -> Any:
         """Return the packed function of an operation."""
