@@ -80,7 +80,6 @@ def test_nested_contexts(doubles: Doubles, function: Any) -> None:
 
 
 def test_a_network_trains_in_mixed_precision(doubles: Doubles) -> None:
-    torch.manual_seed(0)
     model = NAT(8, (1, 1), (1, 2), mlp_ratio=2, num_classes=3, kernel_size=3)
     image = torch.randn(2, 3, 20, 16)
     exact = torch.autograd.grad(model(image).square().sum(), list(model.parameters()))
@@ -95,8 +94,6 @@ def test_a_network_trains_in_mixed_precision(doubles: Doubles) -> None:
 
 
 def test_a_compiled_module_casts_as_the_eager_one(doubles: Doubles) -> None:
-    torch._dynamo.reset()
-    torch.manual_seed(0)
     module = NeighborhoodAttention2D(8, 2, 3)
     x = torch.randn(2, 4, 5, 8)
 

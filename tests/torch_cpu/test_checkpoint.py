@@ -83,7 +83,6 @@ def test_selected_results_are_kept(doubles: Doubles) -> None:
 
 
 def test_a_compiled_module_with_checkpoints(doubles: Doubles) -> None:
-    torch._dynamo.reset()
     module = NeighborhoodAttention2D(8, 2, 3)
 
     def again(x: Tensor) -> Tensor:

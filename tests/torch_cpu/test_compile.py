@@ -107,7 +107,6 @@ def test_one_graph_serves_every_batch_and_map(doubles: Doubles, rank: int) -> No
 
 @pytest.mark.parametrize("train", [False, True])
 def test_a_network_is_compiled_once_for_its_batches(doubles: Doubles, train: bool) -> None:
-    torch.manual_seed(0)
     model = NAT(8, (1, 1), (1, 2), mlp_ratio=2, num_classes=3, kernel_size=3)
     weights = list(model.parameters())
     call = compiled(model)

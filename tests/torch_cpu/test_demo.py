@@ -81,7 +81,6 @@ def test_picture_shows_the_photograph_and_every_level(tmp_path: Path) -> None:
 
 
 def test_principal_colors_find_the_directions_that_vary() -> None:
-    torch.manual_seed(0)
     ramp = torch.linspace(-1, 1, 8)
     feature_map = torch.zeros(1, 8, 8, 16)
     feature_map[0] += 3 * ramp[:, None, None] * torch.randn(16)

@@ -222,7 +222,6 @@ def test_modes_and_transforms_take_the_dispatcher() -> None:
     torch.func.vmap(lambda t: t * see(x))(x)
     torch.func.grad(lambda t: (t * see(x)).sum())(x)
     torch.jit.trace(see, x, check_trace=False)
-    torch._dynamo.reset()
     compiled = torch.compile(lambda t: t + int(goes_straight((t,))), backend="eager")(x)
     assert seen == [False] * 10 and torch.equal(compiled, x)
     # Nothing of it stays behind, and these two are nothing to be seen by.

@@ -122,7 +122,6 @@ def test_under_vmap_and_compiled() -> None:
     outputs, lses = [torch.randn(4, 2, 3) for _ in range(2)], [torch.randn(4, 2) for _ in range(2)]
     expected = natc.merge_attentions(outputs, lses)
     torch.testing.assert_close(torch.vmap(natc.merge_attentions)(outputs, lses), expected)
-    torch._dynamo.reset()
     compiled = torch.compile(natc.merge_attentions, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(outputs, lses), expected)
 

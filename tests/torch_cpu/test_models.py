@@ -145,7 +145,6 @@ def test_no_classes_gives_pooled_features() -> None:
 
 
 def test_initial_weights() -> None:
-    torch.manual_seed(0)
     model = small(layer_scale=1e-5)
     state = model.state_dict()
     linear = torch.cat([t.flatten() for k, t in state.items() if k.endswith("qkv.weight")])
@@ -157,7 +156,6 @@ def test_initial_weights() -> None:
 
 
 def test_training_step_lowers_the_loss() -> None:
-    torch.manual_seed(0)
     model = small(drop_path_rate=0.1).train()
     image, label = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -173,7 +171,6 @@ def test_training_step_lowers_the_loss() -> None:
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
-    torch.manual_seed(0)
     layer = DropPath(0.25).train()
     x = torch.ones(4000, 3, 2)
     y = layer(x)

@@ -85,7 +85,6 @@ def test_a_function_mode_sees_the_operators(doubles: Doubles) -> None:
 
 def test_modes_change_no_bit(doubles: Doubles) -> None:
     gradients = []
-    torch.manual_seed(0)
     leaf = leaves()
     for mode in (None, Dispatched(), Called()):
         tensors = [t.detach().clone().requires_grad_() for t in leaf]

@@ -56,7 +56,6 @@ def by_hand(module: torch.nn.Module, x: Tensor, **options: Any) -> Tensor:
 def test_module_is_projections_around_attention(
     rank: int, kernel_size: Any, options: dict[str, Any]
 ) -> None:
-    torch.manual_seed(0)
     module = MODULES[rank](12, 3, kernel_size, **options).double()
     x = torch.randn(2, *(4, 5, 6)[-rank:], 12, dtype=torch.float64)
     torch.testing.assert_close(module(x), by_hand(module, x, **options), rtol=0, atol=1e-13)
@@ -77,7 +76,6 @@ def test_bad_settings_of_other_ranks_are_named(rank: int, axes: str) -> None:
 
 
 def test_qk_scale_multiplies_the_scores() -> None:
-    torch.manual_seed(0)
     module = NeighborhoodAttention2D(16, 2, 3, qk_scale=0.9).double()
     x = torch.randn(1, 5, 6, 16, dtype=torch.float64)
     torch.testing.assert_close(module(x), by_hand(module, x, scale=0.9), rtol=0, atol=1e-13)
@@ -85,7 +83,6 @@ def test_qk_scale_multiplies_the_scores() -> None:
 
 
 def test_small_map_shrinks_the_window_to_self_attention_unless_padded() -> None:
-    torch.manual_seed(0)
     module = NeighborhoodAttention2D(16, 2, 7, rel_pos_bias=False).double()
     x = torch.randn(1, 3, 4, 16, dtype=torch.float64)
     query, key, value = (
@@ -114,7 +111,6 @@ def test_small_map_shrinks_the_window_to_self_attention_unless_padded() -> None:
 def test_padding_is_zeros_before_the_projection(
     spatial: tuple[int, ...], kernel_size: int, dilation: int
 ) -> None:
-    torch.manual_seed(0)
     options = {"dilation": dilation, "pad_small_maps": True}
     module = MODULES[len(spatial)](16, 2, kernel_size, **options).double()
     torch.nn.init.normal_(module.qkv.bias)
@@ -128,7 +124,6 @@ def test_padding_is_zeros_before_the_projection(
 
 
 def test_padding_changes_nothing_where_a_window_fits() -> None:
-    torch.manual_seed(0)
     module = NeighborhoodAttention2D(16, 2, 3, dilation=2)
     x = torch.randn(1, 6, 8, 16)
     plain = module(x)
@@ -152,7 +147,6 @@ def test_parameters(rel_pos_bias: bool, qkv_bias: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_module(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
     module = NeighborhoodAttention2D(32, 2, 3)
     x = torch.randn(1, 6, 7, 32)
     expected = module(x)
@@ -166,7 +160,6 @@ def test_empty_batch() -> None:
 
 
 def test_proj_drop_drops_only_while_training() -> None:
-    torch.manual_seed(0)
     module = NeighborhoodAttention2D(8, 2, 3, proj_drop=0.5)
     x = torch.randn(1, 6, 6, 8)
     assert 0.3 < (module(x) == 0).float().mean() < 0.7

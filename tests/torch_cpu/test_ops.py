@@ -59,7 +59,6 @@ def quiet() -> Any:
 
 
 def test_a_compiled_graph_is_whole_and_takes_other_shapes(kernels: LibraryDirectory) -> None:
-    torch._dynamo.reset()
 
     def dilated(*tensors: Any) -> Any:
         return attend(*tensors, dilation=max(tensors[0].shape[1] // KERNEL_SIZE, 1))
