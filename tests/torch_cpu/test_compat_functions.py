@@ -178,19 +178,22 @@ def test_older_names_and_classes_apply(
     version: str | None, qk: str, av: str, before: tuple[Any, ...], after: tuple[Any, ...]
 ) -> None:
     rank = next(int(character) for character in qk if character.isdigit())
-    inputs = [
-        t.requires_grad_() for t in (*qkv(2, 3, *(8, 7, 6)[:rank], 4), draw(3, *(5,) * rank))
-    ]
+    kernel_size, dilation, where = (3,) * rank, (2,) * rank, (3, 2)
+    if rank == 3:
+        # The depth has its own, which come first.
+        kernel_size, dilation, where = (5, 3, 3), (1, 2, 2), (5, 3, 1, 2)
+    where = (*before, *where, *after)
+    rpb = draw(3, *(2 * size - 1 for size in kernel_size))
+    inputs = [t.requires_grad_() for t in (*qkv(2, 3, *(8, 7, 6)[:rank], 4), rpb)]
     query, key, value, rpb = inputs
-    # In three dimensions, the depth comes first.
-    where = (*before, *((3, 3, 2, 2) if rank == 3 else (3, 2)), *after)
     with installed(version) as natten:
         first, second = (getattr(natten.functional, name) for name in (qk, av))
         # The classes are called as autograd functions are.
         first, second = (getattr(each, "apply", each) for each in (first, second))
         output = second(first(query, key, rpb, *where).softmax(-1), value, *where)
     last = (tensor.movedim(1, -2) for tensor in inputs[:3])
-    expected = neighborhood_attention(*last, 3, dilation=2, scale=1.0, rpb=rpb).movedim(-2, 1)
+    options = {"dilation": dilation, "scale": 1.0, "rpb": rpb}
+    expected = neighborhood_attention(*last, kernel_size, **options).movedim(-2, 1)
     torch.testing.assert_close(output, expected)
     d_output = draw(*output.shape, seed=4)
     torch.testing.assert_close(
