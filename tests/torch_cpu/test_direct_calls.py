@@ -108,12 +108,15 @@ def test_special_tensors_take_the_dispatcher(name: str) -> None:
     assert not goes_straight((plain(), None, MADE[name]()))
 
 
-@pytest.mark.parametrize("name", ["a lazy negation", "a lazy zero", "functionalized"])
+@pytest.mark.parametrize(
+    "name", ["a subclass", "a lazy negation", "a lazy zero", "functionalized"]
+)
 def test_special_tensors_have_equal_results(name: str, doubles: Doubles) -> None:
     tensor = MADE[name]()
     result = natc.na1d(tensor, tensor, tensor, 3)
     if name == "functionalized":
         tensor, result = (torch._from_functional_tensor(t) for t in (tensor, result))
+    assert type(result) is type(tensor)
     solid = tensor + 0
     assert not solid.is_neg()
     assert torch.equal(result, natc.na1d(solid, solid, solid, 3))

@@ -1,4 +1,4 @@
-"""What torch wraps around operators: modes, hooks, parametrizations, subclasses of tensors."""
+"""What torch wraps around operators: modes, hooks and parametrizations; layouts that are refused."""
 
 from __future__ import annotations
 
@@ -182,19 +182,6 @@ def test_an_exchanged_projection_is_used(doubles: Doubles) -> None:
     rounded = module(x)
     assert not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded, exact, rtol=0.1, atol=0.05)
-
-
-class Tagged(Tensor):
-    """A subclass that changes nothing."""
-
-
-def test_subclasses_pass_through(doubles: Doubles) -> None:
-    x, rpb = leaves()
-    plain = natc.na1d(x, x, x, 3, rpb=rpb)
-    tagged = x.detach().as_subclass(Tagged)
-    result = natc.na1d(tagged, tagged, tagged, 3, rpb=rpb)
-    assert type(result) is Tagged
-    assert torch.equal(result.as_subclass(Tensor), plain)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
