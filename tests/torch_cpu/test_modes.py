@@ -1,4 +1,4 @@
-"""What torch wraps around operators: modes, hooks and parametrizations; layouts that are refused."""
+"""What torch wraps around operators: modes, hooks, parametrizations; and layouts refused."""
 
 from __future__ import annotations
 
