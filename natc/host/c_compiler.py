@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from natc import env
 from natc.errors import BuildError, NatcError
 from natc.host.toolchain import find_c_compiler, find_nvcc
 from natc.store import workspace
@@ -92,7 +93,13 @@ def run(command: Sequence[str], doing: str, **variables: str) -> str:
     except OSError as error:
         raise BuildError(f"{doing} failed: {command[0]} could not be run: {error}.") from error
     if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines()
+        text = (done.stderr or done.stdout).strip()
+        if "nospaceleft" in text.lower().replace(" ", ""):
+            raise BuildError(
+                f"{doing} failed: no space is left on a disk. Free some, or name directories on "
+                f"another disk: TMPDIR, {env.NATC_CACHE_DIR.name}."
+            )
+        lines = text.splitlines()
         raise BuildError(
             f"{doing} failed: {Path(command[0]).name} ended with {done.returncode}.\n"
             + "\n".join(lines[-_LAST_LINES:])

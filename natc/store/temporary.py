@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from natc.errors import NatcError
 from natc.store.files import locked
 
 # The owner of a directory holds this lock. No other directory has a file of this name, so nothing
@@ -20,15 +21,23 @@ from natc.store.files import locked
 _LOCK = ".natc-temporary.lock"
 # Seconds in which the owner of a new directory has locked it.
 _NEW = 60.0
+_LEAST_FREE = 16 << 20
 
 
 @contextlib.contextmanager
 def temporary_directory(purpose: str) -> Iterator[Path]:
     """Create a temporary directory, `natc-PURPOSE-...`, and remove it at the end.
 
-    The first call of a process also removes such directories of killed processes.
+    The first call of a process also removes such directories of killed processes. Raises NatcError
+    if the disk is nearly full: LLVM would end the process when it cannot write a file.
     """
     _remove_abandoned()
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if free < _LEAST_FREE:
+        raise NatcError(
+            f"the directory for temporary files, {tempfile.gettempdir()}, has {free >> 20} MiB "
+            f"free, and natc needs {_LEAST_FREE >> 20}: free some, or name another with TMPDIR."
+        )
     prefix = f"natc-{purpose}-"
     with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
         directory = Path(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,12 @@ from support.command_line import Natc, Result
 from support.tiny_library import SPEC, add_library
 
 from natc import env, runtime
-from natc.errors import ArgumentError, NatcError
+from natc.errors import ArgumentError, BuildError, NatcError
+from natc.host import c_compiler
 from natc.host.detect import detect_host_cpu
 from natc.runtime import jit
 from natc.store import workspace
+from natc.store.temporary import temporary_directory
 
 pytestmark = pytest.mark.quick
 
@@ -135,6 +138,14 @@ def test_a_call_builds_nothing_where_no_library_can_run(monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_NOEXEC))
     reason = jit.unavailable(target)
     assert reason is not None and "mounted noexec" in reason and "NATC_CACHE_DIR" in reason
+
+
+def test_a_full_disk_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BuildError, match="^linking failed: no space is left on a disk.*TMPDIR"):
+        c_compiler.run(["sh", "-c", "echo x.o: No space left on device >&2; exit 1"], "linking")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3 << 20))
+    with pytest.raises(NatcError, match="has 3 MiB free, and natc needs 16: free some, or name"):
+        temporary_directory("build").__enter__()
 
 
 def test_a_home_that_cannot_be_written_is_named_with_the_remedy(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from support.fresh_process import with_natc
 
-FILES = ("test_manifests.py", "test_damaged_records.py")
+FILES = ("test_manifests.py", "test_damaged_records.py", "test_packages.py")
 
 
 def test_damaged_files_are_refused_without_asserts() -> None:

@@ -87,7 +87,7 @@ def little_is_needed() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("form", "seed"), [("wheel", 11), ("archive", 12), ("zip", 13)])
-def test_each_damage_of_a_package_is_reported_unless_its_files_are_the_same(
+def test_each_damaged_package_is_reported_unless_its_files_are_the_same(
     packages: dict[str, Path], place: Path, form: str, seed: int, record_property: Record
 ) -> None:
     path = copy(packages[form], place)
@@ -101,7 +101,7 @@ def test_each_damage_of_a_package_is_reported_unless_its_files_are_the_same(
         return "of the same files"
 
     ends = fuzz(path, check, seed=seed, count=300)
-    assert ends["reported"] > 200
+    assert ends["reported"] > 0.8 * sum(ends.values())
     record_property("mutations", (form.replace("archive", "tar.gz"), ends))
     # A download that was cut off is always reported.
     data = path.read_bytes()
