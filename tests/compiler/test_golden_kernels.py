@@ -34,10 +34,7 @@ SOME_FUSED = (
     "f0217_2d_k3x4_d2x3_c11_13x14_b1h1_hd16",
     "f0217_2d_k7x5_s3x1_7x8_b1h2_hd16",
     "f0217_3d_k2x4x3_s1x4x2_c101_6x6x5_b1h1_hd8",
-    "u0146_1d_k3_d2_L20_b1h3_hd12",
     "u0146_2d_k7_d1_7x7_b1h2_hd32",
-    "u0174_2d_add3_k5_d1_9x8",
-    "u0174_3d_k3x3x3_d1x2x3_3x6x9_b1h2_hd8",
 )
 SOME_OPERATORS = (
     "u0146_op_qkrpb_1d_k7_d2_L19",

@@ -24,6 +24,7 @@ from support.sweep import (
     few_examples,
     fused_calls,
     unfused_calls,
+    without_rpb,
 )
 
 import natc
@@ -173,17 +174,16 @@ def test_sweep_of_emulated_cuda_kernels(
     chunks: int,
 ) -> None:
     """The CUDA source of kernels, executed on this CPU, between guards."""
-    without_bias = ("av", "inverse_av")
     own = [
         name
         for name in operations_of(spec)
-        if not name.endswith("_packed") and not (spec.rpb and name in without_bias)
+        if not name.endswith("_packed") and not (spec.rpb and name in ("av", "inverse_av"))
     ]
 
     def open_operation(operation: str, rpb: bool) -> Any:
         if rpb == spec.rpb:
             return emulated(spec, *own)[operation]
-        return emulated(dataclasses.replace(spec, rpb=rpb), *without_bias)[operation]
+        return emulated(without_rpb(spec), "qk", "av", "inverse_av")[operation]
 
     check_between_guards(GuardedKernel(open_operation, chunks=chunks), spec, data)
 
