@@ -155,7 +155,8 @@ def explain(
     command = None
     if facts.machine and compiles(spec.dtype, facts.machine.kind):
         command = build_command(spec, [facts.machine])
-        if noexec(workspace.library_dir()):
+        # A package that carries natc has no cache, nor what finds the cache's directory.
+        if workspace.only_directory() is None and noexec(workspace.library_dir()):
             # A library would not run where it is built without this.
             command = f"{env.NATC_CACHE_DIR.name}=DIRECTORY {command}"
     everything = (*searched.unreadable, *rejections)

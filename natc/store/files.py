@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import shlex
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,6 +114,17 @@ def locked(directory: Path, name: str = _LOCK, *, wait: bool = True) -> Iterator
         lock.release()
 
 
+def _lock(descriptor: int, path: Path) -> None:
+    """Lock an open file; log a warning that names the holder after a second of waiting."""
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end:
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.002)
+    _log.warning("natc waits: %s", _held(path))
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
 def _held(path: Path) -> str:
     """Return which process holds a lock, and how to go on, as far as the system says."""
     pid = _holder(path)
@@ -167,7 +179,7 @@ def append_line(path: str | os.PathLike[str], line: str) -> None:
         try:
             # Held until the file is closed: without it, another writer's unfinished line would
             # look cut short.
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _lock(descriptor, path)
             size = os.fstat(descriptor).st_size
             broken = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
             data = (("\n" if broken else "") + line + "\n").encode()

@@ -15,7 +15,7 @@ from support.held_lock import Holder
 
 from natc.errors import NatcError
 from natc.store import files
-from natc.store.files import Locked, locked
+from natc.store.files import Locked, append_line, locked
 
 # Where waiting goes wrong, it has no end.
 pytestmark = pytest.mark.timeout(120)
@@ -51,6 +51,14 @@ def test_who_waits_names_the_lock_once_and_goes_on(tmp_path: Path, warnings: War
             holder.take_again()
     holder.take_again()
     assert len(warnings) == 1
+
+
+def test_who_waits_to_append_a_line_names_the_holder(tmp_path: Path, warnings: Warnings) -> None:
+    holder = Holder(tmp_path / "log")
+    warnings.then = holder.let_go
+    append_line(holder.path, "line")
+    assert len(warnings) == 1 and f"holds the lock {holder.path}" in warnings[0]
+    assert holder.path.read_text() == "line\n"
 
 
 def test_no_message_without_waiting(tmp_path: Path, warnings: Warnings) -> None:
