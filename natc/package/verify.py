@@ -196,7 +196,7 @@ def _check(files: _Files, key: Verifier | None, portable: bool, may_be_empty: bo
 
 
 def _printable(text: str) -> str:
-    """Return text from a package with escapes for what a terminal would not print."""
+    """Return text from a package, with escapes for characters that are not printable."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

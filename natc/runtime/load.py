@@ -190,7 +190,7 @@ def _open(library: Library, file: BinaryIO) -> Any:
     except OSError as error:
         raise LibraryError(
             f"library {library.path} cannot be opened, because there is no directory for a "
-            f"temporary file: {reason(error)}. Name one that you can write: TMPDIR=DIRECTORY."
+            f"temporary file: {reason(error)}. Set TMPDIR to a directory that you can write."
         ) from error
     return _modules.setdefault(library.path, module)
 

@@ -1,4 +1,4 @@
-"""Temporary directories, and removing those of processes that were killed."""
+"""Temporary directories; killed processes leave theirs to the next process, which removes them."""
 
 from __future__ import annotations
 

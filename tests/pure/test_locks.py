@@ -98,7 +98,7 @@ def test_who_waits_may_be_stopped(tmp_path: Path, warnings: Warnings) -> None:
 
 
 @pytest.fixture
-def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def holding_process(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lock."""
     program = (
         "import fcntl, sys, time; lock = open(sys.argv[1], 'a'); fcntl.flock(lock, fcntl.LOCK_EX);"
@@ -112,22 +112,26 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_the_holder_and_the_way_to_go_on_are_named(
-    tmp_path: Path, warnings: Warnings, other: subprocess.Popen[str]
+    tmp_path: Path, warnings: Warnings, holding_process: subprocess.Popen[str]
 ) -> None:
     with pytest.raises(Locked) as caught:
         locked(tmp_path, wait=False).__enter__()
     message = str(caught.value)
-    assert message.startswith(f"process {other.pid} ({sys.executable} -S -c 'import fcntl")
-    assert message.endswith(
-        f") holds the lock {tmp_path / LOCK}; if it hangs, end it: kill {other.pid}"
+    assert message.startswith(
+        f"process {holding_process.pid} ({sys.executable} -S -c 'import fcntl"
     )
-    other.send_signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, other.pid, os.WSTOPPED)
-    with pytest.raises(Locked, match=f"it is stopped: continue it with kill -CONT {other.pid}"):
+    assert message.endswith(
+        f") holds the lock {tmp_path / LOCK}; if it hangs, end it: kill {holding_process.pid}"
+    )
+    holding_process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, holding_process.pid, os.WSTOPPED)
+    with pytest.raises(
+        Locked, match=f"it is stopped: continue it with kill -CONT {holding_process.pid}"
+    ):
         locked(tmp_path, wait=False).__enter__()
-    warnings.then = other.kill
+    warnings.then = holding_process.kill
     with locked(tmp_path):
-        assert len(warnings) == 1 and f"kill -9 {other.pid}" in warnings[0]
+        assert len(warnings) == 1 and f"kill -9 {holding_process.pid}" in warnings[0]
 
 
 @pytest.mark.parametrize(("seconds", "messages"), [(0.0, 0), (0.04, 0), (0.1, 1)])

@@ -280,18 +280,18 @@ class Faults:
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
-        self.directory, self.left, self.lasting, self.code = str(directory), 0, False, 0
+        self.directory, self.steps_left, self.lasting, self.code = str(directory), 0, False, 0
         self._open = builtins.open
         monkeypatch.setattr(builtins, "open", self.open)
         for name in ("fsync", "replace", "rename", "mkdir", "write"):
             monkeypatch.setattr(os, name, self._failing(getattr(os, name)))
 
-    def set(self, code: int, left: int, *, lasting: bool = False) -> None:
-        self.code, self.left, self.lasting = code, left, lasting
+    def set(self, code: int, steps_left: int, *, lasting: bool = False) -> None:
+        self.code, self.steps_left, self.lasting = code, steps_left, lasting
 
     def step(self) -> None:
-        self.left -= 1
-        if self.left == 0 or (self.lasting and self.left < 0 and self.code):
+        self.steps_left -= 1
+        if self.steps_left == 0 or (self.lasting and self.steps_left < 0 and self.code):
             raise OSError(self.code, os.strerror(self.code))
 
     def open(self, file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
@@ -353,7 +353,7 @@ def failed_writers(
                 has_failed = True
                 assert faults.directory in str(error) and os.strerror(code).lower() in str(error)
                 assert "\n" not in str(error)
-            was_last = faults.left > 0
+            was_last = faults.steps_left > 0
             faults.set(0, 0)
             yield step, has_failed
             if was_last:
@@ -434,7 +434,7 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def next_process() -> None:
-    """Do what a process does that makes its first temporary directory."""
+    """Remove abandoned directories, as the first temporary directory of a process does."""
     temporary._remove_abandoned.cache_clear()
     temporary._remove_abandoned()
 
