@@ -22,6 +22,11 @@ HEADS_LAST, HEADS_FIRST = "heads_last", "heads_first"
 SCALARS = ("scale", "terms", "dilation", "stride", "is_causal", "group")
 
 
+# float32 rounds a logsumexp below this size by 4e-6 at most: less than results may be off. From
+# this size on, of the lse or of the terms of a dot product, `delta` computes a correction.
+EXACT_BELOW = 128.0
+
+
 @dataclass(frozen=True)
 class Operation:
     """One operation.
@@ -58,6 +63,7 @@ class Operation:
 FORWARD, FORWARD_LSE = "forward", "forward_lse"
 
 _QKV = ("query", "key", "value", "rpb")
+_OF_PAIRS = (*_QKV, "d_output", "lse", "correction", "delta")
 _OPERATIONS = (
     # output [B, *S, H, V]; lse acc [B, *S, H], the natural logarithm of the sum of exponentials.
     Operation(FORWARD, (*_QKV, "output"), ("output",), HEADS_LAST, "forward"),
@@ -72,24 +78,24 @@ _OPERATIONS = (
         "forward", one_head_dim=True,
     ),
     # delta acc [B, *S, H]: the sum of d_output * output over channels. The input delta of the
-    # gradients below is this sum less the gradient of lse.
-    Operation("delta", ("d_output", "output", "delta"), ("delta",), HEADS_LAST, "backward"),
+    # gradients below is this sum less the gradient of lse. correction acc [B, *S, H]: the
+    # logarithm of the sum of exp(logit - lse) over the query's keys, of logits as the gradients
+    # compute them; 0 if it would make no difference (EXACT_BELOW), or if lse is not finite.
     Operation(
-        "d_query", (*_QKV, "d_output", "lse", "delta", "d_query"), ("d_query",), HEADS_LAST,
-        "backward",
+        "delta",
+        ("query", "key", "rpb", "d_output", "output", "lse", "delta", "correction"),
+        ("delta", "correction"), HEADS_LAST, "backward",
     ),
+    Operation("d_query", (*_OF_PAIRS, "d_query"), ("d_query",), HEADS_LAST, "backward"),
     # d_key [B, *S, H, D] and d_value [B, *S, H, V]: one for each head of the query.
+    Operation("d_key", (*_OF_PAIRS, "d_key"), ("d_key",), HEADS_LAST, "backward"),
     Operation(
-        "d_key", (*_QKV, "d_output", "lse", "delta", "d_key"), ("d_key",), HEADS_LAST, "backward"
-    ),
-    Operation(
-        "d_value", ("query", "key", "rpb", "d_output", "lse", "d_value"), ("d_value",),
-        HEADS_LAST, "backward",
+        "d_value", ("query", "key", "rpb", "d_output", "lse", "correction", "d_value"),
+        ("d_value",), HEADS_LAST, "backward",
     ),
     # partial acc [chunks, H, *R]: the sum over chunks is the gradient of rpb.
     Operation(
-        "d_rpb", (*_QKV, "d_output", "lse", "delta", "partial"), ("partial",), HEADS_LAST,
-        "backward", needs_rpb=True,
+        "d_rpb", (*_OF_PAIRS, "partial"), ("partial",), HEADS_LAST, "backward", needs_rpb=True
     ),
     # attn [B, H, *S, T]. One more scalar follows: fill (acc), the value for a tap without a key.
     Operation(

@@ -15,7 +15,7 @@ from natc.checks.guarded import call_guarded, scalars
 from natc.checks.inputs import Inputs, inputs_of
 from natc.checks.tolerance import check_close
 from natc.errors import CheckError
-from natc.operations import OPERATIONS
+from natc.operations import EXACT_BELOW, OPERATIONS
 from natc.reference import neighborhood_attention, neighborhood_logits, neighborhood_sum
 from natc.spec import KernelSpec
 
@@ -125,6 +125,7 @@ class _Problem:
         self.lse = self._exact.lse.detach().to(self.acc)
         delta = (self.d_output.double() * output.double()).sum(-1) - d_lse.double()
         self.delta_less = delta.to(self.acc)
+        self.correction = torch.zeros_like(self.lse)
 
     def summed(self, operation: str, result: Tensor) -> Tensor:
         """Return a result summed over heads that share a key, or over chunks, as callers do."""
@@ -157,8 +158,14 @@ class _Problem:
         return inputs, results, extra, expected
 
     def delta(self) -> _Prepared:
-        exact = (self.d_output.double() * self.output.double()).sum(-1)
-        return self._on(self.d_output, self.output), [(self.sites, self.acc)], (), [exact]
+        query, key, _, rpb = self.inputs
+        # Half of the queries get an lse that is off by as much as a correction is made for.
+        lse = self.lse + torch.where(self.lse > self.lse.median(), 2 * EXACT_BELOW, 0.0)
+        inputs = self._on(query, key, rpb, self.d_output, self.output, lse)
+        delta = (self.d_output.double() * self.output.double()).sum(-1)
+        off = self._exact.lse.detach() - lse.double()
+        correction = torch.where(lse.abs() < EXACT_BELOW, 0.0, off)
+        return inputs, [(self.sites, self.acc)] * 2, (), [delta, correction]
 
     def d_query(self) -> _Prepared:
         return self._gradient("query", self.spec.head_dim)
@@ -168,13 +175,12 @@ class _Problem:
 
     def d_value(self) -> _Prepared:
         query, key, _, rpb = self.inputs
-        inputs = self._on(query, key, rpb, self.d_output, self.lse)
+        inputs = self._on(query, key, rpb, self.d_output, self.lse, self.correction)
         shape = (*self.sites, self.spec.value_dim)
         return inputs, [(shape, self.dtype)], (), [self._exact.gradients["value"]]
 
     def d_rpb(self) -> _Prepared:
-        inputs = self._on(*self.inputs, self.d_output, self.lse, self.delta_less)
-        return inputs, [self._partial()], (), [self._exact.gradients["rpb"]]
+        return self._of_pairs(), [self._partial()], (), [self._exact.gradients["rpb"]]
 
     def qk(self) -> _Prepared:
         query, key, _, rpb = self.inputs
@@ -209,9 +215,12 @@ class _Problem:
         return self._on(poison), [self._partial()], (), [exact]
 
     def _gradient(self, name: str, channels: int) -> _Prepared:
-        inputs = self._on(*self.inputs, self.d_output, self.lse, self.delta_less)
         result = ((*self.sites, channels), self.dtype)
-        return inputs, [result], (), [self._exact.gradients[name]]
+        return self._of_pairs(), [result], (), [self._exact.gradients[name]]
+
+    def _of_pairs(self) -> list[Tensor | None]:
+        numbers = (self.lse, self.correction, self.delta_less)
+        return self._on(*self.inputs, self.d_output, *numbers)
 
     def _partial(self) -> tuple[Sequence[int], torch.dtype]:
         return (self.call.chunks, self.call.heads, *self.offsets), self.acc

@@ -139,7 +139,7 @@ def _kernels(
     """Return the kernels for some gradients; None, after the one warning, if one is missing."""
     kernels = {}
     channels = (query.shape[-1], value.shape[-1])
-    for name in names if names == ["d_value"] else ("delta", *names):
+    for name in ("delta", *names):
         kernel_key = options.kernel_key(name, query, *channels, rpb is not None)
         kernel = find(kernel_key)
         if kernel is None:
@@ -168,29 +168,24 @@ def _on_kernels(
     group = query.shape[-2] // key.shape[-2]
     acc = accumulator(query.dtype)
 
-    delta = None
-    if "delta" in kernels:
-        delta = lse.new_empty(lse.shape)
-        launch(kernels["delta"], "delta", (d_output, output), (delta,), tail, 1)
-        if d_lse is not None:
-            delta -= d_lse
+    delta, correction = lse.new_empty(lse.shape), lse.new_empty(lse.shape)
+    of_queries = (query, key, *bias, d_output, output, lse)
+    launch(kernels["delta"], "delta", of_queries, (delta, correction), tail, group)
     if d_lse is not None:
+        delta -= d_lse
         # A softmax of nothing but -inf is NaN, and so are its gradients. But a query whose output
         # and lse were not used has no gradient: additional tokens may be all it attends to.
         unused = lse.isneginf() & (d_lse == 0) & (d_output == 0).all(-1)
         # Any other lse is safe: exp(-inf - lse) is 0.
         lse = lse.masked_fill(unused, 0)
-        delta = None if delta is None else delta.masked_fill(unused, 0)
+        delta = delta.masked_fill(unused, 0)
 
     def gradient(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return the result of the kernel for one gradient."""
         result = query.new_empty(shape, dtype=dtype)
+        inputs = (query, key, value, *bias, d_output, lse, correction, delta)
         if name == "d_value":
-            inputs = (query, key, *bias, d_output, lse)
-        elif delta is None:
-            raise RuntimeError(f"{name} needs delta, which was not computed")
-        else:
-            inputs = (query, key, value, *bias, d_output, lse, delta)
+            inputs = (query, key, *bias, d_output, lse, correction)
         launch(kernels[name], name, inputs, (result,), tail, group)
         return result
 

@@ -207,4 +207,4 @@ def _heads_axis(name: str, operation: str) -> int:
         return 0
     if name == "partial" or OPERATIONS[operation].layout == HEADS_FIRST:
         return 1
-    return -1 if name in ("lse", "delta") else -2
+    return -1 if name in ("lse", "delta", "correction") else -2

@@ -28,7 +28,8 @@ from natc.targets import Target
 # 2: functions take strides, causal flags and the heads that share a head of key and value.
 # 3: libraries are named after their content.
 # 4: names of functions end with the architecture and this version; manifests have a checksum.
-SCHEMA_VERSION = 4
+# 5: gradients take a correction of the logsumexp, which `delta` computes.
+SCHEMA_VERSION = 5
 SUFFIX = ".json"
 # Data pointers are multiples of this for each kind of target: generated code relies on it.
 ALIGNMENT = {"llvm": 64, "cuda": 16}

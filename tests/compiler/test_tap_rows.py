@@ -83,6 +83,7 @@ def test_numbers_beside_a_window_change_nothing(
         **inputs._asdict(),
         "d_output": torch.randn(inputs.query.shape, generator=generator),
         "lse": torch.full((1, *SIZES, HEADS), 4.0),
+        "correction": torch.zeros(1, *SIZES, HEADS),
         "delta": torch.randn((1, *SIZES, HEADS), generator=generator),
     }
     tail = scalars(
@@ -140,7 +141,7 @@ def test_vectors_of_taps_are_used_if_they_are_whole() -> None:
         ("na2d_k7_d32_float32_rpb", "d_query", "llvm_blocked_gather"),
         ("na2d_k7_d32_bfloat16", "d_value", "llvm_blocked_gather"),
         ("na1d_k5_d16v24_float16_rpb", "d_rpb", "llvm_blocked_gather"),
-        ("na2d_k7_d32_float32_rpb", "delta", "llvm_gather"),
+        ("na2d_k7_d32_float32_rpb", "delta", "llvm_blocked_gather"),
         ("na2d_k7_d32_float32_rpb", "inverse_av", "llvm_gather"),
         ("na2d_k7_d32_float64", "d_query", "llvm_gather"),
         ("na2d_k7_d12_float32", "d_query", "llvm_gather"),

@@ -125,16 +125,21 @@ class _Attention(torch.autograd.Function):
         query, key, value, rpb, output, lse = ctx.saved_tensors
         kernel, tail, (batch, *spatial, heads, channels) = ctx.kernel, ctx.tail, query.shape
         heads_last = (batch, *spatial, heads)
-        of_lse = [(heads_last, lse.dtype)]
         with_rpb = rpb is not None
-        (delta,) = kernel.run("delta", [d_output, output], of_lse, tail, with_rpb=with_rpb)
-        inputs = [query, key, value, rpb, d_output, lse, delta - d_lse]
+        delta, correction = kernel.run(
+            "delta",
+            [query, key, rpb, d_output, output, lse],
+            [(heads_last, lse.dtype)] * 2,
+            tail,
+            with_rpb=with_rpb,
+        )
+        inputs = [query, key, value, rpb, d_output, lse, correction, delta - d_lse]
         of_query = [((*heads_last, channels), query.dtype)]
         (d_query,) = kernel.run("d_query", inputs, of_query, tail, with_rpb=with_rpb)
         (d_key,) = kernel.run("d_key", inputs, of_query, tail, with_rpb=with_rpb)
         (d_value,) = kernel.run(
             "d_value",
-            [query, key, rpb, d_output, lse],
+            [query, key, rpb, d_output, lse, correction],
             [_output(query, value)],
             tail,
             with_rpb=with_rpb,

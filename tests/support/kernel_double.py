@@ -93,7 +93,7 @@ class _Call:
 
     def check(self, head_dim: int, value_dim: int) -> None:
         """Check the promises that a compiled kernel relies on."""
-        acc = {"rpb", "lse", "delta", "partial"}
+        acc = {"rpb", "lse", "delta", "correction", "partial"}
         for name, tensor in self.tensors.items():
             assert tensor.dtype == (self.acc if name in acc else self.dtype), name
             assert tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0, name
@@ -114,7 +114,7 @@ class _Call:
             shape = [batch, number, *sizes] if heads_first else [batch, *sizes, number]
             if name == "qkv":
                 shape.insert(-1, 3)
-            if name not in ("lse", "delta"):
+            if name not in ("lse", "delta", "correction"):
                 shape.append(channels.get(name, head_dim))
             assert list(tensor.shape) == shape, name
 
@@ -152,10 +152,13 @@ class _Call:
 
     def delta(self) -> list[Tensor]:
         d_output, output = self.last("d_output", "output")
-        return [(d_output * output).sum(-1)]
+        lse = self.tensors["lse"]
+        correction = (self.logits() - lse[..., None]).logsumexp(-1)
+        return [(d_output * output).sum(-1), correction.masked_fill(~lse.isfinite(), 0)]
 
     def weights(self) -> Tensor:
-        return (self.logits() - self.tensors["lse"][..., None]).exp()
+        lse, correction = self.tensors["lse"], self.tensors["correction"]
+        return (self.logits() - lse[..., None] - correction[..., None]).exp()
 
     def d_logits(self) -> Tensor:
         d_weights = neighborhood_logits(

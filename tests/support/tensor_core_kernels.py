@@ -126,13 +126,16 @@ def run(
     shapes = {
         "output": ((*query.shape[:-1], value.shape[-1]), query.dtype),
         "lse": (query.shape[:-1], torch.float32),
+        "delta": (query.shape[:-1], torch.float32),
+        "correction": (query.shape[:-1], torch.float32),
         "d_query": (query.shape, query.dtype),
         "d_key": (query.shape, query.dtype),
         "d_value": (value.shape, value.dtype),
     }
     if "rpb" in tensors:
         shapes["partial"] = ((3, *tensors["rpb"].shape), torch.float32)
-    inputs = [tensors.get(name) for name in OPERATIONS[operation].tensors if name not in results]
+    passed = {"correction": torch.zeros(query.shape[:-1]), **tensors}
+    inputs = [passed.get(name) for name in OPERATIONS[operation].tensors if name not in results]
     three = Inputs(query, tensors["key"], value, tensors.get("rpb"))
     tail = scalars(three, scale, **options)
     return call_guarded(function, operation, inputs, [shapes[name] for name in results], tail)

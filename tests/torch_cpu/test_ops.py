@@ -257,7 +257,7 @@ def test_one_warning_for_every_backward(kernels: LibraryDirectory) -> None:
         inputs = with_rpb()
         attend(inputs.query, inputs.key, inputs.value.requires_grad_(), None)[0].sum().backward()
     assert len(caught) == 2
-    assert "d_value of na2d_k3_d8_float32 on cpu" in str(caught[1].message)
+    assert "delta of na2d_k3_d8_float32 on cpu" in str(caught[1].message)
     assert caught[0].filename == caught[1].filename == __file__
 
 

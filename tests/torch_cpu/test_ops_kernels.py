@@ -152,7 +152,7 @@ def test_a_large_bias_is_split_by_heads(doubles: Doubles, monkeypatch: pytest.Mo
 NEEDED = {
     "query": ["delta", "d_query"],
     "key": ["delta", "d_key"],
-    "value": ["d_value"],
+    "value": ["delta", "d_value"],
     "rpb": ["delta", "d_rpb"],
 }
 

@@ -17,7 +17,7 @@ from natc import window
 from natc.compiler.te.axis import window_at
 from natc.compiler.te.exponential import Exponential
 from natc.compiler.te.gather import all_of, joined_tap
-from natc.compiler.te.logits import d_logit_of, logit_of
+from natc.compiler.te.logits import Normalizer, d_logit_of, logit_of
 from natc.compiler.te.problem import Problem, stage
 from natc.operations import HEADS_FIRST, HEADS_LAST
 from natc.spec import KernelSpec
@@ -135,7 +135,8 @@ def d_rpb(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
     query, d_output = p.tensor("query", spec.head_dim), p.tensor("d_output", spec.value_dim)
     key, value = p.kv_tensor("key", spec.head_dim), p.kv_tensor("value", spec.value_dim)
     rpb = p.bias()
-    lse, delta = (p.tensor(n, dtype=spec.accumulator) for n in ("lse", "delta"))
+    numbers = ("lse", "correction", "delta")
+    lse, correction, delta = (p.tensor(name, dtype=spec.accumulator) for name in numbers)
     chunks = Chunks(p)
 
     def product(of_query: te.Tensor, of_key: te.Tensor, name: str) -> te.Tensor:
@@ -157,10 +158,11 @@ def d_rpb(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:
     def d_logit(c: Expr, h: Expr, m: Expr, r: Indices) -> Expr:
         site = (chunks.batch[c, m], *(position[c, m] for position in chunks.position), h)
         logit = logit_of(p, scores(c, h, m, *r), rpb(h, *r))
-        return d_logit_of(p, logit, lse[site], d_weights(c, h, m, *r), delta[site])
+        of_query = Normalizer(lse[site], correction[site])
+        return d_logit_of(p, logit, of_query, d_weights(c, h, m, *r), delta[site])
 
     partial = chunks.sum(d_logit)
-    return p.function([query, key, value, rpb, d_output, lse, delta, partial])
+    return p.function([query, key, value, rpb, d_output, lse, correction, delta, partial])
 
 
 def sum_rpb(spec: KernelSpec, exponential: Exponential) -> tirx.PrimFunc:

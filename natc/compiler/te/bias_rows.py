@@ -32,8 +32,8 @@ def d_rpb(spec: KernelSpec, exponential: Exponential, *, lanes: int) -> tirx.Pri
     g = _ChunkGather(p, p.split(), lanes)
     scores = g.product(g.site_vector(t.query), g.tap_vector(t.key), "scores")
     d_weights = g.product(g.site_vector(t.d_output), g.tap_vector(t.value), "d_weights")
-    lse, delta = g.scalar_of_site(t.lse), g.scalar_of_site(t.delta)
-    d_logit = d_logits(g, g.logits(scores, t.rpb), lse, d_weights, delta)
+    lse, correction, delta = (g.scalar_of_site(x) for x in (t.lse, t.correction, t.delta))
+    d_logit = d_logits(g, g.logits(scores, t.rpb), (lse, correction), d_weights, delta)
     rows = g.between_zeros(g.weights(d_logit))
     summed = g.sums_of_offsets(rows)
     partial = stage(
@@ -42,7 +42,7 @@ def d_rpb(spec: KernelSpec, exponential: Exponential, *, lanes: int) -> tirx.Pri
         lambda *at: summed[at],
         "output",
     )
-    return p.function([t.query, t.key, t.value, t.rpb, t.d_output, t.lse, t.delta, partial])
+    return p.function([*t.of_pairs(), partial])
 
 
 class _ByChunk(Problem):

@@ -44,6 +44,11 @@ def polynomial(x: Expr) -> Expr:
     return tirx.Let(argument, x, result)
 
 
+def fenced(x: Expr, dtype: str) -> Expr:
+    """Return x, which LLVM then computes as it is written: not reordered with the sum it is in."""
+    return tirx.call_llvm_pure_intrin(dtype, "llvm.arithmetic.fence", x)
+
+
 def base_two(x: Expr) -> Expr:
     """Return exp(x) of a float32 x as 2^(x / log 2), which GPUs compute in one instruction."""
     return tirx.exp2(x * _float(1 / math.log(2.0)))

@@ -128,13 +128,13 @@ class Gather:
             name,
         )
 
-    def weights(self, value: Pairwise) -> te.Tensor:
-        """Return a stage with `value` for each site and tap, 0 if they are not a pair."""
+    def weights(self, value: Pairwise, fill: float = 0.0) -> te.Tensor:
+        """Return a stage with `value` for each site and tap, `fill` if they are not a pair."""
         p = self.problem
 
         def weight(*at: tirx.Var) -> Expr:
             site, tap = at[: self._n], at[self._n :]
-            return tirx.if_then_else(self.attended(site, tap), value(site, tap), p.const(0.0))
+            return tirx.if_then_else(self.attended(site, tap), value(site, tap), p.const(fill))
 
         return stage((*self._sites, *self.window), [*p.site_names, *p.tap_names], weight, "weight")
 

@@ -7,11 +7,13 @@ is defined here, once.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from tvm import te, tirx
 from tvm.ir import Expr
 
 from natc.compiler.te.problem import Problem
+from natc.operations import EXACT_BELOW
 
 # Below this |t|, 17/315 t^6, the relative error of three terms of tanh's series, is negligible.
 _NEAR = {"float32": 0.1, "float64": 1 / 256}
@@ -41,28 +43,51 @@ def logit_of(p: Problem, score: Expr, bias: Expr | None, *, is_scaled: bool = Fa
     return tirx.Let(x, logit, tirx.Let(t, x / cap, capped))
 
 
-def probability_of(p: Problem, logit: Expr, lse: Expr) -> Expr:
-    """Return exp(logit - lse), the pair's probability, as gradients recompute it.
+class Normalizer(NamedTuple):
+    """What turns a query's logits into probabilities: see `probability_of`.
 
-    The recomputed logit may differ from the forward's in its last bit and so exceed lse; the
-    exponential of the difference of two huge numbers would then be huge, hence the minimum with 0.
-    If lse is inf the probability is NaN, as inf - inf is. (inf is found by comparison, because the
-    compiler folds the difference of two equal expressions to 0.)
+    lse: the forward's logsumexp. correction: from the operation `delta`.
     """
-    if not p.terms:
-        return _probability_of(p, logit, lse)
-    # A capped logit is long, and the formula has it more than once.
-    capped = te.var("capped", p.accumulator)
-    return tirx.Let(capped, logit, _probability_of(p, capped, lse))
+
+    lse: Expr
+    correction: Expr
 
 
-def _probability_of(p: Problem, logit: Expr, lse: Expr) -> Expr:
+def needs_correction(p: Problem, lse: Expr, terms: Expr) -> Expr:
+    """Return whether rounding might be noticed in exp(logit - lse), of an lse that is finite.
+
+    terms: the sum of |query * key| over channels, for one key of the window. An lse may be small
+    because large terms cancel; their sum has another rounding error here than in the forward.
+    """
+    size = tirx.abs(lse)
+    is_large = tirx.Or(size >= p.const(EXACT_BELOW), terms >= p.const(EXACT_BELOW))
+    return tirx.And(size < p.const(math.inf), is_large)
+
+
+def exponent_of(p: Problem, logit: Expr, lse: Expr) -> Expr:
+    """Return logit - lse, with the same bits in every operation of a target.
+
+    If lse is inf it is NaN, as inf - inf is. (inf is found by comparison, because the compiler
+    folds the difference of two equal expressions to 0.)
+    """
     infinite = lse == p.const(math.inf)
-    exponent = logit - tirx.Select(infinite, p.const(math.nan), lse)
-    return p.exp(tirx.Select(exponent > p.const(0.0), p.const(0.0), exponent))
+    return p.as_written(p.as_written(logit) - tirx.Select(infinite, p.const(math.nan), lse))
 
 
-def d_logit_of(p: Problem, logit: Expr, lse: Expr, d_probability: Expr, delta: Expr) -> Expr:
+def probability_of(p: Problem, logit: Expr, of_query: Normalizer) -> Expr:
+    """Return exp(logit - lse - correction), the pair's probability, as gradients recompute it.
+
+    Without a correction, a recomputed logit may exceed lse by a rounding error. An exponent above
+    0 counts as 0.
+    """
+    exponent = te.var("exponent", p.accumulator)
+    exp = p.exp(tirx.Select(exponent > p.const(0.0), p.const(0.0), exponent))
+    return tirx.Let(exponent, exponent_of(p, logit, of_query.lse) - of_query.correction, exp)
+
+
+def d_logit_of(
+    p: Problem, logit: Expr, of_query: Normalizer, d_probability: Expr, delta: Expr
+) -> Expr:
     """Return the gradient of scale * score + bias: probability * (d_probability - delta) * slope.
 
     slope is 1 - tanh^2 of a capped logit, 1 without a cap.
@@ -72,8 +97,8 @@ def d_logit_of(p: Problem, logit: Expr, lse: Expr, d_probability: Expr, delta: E
     """
     cap = p.terms.get("softcap")
     if cap is None:
-        return probability_of(p, logit, lse) * (d_probability - delta)
+        return probability_of(p, logit, of_query) * (d_probability - delta)
     capped, tanh = te.var("capped", p.accumulator), te.var("tanh", p.accumulator)
-    gradient = _probability_of(p, capped, lse) * (d_probability - delta)
+    gradient = probability_of(p, capped, of_query) * (d_probability - delta)
     slope = tirx.Let(tanh, capped / cap, p.const(1.0) - tanh * tanh)
     return tirx.Let(capped, logit, gradient * slope)

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from tvm import te, tirx
 from tvm.ir import Expr
 
-from natc.compiler.te.exponential import Exponential
+from natc.compiler.te.exponential import Exponential, base_two, fenced
 from natc.operations import HEADS_FIRST
 from natc.spec import KernelSpec
 
@@ -206,6 +206,13 @@ class Problem:
     def exp(self, x: Expr) -> Expr:
         """Return the exponential of an expression of the accumulator's dtype."""
         return te.exp(x) if self.accumulator == "float64" else self._exponential(x)
+
+    def as_written(self, x: Expr) -> Expr:
+        """Return x of the accumulator's dtype, rounded before it enters a further sum.
+
+        LLVM may reorder sums (`natc.compiler.build.lower`); CUDA's compiler never does.
+        """
+        return x if self._exponential is base_two else fenced(x, self.accumulator)
 
     def accumulate(self, x: Expr) -> Expr:
         """Return x in the accumulator's dtype."""

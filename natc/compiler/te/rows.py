@@ -119,13 +119,13 @@ class RowGather(Gather):
         shape = (*p.site_shape, tensor.shape[-1])
         return stage(shape, [*p.site_names, "d"], element, f"{tensor.name}_held")
 
-    def weights(self, value: Pairwise) -> te.Tensor:
-        """Return a stage with `value` for each site and tap, 0 if they are not a pair."""
+    def weights(self, value: Pairwise, fill: float = 0.0) -> te.Tensor:
+        """Return a stage with `value` for each site and tap, `fill` if they are not a pair."""
         p, n = self.problem, len(self.problem.site_names)
 
         def weight(*at: tirx.Var) -> Expr:
             site, tap = at[:n], at[n:]
-            return tirx.Select(self.attended(site, tap), value(site, tap), p.const(0.0))
+            return tirx.Select(self.attended(site, tap), value(site, tap), p.const(fill))
 
         return stage(
             (*p.site_shape, *self.window), [*p.site_names, *p.tap_names], weight, "weight"

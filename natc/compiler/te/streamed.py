@@ -37,7 +37,7 @@ def definition(operation: str, spec: KernelSpec, exponential: Exponential) -> ti
         ),
         "logits",
     )
-    largest, total = _largest_and_sum(p, logits)
+    largest, total = largest_and_sum(p, logits)
     again = _logit(g, query, key, rpb, "second")
     weights = g.weights(lambda where, tap: p.exp(again(where, tap) - largest(*where)))
     summed = g.summed(weights, g.tap_vector(value))
@@ -67,8 +67,8 @@ def _logit(g: Gather, query: Vectors, key: Vectors, rpb: te.Tensor | None, which
     return g.logits(scores, rpb)
 
 
-def _largest_and_sum(p: Problem, logits: te.Tensor) -> tuple[te.Tensor, te.Tensor]:
-    """Return the largest logit of each site and the sum of exp(logit - largest).
+def largest_and_sum(p: Problem, logits: te.Tensor) -> tuple[te.Tensor, te.Tensor]:
+    """Return the largest logit of each site and the sum of exp(logit - largest) over its taps.
 
     One pass computes both (Milakov and Gimelshein 2018, arXiv:1805.02867): whenever a larger logit
     comes, the sum so far is scaled down.

@@ -14,7 +14,7 @@ from tvm.s_tir.schedule import SBlockRV
 from natc.compiler.space.cuda.registers import REGISTERS
 from natc.compiler.space.decisions import Candidates, Decisions
 from natc.compiler.space.loops import has_block
-from natc.compiler.tensor_cores import d_key, d_query, d_rpb, d_value, forward, inverse
+from natc.compiler.tensor_cores import d_key, d_query, d_rpb, d_value, delta, forward, inverse
 from natc.compiler.tensor_cores.kernel import TensorCoreKernel
 from natc.operations import OPERATIONS
 from natc.spec import KernelSpec
@@ -24,6 +24,7 @@ _FORWARD = TensorCoreKernel(forward.numbers, forward.launch)
 # The operations that have a kernel for tensor cores.
 KERNELS: dict[str, TensorCoreKernel] = {
     **{name: _FORWARD for name, entry in OPERATIONS.items() if entry.family == "forward"},
+    "delta": TensorCoreKernel(delta.numbers, delta.launch),
     "d_key": TensorCoreKernel(inverse.numbers, d_key.launch),
     "d_value": TensorCoreKernel(inverse.numbers, d_value.launch),
     "d_query": TensorCoreKernel(d_query.numbers, d_query.launch),

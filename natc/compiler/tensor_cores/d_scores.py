@@ -1,6 +1,6 @@
 """Gradients of the logits of a tile's queries and a part of its halo, 16 keys at a time.
 
-With p = exp(logit - lse), the recomputed probability, the gradient of a logit is
+With p = exp(logit - lse - correction), the recomputed probability, the gradient of a logit is
 p * (d_output . value - delta). Matrix products leave both factors in the same layout, which is
 also the layout that the next product needs.
 """
@@ -16,8 +16,8 @@ from tvm import tirx
 
 from natc.compiler.tensor_cores.halo import Channels, Part
 from natc.compiler.tensor_cores.kernel import SHORT
-from natc.compiler.tensor_cores.logits import probability_of
-from natc.compiler.tensor_cores.scores import LOG2_E, add_product, bias_index, biases, load_queries
+from natc.compiler.tensor_cores.logits import LOG2_E, exponent_of, probability_of, shift_of
+from natc.compiler.tensor_cores.scores import add_product, bias_index, biases, load_queries
 from natc.compiler.tensor_cores.statements import at, call
 from natc.compiler.tensor_cores.tile import HALF
 from natc.compiler.tensor_cores.warp_tile import WarpTile, is_below
@@ -31,7 +31,7 @@ _SMALLEST, _LARGEST = -30, 30
 
 
 class LogitGradients:
-    """Queries, d_output, lse and delta of a tile in registers, and the masks of its keys.
+    """A tile's queries, d_output, lse, correction and delta in registers; masks of its keys.
 
     rounded: whether gradients will be rounded to the kernel's dtype; in float16 they are then
     multiplied by a power of two. shuffled: see `load_queries`.
@@ -50,20 +50,23 @@ class LogitGradients:
         self._scale = s.let("scale_2", p["scale"] * tirx.const(LOG2_E, "float32"))
         self._masks = self._column_masks()
         self._minus_delta = s.registers("minus_delta", 2)
-        self._less, self._most = [], []
+        self._minus_lse, self._shift, self._most = [], [], []
         for half in range(2):
             token = s.let("token", warp.token(warp.query_index[half]))
-            lse, delta = (s.let(n, warp.scalar(n, token)) for n in ("lse", "delta"))
+            lse, correction, delta = (
+                s.let(name, warp.scalar(name, token)) for name in ("lse", "correction", "delta")
+            )
             s.store(self._minus_delta, half, -delta)
             # If lse is inf the probability is NaN, as inf - inf is.
             infinite = lse == tirx.const(math.inf, "float32")
-            exact = tirx.Select(infinite, tirx.const(math.nan, "float32"), lse)
-            less = exact * tirx.const(-LOG2_E, "float32")
+            lse = tirx.Select(infinite, tirx.const(math.nan, "float32"), lse)
+            minus_log2_e, zero = (tirx.const(x, "float32") for x in (-LOG2_E, 0.0))
+            minus_lse = call("float32", "fmaf", lse, minus_log2_e, zero)
+            self._minus_lse.append(s.let("minus_lse", minus_lse))
             self._most.append(tirx.const(0.0, "float32"))
             if self._has_powers:
                 self._most[half] = s.let("power", self._power(half, delta).astype("float32"))
-                less = less + self._most[half]
-            self._less.append(s.let("less", less))
+            self._shift.append(s.let("shift", shift_of(correction, self._most[half])))
 
     def inverse(self, half: int) -> Any:
         """Return 1 / the power of two by which a half's gradients are multiplied."""
@@ -166,11 +169,15 @@ class KeyStep:
             for half in range(2):
                 for e in range(2):
                     index = 4 * which + 2 * half + e
-                    less = self.of._less[half]
+                    of = None
                     if bias is not None:
-                        less = bias[bias_index(self._tile, half, k, u, e)] + less
-                    scale, most = self.of._scale, self.of._most[half]
-                    probability = probability_of(scores[index], scale, less, most)
+                        of = bias[bias_index(self._tile, half, k, u, e)]
+                    exponent = exponent_of(
+                        scores[index], self.of._scale, self.of._minus_lse[half], of
+                    )
+                    probability = probability_of(
+                        exponent, self.of._shift[half], self.of._most[half]
+                    )
                     s.store(self.gradients, index, probability * weights[index])
 
     def words(self) -> list[Any]:

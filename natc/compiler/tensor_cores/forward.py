@@ -8,8 +8,7 @@ Warps share nothing, so none waits for another.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,8 +23,10 @@ from natc.compiler.tensor_cores.kernel import (
     warp_candidates,
     warps_of,
 )
+from natc.compiler.tensor_cores.logits import LOG2_E
 from natc.compiler.tensor_cores.results import store_channels
-from natc.compiler.tensor_cores.scores import LOG2_E, each_part, finish, load_queries, products
+from natc.compiler.tensor_cores.scores import each_part, finish, load_queries, products
+from natc.compiler.tensor_cores.softmax import RunningSoftmax
 from natc.compiler.tensor_cores.statements import Statements, call
 from natc.compiler.tensor_cores.tile import HALF, Tile, is_wide
 from natc.compiler.tensor_cores.values import ValueSums, any_not_finite, packed_weights
@@ -59,24 +60,19 @@ def launch(p: Mapping[str, Any], spec: KernelSpec, numbers: Mapping[str, int]) -
     return warp.s.statement()
 
 
-class _State:
-    """A lane's running softmax: each half's largest logit and total, and its sums of values."""
+class _State(RunningSoftmax):
+    """A lane's running softmax, and each half's sums of values."""
 
     def __init__(self, warp: WarpTile) -> None:
-        self.s, self.blocks = warp.s, warp.tile.value_blocks
-        self.largest = self.s.registers("largest", 2)
-        self.total = self.s.registers("total", 2)
+        super().__init__(warp)
+        self.blocks = warp.tile.value_blocks
         self.sums = [self.s.registers(f"output_{i}", n // 2) for i, n in enumerate(self.blocks)]
 
     def clear(self) -> None:
         """Reset the running softmax: largest logit -inf, total and sums 0."""
-        s = self.s
-        with s.unrolled("half", 2) as half:
-            s.store(self.largest, half, tirx.const(-_INFINITY, "float32"))
-            # Compilers leave out an addition to -0, which changes nothing.
-            s.store(self.total, half, tirx.const(-0.0, "float32"))
+        super().clear()
         for sums in self.sums:
-            s.fill(sums, 0.0)
+            self.s.fill(sums, 0.0)
 
     def correct(self, corrections: Any) -> None:
         """Multiply each half's sums of values by its entry of `corrections`."""
@@ -115,7 +111,7 @@ def _sum_up(warp: WarpTile, state: _State, *, exact: bool) -> None:
     def run(part: Part) -> None:
         scores = products(warp, part, queries, key)
         finish(warp, part, scores, p.get("rpb"), scale, exact=exact)
-        corrections = _softmax(warp, scores, state)
+        corrections = state.add(warp, scores)
         values = ValueSums(warp, part, value, packed_weights(warp, scores, f"natc_pack_{kind}"))
         if warp.tile.in_parts:
             state.correct(corrections)
@@ -126,50 +122,6 @@ def _sum_up(warp: WarpTile, state: _State, *, exact: bool) -> None:
             first += channels
 
     each_part(warp, run)
-
-
-def _softmax(warp: WarpTile, scores: Any, state: _State) -> Any:
-    """Turn logits into unnormalized probabilities; return each half's factor for earlier sums."""
-    s, tile = warp.s, warp.tile
-    zero, minus = (tirx.const(x, "float32") for x in (0.0, -_INFINITY))
-
-    @contextmanager
-    def each() -> Iterator[tuple[Any, Any, Any]]:
-        """Run the block for every score, given (product, half, index of the score)."""
-        with (
-            s.unrolled("n", tile.products) as n,
-            s.unrolled("half", 2) as half,
-            s.unrolled("e", 2) as e,
-        ):
-            yield n, half, n * 4 + 2 * half + e
-
-    part_largest = s.registers("found", 2)
-    with s.unrolled("half", 2) as half:
-        s.store(part_largest, half, minus)
-    with each() as (_, half, i):
-        s.store(part_largest, half, tirx.max(part_largest[half], scores[i]))
-    base, corrections = s.registers("base", 2), s.registers("corrections", 2)
-    for half in range(2):
-        largest = s.let(f"largest_{half}", call("float32", "natc_row_max", part_largest[half]))
-        if tile.in_parts:
-            largest = s.let(f"now_{half}", tirx.max(largest, state.largest[half]))
-        # If all logits are -inf, subtract nothing: their exponentials are 0 already.
-        s.store(base, half, tirx.Select(largest == minus, zero, largest))
-        if tile.in_parts:
-            # 0 in the first part, where the largest logit so far is -inf.
-            factor = call("float32", "natc_exp2", state.largest[half] - base[half])
-            s.store(corrections, half, factor)
-            s.store(state.total, half, state.total[half] * corrections[half])
-        s.store(state.largest, half, largest)
-    with each() as (n, half, i):
-        weight = call("float32", "natc_exp2", scores[i] - base[half])
-        if tile.has_rows and tile.is_whole:
-            # Only the second half attends to the last row.
-            attends = tirx.Or(half != 0, n < (tile.rows - 1) * tile.columns)
-            weight = tirx.Select(attends, weight, zero)
-        s.store(scores, i, weight)
-        s.store(state.total, half, state.total[half] + scores[i])
-    return corrections
 
 
 def _finish(warp: WarpTile, state: _State) -> None:

@@ -10,8 +10,8 @@ from tvm import tirx
 
 from natc.compiler.tensor_cores.inverse import KeyTile, QueryStep
 from natc.compiler.tensor_cores.kernel import SHORT
-from natc.compiler.tensor_cores.logits import probability_of
-from natc.compiler.tensor_cores.scores import LOG2_E, add_product, load_channels, load_halves
+from natc.compiler.tensor_cores.logits import LOG2_E, exponent_of, probability_of, shift_of
+from natc.compiler.tensor_cores.scores import add_product, load_channels, load_halves
 from natc.compiler.tensor_cores.statements import at, call
 from natc.compiler.tensor_cores.warp_tile import Tensor
 
@@ -71,15 +71,17 @@ def probabilities(step: QueryStep, scores: Any, factor: float) -> Any:
     warp = step.warp
     s, p = warp.s, warp.p
     most = math.log2(factor)  # a probability is at most 1
-    lse = call("float32", "natc_log2_less", step.scalar("lse"), tirx.const(most, "float32"))
-    lse = step.spread(s.let("lse_2", lse))
+    limit = tirx.const(most, "float32")
+    minus_lse = call("float32", "natc_minus_lse", step.scalar("lse"))
+    minus_lse = step.spread(s.let("minus_lse", minus_lse))
+    shift = step.spread(s.let("shift", shift_of(step.scalar("correction"), limit)))
     bias = step.biases() if "rpb" in p else None
     scale = p["scale"] * tirx.const(LOG2_E, "float32")
     numbers = s.registers("probabilities", 8)
     for (half, key_half, e), index, query in pairs():
-        less = -lse[query] if bias is None else bias[2 * (key_half - half + 1) + e] - lse[query]
-        limit = tirx.const(most, "float32")
-        s.store(numbers, index, probability_of(scores[index], scale, less, limit))
+        of = None if bias is None else bias[2 * (key_half - half + 1) + e]
+        exponent = exponent_of(scores[index], scale, minus_lse[query], of)
+        s.store(numbers, index, probability_of(exponent, shift[query], limit))
     return numbers
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
@@ -11,12 +11,10 @@ from tvm.ir import Expr
 
 from natc.compiler.tensor_cores.halo import Channels, Part, vectors
 from natc.compiler.tensor_cores.kernel import SHORT
-from natc.compiler.tensor_cores.logits import logit_of
+from natc.compiler.tensor_cores.logits import LOG2_E, exponent_of, logit_of
 from natc.compiler.tensor_cores.statements import at, call
 from natc.compiler.tensor_cores.tile import HALF, Tile
 from natc.compiler.tensor_cores.warp_tile import Tensor, WarpTile, element_of, is_below
-
-LOG2_E = 1 / math.log(2.0)
 
 
 def each_part(
@@ -127,12 +125,19 @@ def add_product(warp: WarpTile, scores: Any, queries: Any, tokens: Any, words: i
 
 
 def finish(
-    warp: WarpTile, part: Part, scores: Any, rpb: Any | None, scale: Any, *, exact: bool
+    warp: WarpTile,
+    part: Part,
+    scores: Any,
+    rpb: Any | None,
+    scale: Any,
+    *,
+    exact: bool,
+    minus_lse: Sequence[Any] | None = None,
 ) -> None:
     """Turn scores into logits to the base of two, -inf for a key outside the query's window.
 
     exact: -inf even if that key's score is not finite. Otherwise such a logit may be NaN, and then
-    the query's sums are NaN as well.
+    the query's sums are NaN as well. minus_lse: of each half, for `exponent_of` instead of logits.
     """
     s, tile = warp.s, warp.tile
     # All rows of a tile attend to the same columns: a mask of columns is added to every logit.
@@ -152,7 +157,11 @@ def finish(
                 added = bias[bias_index(tile, half, k, u, e)]
             elif masks is not None:
                 added = masks[2 * u + e]
-            logit = logit_of(scores[index], scale, added)
+            logit = (
+                logit_of(scores[index], scale, added)
+                if minus_lse is None
+                else exponent_of(scores[index], scale, minus_lse[half], added)
+            )
             valid = tirx.const(True, "bool")
             if masks is None:
                 valid = _attends(warp, half, behind, u, e)
@@ -247,9 +256,8 @@ def biases(warp: WarpTile, part: Part, rpb: Any, masks: Any | None = None) -> An
             column = s.let("bias_at", within(offset, 2 * last))
             with s.unrolled("j", rows) as j:
                 row = start * (2 * spec.kernel_size[-2] - 1) + _bias_row(warp, part, j)
-                value = rpb_at(rpb, row * (2 * last + 1) + column)
-                if masks is not None:
-                    value = value + masks[2 * u + e]
+                mask = None if masks is None else masks[2 * u + e]
+                value = rpb_at(rpb, row * (2 * last + 1) + column, mask)
                 s.store(values, (j * tile.columns + u) * 2 + e, value)
         else:
             with s.unrolled("half", 2) as half:
@@ -274,6 +282,7 @@ def within(offset: Any, most: int) -> Any:
     return tirx.max(tirx.min(offset, most), 0)
 
 
-def rpb_at(rpb: Any, element: Any) -> Expr:
-    """Return element number `element` of the bias, to the base of two."""
-    return element_of(rpb, element) * tirx.const(LOG2_E, "float32")
+def rpb_at(rpb: Any, element: Any, mask: Any | None = None) -> Expr:
+    """Return element number `element` of the bias, to the base of two, plus `mask`, if any."""
+    added = tirx.const(0.0, "float32") if mask is None else mask
+    return call("float32", "fmaf", element_of(rpb, element), tirx.const(LOG2_E, "float32"), added)

@@ -116,6 +116,9 @@ class _Tensors:
         # Near the logsumexp of random logits, so that probabilities are neither 0 nor infinite.
         return torch.full(self.sites, math.log(self.taps) + 1, dtype=self.acc, device=self.device)
 
+    def correction(self) -> Tensor:
+        return torch.zeros(self.sites, dtype=self.acc, device=self.device)
+
     def delta(self) -> Tensor:
         return self._draw(*self.sites, dtype=self.acc)
 
@@ -126,7 +129,7 @@ class _Tensors:
 
     def result(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
         """Return the shape and the dtype of a result."""
-        if name in ("lse", "delta"):
+        if name in ("lse", "delta", "correction"):
             return self.sites, self.acc
         if name == "partial":
             chunk_bytes = self.acc.itemsize * self.heads * math.prod(self.offsets)

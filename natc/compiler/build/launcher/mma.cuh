@@ -103,9 +103,9 @@ __device__ __forceinline__ float natc_row_sum(float x) {
   x += natc_shuffle_xor(x, 1);
   return x + natc_shuffle_xor(x, 2);
 }
-/* x / log(2) - most for a logsumexp x; NaN if x is infinite, since probabilities are then inf / inf. */
-__device__ __forceinline__ float natc_log2_less(float x, float most) {
-  return fmaf(x, 1.44269504f, fmaf(x, 0.0f, -most));
+/* -x / log(2) for a logsumexp x; NaN if x is infinite, since probabilities are then inf / inf. */
+__device__ __forceinline__ float natc_minus_lse(float x) {
+  return fmaf(x, -1.44269504f, x * 0.0f);
 }
 /* Whether x is NaN or infinite in any lane. */
 __device__ __forceinline__ int natc_any_not_finite(float x) { return natc_any(x - x != 0.0f); }

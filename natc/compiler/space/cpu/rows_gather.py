@@ -16,6 +16,8 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import SBlockRV
 
+from natc.compiler.space.correction import merged_loops, skip_pass
+from natc.compiler.space.cpu import dot_product
 from natc.compiler.space.cpu.rows import covers as covers_forward
 from natc.compiler.space.cpu.rows import group_of
 from natc.compiler.space.cpu.rows_chunks import chunks
@@ -27,7 +29,7 @@ from natc.compiler.space.cpu.tap_rows import (
     split_reduction,
 )
 from natc.compiler.space.decisions import Candidates, Decisions
-from natc.compiler.space.loops import has_block, inline, query_loops, vectorize
+from natc.compiler.space.loops import has_block, inline, order_sum, query_loops, vectorize
 from natc.compiler.space.skip import skip_unless
 from natc.compiler.space.threads import spread_over_cores
 from natc.compiler.te import backward, bias_rows
@@ -39,6 +41,7 @@ NAME = "llvm_blocked_gather"
 VERSION = 1
 
 _DEFINITIONS = {
+    "delta": backward.delta,
     "d_query": backward.d_query,
     "d_key": backward.d_key,
     "d_value": backward.d_value,
@@ -77,15 +80,43 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
     """Schedule the function of `definition`; ScheduleError for a decision out of bounds."""
     choices = decisions.choose_all(structure(spec, target))
     group = group_of(spec, target)
-    inline(sch, _INLINED)
+    # A site's vector is not worth a copy if most sites skip the pass over their window.
+    inline(sch, (*_INLINED, "_held") if has_block(sch, "corrected") else _INLINED)
     # Splitting a reduction must come before the block moves into another's loops.
     names = [name for name in ("scores", "d_weights") if has_block(sch, name)]
     partial = {name: split_reduction(sch, name, choices["lanes"]) for name in names}
-    if has_block(sch, "batch_of_query"):
+    if has_block(sch, "corrected"):
+        _delta(sch, spec, group, choices["lanes"], partial)
+    elif has_block(sch, "batch_of_query"):
         chunks(sch, spec, group, partial)
     else:
         _sites(sch, spec, group, partial)
     decisions.annotate(sch, sch.get_sblock("output"))
+
+
+def _delta(
+    sch: Schedule, spec: KernelSpec, group: int, lanes: int, partial: Mapping[str, SBlockRV]
+) -> None:
+    """Schedule a dot product of each site and, for some sites, a pass over their window.
+
+    partial: sums of lanes of the scores.
+    """
+    dots = [
+        dot_product.split(sch, name, lanes, dot_product.INSTRUCTION)
+        for name in ("summed", "terms")
+    ]
+    batch, *rows, column, site = merged_loops(sch, sch.get_sblock("output"))
+    spread_over_cores(sch, [batch, *rows] if rows else [batch, column])
+    largest = sch.get_sblock("largest_and_sum")
+    sch.compute_at(largest, site)
+    taps, _ = order_sum(sch, spec, largest, site)
+    weighing, scoring = place_weights(sch, spec, site, group, partial)
+    place_tables(sch, spec, rows, column)
+    skip_pass(sch, spec, site, [taps[0], weighing[0], scoring[0]])
+    for dot in dots:
+        dot_product.place(sch, dot, site)
+    # Last, since primitives refuse loops that hold a block with its initialization apart.
+    sch.decompose_reduction(largest, taps[0])
 
 
 def _sites(sch: Schedule, spec: KernelSpec, group: int, partial: Mapping[str, SBlockRV]) -> None:

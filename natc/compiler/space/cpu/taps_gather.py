@@ -8,9 +8,12 @@ weigh is added up over vectors of channels. Taps without a pair are skipped.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
+from natc.compiler.space.correction import merged_loops, skip_pass
 from natc.compiler.space.cpu import dot_product
 from natc.compiler.space.cpu.dot_product import INSTRUCTION, TREE, DotProduct
 from natc.compiler.space.decisions import Candidates, Decisions
@@ -45,7 +48,7 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
     """Schedule the function of an operation; ScheduleError for a decision out of bounds."""
     choices = decisions.choose_all(structure(spec, target))
     inline(sch, _INLINED)
-    if not has_block(sch, "weight") and not has_block(sch, "scores"):
+    if has_block(sch, "corrected"):
         _delta(sch, spec, choices)
     elif has_block(sch, "batch_of_query"):
         _chunks(sch, spec, choices)
@@ -74,9 +77,7 @@ def _sites(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:
         tap = sch.split(last, [None, *spec.kernel_size[1:]])[-1] if spec.rank > 1 else last
     for dot in dots:
         dot_product.place(sch, dot, tap)
-    for axis in range(spec.rank):
-        for name in tables_of(sch, axis):
-            sch.compute_at(sch.get_sblock(name), column if axis == spec.rank - 1 else row)
+    _place_tables(sch, spec, row, column)
     # Last, since primitives refuse loops that hold a block with its initialization apart.
     if summed is not None:
         sch.decompose_reduction(summed, taps[0])
@@ -105,17 +106,43 @@ def _chunks(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:
 
 
 def _delta(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> None:
-    lanes = _lanes(spec.value_dim, choices["lanes"])
-    dot = dot_product.split(sch, "summed", lanes, _lane_sum(lanes, choices))
-    *loops, head = sch.get_loops(sch.get_sblock("output"))
-    sch.parallel(sch.fuse(*loops))
-    dot_product.place(sch, dot, head)
+    """Schedule a dot product of each site and, for some sites, a pass over their window."""
+    (scores,) = _dots(sch, spec, choices, ("scores",))
+    dots = _dots(sch, spec, choices, ("terms", "summed"))
+    output = sch.get_sblock("output")
+    merged_loops(sch, output)
+    row, column, site, _ = _site_loops(sch, output, spec)
+    largest = sch.get_sblock("largest_and_sum")
+    sch.compute_at(largest, site)
+    taps, _ = order_sum(sch, spec, largest, site)
+    sch.compute_at(sch.get_sblock("weight"), taps[-1])
+    dot_product.place(sch, scores, taps[-1])
+    _place_tables(sch, spec, row, column)
+    skip_pass(sch, spec, site, taps[:1])
+    for dot in dots:
+        dot_product.place(sch, dot, site)
+    # Last, since primitives refuse loops that hold a block with its initialization apart.
+    sch.decompose_reduction(largest, taps[0])
 
 
-def _dots(sch: Schedule, spec: KernelSpec, choices: dict[str, int]) -> list[DotProduct]:
+def _place_tables(sch: Schedule, spec: KernelSpec, row: LoopRV, column: LoopRV) -> None:
+    """Place the last axis's tables in the loop over columns, the others' in the loop over rows."""
+    for axis in range(spec.rank):
+        for name in tables_of(sch, axis):
+            sch.compute_at(sch.get_sblock(name), column if axis == spec.rank - 1 else row)
+
+
+def _dots(
+    sch: Schedule,
+    spec: KernelSpec,
+    choices: dict[str, int],
+    names: Sequence[str] = ("scores", "d_weights"),
+) -> list[DotProduct]:
+    """Split the function's dot products of these names."""
     dots = []
-    for name, channels in (("scores", spec.head_dim), ("d_weights", spec.value_dim)):
+    for name in names:
         if has_block(sch, name):
+            channels = spec.head_dim if name in ("scores", "terms") else spec.value_dim
             lanes = _lanes(channels, choices["lanes"])
             dots.append(dot_product.split(sch, name, lanes, _lane_sum(lanes, choices)))
     return dots

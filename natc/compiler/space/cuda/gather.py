@@ -13,6 +13,7 @@ from typing import NamedTuple
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import SBlockRV
 
+from natc.compiler.space.correction import merged_loops, skip_pass
 from natc.compiler.space.cuda import registers
 from natc.compiler.space.cuda.registers import (
     REGISTERS,
@@ -32,8 +33,8 @@ NAME = "cuda_gather"
 VERSION = 1
 
 # Tensors with channels, and tensors with one number for each query.
-_VECTORS = ("query", "key", "value", "d_output", "output", "vector")
-_NUMBERS = ("lse", "delta")
+_VECTORS = ("query", "key", "value", "d_output", "attention", "vector")
+_NUMBERS = ("lse", "correction", "delta")
 _OF_PARTIAL = ("v_c", "v_h", "v_r0", "v_r1", "v_r2")
 
 
@@ -56,12 +57,14 @@ def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions)
     inline(sch, ("_site", "_tap"))
     vectors = {
         name: _staged(sch, name, _VECTORS)
-        for name in ("scores", "d_weights", "summed")
+        for name in ("scores", "d_weights", "summed", "terms")
         if has_block(sch, name)
     }
     output = sch.get_sblock("output")
     blocks = _Blocks(output, sch.cache_write(output, 0, REGISTERS), vectors)
-    if has_block(sch, "batch_of_query"):
+    if has_block(sch, "corrected"):
+        _delta(sch, spec, decisions, blocks)
+    elif has_block(sch, "batch_of_query"):
         _chunks(sch, spec, decisions, choices, blocks)
     elif has_block(sch, "weight"):
         _sums(sch, spec, decisions, choices, blocks)
@@ -102,6 +105,25 @@ def _sums(
     # Last, since primitives refuse loops that hold a block with its initialization apart.
     sch.decompose_reduction(summed, taps[0])
     registers.skip_taps(sch, taps)
+
+
+def _delta(sch: Schedule, spec: KernelSpec, decisions: Decisions, blocks: _Blocks) -> None:
+    """Schedule a dot product of each site and, for some sites, a pass over their window."""
+    thread = registers.one_thread_each(sch, merged_loops(sch, blocks.stored), decisions)
+    place(sch, blocks.output, thread)
+    place(sch, "summed", thread)
+    largest = place(sch, "largest_and_sum", thread)
+    taps, _ = order_sum(sch, spec, largest, thread)
+    place(sch, "weight", taps[-1])
+    place(sch, "scores", taps[-1])
+    # Here, so that a site without the pass does not compute them.
+    place_tables(sch, spec, taps[0])
+    skip_pass(sch, spec, thread, taps[:1], REGISTERS)
+    place(sch, "terms", thread)
+    for name, loop in (("summed", thread), ("terms", thread), ("scores", taps[-1])):
+        load(sch, spec, sch.get_sblock(name), loop, blocks.vectors[name])
+    # Last, since primitives refuse loops that hold a block with its initialization apart.
+    sch.decompose_reduction(largest, taps[0])
 
 
 def _products(sch: Schedule, spec: KernelSpec, decisions: Decisions, blocks: _Blocks) -> None:
