@@ -7,6 +7,7 @@ have tests of their own.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -249,17 +250,10 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], cuda.Generated]:
-    directory = tmp_path_factory.mktemp("generated")
-    sources: dict[str, cuda.Generated] = {}
-
+    @functools.cache
     def of(operation: str) -> cuda.Generated:
-        if operation not in sources:
-            decisions = {"lanes": 4}
-            sources[operation] = cuda.generate(MISTAKEN, GPU, decisions, directory, [operation])
-            own = directory / f"{operation}.o"
-            sources[operation].host_object.rename(own)
-            sources[operation] = dataclasses.replace(sources[operation], host_object=own)
-        return sources[operation]
+        directory = tmp_path_factory.mktemp("generated")
+        return cuda.generate(MISTAKEN, GPU, {"lanes": 4}, directory, [operation])
 
     return of
 

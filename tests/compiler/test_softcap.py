@@ -82,9 +82,9 @@ def drawn(
     generator = torch.Generator().manual_seed(3)
     dtype = getattr(torch, spec.dtype)
     sizes = {
-        "query": (2, *spatial, heads, spec.head_dim),
-        "key": (2, *spatial, heads_kv, spec.head_dim),
-        "value": (2, *spatial, heads_kv, spec.value_dim),
+        "query": (1, *spatial, heads, spec.head_dim),
+        "key": (1, *spatial, heads_kv, spec.head_dim),
+        "value": (1, *spatial, heads_kv, spec.value_dim),
     }
     tensors = {
         name: torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
@@ -190,7 +190,7 @@ def test_the_reference_is_differentiable_twice(is_causal: bool) -> None:
             )
 
     assert torch.autograd.gradcheck(attend, tensors)
-    assert gradgradcheck(attend, tensors)
+    assert gradgradcheck(attend, tensors, fast_mode=True)
     assert torch.autograd.gradcheck(attend, tensors, check_forward_ad=True)
 
 

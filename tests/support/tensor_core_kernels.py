@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,10 +58,11 @@ CALLS = {
 
 
 class Kernels:
-    """Operations of kernels; each combination is built once."""
+    """Operations of kernels; each combination is generated once, and built once for a change."""
 
     def __init__(self, tmp_path_factory: pytest.TempPathFactory) -> None:
         self._factory = tmp_path_factory
+        self._generated: dict[object, cuda.Generated] = {}
         self._built: dict[object, Emulated] = {}
 
     def __call__(
@@ -71,15 +73,20 @@ class Kernels:
         change: Callable[[str], str] = str,
     ) -> Emulated:
         """Return operations that share a schedule. change: applied to the CUDA source."""
-        key = name, tuple(operations), tuple((decisions or {}).items()), change
-        if key not in self._built:
-            spec, directory = KernelSpec.parse(name), self._factory.mktemp("emulated")
-            joint = joined(decisions or {}, operations[0])
-            code = cuda.generate(spec, GPU, joint, directory, operations)
+        spec = KernelSpec.parse(name)
+        key = spec, tuple(operations), tuple((decisions or {}).items())
+        if key not in self._generated:
+            joint, directory = joined(decisions or {}, operations[0]), self._directory()
+            self._generated[key] = cuda.generate(spec, GPU, joint, directory, operations)
+        if (key, change) not in self._built:
+            code = self._generated[key]
             code = dataclasses.replace(code, source=change(code.source))
             names = {entry: function_name(spec, entry, GPU) for entry in operations}
-            self._built[key] = emulate_code(code, names, directory)
-        return self._built[key]
+            self._built[key, change] = emulate_code(code, names, self._directory())
+        return self._built[key, change]
+
+    def _directory(self) -> Path:
+        return self._factory.mktemp("emulated")
 
 
 def random_call(generator: random.Random, rank: int) -> Call:

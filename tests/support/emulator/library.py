@@ -23,7 +23,7 @@ from natc.host.detect import host_machine
 from natc.spec import KernelSpec
 from natc.store.manifest import function_name
 from natc.targets import Target
-from support.emulator.on_gpu import on_gpu
+from support.on_gpu import on_gpu
 
 HERE = Path(__file__).parent
 INCLUDE = HERE / "include"
