@@ -15,7 +15,7 @@ from natc.checks.guarded import call_guarded, scalars
 from natc.checks.inputs import Inputs, inputs_of
 from natc.checks.tolerance import check_close
 from natc.errors import CheckError
-from natc.operations import EXACT_BELOW, OPERATIONS
+from natc.operations import EXACT_BELOW, HEADS_FIRST, OPERATIONS
 from natc.reference import neighborhood_attention, neighborhood_logits, neighborhood_sum
 from natc.spec import KernelSpec
 
@@ -66,30 +66,51 @@ def check_operations(
         problem = shared
         if operation.endswith("_packed"):  # one tensor cannot hold keys of fewer heads
             problem = _problem(spec, replace(call, heads_kv=call.heads), device, seed)
-        inputs, shapes, extra, expected = getattr(problem, operation)()
-        tail = (*problem.scalars, *extra)
-        results = call_guarded(function(operation), operation, inputs, shapes, tail)
+        inputs, expected = getattr(problem, operation)()
         names = OPERATIONS[operation].results
+        shapes = [tensor_shape(spec, operation, n, problem.sites, call.chunks) for n in names]
+        tail = (*problem.scalars, -math.inf) if operation == "qk" else problem.scalars
+        results = call_guarded(function(operation), operation, inputs, shapes, tail)
         for result, exact, name in zip(results, expected, names, strict=True):
             summed = problem.summed(operation, result.double().cpu()).reshape(exact.shape)
             check_close(summed, exact, problem.dtype, f"{operation}: {name}")
 
 
+def tensor_shape(
+    spec: KernelSpec, operation: str, name: str, shape: Sequence[int], chunks: int
+) -> tuple[tuple[int, ...], torch.dtype]:
+    """Return the shape and the dtype of an operation's tensor (`natc.operations`).
+
+    shape: (batch, size of each axis, heads); key and value have as many heads. chunks: the number
+    of partial sums of a bias's gradient.
+    """
+    batch, *sizes, heads = shape
+    dtype, acc = (getattr(torch, name) for name in (spec.dtype, spec.accumulator))
+    offsets = [2 * k - 1 for k in spec.kernel_size]
+    heads_first = OPERATIONS[operation].layout == HEADS_FIRST
+    sites = (batch, heads, *sizes) if heads_first else (batch, *sizes, heads)
+    if name in ("rpb", "partial"):
+        return (*([chunks] if name == "partial" else []), heads, *offsets), acc
+    if name in ("lse", "delta", "correction"):
+        return sites, acc
+    if name == "qkv":
+        return (batch, *sizes, 3, heads, spec.head_dim), dtype
+    if name in ("attn", "d_attn"):
+        return (*sites, math.prod(spec.kernel_size)), dtype
+    of_values = name in ("value", "d_value", "output", "d_output")
+    return (*sites, spec.value_dim if of_values else spec.head_dim), dtype
+
+
 # The number of each term of a kernel's logits.
 _TERM = 1.5
 
-_Prepared = tuple[
-    Sequence[Tensor | None],
-    Sequence[tuple[Sequence[int], torch.dtype]],
-    Sequence[float],
-    Sequence[Tensor],
-]
+_Prepared = tuple[Sequence[Tensor | None], Sequence[Tensor]]
 
 
 class _Problem:
     """Inputs and expected results of every operation; one method for each, named like it.
 
-    A method returns (inputs, (shape, dtype) of each result, further scalars, expected results).
+    A method returns (inputs, expected results).
     """
 
     def __init__(
@@ -108,11 +129,8 @@ class _Problem:
         rpb = None if drawn.rpb is None else drawn.rpb.to(self.acc)
         self.inputs = Inputs(drawn.query, drawn.key, drawn.value, rpb)
         self.sites = (b, *s, h)
-        self.heads_first = (b, h, *s)
-        self.taps = math.prod(spec.kernel_size)
-        self.offsets = tuple(2 * k - 1 for k in spec.kernel_size)
         self.d_output = draw(*self.sites, spec.value_dim, dtype=self.dtype)
-        self.attn = draw(*self.heads_first, self.taps, dtype=self.dtype)
+        self.attn = draw(b, h, *s, math.prod(spec.kernel_size), dtype=self.dtype)
         self.terms = dict.fromkeys(spec.terms, _TERM)
         self.scalars = scalars(
             self.inputs, call.scale, call.dilation, call.stride, call.is_causal, **self.terms
@@ -139,23 +157,18 @@ class _Problem:
         return [None if t is None else t.to(self.device) for t in tensors]
 
     def forward(self) -> _Prepared:
-        shape = (*self.sites, self.spec.value_dim)
-        return self._on(*self.inputs), [(shape, self.dtype)], (), [self._exact.output.detach()]
+        return self._on(*self.inputs), [self._exact.output.detach()]
 
     def forward_lse(self) -> _Prepared:
-        inputs, results, extra, expected = self.forward()
-        lse = self._exact.lse.detach()
-        return inputs, [*results, (self.sites, self.acc)], extra, [*expected, lse]
+        inputs, expected = self.forward()
+        return inputs, [*expected, self._exact.lse.detach()]
 
     def forward_packed(self) -> _Prepared:
-        _, results, extra, expected = self.forward()
         packed = torch.stack(self.inputs[:3], -3)
-        return self._on(packed, self.inputs.rpb), results, extra, expected
+        return self._on(packed, self.inputs.rpb), self.forward()[1]
 
     def forward_lse_packed(self) -> _Prepared:
-        inputs, _, extra, _ = self.forward_packed()
-        _, results, _, expected = self.forward_lse()
-        return inputs, results, extra, expected
+        return self.forward_packed()[0], self.forward_lse()[1]
 
     def delta(self) -> _Prepared:
         query, key, _, rpb = self.inputs
@@ -165,41 +178,37 @@ class _Problem:
         delta = (self.d_output.double() * self.output.double()).sum(-1)
         off = self._exact.lse.detach() - lse.double()
         correction = torch.where(lse.abs() < EXACT_BELOW, 0.0, off)
-        return inputs, [(self.sites, self.acc)] * 2, (), [delta, correction]
+        return inputs, [delta, correction]
 
     def d_query(self) -> _Prepared:
-        return self._gradient("query", self.spec.head_dim)
+        return self._gradient("query")
 
     def d_key(self) -> _Prepared:
-        return self._gradient("key", self.spec.head_dim)
+        return self._gradient("key")
 
     def d_value(self) -> _Prepared:
         query, key, _, rpb = self.inputs
         inputs = self._on(query, key, rpb, self.d_output, self.lse, self.correction)
-        shape = (*self.sites, self.spec.value_dim)
-        return inputs, [(shape, self.dtype)], (), [self._exact.gradients["value"]]
+        return inputs, [self._exact.gradients["value"]]
 
     def d_rpb(self) -> _Prepared:
-        return self._of_pairs(), [self._partial()], (), [self._exact.gradients["rpb"]]
+        return self._gradient("rpb")
 
     def qk(self) -> _Prepared:
         query, key, _, rpb = self.inputs
         inputs = self._on(_heads_first(query), _heads_first(key), rpb)
-        result = ((*self.heads_first, self.taps), self.dtype)
-        return inputs, [result], (-math.inf,), [_heads_first(self._exact.logits.detach())]
+        return inputs, [_heads_first(self._exact.logits.detach())]
 
     def av(self) -> _Prepared:
         inputs = self._on(self.attn, _heads_first(self.inputs.value))
-        shape = (*self.heads_first, self.spec.head_dim)
-        return inputs, [(shape, self.dtype)], (), [_heads_first(self._exact.weighted.detach())]
+        return inputs, [_heads_first(self._exact.weighted.detach())]
 
     def inverse_av(self) -> _Prepared:
         inputs = self._on(self.attn, _heads_first(self.d_output))
         (exact,) = torch.autograd.grad(
             self._exact.weighted, self._exact.value, self.d_output.double(), retain_graph=True
         )
-        shape = (*self.heads_first, self.spec.head_dim)
-        return inputs, [(shape, self.dtype)], (), [_heads_first(exact)]
+        return inputs, [_heads_first(exact)]
 
     def sum_rpb(self) -> _Prepared:
         logits, rpb = self._exact.logits, self._exact.rpb
@@ -212,18 +221,12 @@ class _Problem:
         )
         # The entry of a tap without a key must not count.
         poison = self.attn.masked_fill(~_heads_first(exists), math.nan)
-        return self._on(poison), [self._partial()], (), [exact]
+        return self._on(poison), [exact]
 
-    def _gradient(self, name: str, channels: int) -> _Prepared:
-        result = ((*self.sites, channels), self.dtype)
-        return self._of_pairs(), [result], (), [self._exact.gradients[name]]
-
-    def _of_pairs(self) -> list[Tensor | None]:
+    def _gradient(self, name: str) -> _Prepared:
         numbers = (self.lse, self.correction, self.delta_less)
-        return self._on(*self.inputs, self.d_output, *numbers)
-
-    def _partial(self) -> tuple[Sequence[int], torch.dtype]:
-        return (self.call.chunks, self.call.heads, *self.offsets), self.acc
+        inputs = self._on(*self.inputs, self.d_output, *numbers)
+        return inputs, [self._exact.gradients[name]]
 
 
 # Cached: a search checks one candidate after the other, and each gets copies of the inputs.

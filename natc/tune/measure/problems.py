@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from natc.checks.inputs import poisoned
-from natc.checks.operations import Call, check_operations
+from natc.checks.operations import Call, check_operations, tensor_shape
 from natc.dispatch.call import Options
 from natc.dispatch.fused_backward import chunks
 from natc.errors import CheckError, TuneError
-from natc.operations import HEADS_FIRST, OPERATIONS
+from natc.operations import OPERATIONS
 from natc.spec import KernelSpec
 from natc.tune.measure.workload import Shape
 
@@ -59,82 +59,29 @@ def arguments(
     shape: (batch, size of each axis, heads). Key and value have as many heads; dilation is 1.
     """
     signature = OPERATIONS[operation]
-    tensors = _Tensors(spec, signature.layout, shape, device)
-    inputs = [
-        getattr(tensors, name)()
-        for name in signature.tensors
-        if name not in signature.results and (name != "rpb" or spec.rpb)
-    ]
-    results = [poisoned(*tensors.result(name), device) for name in signature.results]
+    # One element, expanded: only the shape, dtype and device of a query count.
+    query = torch.empty(1, dtype=getattr(torch, spec.dtype), device=device)
+    partial, acc = tensor_shape(spec, operation, "partial", shape, 1)
+    number = chunks(query.expand(*shape, spec.head_dim), math.prod(partial) * acc.itemsize)
+    chance = torch.Generator(device).manual_seed(0)
+
+    def tensor(name: str) -> Tensor:
+        size, dtype = tensor_shape(spec, operation, name, shape, number)
+        if name in signature.results:
+            return poisoned(size, dtype, device)
+        if name == "correction":
+            return torch.zeros(size, dtype=dtype, device=device)
+        if name == "lse":
+            # Near random logits' logsumexp, so that probabilities are neither 0 nor infinite.
+            near = math.log(math.prod(spec.kernel_size)) + 1
+            return torch.full(size, near, dtype=dtype, device=device)
+        return torch.randn(size, generator=chance, device=device).to(dtype)
+
+    tensors = [tensor(name) for name in signature.tensors if name != "rpb" or spec.rpb]
     ones = (1,) * spec.rank
     terms: dict[str, Any] = dict.fromkeys(spec.terms, 1.0)
     options = Options(
         spec.kernel_size, ones, ones, (False,) * spec.rank, spec.head_dim**-0.5, **terms
     )
     extra = (-math.inf,) if operation == "qk" else ()
-    return (*inputs, *results, *options.scalars(shape[1:-1]), 1, *extra)
-
-
-class _Tensors:
-    """Makes the tensors of one problem; a method for each name in `natc.operations`."""
-
-    def __init__(
-        self, spec: KernelSpec, layout: str, shape: Shape, device: torch.device | str
-    ) -> None:
-        self.spec, self.device = spec, device
-        self.dtype = getattr(torch, spec.dtype)
-        self.acc = getattr(torch, spec.accumulator)
-        batch, *sizes, heads = shape
-        self.leading, self.heads = (batch, *sizes), heads
-        first = (batch, heads, *sizes)
-        self.sites = first if layout == HEADS_FIRST else (batch, *sizes, heads)
-        self.taps = math.prod(spec.kernel_size)
-        self.offsets = tuple(2 * size - 1 for size in spec.kernel_size)
-        self.chance = torch.Generator(device).manual_seed(0)
-
-    def _draw(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        values = torch.randn(shape, generator=self.chance, device=self.device)
-        return values.to(dtype or self.dtype)
-
-    def query(self) -> Tensor:
-        return self._draw(*self.sites, self.spec.head_dim)
-
-    key = query
-
-    def value(self) -> Tensor:
-        return self._draw(*self.sites, self.spec.value_dim)
-
-    d_output = output = vector = value
-
-    def qkv(self) -> Tensor:
-        return self._draw(*self.leading, 3, self.heads, self.spec.head_dim)
-
-    def rpb(self) -> Tensor:
-        return self._draw(self.heads, *self.offsets, dtype=self.acc)
-
-    def lse(self) -> Tensor:
-        # Near the logsumexp of random logits, so that probabilities are neither 0 nor infinite.
-        return torch.full(self.sites, math.log(self.taps) + 1, dtype=self.acc, device=self.device)
-
-    def correction(self) -> Tensor:
-        return torch.zeros(self.sites, dtype=self.acc, device=self.device)
-
-    def delta(self) -> Tensor:
-        return self._draw(*self.sites, dtype=self.acc)
-
-    def attn(self) -> Tensor:
-        return self._draw(*self.sites, self.taps)
-
-    d_attn = attn
-
-    def result(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
-        """Return the shape and the dtype of a result."""
-        if name in ("lse", "delta", "correction"):
-            return self.sites, self.acc
-        if name == "partial":
-            chunk_bytes = self.acc.itemsize * self.heads * math.prod(self.offsets)
-            like = torch.empty(0, dtype=self.dtype, device=self.device)
-            query = like.new_empty((1,)).expand((*self.leading, self.heads, self.spec.head_dim))
-            return (chunks(query, chunk_bytes), self.heads, *self.offsets), self.acc
-        last = {"attn": self.taps, "output": self.spec.value_dim, "d_value": self.spec.value_dim}
-        return (*self.sites, last.get(name, self.spec.head_dim)), self.dtype
+    return (*tensors, *options.scalars(shape[1:-1]), 1, *extra)
