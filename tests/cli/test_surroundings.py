@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from support.command_line import Natc, Result
+from support.held_lock import Holder
 from support.tiny_library import SPEC, add_library
 
 from natc import env, runtime
@@ -18,7 +19,7 @@ from natc.errors import ArgumentError, BuildError, NatcError
 from natc.host import c_compiler
 from natc.host.detect import detect_host_cpu
 from natc.runtime import jit
-from natc.store import workspace
+from natc.store import files, workspace
 from natc.store.temporary import temporary_directory
 
 pytestmark = pytest.mark.quick
@@ -146,6 +147,20 @@ def test_a_full_disk_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3 << 20))
     with pytest.raises(NatcError, match="has 3 MiB free, and natc needs 16: free some, or name"):
         temporary_directory("build").__enter__()
+
+
+def test_a_command_waits_for_a_lock_as_long_as_it_may(
+    natc: Natc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Set again at the end, whatever the commands set.
+    monkeypatch.setattr(files, "longest_wait", files.longest_wait)
+    directory = workspace.library_dir()
+    directory.mkdir(parents=True)
+    (directory / ".part.tmp").touch()
+    holder = Holder(directory / ".natc.lock")
+    assert str(holder.path) in one_line(natc("list", "--prune", "--wait", "0"))
+    holder.let_go()
+    assert natc("list", "--prune").code == 0 and not (directory / ".part.tmp").exists()
 
 
 def test_a_home_that_cannot_be_written_is_named_with_the_remedy(
