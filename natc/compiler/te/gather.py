@@ -28,6 +28,9 @@ class Gather:
     skip taps without a pair. axes: the taps of each axis; None: `axes_of`.
     """
 
+    # How `weights` leaves out what is no pair: its value is not computed.
+    _choose = staticmethod(tirx.if_then_else)
+
     def __init__(
         self,
         problem: Problem,
@@ -134,7 +137,7 @@ class Gather:
 
         def weight(*at: tirx.Var) -> Expr:
             site, tap = at[: self._n], at[self._n :]
-            return tirx.if_then_else(self.attended(site, tap), value(site, tap), p.const(fill))
+            return self._choose(self.attended(site, tap), value(site, tap), p.const(fill))
 
         return stage((*self._sites, *self.window), [*p.site_names, *p.tap_names], weight, "weight")
 

@@ -33,6 +33,9 @@ class RowGather(Gather):
     token's vector by the weight 0, because the product with an infinity or a NaN is NaN.
     """
 
+    # Both sides are computed, so that the taps of a row stay in the lanes of a vector.
+    _choose = staticmethod(tirx.Select)
+
     def __init__(
         self,
         problem: Problem,
@@ -118,18 +121,6 @@ class RowGather(Gather):
 
         shape = (*p.site_shape, tensor.shape[-1])
         return stage(shape, [*p.site_names, "d"], element, f"{tensor.name}_held")
-
-    def weights(self, value: Pairwise, fill: float = 0.0) -> te.Tensor:
-        """Return a stage with `value` for each site and tap, `fill` if they are not a pair."""
-        p, n = self.problem, len(self.problem.site_names)
-
-        def weight(*at: tirx.Var) -> Expr:
-            site, tap = at[:n], at[n:]
-            return tirx.Select(self.attended(site, tap), value(site, tap), p.const(fill))
-
-        return stage(
-            (*p.site_shape, *self.window), [*p.site_names, *p.tap_names], weight, "weight"
-        )
 
     def _copied(self, tensor: te.Tensor) -> te.Tensor:
         """Copy `[b, *s, h, ...]` to `[b, h, tokens, ...]`, in the accumulator's dtype.
