@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +27,9 @@ from natc.store.manifest import file_sha256, load_manifest, sha256_of
 # Each open file of this process has a name in the first directory, on Linux. The second one lies
 # in memory: some file systems take milliseconds to create and remove a directory.
 _DESCRIPTORS, _MEMORY = Path("/proc/self/fd"), "/dev/shm"
+_PREFIX = "natc-load-"
+# No library takes so many seconds to open.
+_LONG_AGO = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +173,10 @@ def _open(library: Library, file: BinaryIO) -> Any:
     """
     import tvm_ffi
 
-    memory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
     try:
-        with tempfile.TemporaryDirectory(prefix="natc-load-", dir=memory) as scratch:
+        place = _MEMORY if os.access(_MEMORY, os.W_OK) else tempfile.gettempdir()
+        _remove_abandoned(place)
+        with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=place) as scratch:
             # The loader wants a name, and a new name for each library: it would take a second
             # file that is called /proc/self/fd/7 for the first one.
             name = Path(scratch) / library.path.name
@@ -193,6 +199,20 @@ def _open(library: Library, file: BinaryIO) -> Any:
             f"temporary file: {reason(error)}. Set TMPDIR to a directory that you can write."
         ) from error
     return _modules.setdefault(library.path, module)
+
+
+@functools.cache
+def _remove_abandoned(place: str) -> None:
+    """Remove the links of processes that were killed while they opened a library."""
+    for directory in Path(place).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            status = directory.lstat()
+            if status.st_uid != os.geteuid() or time.time() - status.st_mtime < _LONG_AGO:
+                continue
+            for link in directory.iterdir():
+                if os.readlink(link).startswith(f"{_DESCRIPTORS}/"):
+                    link.unlink()
+            directory.rmdir()
 
 
 def _copy(library: Library, file: BinaryIO, path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -247,6 +248,21 @@ def test_where_there_is_no_place_for_a_temporary_file_the_error_says_so(
     monkeypatch.setattr("tempfile.tempdir", "/dev/null/absent")
     with pytest.raises(LibraryError, match="no directory for a temporary file: not a directory"):
         attend()
+
+
+def test_links_of_processes_that_were_killed_while_they_opened_a_library_are_removed(
+    tmp_path: Path,
+) -> None:
+    now = time.time()
+    ages = {"natc-load-old": 2 * load._LONG_AGO, "natc-load-new": 0.0, "natc-load-mine": 1e6}
+    for name, age in ages.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "link").symlink_to("/proc/self/fd/9" if age < 1e6 else "/etc")
+        os.utime(tmp_path / name, (now - age, now - age))
+    load._remove_abandoned(str(tmp_path))
+    links = {path.parent.name for path in tmp_path.glob("*/link")}
+    assert links == {path.name for path in tmp_path.iterdir()}
+    assert links == {"natc-load-new", "natc-load-mine"}
 
 
 def test_the_system_names_an_open_library_by_its_path(libraries: LibraryDirectory) -> None:
