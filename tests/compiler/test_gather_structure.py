@@ -21,7 +21,7 @@ from natc.spec import KernelSpec
 HOST = detect_host_cpu()
 GATHERING = [name for name in OPERATIONS if OPERATIONS[name].family != "forward"]
 SPECS = [
-    *("na2d_k3x4_d16_float32_rpb", "na1d_k5_d24_bfloat16_rpb", "na3d_k2x3x2_d12_float64"),
+    *("na2d_k3x4_d16_float32_rpb", "na1d_k5_d24_bfloat16_rpb", "na3d_k2_d12_float64"),
     "na3d_k2x2x5_d16v24_float16_rpb",
 ]
 

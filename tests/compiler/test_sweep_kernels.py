@@ -47,9 +47,8 @@ SPECS = [
         "na2d_k3_d20_float16_rpb",
         "na3d_k3_d12_float32",
         "na3d_k2x3x4_d8_bfloat16_rpb",
-        "na3d_k2_d64v1_float16",
         # Windows of 1: on an axis, and on every axis.
-        "na3d_k1x3x3_d16_float32_rpb",
+        "na3d_k1x2x3_d64v1_float16",
         "na2d_k1_d3_float16_rpb",
     )
 ]
