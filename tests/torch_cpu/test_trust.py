@@ -342,7 +342,10 @@ def test_a_library_of_a_wheel_is_to_be_installed_again(
     runtime.clear()
     attend()
     assert directory.calls(SPEC) == 1, "a library of an installed wheel serves calls"
-    library.write_bytes(library.read_bytes() + b"\0")
+    changed = library.read_bytes() + b"\0"
+    # A new file: this process would crash when it ends if the file that it has loaded changed.
+    library.unlink()
+    library.write_bytes(changed)
     runtime.clear()
     message = "the wheel of natc-kernels-tiny again: pip install --force-reinstall --no-deps FILE"
     with pytest.raises(LibraryError, match=message):
