@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from natc import env
 from natc.errors import NatcError
 
 _log = logging.getLogger("natc")
@@ -44,7 +45,11 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
             path.mkdir(mode=0o755, exist_ok=True)
         directory.mkdir(exist_ok=True)
     except OSError as error:
-        raise NatcError(f"directory {directory} cannot be created: {reason(error)}.") from error
+        raise NatcError(
+            f"directory {directory} cannot be created: {reason(error)}. Name another on the "
+            f"command line, or with {env.NATC_CACHE_DIR.name} (libraries) or "
+            f"{env.NATC_WORKSPACE.name} (schedules and logs)."
+        ) from error
     return directory
 
 

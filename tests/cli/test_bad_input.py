@@ -147,7 +147,7 @@ def test_tuning_for_another_device_is_refused(natc: Natc, monkeypatch: pytest.Mo
     [
         ("build --kernel 7 --output DIR", "is not writable; name another with --output"),
         ("package --kernel 3 --output DIR", "is not writable; name another with --output"),
-        ("quickstart --output DIR", "cannot be created"),
+        ("quickstart --output DIR", "cannot be created: not a directory. Name another"),
         ("bench --plot DIR/x.svg", "is not writable, so x.svg cannot be"),
         ("bench --html DIR/x.html", "is not writable, so x.html cannot be"),
     ],
