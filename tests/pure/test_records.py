@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from multiprocessing import get_context
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,7 @@ from natc.store.records import (
     shape_key,
 )
 
+Process = get_context("fork").Process
 SPEC = KernelSpec.make(7, rpb=True)
 SPACE = SpaceVersion("cpu", 1)
 
@@ -61,6 +63,26 @@ def test_appended_records_are_read_back(log: tuple[Path, list[Record]]) -> None:
     assert {line["schema_version"] for line in lines} == {1}
     assert lines[0]["seed"] == 3
     assert lines[1]["decisions"] == {"tile_h": 4, "unroll": 0}
+
+
+def test_two_searches_write_one_log_at_once(tmp_path: Path) -> None:
+    path, number = tmp_path / "log.jsonl", 20
+
+    def write(first: int) -> None:
+        # Lines longer than a page, which the system would write in parts.
+        for trial in range(first, first + number):
+            append(path, make_trial(trial, seconds=None, error="x" * 5000))
+
+    searches = [Process(target=write, args=(first,)) for first in (0, number)]
+    for search in searches:
+        search.start()
+    for search in searches:
+        search.join()
+    records, problems = read_log(path)
+    trials = [record.trial for record in records if isinstance(record, Trial)]
+    assert problems == [] and sorted(trials) == list(range(2 * number))
+    # Each search's trials stand in their order, whatever lies between them.
+    assert [trial for trial in trials if trial < number] == list(range(number))
 
 
 def test_logs_that_are_absent_or_cannot_be_read_or_written(tmp_path: Path) -> None:
