@@ -8,23 +8,19 @@ from typing import Any
 import pytest
 from support.builder_double import Builder
 from support.command_line import Natc, Result
+from support.own_folders import unset_variables, use_own_folders
 
-from natc import env, runtime
+from natc import runtime
 from natc.cli.main import main
 from natc.host import gpu
-from natc.store import workspace
 
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the folder of a machine with nothing tuned or built, and no GPU; no call builds."""
-    for variable in env.ALL:
-        monkeypatch.delenv(variable.name, raising=False)
+    unset_variables(monkeypatch)
     monkeypatch.setenv("NATC_JIT", "readonly")
-    monkeypatch.setenv("NATC_WORKSPACE", str(tmp_path / "workspace"))
-    monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path / "cache"))
-    for name in ("PACKAGED_DATA", "SHIPPED"):
-        monkeypatch.setattr(workspace, name, tmp_path / "shipped")
+    use_own_folders(tmp_path, monkeypatch)
     monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver(None, ()))
     runtime.clear()
     return tmp_path

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from support.built_kernels import BuiltKernels
+from support.own_folders import use_own_folders
 
 from natc import runtime
-from natc.store import workspace
 
 if TYPE_CHECKING:
     from support.tensor_core_kernels import Kernels
@@ -38,12 +38,9 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, built: BuiltKernels, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Nothing tuned, no libraries but the tests' own, and no call on the reference."""
-    monkeypatch.setenv("NATC_WORKSPACE", str(tmp_path / "workspace"))
-    monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path / "cache"))
+    use_own_folders(tmp_path, monkeypatch)
     monkeypatch.setenv("NATC_LIB_PATH", os.pathsep.join(map(str, built.directories)))
     monkeypatch.setenv("NATC_STRICT", "1")
-    for name in ("PACKAGED_DATA", "SHIPPED"):
-        monkeypatch.setattr(workspace, name, tmp_path / "packaged")
     runtime.clear()
     yield tmp_path
     runtime.clear()

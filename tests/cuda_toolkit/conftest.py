@@ -3,16 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from natc.store import workspace
+from support.own_folders import use_own_folders
 
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nothing tuned, nothing built."""
-    monkeypatch.setenv("NATC_WORKSPACE", str(tmp_path / "workspace"))
-    monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path / "cache"))
+    use_own_folders(tmp_path, monkeypatch)
     monkeypatch.setenv("NATC_LIB_PATH", str(tmp_path / "lib"))
-    for name in ("PACKAGED_DATA", "SHIPPED"):
-        monkeypatch.setattr(workspace, name, tmp_path / "packaged")
     return tmp_path

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 from support.library_files import library_of, make_manifest
+from support.own_folders import unset_variables
 from support.signing_keys import write_keys
 from support.tiny_library import ARCH, SPEC, add_library, add_wheel, compile_c
 
-from natc import env
 from natc.errors import ArgumentError, LibraryError, NatcError
 from natc.host import detect
 from natc.package import assemble, jobs, plan
@@ -44,8 +44,7 @@ WHEN = 1_700_000_000
 
 @pytest.fixture(autouse=True)
 def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in env.ALL:
-        monkeypatch.delenv(variable.name, raising=False)
+    unset_variables(monkeypatch)
     monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path / "cache"))
 
 

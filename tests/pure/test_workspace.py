@@ -5,8 +5,8 @@ from pathlib import Path
 
 import platformdirs
 import pytest
+from support.own_folders import unset_variables
 
-from natc import env
 from natc.spec import KernelSpec
 from natc.store import workspace
 from natc.targets import Target
@@ -17,8 +17,7 @@ TARGET = Target("llvm", "x86-64-v3")
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in env.ALL:
-        monkeypatch.delenv(variable.name, raising=False)
+    unset_variables(monkeypatch)
 
 
 def test_a_checkout_is_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
