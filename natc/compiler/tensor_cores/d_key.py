@@ -21,7 +21,7 @@ from natc.compiler.tensor_cores.inverse_scores import (
 )
 from natc.compiler.tensor_cores.inverse_sums import KeySums
 from natc.compiler.tensor_cores.kernel import RESIDENT, grid, warps_of
-from natc.compiler.tensor_cores.statements import Statements
+from natc.compiler.statements import Statements
 from natc.compiler.tensor_cores.tile import Tile
 from natc.spec import KernelSpec
 

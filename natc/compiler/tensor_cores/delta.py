@@ -25,7 +25,7 @@ from natc.compiler.tensor_cores.scores import (
     products,
 )
 from natc.compiler.tensor_cores.softmax import RunningSoftmax
-from natc.compiler.tensor_cores.statements import Statements, call, flat_index
+from natc.compiler.statements import Statements, call, flat_index
 from natc.compiler.tensor_cores.tile import Tile
 from natc.compiler.tensor_cores.warp_tile import Tensor, WarpTile
 from natc.operations import EXACT_BELOW

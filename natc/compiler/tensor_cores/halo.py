@@ -10,7 +10,7 @@ from typing import Any
 from tvm import tirx
 from tvm.ir import Expr
 
-from natc.compiler.tensor_cores.statements import at, call
+from natc.compiler.statements import at, call
 from natc.compiler.tensor_cores.tile import HALF
 from natc.compiler.tensor_cores.warp_tile import Tensor, TileWindow, WarpTile
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm import tirx
 
-from natc.compiler.tensor_cores.statements import call
+from natc.compiler.statements import call
 
 LOG2_E = 1 / math.log(2.0)
 

@@ -12,7 +12,7 @@ from tvm.ir import Expr
 from natc.compiler.tensor_cores.halo import Channels, Part, vectors
 from natc.compiler.tensor_cores.kernel import SHORT
 from natc.compiler.tensor_cores.logits import LOG2_E, exponent_of, logit_of
-from natc.compiler.tensor_cores.statements import at, call
+from natc.compiler.statements import at, call
 from natc.compiler.tensor_cores.tile import HALF, Tile
 from natc.compiler.tensor_cores.warp_tile import Tensor, WarpTile, element_of, is_below
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tvm import tirx
 
-from natc.compiler.tensor_cores.statements import call
+from natc.compiler.statements import call
 from natc.compiler.tensor_cores.warp_tile import WarpTile
 
 

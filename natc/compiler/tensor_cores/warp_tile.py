@@ -14,7 +14,7 @@ from tvm.ir import Expr
 
 from natc import window
 from natc.compiler.te.axis import TENSOR_EXPRESSION
-from natc.compiler.tensor_cores.statements import Statements, call, flat_index
+from natc.compiler.statements import Statements, call, flat_index
 from natc.compiler.tensor_cores.tile import HALF, Tile
 
 LANES = 32

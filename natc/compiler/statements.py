@@ -84,6 +84,14 @@ class Statements:
         self.add(tirx.For(variable, 0, extent, tirx.ForKind.SERIAL, body()))
 
     @contextmanager
+    def parallel(self, name: str, extent: Any) -> Iterator[Any]:
+        """Run the block for 0 .. extent-1, divided among a CPU's threads."""
+        variable = tirx.Var(name, "int32")
+        with self._block() as body:
+            yield variable
+        self.add(tirx.For(variable, 0, extent, tirx.ForKind.PARALLEL, body()))
+
+    @contextmanager
     def when(self, condition: Expr) -> Iterator[None]:
         """Run the block only if `condition` holds."""
         with self._block() as body:

@@ -1,0 +1,1 @@
+"""Kernels for CPUs that compute tiles of queries: written as statements, not scheduled."""
