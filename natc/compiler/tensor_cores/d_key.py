@@ -11,6 +11,7 @@ from typing import Any
 
 from tvm import tirx
 
+from natc.compiler.statements import Statements
 from natc.compiler.tensor_cores.inverse import KeyTile, QueryStep
 from natc.compiler.tensor_cores.inverse_scores import (
     load_keys,
@@ -21,7 +22,6 @@ from natc.compiler.tensor_cores.inverse_scores import (
 )
 from natc.compiler.tensor_cores.inverse_sums import KeySums
 from natc.compiler.tensor_cores.kernel import RESIDENT, grid, warps_of
-from natc.compiler.statements import Statements
 from natc.compiler.tensor_cores.tile import Tile
 from natc.spec import KernelSpec
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from tvm import tirx
 
+from natc.compiler.statements import Statements, call
 from natc.compiler.tensor_cores.d_scores import KeyStep, LogitGradients
 from natc.compiler.tensor_cores.halo import Part
 from natc.compiler.tensor_cores.kernel import RESIDENT, ROWS, grid, warp_candidates, warps_of
 from natc.compiler.tensor_cores.results import store_channels
 from natc.compiler.tensor_cores.scores import each_part
-from natc.compiler.statements import Statements, call
 from natc.compiler.tensor_cores.tile import HALF, Tile, channel_blocks
 from natc.compiler.tensor_cores.values import Pairs, any_not_finite, multiply
 from natc.compiler.tensor_cores.warp_tile import WarpTile

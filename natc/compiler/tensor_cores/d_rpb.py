@@ -14,11 +14,11 @@ from typing import Any
 
 from tvm import tirx
 
+from natc.compiler.statements import Statements, at, call
 from natc.compiler.tensor_cores.d_scores import LogitGradients
 from natc.compiler.tensor_cores.halo import Part
 from natc.compiler.tensor_cores.kernel import RESIDENT, ROWS, WARPS_1
 from natc.compiler.tensor_cores.scores import each_part
-from natc.compiler.statements import Statements, at, call
 from natc.compiler.tensor_cores.tile import HALF, Tile
 from natc.compiler.tensor_cores.warp_tile import LANES, WarpTile, element_of
 from natc.spec import KernelSpec

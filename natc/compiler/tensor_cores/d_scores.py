@@ -14,11 +14,11 @@ from typing import Any
 
 from tvm import tirx
 
+from natc.compiler.statements import at, call
 from natc.compiler.tensor_cores.halo import Channels, Part
 from natc.compiler.tensor_cores.kernel import SHORT
 from natc.compiler.tensor_cores.logits import LOG2_E, exponent_of, probability_of, shift_of
 from natc.compiler.tensor_cores.scores import add_product, bias_index, biases, load_queries
-from natc.compiler.statements import at, call
 from natc.compiler.tensor_cores.tile import HALF
 from natc.compiler.tensor_cores.warp_tile import WarpTile, is_below
 

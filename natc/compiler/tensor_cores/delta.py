@@ -14,6 +14,7 @@ from typing import Any
 
 from tvm import tirx
 
+from natc.compiler.statements import Statements, call, flat_index
 from natc.compiler.tensor_cores.halo import Part
 from natc.compiler.tensor_cores.kernel import RESIDENT, grid, warp_candidates, warps_of
 from natc.compiler.tensor_cores.logits import LOG2_E
@@ -25,7 +26,6 @@ from natc.compiler.tensor_cores.scores import (
     products,
 )
 from natc.compiler.tensor_cores.softmax import RunningSoftmax
-from natc.compiler.statements import Statements, call, flat_index
 from natc.compiler.tensor_cores.tile import Tile
 from natc.compiler.tensor_cores.warp_tile import Tensor, WarpTile
 from natc.operations import EXACT_BELOW

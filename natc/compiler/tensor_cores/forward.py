@@ -14,6 +14,7 @@ from typing import Any
 
 from tvm import tirx
 
+from natc.compiler.statements import Statements, call
 from natc.compiler.tensor_cores.halo import Part
 from natc.compiler.tensor_cores.kernel import (
     PRODUCTS,
@@ -27,7 +28,6 @@ from natc.compiler.tensor_cores.logits import LOG2_E
 from natc.compiler.tensor_cores.results import store_channels
 from natc.compiler.tensor_cores.scores import each_part, finish, load_queries, products
 from natc.compiler.tensor_cores.softmax import RunningSoftmax
-from natc.compiler.statements import Statements, call
 from natc.compiler.tensor_cores.tile import HALF, Tile, is_wide
 from natc.compiler.tensor_cores.values import ValueSums, any_not_finite, packed_weights
 from natc.compiler.tensor_cores.warp_tile import WarpTile

@@ -15,9 +15,9 @@ from tvm import tirx
 from tvm.ir import Expr
 
 from natc import window
+from natc.compiler.statements import call
 from natc.compiler.tensor_cores.kernel import RESIDENT, warp_candidates
 from natc.compiler.tensor_cores.scores import rpb_at, within
-from natc.compiler.statements import call
 from natc.compiler.tensor_cores.tile import HALF
 from natc.compiler.tensor_cores.warp_tile import Tensor, TileWindow, WarpTile, is_below
 from natc.spec import KernelSpec

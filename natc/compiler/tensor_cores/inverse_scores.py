@@ -8,11 +8,11 @@ from typing import Any
 
 from tvm import tirx
 
+from natc.compiler.statements import at, call
 from natc.compiler.tensor_cores.inverse import KeyTile, QueryStep
 from natc.compiler.tensor_cores.kernel import SHORT
 from natc.compiler.tensor_cores.logits import LOG2_E, exponent_of, probability_of, shift_of
 from natc.compiler.tensor_cores.scores import add_product, load_channels, load_halves
-from natc.compiler.statements import at, call
 from natc.compiler.tensor_cores.warp_tile import Tensor
 
 # (half of queries, half of keys, number of the query in the lane's pair).

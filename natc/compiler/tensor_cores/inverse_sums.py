@@ -7,9 +7,9 @@ from typing import Any
 
 from tvm import tirx
 
+from natc.compiler.statements import at, call
 from natc.compiler.tensor_cores.inverse import KeyTile, QueryStep
 from natc.compiler.tensor_cores.results import store_channels
-from natc.compiler.statements import at, call
 from natc.compiler.tensor_cores.tile import HALF, channel_blocks
 from natc.compiler.tensor_cores.values import multiply
 from natc.compiler.tensor_cores.warp_tile import Tensor, TileWindow

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from natc.compiler.tensor_cores.kernel import SHORT
 from natc.compiler.statements import at, call
+from natc.compiler.tensor_cores.kernel import SHORT
 from natc.compiler.tensor_cores.tile import HALF, channel_blocks
 from natc.compiler.tensor_cores.warp_tile import Tensor, WarpTile
 

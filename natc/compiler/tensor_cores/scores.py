@@ -9,10 +9,10 @@ from typing import Any
 from tvm import tirx
 from tvm.ir import Expr
 
+from natc.compiler.statements import at, call
 from natc.compiler.tensor_cores.halo import Channels, Part, vectors
 from natc.compiler.tensor_cores.kernel import SHORT
 from natc.compiler.tensor_cores.logits import LOG2_E, exponent_of, logit_of
-from natc.compiler.statements import at, call
 from natc.compiler.tensor_cores.tile import HALF, Tile
 from natc.compiler.tensor_cores.warp_tile import Tensor, WarpTile, element_of, is_below
 

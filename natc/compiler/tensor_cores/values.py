@@ -7,9 +7,9 @@ from typing import Any
 
 from tvm import tirx
 
+from natc.compiler.statements import at, call
 from natc.compiler.tensor_cores.halo import Part, Tokens
 from natc.compiler.tensor_cores.kernel import SHORT
-from natc.compiler.statements import at, call
 from natc.compiler.tensor_cores.tile import HALF, channel_blocks
 from natc.compiler.tensor_cores.warp_tile import Tensor, TileWindow, WarpTile
 

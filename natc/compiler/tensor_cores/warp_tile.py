@@ -13,8 +13,8 @@ from tvm import tirx
 from tvm.ir import Expr
 
 from natc import window
-from natc.compiler.te.axis import TENSOR_EXPRESSION
 from natc.compiler.statements import Statements, call, flat_index
+from natc.compiler.te.axis import TENSOR_EXPRESSION
 from natc.compiler.tensor_cores.tile import HALF, Tile
 
 LANES = 32
