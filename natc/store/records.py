@@ -66,7 +66,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, tag="trial"):
     seconds: shape `BxHxWxheadsxhead_dim` -> seconds of one call, positive; None with
     an error. environment: id of an Environment. trial: its number in the log, from 0.
     operation: the measured operation. samples: how many were taken of each shape, if measuring
-    stopped early because the candidate was behind; None: the usual number.
+    stopped early because the candidate was behind; None: the usual number. features: numbers about
+    the candidate's machine code, from which later searches learn; None if it was not built.
     Raises RecordError if both or none of seconds and error are None.
     """
 
@@ -81,6 +82,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, tag="trial"):
     trial: int
     operation: str = FORWARD
     samples: int | None = None
+    features: dict[str, float] | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -92,6 +94,9 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, tag="trial"):
                 raise RecordError(f"seconds of shape {shape} is {value}; it must be positive.")
         if self.seconds is not None and not self.seconds:
             raise RecordError("seconds is empty; it must hold at least one shape.")
+        for name, value in (self.features or {}).items():
+            if not math.isfinite(value):
+                raise RecordError(f"feature {name} is {value}; it must be finite.")
 
 
 Record: TypeAlias = Environment | Trial

@@ -36,11 +36,10 @@ _build, _measure = builder.build, worker.measure
 
 def build_nothing(
     spec_name: str, target_name: str, decisions: Mapping[str, int], output: str, operation: str
-) -> None:
+) -> builder.BuiltCandidate:
     """Make a library whose kernel writes nothing, or a right one for the untuned decisions."""
     if not decisions.get("maximum"):
-        _build(spec_name, target_name, decisions, output)
-        return
+        return _build(spec_name, target_name, decisions, output)
     directory = Path(output).parent
     source = directory / f"{Path(output).stem}.c"
     spec, target = KernelSpec.parse(spec_name), Target.parse(target_name)
@@ -50,6 +49,7 @@ def build_nothing(
         "void *__tvm_ffi__library_ctx;\n"
     )
     link_library(Path(output), [source], exported=[name], directory=directory)
+    return builder.BuiltCandidate(None, {})
 
 
 def measure_or_die(

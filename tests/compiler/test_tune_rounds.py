@@ -165,6 +165,7 @@ def test_the_untuned_kernel_and_the_schedule_may_spill(
     monkeypatch.setattr(builder, "build", spill)
     round_ = export(SPEC, HOST, tmp_path / "round", shapes=[SHAPE], candidates=4)
     assert len(round_.candidates) == 1 and not round_.present
+    assert round_.candidates[0].features == {"spills": 2.0}
     assert {candidate.error for candidate in round_.dropped} == {"spills 8 bytes of registers"}
 
 

@@ -56,8 +56,9 @@ def test_a_candidate_is_compiled_and_judged(
 
     monkeypatch.setattr("natc.compiler.build.resources.hopeless", judge)
     names = ("na2d_k3_d8_float32", H100.name)
-    useless = builder.build(*names, {"threads": 64}, str(tmp_path / "x.so"), "delta")
+    useless, features = builder.build(*names, {"threads": 64}, str(tmp_path / "x.so"), "delta")
     assert useless == "as the test says" and (tmp_path / "x.so").stat().st_size > 0
     (kernels,) = seen
     assert kernels and all(kernel.registers > 0 for kernel in kernels)
     assert {kernel.threads for kernel in kernels} == {64}
+    assert features["registers"] == max(kernel.registers for kernel in kernels)

@@ -47,7 +47,7 @@ def log(tmp_path: Path) -> tuple[Path, list[Record]]:
     path = tmp_path / "logs" / "log.jsonl"
     records: list[Record] = [
         environment.collect(seed=3),
-        make_trial(0),
+        make_trial(0, features={"lanes": 8.0, "spills": 0.25}),
         make_trial(1, seconds=None, error="did not compile: ü\nsecond line"),
     ]
     for record in records:
@@ -154,6 +154,7 @@ def test_fields_that_are_not_known_do_no_harm(tmp_path: Path) -> None:
         {"seconds": {"1x1x1x1x1": float("inf")}},
         {"seconds": {"1x1x1x1x1": float("nan")}},
         {"seconds": {"1x1x1x1x1": 0.0}},
+        {"features": {"lanes": float("nan")}},
     ],
 )
 def test_a_trial_needs_times_or_an_error(changes: dict[str, object]) -> None:

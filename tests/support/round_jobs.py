@@ -22,12 +22,12 @@ def crash_hang_or_err(*arguments: Any) -> list[float]:
     return [float(os.getpid())]
 
 
-def spill(*arguments: Any) -> str | None:
-    """Write some library; return that it spills, unless it may."""
+def spill(*arguments: Any) -> tuple[str | None, dict[str, float]]:
+    """Write some library; return that it spills, unless it may, and its features."""
     Path(arguments[3]).write_text(str(arguments[2]))
-    return None if arguments[5] else "spills 8 bytes of registers"
+    return None if arguments[5] else "spills 8 bytes of registers", {"spills": 2.0}
 
 
-def refuse(*_: Any) -> str:
-    """Return why a candidate is not worth measuring."""
-    return "has 2048 threads in a block; sm_90 has 1024"
+def refuse(*_: Any) -> tuple[str, dict[str, float]]:
+    """Return why a candidate is not worth measuring, and no features."""
+    return "has 2048 threads in a block; sm_90 has 1024", {}

@@ -15,6 +15,8 @@ from natc.spec import KernelSpec
 from natc.store.manifest import function_name
 from natc.targets import Target
 
+ASSEMBLY = "kernels.s"
+
 
 def build_llvm(
     spec: KernelSpec,
@@ -25,15 +27,18 @@ def build_llvm(
     *,
     entries: Sequence[str],
     portable: bool = False,
+    keep_assembly: bool = False,
 ) -> None:
     """Compile a kernel for a CPU into the shared library `output`.
 
     entries: names of operations. directory: for intermediate files. portable: see `link_library`.
-    Raises BuildError or CompilerNotFound.
+    keep_assembly: also write LLVM's assembly text into `directory`, as `ASSEMBLY`. Raises
+    BuildError or CompilerNotFound.
     """
     names = {entry: function_name(spec, entry, target) for entry in entries}
     module = entry_module(spec, target, decisions, names)
-    link(module, target, names.values(), output, directory, portable=portable)
+    options = {"portable": portable, "keep_assembly": keep_assembly}
+    link(module, target, names.values(), output, directory, **options)
 
 
 def link(
@@ -44,12 +49,18 @@ def link(
     directory: Path,
     *,
     portable: bool = False,
+    keep_assembly: bool = False,
 ) -> None:
-    """Compile a module's functions into the shared library `output`, which exports `names`."""
+    """Compile a module's functions into the shared library `output`, which exports `names`.
+
+    The other arguments are those of `build_llvm`.
+    """
     with tvm.transform.PassContext(instruments=[StageSizesKnown()]):
         compiled = tvm.compile(module, target=compiler_target(target))
     machine_code = directory / "kernels.o"
     compiled.mod.write_to_file(str(machine_code), "o")
+    if keep_assembly:
+        (directory / ASSEMBLY).write_text(compiled.mod.inspect_source("asm"))
     with resources.as_file(
         resources.files("natc.compiler.build") / "launcher" / "threads.c"
     ) as threads:

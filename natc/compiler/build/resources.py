@@ -80,6 +80,15 @@ def measured(kernels: Sequence[Resources], source: str) -> list[Resources]:
     return [kernel for kernel in kernels if not names or kernel.kernel in names]
 
 
+def features_of(kernels: Sequence[Resources]) -> dict[str, float]:
+    """Return the largest of each resource that any of the kernels needs, for a search's model."""
+    names = ("registers", "shared_bytes", "stack_bytes", "spilled_bytes", "threads")
+    return {
+        name: float(max((getattr(kernel, name) for kernel in kernels), default=0))
+        for name in names
+    }
+
+
 def hopeless(
     kernels: Sequence[Resources],
     target: Target,

@@ -264,6 +264,7 @@ class _Measuring:
             timestamp=environment.now(),
             trial=self._next,
             samples=samples,
+            features=candidate.features,
         )
         append(self._log, trial)
         self._next += 1

@@ -34,11 +34,15 @@ ABI = manifest.SCHEMA_VERSION
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """One candidate: its decisions, its library in the round's directory, and that file's hash."""
+    """One candidate: its decisions, its library in the round's directory, and that file's hash.
+
+    features: numbers about its machine code.
+    """
 
     decisions: dict[str, int]
     library: str
     sha256: str
+    features: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         # A round must not lead to a file elsewhere.

@@ -186,15 +186,18 @@ class _Builders:
             jobs.append((dict(decisions), path, job))
         for decisions, path, job in jobs:
             try:
-                useless = job.result()
+                useless, features = job.result()
             except Exception as error:
-                useless = why(error, "to build")
+                useless, features = why(error, "to build"), {}
             if useless is None:
                 code = file_sha256(path)
                 if code not in self._codes:
                     self._codes.add(code)
-                    candidate = Candidate(decisions=decisions, library=path.name, sha256=code)
-                    self.made.append(candidate)
+                    self.made.append(
+                        Candidate(
+                            decisions=decisions, library=path.name, sha256=code, features=features
+                        )
+                    )
                     continue
                 useless = "has the code of another candidate"
             path.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from natc.tune.measure import worker
 from natc.tune.measure.processes import Processes, why
 from natc.tune.measure.workload import Shape
 from natc.tune.search import builder
+from natc.tune.search.builder import BuiltCandidate
 
 # Seconds for one candidate, the first import of PyTorch and the compiler included.
 _BUILD_LIMIT, _MEASURE_LIMIT = 180, 120
@@ -25,17 +26,21 @@ _MOST_BUILDERS = 12
 
 
 class CandidateResult(NamedTuple):
-    """The result of measuring a candidate: seconds for each shape, or an error."""
+    """The result of measuring a candidate: seconds for each shape, or an error.
+
+    features: numbers about its machine code; None if it was not built.
+    """
 
     seconds: list[float] | None
     error: str | None
+    features: dict[str, float] | None = None
 
 
 class PendingLibrary(NamedTuple):
     """A candidate's library: its path, and a future that is done when the file is written."""
 
     path: Path
-    done: Future[str | None]
+    done: Future[BuiltCandidate]
 
 
 class Measurer:
@@ -90,7 +95,7 @@ class Measurer:
             # A CPU that compiles at the same time gives wrong times.
             wait([library.done for library in self._made.values()])
         try:
-            built.done.result()
+            features = built.done.result().features
         except CancelledError:
             return CandidateResult(None, "was not built")
         except Exception as error:
@@ -99,9 +104,9 @@ class Measurer:
         arguments = (*names, str(built.path), self._shapes, self._operation)
         job = self._measure.submit(worker.measure, *arguments)
         try:
-            return CandidateResult(job.result(), None)
+            return CandidateResult(job.result(), None, features)
         except Exception as error:
             if self._target.kind == "cuda":
                 # After a bad memory access, a process cannot use the GPU any more.
                 self._measure.restart()
-            return CandidateResult(None, why(error, "to run"))
+            return CandidateResult(None, why(error, "to run"), features)

@@ -177,6 +177,7 @@ class Session:
             decisions=dict(decisions),
             seconds=seconds,
             error=outcome.error,
+            features=outcome.features,
             environment=self.machine.id,
             timestamp=environment.now(),
             trial=self.history.next_trial,
@@ -240,4 +241,5 @@ def _best(results: list[CandidateResult]) -> CandidateResult:
     samples = [outcome.seconds for outcome in results if outcome.seconds is not None]
     if len(samples) < len(results):
         return next(outcome for outcome in results if outcome.seconds is None)
-    return CandidateResult([min(column) for column in zip(*samples, strict=True)], None)
+    lowest = [min(column) for column in zip(*samples, strict=True)]
+    return CandidateResult(lowest, None, results[0].features)
