@@ -21,6 +21,12 @@ def load(buffer: tirx.Buffer, index: Sequence[Any] | Any, lanes: int) -> Expr:
     return tirx.BufferLoad(buffer, _indices(index, lanes))
 
 
+def load_float(buffer: tirx.Buffer, index: Sequence[Any] | Any, lanes: int) -> Expr:
+    """Return `lanes` adjacent elements of a buffer of any floating-point type as float32."""
+    value = load(buffer, index, lanes)
+    return value.astype(vector_type(lanes))
+
+
 def save(
     s: Statements, buffer: tirx.Buffer, index: Sequence[Any] | Any, value: Expr, lanes: int
 ) -> None:
@@ -29,7 +35,7 @@ def save(
 
 
 def broadcast(value: Any, lanes: int) -> Expr:
-    """Return a vector that holds `value`, a float32 expression or a number, in every lane."""
+    """Return a vector that holds `value`, a scalar expression or a float, in every lane."""
     value = tirx.const(value, "float32") if isinstance(value, (int, float)) else value
     return value if lanes == 1 else tirx.Broadcast(value, lanes)
 
@@ -37,6 +43,56 @@ def broadcast(value: Any, lanes: int) -> Expr:
 def multiply_add(a: Expr, b: Expr, c: Expr, lanes: int) -> Expr:
     """Return a * b + c as one instruction where the CPU has it, and never reordered."""
     return tirx.call_llvm_pure_intrin(vector_type(lanes), "llvm.fmuladd", a, b, c)
+
+
+def shuffled(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
+    """Return a vector of the given lanes of vectors, counted through all of them."""
+    return tirx.Shuffle(list(vectors), [tirx.const(lane, "int32") for lane in lanes])
+
+
+def folded(s: Statements, vector: Expr, lanes: int, combine: Any) -> Expr:
+    """Return the combination of all lanes of a vector as a scalar.
+
+    combine(a, b): combines two vectors, or two scalars, lane by lane.
+    """
+    while lanes > 1:
+        lanes //= 2
+        vector = s.name("lanes", vector)
+        low, high = range(lanes), range(lanes, 2 * lanes)
+        if lanes == 1:
+            return combine(shuffled([vector], low), shuffled([vector], high))
+        vector = combine(shuffled([vector], low), shuffled([vector], high))
+    return vector
+
+
+def transposed(s: Statements, rows: Sequence[Expr]) -> list[Expr]:
+    """Return the columns of a square of 4 or 8 vectors, which are as many as they have lanes."""
+    lanes = len(rows)
+    rows = [s.name("row", row) for row in rows]
+    blocks = range(0, lanes, 4)
+
+    def each(pairs: Sequence[tuple[int, int]], *patterns: Sequence[int]) -> list[Expr]:
+        """Combine pairs of rows by patterns of lanes of a block of four: 4.. is the second row."""
+        result = []
+        for a, b in pairs:
+            for pattern in patterns:
+                order = [
+                    block + (lane if lane < 4 else lane - 4 + lanes)
+                    for block in blocks
+                    for lane in pattern
+                ]
+                result.append(s.name("row", shuffled([rows[a], rows[b]], order)))
+        return result
+
+    rows = each([(i, i + 1) for i in range(0, lanes, 2)], (0, 4, 1, 5), (2, 6, 3, 7))
+    pairs = [(block + i, block + i + 2) for block in blocks for i in (0, 1)]
+    rows = each(pairs, (0, 1, 4, 5), (2, 3, 6, 7))
+    if lanes == 4:
+        return rows
+    halves = ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15])
+    return [
+        s.name("row", shuffled([rows[i], rows[i + 4]], half)) for half in halves for i in range(4)
+    ]
 
 
 def _indices(index: Sequence[Any] | Any, lanes: int) -> list[Any]:
