@@ -149,6 +149,10 @@ def _watched() -> Iterator[Callable[[], bool]]:
     finally:
         if usual:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        if pressed:
+            # If Ctrl-C ended an exec(), such as one that makes a dataclass, Python remembers it,
+            # and would end `python -m natc` by the signal, caught or not, but for another exec().
+            exec("")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import pty
 import re
 import shlex
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -322,3 +324,25 @@ def test_show_refuses_a_library_without_code_as_a_call_does(natc: Natc) -> None:
     code, out, _ = natc("show", "--kernel", "7")
     assert code == 1
     assert "nothing: the call raises" in out and str(library) in out
+
+
+def test_ctrl_c_inside_an_exec_ends_python_m_natc_with_130(tmp_path: Path) -> None:
+    # What a class decorated by dataclasses does while a module with it is imported.
+    (tmp_path / "stopped.py").write_text(
+        "import signal, sys\n"
+        "from natc.cli import main\n"
+        "def stop(*_):\n"
+        "    exec('signal.raise_signal(signal.SIGINT)')\n"
+        "main.TyperGroup.invoke = stop\n"
+        "sys.argv = ['natc', 'list']\n"
+        "main.main()\n"
+    )
+    path = os.pathsep.join([str(tmp_path), with_natc()["PYTHONPATH"]])
+    process = subprocess.run(
+        [sys.executable, "-m", "stopped"],
+        env=with_natc(PYTHONPATH=path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (process.returncode, process.stderr) == (130, "natc: stopped.\n")
