@@ -13,9 +13,14 @@ _THREAD_INDEX = 1  # tvm.tirx.IterVar.ThreadIndex
 
 
 class Statements:
-    """The statements of a kernel in order; a `with` adds its block as one statement."""
+    """The statements of a kernel in order; a `with` adds its block as one statement.
 
-    def __init__(self) -> None:
+    scope: TVM's scope of arrays in registers. On a CPU it is "global": LLVM keeps a small array in
+    registers, whereas one in the scope "local" is memory that each use asks the runtime for.
+    """
+
+    def __init__(self, scope: str = "local") -> None:
+        self._scope = scope
         self._open: list[list[tirx.Stmt]] = [[]]
 
     def add(self, statement: tirx.Stmt) -> None:
@@ -42,7 +47,7 @@ class Statements:
 
     def registers(self, name: str, count: int, dtype: str = "float32") -> tirx.Buffer:
         """Return an array of the lane's own; once loops are unrolled it lies in registers."""
-        array = tirx.decl_buffer((count,), dtype, name, scope="local")
+        array = tirx.decl_buffer((count,), dtype, name, scope=self._scope)
         self.add(tirx.AllocBuffer(array))
         return array
 
