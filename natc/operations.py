@@ -136,6 +136,27 @@ def operations_of(spec: KernelSpec, families: tuple[str, ...] = FAMILIES) -> tup
     )
 
 
+# What the first call of a missing kernel builds, and the name of its directory in the cache: one
+# forward, which is all that such a call needs, or a whole family, whose operations run together.
+CALLED_TOGETHER = (
+    *(operation.name for operation in _OPERATIONS if operation.family == "forward"),
+    "backward",
+    "unfused",
+)
+
+
+def called_with(operation: str) -> str:
+    """Return the entry of CALLED_TOGETHER that an operation belongs to."""
+    return operation if operation in CALLED_TOGETHER else OPERATIONS[operation].family
+
+
+def operations_called(spec: KernelSpec, group: str) -> tuple[str, ...]:
+    """Return the operations of a kernel that an entry of CALLED_TOGETHER stands for."""
+    if group in OPERATIONS:
+        return (group,)
+    return operations_of(spec, (group,))
+
+
 def contents(spec: KernelSpec, operations: Iterable[str]) -> list[str]:
     """Return the families that a library has completely, then its remaining operations.
 

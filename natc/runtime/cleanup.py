@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from natc.errors import LibraryError, NatcError
-from natc.operations import FAMILIES
+from natc.operations import CALLED_TOGETHER
 from natc.runtime import registry
 from natc.runtime.load import verify
 from natc.runtime.scan import Library, scan
@@ -55,7 +55,7 @@ def prune() -> list[Leftover]:
 
 
 def _directories() -> list[Path]:
-    own = (workspace.library_dir(), *map(workspace.jit_dir, FAMILIES))
+    own = (workspace.library_dir(), *map(workspace.jit_dir, CALLED_TOGETHER))
     return [path for path in own if path.is_dir() and not distrust(path)]
 
 

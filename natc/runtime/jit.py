@@ -1,8 +1,10 @@
 """Building a missing kernel when it is first called, if the compiler is installed.
 
-`natc build` runs in its own process, so that the process which runs kernels never loads the
-compiler. The cache has a directory for each family of operations: a call that needs gradients
-builds a library of the gradients and leaves the library of the forward alone.
+The compiler runs in its own process, so that the process which runs kernels never loads it. It
+builds only what the call runs: one forward operation, or all gradients. The cache has a directory
+for each such group of operations: a call that needs gradients builds a library of the gradients
+and leaves the library of the forward alone. A forward that keeps the logsumexp comes before
+gradients, as a rule: these are built at the same time, by another process.
 """
 
 from __future__ import annotations
@@ -19,8 +21,7 @@ from pathlib import Path
 from natc import env
 from natc.errors import CompilerNotFound, NatcError
 from natc.host.toolchain import check_compilers
-from natc.operations import OPERATIONS, operations_of
-from natc.runtime.commands import build_words
+from natc.operations import OPERATIONS, called_with, operations_called, operations_of
 from natc.runtime.trust import noexec
 from natc.spec import KernelSpec, compiles
 from natc.store import workspace
@@ -36,6 +37,10 @@ _LONG = 5.0
 
 # The kernels that this process could not build, each with the reason; it does not try again.
 _failures: dict[tuple[KernelSpec, Target], str] = {}
+
+# The processes that build gradients before a call needs them.
+_ahead: dict[tuple[KernelSpec, Target], subprocess.Popen[bytes]] = {}
+_GRADIENTS = "backward"
 
 
 def mode() -> str:
@@ -72,30 +77,35 @@ def unavailable(target: Target) -> str | None:
     return noexec(workspace.cache_dir())
 
 
-def build(spec: KernelSpec, target: Target, operation: str, is_there: Callable[[], bool]) -> bool:
-    """Build the family of an operation unless another process does; return whether it is built.
+def build(
+    spec: KernelSpec, target: Target, operation: str, is_there: Callable[[str], bool]
+) -> bool:
+    """Build an operation unless another process does; return whether it is built.
 
-    is_there: returns whether the kernel is built already; called when no other process is
-        building it. A failed build is logged with the compiler's message, and this process does
-        not try it again.
+    is_there: returns whether an operation of the kernel is built already; called for `operation`
+        when no other process is building it. A failed build is logged with the compiler's message,
+        and this process does not try it again.
     """
-    family = OPERATIONS[operation].family
-    what = f"{spec.name} ({family}) for {target.name}"
-    directory = workspace.jit_dir(family)
+    group = called_with(operation)
+    what = f"{spec.name} ({group}) for {target.name}"
+    if group == _GRADIENTS and (spec, target) in _ahead:
+        _ahead.pop((spec, target)).wait()
     try:
         # Processes that call the same new kernel at once wait for the first one's build.
-        with locked(directory, f".{spec.name}.{target.name}.lock"):
-            if is_there():
+        with locked(workspace.jit_dir(group), f".{spec.name}.{target.name}.lock"):
+            if is_there(operation):
                 return True
             _log.warning(
-                "natc builds %s, once; this call waits for it, some seconds, on a busy machine "
-                "half a minute or more. NATC_JIT=off prevents it.",
+                "natc builds %s, once; this call waits for it, a few seconds, more on a busy "
+                "machine. NATC_JIT=off prevents it.",
                 what,
             )
             start = time.monotonic()
-            words = build_words(spec, [target], (family,))
-            only = "--rpb" if spec.rpb else "--no-rpb"
-            problem = _run([*words, only, "-o", str(directory)])
+            if OPERATIONS[operation].with_lse and not is_there(
+                operations_called(spec, _GRADIENTS)[0]
+            ):
+                _ahead[spec, target] = _start(spec, target, _GRADIENTS, "--if-missing")
+            problem = _run(spec, target, group)
     except (NatcError, OSError) as error:
         problem = str(error)
     if problem is None:
@@ -108,19 +118,34 @@ def build(spec: KernelSpec, target: Target, operation: str, is_there: Callable[[
     return False
 
 
-def _run(words: list[str]) -> str | None:
-    """Run a natc command in another process; return the error message, or None if it succeeds."""
+def _run(spec: KernelSpec, target: Target, group: str) -> str | None:
+    """Build operations in another process; return the error message, or None if it succeeds."""
+    with _start(spec, target, group, stderr=subprocess.PIPE) as process:
+        try:
+            _, errors = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode == 0:
+        return None
+    message = errors.decode(errors="replace").strip()
+    return message or f"it ended with {process.returncode}"
+
+
+def _start(
+    spec: KernelSpec, target: Target, group: str, *options: str, stderr: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
+    """Start a process that builds operations; it is `natc.compiler.first_call`."""
     # The same natc as in this process, wherever it was imported from.
     here = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-    changes = {env.NATC_JIT.name: OFF, "PYTHONPATH": path}
-    done = subprocess.run(
-        [sys.executable, "-m", "natc", *words[1:]],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **changes},
-        check=False,
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "natc.compiler.first_call"),
+            *(spec.name, target.name, group, *options),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        env={**os.environ, "PYTHONPATH": path},
     )
-    if done.returncode == 0:
-        return None
-    return done.stderr.strip() or done.stdout.strip() or f"it ended with {done.returncode}"

@@ -212,9 +212,9 @@ def _choose(
 def _choose_or_build(spec: KernelSpec, facts: Facts, operation: str) -> Choice | None:
     """Return the choice for a spec, built first if no library fits and a call may build one."""
 
-    def choose_again() -> Choice | None:
+    def choose_again(wanted: str = operation) -> Choice | None:
         _search_again()
-        return _choose(spec, facts, operation)[0]
+        return _choose(spec, facts, wanted)[0]
 
     choice, _ = _choose(spec, facts, operation)
     if choice is not None or facts.machine is None:
@@ -222,7 +222,7 @@ def _choose_or_build(spec: KernelSpec, facts: Facts, operation: str) -> Choice |
     if jit.obstacle(spec, facts.machine, operation):
         return None
     # The build does nothing if another process has built the library meanwhile.
-    built = jit.build(spec, facts.machine, operation, lambda: choose_again() is not None)
+    built = jit.build(spec, facts.machine, operation, lambda wanted: choose_again(wanted) is not None)
     return choose_again() if built else None
 
 

@@ -8,7 +8,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from natc import env
-from natc.operations import FAMILIES, FORWARD
+from natc.operations import CALLED_TOGETHER, FORWARD
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -108,9 +108,12 @@ def library_dir() -> Path:
     return cache_dir() / "lib"
 
 
-def jit_dir(family: str) -> Path:
-    """Return the directory of a family's libraries that were built when first called."""
-    return cache_dir() / "jit" / family
+def jit_dir(group: str) -> Path:
+    """Return the directory of libraries that first calls built, for an entry of CALLED_TOGETHER.
+
+    Each group has its own: a library that a call builds never replaces one of other operations.
+    """
+    return cache_dir() / "jit" / group
 
 
 def use_library_dir(directory: str | Path) -> None:
@@ -145,7 +148,7 @@ def library_places() -> list[LibraryPlace]:
         *(LibraryPlace(path, env.NATC_LIB_PATH.name) for path in env.NATC_LIB_PATH.paths()),
         *_wheels(),
         LibraryPlace(library_dir(), "cache"),
-        *(LibraryPlace(jit_dir(family), env.NATC_JIT.name) for family in _jit_families()),
+        *(LibraryPlace(jit_dir(group), env.NATC_JIT.name) for group in _jit_groups()),
         LibraryPlace(PACKAGED_DATA / "lib", "natc"),
     ]
 
@@ -160,8 +163,8 @@ def library_place(directory: Path) -> LibraryPlace | None:
     return next((place for place in library_places() if place.path == directory), None)
 
 
-def _jit_families() -> tuple[str, ...]:
-    return () if env.NATC_JIT.word() == "off" else FAMILIES
+def _jit_groups() -> tuple[str, ...]:
+    return () if env.NATC_JIT.word() == "off" else CALLED_TOGETHER
 
 
 def library_sources() -> dict[Path, str]:

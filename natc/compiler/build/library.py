@@ -33,13 +33,15 @@ def build_library(
     untuned: bool = False,
     families: Sequence[str] = FAMILIES,
     operations: Sequence[str] | None = None,
+    portable: bool = True,
 ) -> Path:
     """Compile a kernel into a library directory and return the manifest's path.
 
     target: one CPU, or one or more CUDA architectures that share a library. on_note: called with a
     sentence on the schedule of each target. untuned: ignore schedules. families: which
-    operations (`natc.operations.FAMILIES`); operations: some of these, by name. An older library
-    of the same spec and target is replaced. Raises BuildError, also for a spec without kernels,
+    operations (`natc.operations.FAMILIES`); operations: some of these, by name. portable: link for
+    older systems, too (see `natc.host.c_compiler.link_library`). An older library of the same spec
+    and target is replaced. Raises BuildError, also for a spec without kernels,
     CompilerNotFound, ScheduleError, and NatcError for a directory that cannot be written.
     """
     targets = [target] if isinstance(target, Target) else sorted(set(target), key=_age)
@@ -63,10 +65,12 @@ def build_library(
                 build_llvm(
                     *(spec, targets[0], own, output, scratch),
                     entries=operations,
-                    portable=True,
+                    portable=portable,
                 )
             else:
-                build_cuda(*(spec, decisions, output, scratch), entries=operations, portable=True)
+                build_cuda(
+                    *(spec, decisions, output, scratch), entries=operations, portable=portable
+                )
         except ScheduleError as error:
             raise ScheduleError(f"{_files(chosen)} cannot be built: {error}") from error
         code = output.read_bytes()
