@@ -26,7 +26,7 @@ def build(spec: KernelSpec, target: Target, group: str) -> None:
 
     Raises the errors of `build_library`.
     """
-    import_tvm_alone()
+    import_tvm_alone(target.kind)
     from natc.compiler.build import build_library
 
     build_library(

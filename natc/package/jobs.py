@@ -191,6 +191,9 @@ def _build(job: Job, directory: Path) -> list[str]:
     # Two packages that are built at once share their libraries and build each once.
     with locked(directory, ".lock", wait=False):
         if _built(directory) is None:
+            from natc.compiler.import_tvm import import_tvm_alone
+
+            import_tvm_alone(job.targets[0].kind)
             from natc.compiler.build import build_library
 
             targets = job.targets if job.targets[0].kind == "cuda" else job.targets[0]

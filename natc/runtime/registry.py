@@ -212,9 +212,9 @@ def _choose(
 def _choose_or_build(spec: KernelSpec, facts: Facts, operation: str) -> Choice | None:
     """Return the choice for a spec, built first if no library fits and a call may build one."""
 
-    def choose_again(wanted: str = operation) -> Choice | None:
+    def choose_again(name: str) -> Choice | None:
         _search_again()
-        return _choose(spec, facts, wanted)[0]
+        return _choose(spec, facts, name)[0]
 
     choice, _ = _choose(spec, facts, operation)
     if choice is not None or facts.machine is None:
@@ -222,8 +222,10 @@ def _choose_or_build(spec: KernelSpec, facts: Facts, operation: str) -> Choice |
     if jit.obstacle(spec, facts.machine, operation):
         return None
     # The build does nothing if another process has built the library meanwhile.
-    built = jit.build(spec, facts.machine, operation, lambda wanted: choose_again(wanted) is not None)
-    return choose_again() if built else None
+    is_built = jit.build(
+        spec, facts.machine, operation, lambda name: choose_again(name) is not None
+    )
+    return choose_again(operation) if is_built else None
 
 
 def _search() -> Scan:

@@ -15,6 +15,7 @@ from support.written_files import make_schedule, write_schedule_and_log
 
 from natc.errors import CompilerNotFound
 from natc.host import gpu, toolchain
+from natc.operations import CALLED_TOGETHER
 from natc.spec import KernelSpec
 from natc.store import manifest, schedules, workspace
 from natc.store.manifest import LibraryTarget
@@ -65,7 +66,7 @@ def test_with_the_compiler_a_call_builds(natc: Natc, monkeypatch: pytest.MonkeyP
     account = natc.json("show", *KERNEL)
     assert (account["served_by"], account["not_built"]) == ("build", None)
     places = [place["path"] for place in account["places"] if place["source"] == "NATC_JIT"]
-    assert places == [str(workspace.jit_dir(name)) for name in ("forward", "backward", "unfused")]
+    assert places == [str(workspace.jit_dir(group)) for group in CALLED_TOGETHER]
 
 
 def test_without_nvcc_a_call_builds_nothing(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:

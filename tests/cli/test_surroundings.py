@@ -177,5 +177,5 @@ def test_a_home_that_cannot_be_written_is_named_with_the_remedy(
     monkeypatch.setattr(jit._log, "warning", lambda text, *words: warnings.append(text % words))
     monkeypatch.setattr(jit, "_failures", {})
     monkeypatch.setenv("NATC_JIT", "on")
-    assert not jit.build(SPEC, detect_host_cpu(), "forward", lambda: False)
+    assert not jit.build(SPEC, detect_host_cpu(), "forward", lambda operation: False)
     assert len(warnings) == 1 and str(workspace.jit_dir("forward")) in warnings[0]

@@ -7,6 +7,7 @@ import platformdirs
 import pytest
 from support.own_folders import unset_variables
 
+from natc.operations import CALLED_TOGETHER
 from natc.spec import KernelSpec
 from natc.store import workspace
 from natc.targets import Target
@@ -72,7 +73,7 @@ def test_order_of_library_directories(tmp_path: Path, monkeypatch: pytest.Monkey
     packaged = workspace.PACKAGED_DATA / "lib"
     assert workspace.library_dirs() == [first, second, cache / "lib", packaged]
     monkeypatch.setenv("NATC_JIT", "on")
-    called = [cache / "jit" / family for family in ("forward", "backward", "unfused")]
+    called = [cache / "jit" / group for group in CALLED_TOGETHER]
     assert workspace.library_dirs()[2:-1] == [cache / "lib", *called]
 
 

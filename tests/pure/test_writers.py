@@ -494,18 +494,18 @@ def test_a_killed_build_blocks_no_writer(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("NATC_CACHE_DIR", str(tmp_path))
     spec, target = KernelSpec.parse(SPEC), Target("llvm", "x86-64-v2")
 
-    def killed(words: list[str]) -> None:
+    def killed(*words: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(jit, "_run", killed)
-    first = start(lambda: jit.build(spec, target, "forward", lambda: False), tmp_path)
+    first = start(lambda: jit.build(spec, target, "forward", lambda operation: False), tmp_path)
     assert wait(first) == -signal.SIGKILL
-    built = []
-    monkeypatch.setattr(jit, "_run", built.append)
-    assert jit.build(spec, target, "forward", lambda: False)
-    assert len(built) == 1 and str(tmp_path / "jit" / "forward") in built[0]
+    built: list[object] = []
+    monkeypatch.setattr(jit, "_run", lambda *words: built.append(words))
+    assert jit.build(spec, target, "forward", lambda operation: False)
+    assert built == [(spec, target, "forward")]
     # Once another process has built it, there is nothing to do.
-    assert jit.build(spec, target, "forward", lambda: True) and len(built) == 1
+    assert jit.build(spec, target, "forward", lambda operation: True) and len(built) == 1
 
 
 def test_processes_that_call_a_new_kernel_at_once_build_it_once(
@@ -515,14 +515,17 @@ def test_processes_that_call_a_new_kernel_at_once_build_it_once(
     spec, target = KernelSpec.parse(SPEC), Target("llvm", "x86-64-v2")
     directory = workspace.jit_dir("forward")
 
-    def build_one(words: list[str]) -> None:
+    def build_one(*words: object) -> None:
         append_line(tmp_path / "builds", str(os.getpid()))
         put(directory, 1)
 
     monkeypatch.setattr(jit, "_run", build_one)
 
     def call() -> None:
-        assert jit.build(spec, target, "forward", lambda: bool(scan([directory]).libraries))
+        def is_there(operation: str) -> bool:
+            return bool(scan([directory]).libraries)
+
+        assert jit.build(spec, target, "forward", is_there)
         assert found_in(directory) == 1
 
     processes = [start(call, tmp_path) for _ in range(6)]

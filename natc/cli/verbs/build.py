@@ -80,10 +80,12 @@ def build(
             "NATC_CACHE_DIR for everything that natc keeps."
         )
 
+    from natc.compiler.import_tvm import import_tvm_alone
     from natc.tune.search.interrupts import deferred
 
     # Ctrl-C can be lost while the compiler loads.
     with deferred():
+        import_tvm_alone(targets[0].kind)
         from natc.compiler.build import build_library
     from natc.store.manifest import load_manifest
 

@@ -40,6 +40,10 @@ def build(
     may_spill: accept a kernel that spills registers. portable: link for systems older than this
     one (see `natc.host.c_compiler.link_library`). Raises the errors of `build_library`.
     """
+    from natc.compiler.import_tvm import import_tvm_alone
+
+    spec, target = KernelSpec.parse(spec_name), Target.parse(target_name)
+    import_tvm_alone(target.kind)
     from natc.compiler.build.cuda import build_cuda
     from natc.compiler.build.llvm import ASSEMBLY, build_llvm
     from natc.compiler.build.lower import most_shared_bytes
@@ -47,7 +51,6 @@ def build(
     from natc.compiler.build.resources import features_of, hopeless, measured, resources
     from natc.store.schedules import joined
 
-    spec, target = KernelSpec.parse(spec_name), Target.parse(target_name)
     own = joined(decisions, operation)
     options: dict[str, Any] = {"entries": [operation], "portable": portable}
     with temporary_directory("candidate") as directory:
