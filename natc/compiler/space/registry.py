@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
 
@@ -33,7 +33,10 @@ class DesignSpace:
     structure(spec, target): the choices of structure. apply(sch, spec, target, decisions):
     schedules a function. A version changes when old decisions would mean another kernel.
     definition: returns the functions to schedule, which compute `exponential`. In a search it is
-    called with `example` as well (`natc.compiler.te.problem`).
+    called with `example` as well (`natc.compiler.te.problem`). candidates(spec, target): the
+    decisions of all candidates, the default ones first; None: `all_decisions` applies schedules
+    to find them. facts(spec, target, decisions): numbers for a search's model, by name, that
+    follow from decisions only together with the spec.
     """
 
     name: str
@@ -42,6 +45,8 @@ class DesignSpace:
     apply: Callable[[Schedule, KernelSpec, Target, Decisions], None]
     exponential: Exponential
     definition: Callable[..., tirx.PrimFunc]
+    candidates: Callable[[KernelSpec, Target], list[dict[str, int]]] | None = None
+    facts: Callable[[KernelSpec, Target, Mapping[str, int]], dict[str, float]] | None = None
 
 
 @functools.cache

@@ -5,17 +5,14 @@ For operations whose kernels MetaSchedule's cost model cannot read, since it nee
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xgboost
-from tvm import IRModule
-from tvm.s_tir import Schedule
 
-from natc.compiler.space import Decisions, combinations, space_for
+from natc.compiler.space import all_decisions
 from natc.errors import ScheduleError
 from natc.spec import KernelSpec
 from natc.targets import Target
@@ -40,7 +37,8 @@ class Ranking:
         """batch: candidates to propose at once; seed: makes the proposals repeatable."""
         self._batch = batch
         self._chance = random.Random(seed)
-        self.untuned, self._left = _all(spec, target, operation)
+        self._left = all_decisions(spec, target, operation)
+        self.untuned = self._left[0]
         self._names = list(self.untuned)
         self._known = {key_of(candidate) for candidate in self._left}
         self._seen: dict[Key, float | None] = {}
@@ -92,29 +90,3 @@ class Ranking:
     def _features(self, candidates: Sequence[Mapping[str, int]]) -> np.ndarray:
         rows = [[candidate.get(name, 0) for name in self._names] for candidate in candidates]
         return np.array(rows, dtype=float)
-
-
-def _all(
-    spec: KernelSpec, target: Target, operation: str
-) -> tuple[dict[str, int], list[dict[str, int]]]:
-    """Return an operation's untuned decisions, and all its candidates, the untuned one first."""
-    space = space_for(target, operation, spec)
-    function = space.definition(operation, spec, space.exponential)
-    candidates: dict[Key, dict[str, int]] = {}
-    for choices in combinations(space.structure(spec, target)):
-        answers = Decisions(choices, space.name)
-        sch = Schedule(IRModule({"main": function}), debug_mask="none")
-        try:
-            space.apply(sch, spec, target, answers)
-        except ScheduleError:
-            continue  # some choices exclude each other
-        names = answers.candidates
-        for values in itertools.product(
-            *([choices[name]] if name in choices else names[name] for name in names)
-        ):
-            decisions = dict(zip(names, values, strict=True))
-            candidates.setdefault(key_of(decisions), decisions)
-    if not candidates:
-        raise ScheduleError(f"space {space.name} has no schedule for {operation} of {spec.name}.")
-    everything = list(candidates.values())
-    return everything[0], everything
