@@ -30,7 +30,7 @@ class LibraryPlace:
 
     source: `named in the program`, `NATC_LIB_PATH`, `wheel NAME VERSION`, `cache`, `natc`, or
         `package` for the only directory of a package that carries natc.
-    distribution: the name of the wheel, for pip; None for the others.
+    distribution: the name of the wheel that brought it, for pip; None if none did.
     """
 
     path: Path
@@ -139,7 +139,8 @@ def library_places() -> list[LibraryPlace]:
 
     Directories named in the program, directories in NATC_LIB_PATH, installed wheels of libraries,
     the output of `natc build`, libraries that were built when first called (unless NATC_JIT=off),
-    and natc's own. Reads the metadata of installed packages and imports none.
+    and natc's own (unless NATC_TRUSTED_KEYS is set). Reads the metadata of installed packages and
+    imports none.
     """
     if _only:
         return [LibraryPlace(_only[0], "package")]
@@ -149,7 +150,7 @@ def library_places() -> list[LibraryPlace]:
         *_wheels(),
         LibraryPlace(library_dir(), "cache"),
         *(LibraryPlace(jit_dir(group), env.NATC_JIT.name) for group in _jit_groups()),
-        LibraryPlace(PACKAGED_DATA / "lib", "natc"),
+        *_own(),
     ]
 
 
@@ -170,6 +171,14 @@ def _jit_groups() -> tuple[str, ...]:
 def library_sources() -> dict[Path, str]:
     """Return the source of each directory of `library_places`."""
     return {place.path: place.source for place in reversed(library_places())}
+
+
+def _own() -> list[LibraryPlace]:
+    # Nobody signs the kernels in natc's wheel. A call that chose one would raise an error, where
+    # the reference can serve it.
+    if env.NATC_TRUSTED_KEYS.get():
+        return []
+    return [LibraryPlace(PACKAGED_DATA / "lib", "natc", "natc")]
 
 
 def _wheels() -> list[LibraryPlace]:

@@ -6,14 +6,18 @@ they require: a package that is missing from the metadata is missing there, and 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import venv
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +27,8 @@ from packaging.utils import canonicalize_name
 from natc import __version__
 from natc.host import detect
 from natc.host.detect import detect_host_cpu
+from natc.spec import KernelSpec
+from natc.targets import Target
 
 CHECKOUT = Path(__file__).parents[2]
 RUNS_KERNELS = {"torch", "numpy", "apache-tvm-ffi"}
@@ -52,12 +58,31 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("wheels")
 
 
+# A small kernel in place of those that natc's wheel holds, and another processor in place of all.
+OWN_KERNEL = KernelSpec.make(3, head_dim=4)
+OPTIONS = "--kernel 3 --head-dim 4 --no-rpb --operations forward"
+OTHER_ARCH = {"x86_64": "aarch64", "aarch64": "x86-64-v3"}[detect.host_machine()]
+
+
 @pytest.fixture(scope="module")
 def own_wheel(place: Path) -> Path:
-    """The wheel of this checkout's natc, as its build backend makes it."""
+    """The wheel of this checkout's natc, as its build backend makes it, with a small kernel."""
+    source = place / "source"
+    for name in ("natc", "schedules", "tuning_logs"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(CHECKOUT / name, source / name, ignore=ignored)
+    for name in ("hatch_build.py", "README.md", "LICENSE"):
+        shutil.copy(CHECKOUT / name, source)
+    text = (CHECKOUT / "pyproject.toml").read_text()
+    archs = json.dumps([detect_host_cpu().arch, OTHER_ARCH])
+    text, kernels = re.subn('^kernels = ".*"$', f'kernels = "{OPTIONS}"', text, flags=re.M)
+    text, lists = re.subn(r"^archs = \[.*\]$", f"archs = {archs}", text, flags=re.M)
+    assert kernels == lists == 1
+    (source / "pyproject.toml").write_text(text)
     run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", place / "own"],
-        cwd=CHECKOUT,
+        cwd=source,
+        env=clean(NATC_CACHE_DIR=str(place / "cache"), NATC_CC="false"),
     )
     (wheel,) = (place / "own").iterdir()
     return wheel
@@ -150,7 +175,7 @@ forward = compare_network(model.eval(), image)
 model.train()
 model(image).square().mean().backward()
 maps = open("/proc/self/maps").read() if os.path.exists("/proc/self/maps") else ""
-(library,) = runtime.kernels()
+(library,) = [l for l in runtime.kernels() if l.manifest.spec == "na2d_k7_d32_float32_rpb"]
 resolved = runtime.registry.resolved
 print(json.dumps({
     "natc": os.path.dirname(natc.__file__),
@@ -184,12 +209,79 @@ def test_nat_mini_runs_and_trains_on_kernels_where_there_is_no_compiler(
     assert not (place / "empty").exists()
 
 
+OWN = """
+import torch, natc
+from natc import runtime
+from natc.spec import KernelSpec
+
+query, key, value = torch.randn(3, 1, 5, 6, 2, 4).unbind()
+output = natc.na2d(query, key, value, 3)
+expected = natc.reference.neighborhood_attention(query, key, value, kernel_size=3)
+torch.testing.assert_close(output, expected)
+print(runtime.explain(KernelSpec.make(3, head_dim=4)).choice.library.manifest_path)
+"""
+
+
+def test_natc_comes_with_kernels_that_run_where_there_is_no_compiler(
+    python: Path, place: Path
+) -> None:
+    environment = clean(NATC_STRICT="1", NATC_CACHE_DIR=str(place / "empty"))
+    (site,) = (place / "venv" / "lib").glob("python*/site-packages")
+    own = site / "natc" / "_data" / "lib"
+    used = run([python, "-c", OWN], env=environment, cwd=place).strip()
+    assert used == str(own / f"{OWN_KERNEL.name}.{detect_host_cpu().name}.json")
+    # The library for another processor is there, and passed over.
+    targets = (detect_host_cpu(), Target("llvm", OTHER_ARCH))
+    names = sorted(f"{OWN_KERNEL.name}.{target.name}.json" for target in targets)
+    assert sorted(path.name for path in own.glob("*.json")) == names
+    command = [python.with_name("natc"), "doctor", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    rows = [row for row in json.loads(done.stdout)["libraries"] if row["from"] == "natc"]
+    assert [row["ok"] for row in rows] == [True, True]
+
+
+def test_kernels_in_natcs_wheel_are_small_and_fit_into_any_wheel(
+    own_wheel: Path, kernel_wheel: Path
+) -> None:
+    assert own_wheel.name.endswith("-py3-none-any.whl")
+    # One library as natc's wheel holds six.
+    assert kernel_wheel.stat().st_size < 200_000
+
+
+def load_hook() -> Any:
+    spec = importlib.util.spec_from_file_location("hatch_build", CHECKOUT / "hatch_build.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("version", ["standard", "editable"])
+def test_natcs_wheel_is_built_without_a_compiler_and_says_so(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load_hook()
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    warnings: list[str] = []
+    app = SimpleNamespace(display_warning=warnings.append)
+    hook = module.OwnKernels(str(CHECKOUT), {}, None, None, "", "wheel", app)
+    data: dict[str, Any] = {"force_include": {}}
+    hook.initialize(version, data)
+    hook.finalize(version, data, "")
+    assert data == {"force_include": {}}
+    # An editable install is for people who build kernels themselves.
+    assert ["apache-tvm and ziglang" in text for text in warnings] == [True] * (
+        version == "standard"
+    )
+
+
 def test_the_command_line_works_there(python: Path, place: Path) -> None:
     natc = python.with_name("natc")
     environment = clean(NATC_CACHE_DIR=str(place / "empty"))
     assert run([natc, "--version"], env=environment).split()[-1] == __version__
     result = json.loads(run([natc, "verify", "--json"], env=environment, cwd=place))
-    assert result["ok"] and sum(len(report["libraries"]) for report in result["checked"]) == 1
+    # One of the wheel of kernels, and two of natc's own.
+    assert result["ok"] and sum(len(report["libraries"]) for report in result["checked"]) == 3
     done = subprocess.run(
         [natc, "build", "--kernel", "3"], env=environment, capture_output=True, text=True
     )

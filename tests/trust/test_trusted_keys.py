@@ -18,6 +18,7 @@ from natc.package.contents import library_files
 from natc.package.pieces import read_pieces
 from natc.package.verify import verify_path
 from natc.runtime import jit
+from natc.store import workspace
 from natc.store.signing import Signer, trusted
 from natc.tune.measure import rounds
 
@@ -155,5 +156,7 @@ def test_nothing_unsigned_is_built_or_measured(
     monkeypatch.setenv("NATC_JIT", "on")
     trust(monkeypatch, keys["ours"][1])
     assert "NATC_TRUSTED_KEYS" in str(jit.unavailable(detect_host_cpu()))
+    # Kernels in natc's own wheel would be refused, and the reference would not run.
+    assert "natc" not in {place.source for place in workspace.library_places()}
     with pytest.raises(TuneError, match="candidates of a search are not signed"):
         rounds.check(place, None)  # type: ignore[arg-type]

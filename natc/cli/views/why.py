@@ -25,7 +25,7 @@ _SOURCES = {
     "wheel": "none is installed",
     "cache": "",
     env.NATC_JIT.name: "off: libraries built by first calls are not used either",
-    "natc": "",
+    "natc": f"not used: {env.NATC_TRUSTED_KEYS.name} is set, and nobody signed them",
 }
 # Libraries of so many near kernels are named; more are only counted.
 _NEAREST = 3
