@@ -6,16 +6,20 @@ import contextlib
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from natc import env
 from natc.errors import BuildError, NatcError
-from natc.host.toolchain import find_c_compiler, find_nvcc
+from natc.host.detect import host_machine
+from natc.host.toolchain import ZIGLANG, find_c_compiler, find_nvcc, is_ziglang
 from natc.store import workspace
 from natc.store.files import make_directory, writable
 
 _LAST_LINES = 12
+# The files of glibc that kernels need; since glibc 2.34 the last two are empty.
+_C_LIBRARY = ("libc.so.", "libm.so.", "libdl.so.", "libpthread.so.")
 
 
 def zig_caches(directory: Path) -> dict[str, str]:
@@ -64,17 +68,36 @@ def link_library(
     names = " ".join(f"{name};" for name in exported)
     # With a wildcard, because lld refuses a name that a library does not define.
     script.write_text(f"{{ global: {names} __tvm_ffi__library_ctx*; local: *; }};\n")
-    run(
-        [
-            *find_c_compiler(machine, portable=portable),
-            # Stripped, because debug information would hold paths of this machine.
-            *("-O2", "-fPIC", "-shared", "-s", "-o", str(output)),
-            *(str(source) for source in sources),
-            *(f"-Wl,--version-script={script}", "-lpthread", "-ldl", "-lm"),
-        ],
-        "linking the library",
-        **zig_caches(directory),
-    )
+    compiler = find_c_compiler(machine, portable=portable)
+    # Stripped, because debug information would hold paths of this machine.
+    options = ["-shared", "-s", "-o", str(output)]
+    doing, caches = "linking the library", zig_caches(directory)
+    system = _system_libraries()
+    if portable or not is_ziglang(compiler) or machine not in (None, host_machine()) or not system:
+        libraries = [f"-Wl,--version-script={script}", "-lpthread", "-ldl", "-lm"]
+        files = map(str, sources)
+        run([*compiler, "-O2", "-fPIC", *options, *files, *libraries], doing, **caches)
+        return
+    # ziglang would first build a C library of its own, which takes seconds if its cache is empty.
+    # Its linker alone links with this system's.
+    objects = [source for source in sources if source.suffix != ".c"]
+    for source in sources:
+        if source.suffix == ".c":
+            objects.append(directory / f"{source.stem}.ziglang.o")
+            words = ["-O2", "-fPIC", "-c", "-o", str(objects[-1]), str(source)]
+            run([*compiler, *words], doing, **caches)
+    linker = [sys.executable, "-m", ZIGLANG, "ld.lld", f"--version-script={script}"]
+    run([*linker, *options, *map(str, objects), *system], doing)
+
+
+def _system_libraries() -> list[str]:
+    """Return the files of the C library that this process runs with; none if that is unknown."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return []
+    paths = {line.rpartition(" ")[2] for line in maps.splitlines()}
+    return sorted(path for path in paths if Path(path).name.startswith(_C_LIBRARY))
 
 
 def run(command: Sequence[str], doing: str, **variables: str) -> str:

@@ -16,7 +16,7 @@ from natc.store.elf import PORTABLE_GLIBC
 from natc.targets import Target
 
 _SYSTEM = ("cc", "gcc", "clang")
-_ZIG = "ziglang"
+ZIGLANG = "ziglang"
 
 
 def find_c_compiler(machine: str | None = None, *, portable: bool = False) -> list[str]:
@@ -44,9 +44,9 @@ def find_c_compiler(machine: str | None = None, *, portable: bool = False) -> li
         return command
     names = _SYSTEM if machine == host_machine() else (f"{machine}-linux-gnu-gcc",)
     compilers = [[name] for name in names if shutil.which(name)][:1]
-    if importlib.util.find_spec(_ZIG):
+    if importlib.util.find_spec(ZIGLANG):
         glibc = ".".join(map(str, PORTABLE_GLIBC))
-        zig = [sys.executable, "-m", _ZIG, "cc", "-target", f"{machine}-linux-gnu.{glibc}"]
+        zig = [sys.executable, "-m", ZIGLANG, "cc", "-target", f"{machine}-linux-gnu.{glibc}"]
         compilers.insert(0 if portable else len(compilers), zig)
     if compilers:
         return compilers[0]
@@ -54,6 +54,11 @@ def find_c_compiler(machine: str | None = None, *, portable: bool = False) -> li
         f"no C compiler for {machine} was found to link the library (looked for NATC_CC, "
         f"{', '.join(names)} and the ziglang package); install one, or: pip install ziglang."
     )
+
+
+def is_ziglang(compiler: list[str]) -> bool:
+    """Return whether the command of a C compiler is `python -m ziglang cc`."""
+    return ZIGLANG in compiler
 
 
 def find_nvcc() -> str:

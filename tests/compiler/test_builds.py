@@ -325,6 +325,33 @@ def test_the_compiler_of_the_ziglang_package_is_enough(
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="ziglang is not installed")
+def test_ziglang_links_for_this_system_without_building_a_c_library(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NATC_CC", f"{sys.executable} -m ziglang cc")
+    source = place / "one.c"
+    source.write_text(
+        "#include <math.h>\n#include <pthread.h>\n"
+        "double hidden(double x) { return exp(x); }\n"
+        "double one(double x) { return pthread_self() ? hidden(x) : 0; }\n"
+    )
+    library = place / "one.so"
+    c_compiler.link_library(library, [source], exported=["one"], directory=place)
+    function = ctypes.CDLL(str(library)).one
+    function.restype, function.argtypes = ctypes.c_double, [ctypes.c_double]
+    assert function(0.0) == 1.0
+    parsed = elf.read(library.read_bytes())
+    assert parsed.defined == ("one",) and parsed.needed
+    # Each symbol of the system has the version that the system has.
+    versions = {symbol.name: symbol.version for symbol in parsed.undefined}
+    assert versions["exp"] and versions["pthread_self"]
+    kept = [path for path in (place / "cache" / "zig").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in kept) < 1_000_000
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="ziglang is not installed")
 def test_ziglang_needs_no_home_that_it_can_write_to(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
