@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 
 from natc.errors import BuildError
+from natc.host.detect import detect_host_cpu
+from natc.spec import KernelSpec
 from natc.tune.measure.processes import JobError, Processes
+from natc.tune.search import builder
 
 
 def add(a: int, b: int) -> int:
@@ -49,6 +52,10 @@ def sleep(note: str, seconds: float = 60) -> int:
 
 def where() -> tuple[int, str | None, bool]:
     return os.getpid(), os.environ.get("TMPDIR"), os.getsid(0) == os.getpid()
+
+
+def loaded(*names: str) -> list[bool]:
+    return [name in sys.modules for name in names]
 
 
 def eventually(happened: Callable[[], bool], seconds: float = 20) -> bool:
@@ -95,6 +102,20 @@ def test_jobs_run_elsewhere_and_return_their_results(
     assert temporary == str(tmp_path)
     # Ctrl-C in a terminal goes to the owner's session alone.
     assert own_session
+
+
+def test_candidates_are_built_in_one_process_which_does_not_load_torch(
+    make: Callable[..., Processes], tmp_path: Path
+) -> None:
+    pool = make()
+    pid = pool.submit(where).result()[0]
+    spec, target = KernelSpec.make(3, head_dim=4), detect_host_cpu()
+    for number in range(2):
+        output = tmp_path / f"{number}.so"
+        pool.submit(builder.build, spec.name, target.name, {}, str(output)).result()
+        assert output.stat().st_size
+    assert pool.submit(where).result()[0] == pid
+    assert pool.submit(loaded, "tvm", "torch").result() == [True, False]
 
 
 def test_an_error_is_reported_and_the_process_lives_on(make: Callable[..., Processes]) -> None:
