@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 
 TESTS = Path(__file__).parent
-LONGEST_FIRST = ("compiler", "cuda_toolkit", "gpu", "torch_cpu", "cli", "trust", "pure")
+LONGEST_FIRST = ("compiler", "cuda_toolkit", "gpu", "torch_cpu", "cli", "trust", "tune", "pure")
 
 # A slow machine is not a failure, and a red run must be red again when it is repeated.
 settings.register_profile("natc", deadline=None, derandomize=True)

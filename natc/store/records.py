@@ -64,11 +64,13 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, tag="trial"):
     """A candidate: its decisions, and its times or the error that ended it.
 
     seconds: shape `BxHxWxheadsxhead_dim` -> seconds of one call, positive; None with
-    an error. environment: id of an Environment. trial: its number in the log, from 0.
-    operation: the measured operation. samples: how many were taken of each shape, if measuring
-    stopped early because the candidate was behind; None: the usual number. features: numbers about
-    the candidate's machine code, from which later searches learn; None if it was not built.
-    Raises RecordError if both or none of seconds and error are None.
+    an error. ratio: these times over the times of the default decisions, measured in the same
+    turns; geometric mean over the shapes, median over the turns. samples: number of turns; 0
+    if another candidate has the same code, whose times these are. features: numbers about the
+    candidate's machine code, from which later searches learn; None if it was not built.
+    environment: id of an Environment. trial: its number in the log, from 0. operation: the
+    measured operation.
+    Raises RecordError if both or none of seconds and error are None, or if a time is not positive.
     """
 
     spec: str
@@ -81,6 +83,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, tag="trial"):
     timestamp: str
     trial: int
     operation: str = FORWARD
+    ratio: float | None = None
     samples: int | None = None
     features: dict[str, float] | None = None
     schema_version: int = SCHEMA_VERSION
@@ -88,18 +91,62 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, tag="trial"):
     def __post_init__(self) -> None:
         if (self.seconds is None) == (self.error is None):
             raise RecordError("a trial has either seconds or an error.")
-        # Checked here, because JSON has no infinity and would turn it into null.
-        for shape, value in (self.seconds or {}).items():
-            if not (math.isfinite(value) and value > 0):
-                raise RecordError(f"seconds of shape {shape} is {value}; it must be positive.")
-        if self.seconds is not None and not self.seconds:
-            raise RecordError("seconds is empty; it must hold at least one shape.")
+        if self.seconds is not None:
+            _check_seconds(self.seconds)
+        if self.ratio is not None and not (math.isfinite(self.ratio) and self.ratio > 0):
+            raise RecordError(f"ratio is {self.ratio}; it must be positive.")
         for name, value in (self.features or {}).items():
             if not math.isfinite(value):
                 raise RecordError(f"feature {name} is {value}; it must be finite.")
 
 
-Record: TypeAlias = Environment | Trial
+class Comparison(msgspec.Struct, frozen=True, kw_only=True, tag="comparison"):
+    """Two candidates of one kernel, timed in alternation until their order was certain.
+
+    decisions, base: of both. seconds, base_seconds: shape -> seconds of one call of each.
+    speedup: how many times as fast as `base` the candidate is, the median over `pairs` turns;
+    low, high: bounds that hold the true number with near certainty. A Trial has the other fields,
+    too.
+    """
+
+    spec: str
+    target: str
+    space: SpaceVersion
+    decisions: dict[str, int]
+    base: dict[str, int]
+    seconds: dict[str, float]
+    base_seconds: dict[str, float]
+    speedup: float
+    low: float
+    high: float
+    pairs: int
+    environment: str
+    timestamp: str
+    operation: str = FORWARD
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        _check_seconds(self.seconds)
+        _check_seconds(self.base_seconds)
+        if not 0 < self.low <= self.speedup <= self.high < math.inf:
+            raise RecordError(f"speedup {self.speedup} must lie in {self.low} to {self.high}.")
+
+    @property
+    def faster(self) -> bool:
+        """Whether the candidate is faster than `base`, beyond the noise."""
+        return self.low > 1
+
+
+Record: TypeAlias = Environment | Trial | Comparison
+
+
+def _check_seconds(seconds: dict[str, float]) -> None:
+    if not seconds:
+        raise RecordError("seconds is empty; it must hold at least one shape.")
+    # Checked here, because JSON has no infinity and would turn it into null.
+    for shape, value in seconds.items():
+        if not (math.isfinite(value) and value > 0):
+            raise RecordError(f"seconds of shape {shape} is {value}; it must be positive.")
 
 
 class UnreadableLine(NamedTuple):
@@ -157,7 +204,7 @@ def read_log(path: Path) -> tuple[list[Record], list[UnreadableLine]]:
 
 def _decode(line: bytes) -> Record:
     try:
-        record: Record = msgspec.convert(parse(line, SCHEMA_VERSION), Environment | Trial)
+        record: Record = msgspec.convert(parse(line, SCHEMA_VERSION), Record)
         return record
     except OtherVersion as error:
         raise RecordError(

@@ -29,13 +29,27 @@ _HALVES = {"float16": "bfloat16", "bfloat16": "float16"}
 _NEAR = 4
 
 
+class Gain(msgspec.Struct, frozen=True, kw_only=True):
+    """What a schedule gains over the default decisions, timed in alternation.
+
+    speedup: how many times as fast it is, the median over `pairs` turns; low, high: bounds that
+    hold the true number with near certainty.
+    """
+
+    speedup: float
+    low: float
+    high: float
+    pairs: int
+
+
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     """The times of the winner.
 
     seconds, baseline_seconds: shape `BxHxWxheadsxhead_dim` -> seconds of a call, of the winner
     and of the untuned kernel in the same run.
-    score: the number that the search minimized; objective: its meaning, in words.
-    trials: how many candidates were measured.
+    score: the winner's time, in seconds; objective: its meaning, in words.
+    trials: how many candidates were measured. gain: the proof that the winner is faster; None if
+    the two were not timed in alternation.
     """
 
     seconds: dict[str, float]
@@ -43,10 +57,16 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     score: float
     objective: str
     trials: int
+    gain: Gain | None = None
 
     @property
     def speedup(self) -> float | None:
-        """Untuned time / winner's time, geometric mean over the shapes; None without shapes."""
+        """How many times as fast as the default the winner is; None without shapes.
+
+        The gain's, or else the ratio of times, geometric mean over the shapes.
+        """
+        if self.gain is not None:
+            return self.gain.speedup
         ratios = [
             untuned / self.seconds[shape]
             for shape, untuned in self.baseline_seconds.items()
@@ -122,6 +142,8 @@ def dump(schedule: Schedule) -> str:
         builtins["measured"][field] = dict(
             sorted(builtins["measured"][field].items(), key=_largest_first)
         )
+    if schedule.measured.gain is None:
+        del builtins["measured"]["gain"]
     builtins["decisions"] = dict(sorted(builtins["decisions"].items()))
     if schedule.operation == FORWARD:
         del builtins["operation"]  # the default
@@ -141,12 +163,14 @@ def save_schedule(schedule: Schedule) -> Path:
     return path
 
 
-def load_schedule(spec: KernelSpec, target: Target, operation: str = FORWARD) -> Schedule | None:
+def load_schedule(
+    spec: KernelSpec, target: Target, operation: str = FORWARD, *, but: Path | None = None
+) -> Schedule | None:
     """Return the schedule of an operation from the workspace or else the package, or None.
 
-    Raises ScheduleError as `read_schedule` does.
+    but: a file to pass over. Raises ScheduleError as `read_schedule` does.
     """
-    path = workspace.find_schedule(spec, target, operation)
+    path = workspace.find_schedule(spec, target, operation, but=but)
     return None if path is None else read_schedule(path)
 
 

@@ -75,9 +75,14 @@ def log_path(spec: KernelSpec, target: Target, operation: str = FORWARD) -> Path
     return workspace() / "tuning_logs" / target.name / f"{tuned_name(spec, operation)}.jsonl"
 
 
-def find_schedule(spec: KernelSpec, target: Target, operation: str = FORWARD) -> Path | None:
-    """Return the schedule file that natc uses for a kernel's operation, or None."""
-    return _find(Path("schedules") / target.name / f"{tuned_name(spec, operation)}.json")
+def find_schedule(
+    spec: KernelSpec, target: Target, operation: str = FORWARD, *, but: Path | None = None
+) -> Path | None:
+    """Return the schedule file that natc uses for a kernel's operation, or None.
+
+    but: a file to pass over.
+    """
+    return _find(Path("schedules") / target.name / f"{tuned_name(spec, operation)}.json", but)
 
 
 def schedule_files(target: Target | None = None) -> Iterator[Path]:
@@ -207,10 +212,10 @@ def _package_folder(point: metadata.EntryPoint) -> Path | None:
     return None
 
 
-def _find(relative: Path) -> Path | None:
+def _find(relative: Path, but: Path | None) -> Path | None:
     for root in read_roots():
         path = root / relative
-        if path.is_file():
+        if path != but and path.is_file():
             return path
     return None
 

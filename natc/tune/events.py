@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from natc.store.schedules import Gain
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
     """The search begins, or goes on where an earlier one stopped.
 
     spec, target: names. shapes: inputs `BxHxWxheadsxhead_dim` that are measured.
-    baseline: score of the untuned kernel. best: score of the best kernel known so far.
+    baseline: seconds of the default, geometric mean over the shapes. best: how many times as fast
+    as the default the best earlier candidate seems; 1 without one.
     resumed_trials: trials the log already held. planned: trials this run may measure, or None
     when only time ends it. minutes: time this run may take, or None.
     """
@@ -31,12 +34,13 @@ class Started:
 class TrialMeasured:
     """One candidate was measured, or failed.
 
-    index: its number in this run, from 1. score: seconds, or None when it failed. best: the best
-    score so far. failures: number of candidates of this run that failed. error: why this one did.
+    index: its number in this run, from 1. speedup: how many times as fast as the default it seems,
+    or None when it failed. best: the largest speed-up so far, at least 1. failures: number of
+    candidates of this run that failed. error: why this one did.
     """
 
     index: int
-    score: float | None
+    speedup: float | None
     best: float
     failures: int
     error: str | None = None
@@ -66,20 +70,28 @@ class Note:
 class SearchFinished:
     """The search is over; everything measured is in the log.
 
-    schedule_path: the winner's file, or None if no candidate was measured. In that case no
-    schedule was written, and an existing one was not changed. best, baseline: scores of the winner
-    and of the untuned kernel. trials: candidates measured in this run; failures: the number of
-    them that failed. seconds: duration of this run. interrupted: whether the user stopped it.
+    outcome: `saved`; `not faster` if no candidate is faster than the default and the schedule in
+    use; `undecided` if the noise is too large to tell; `unmeasured` if no candidate was measured;
+    `failed` if every candidate failed; `interrupted` if the user stopped it. Only `saved` writes a
+    schedule, schedule_path, with the gain that it holds. message: the outcome in words. baseline:
+    seconds of the default, geometric mean over the shapes. trials: candidates measured in this
+    run; failures: the number of them that failed. seconds: duration of this run.
     """
 
+    outcome: str
+    message: str
     schedule_path: Path | None
     log_path: Path
-    best: float
+    gain: Gain | None
     baseline: float
     trials: int
     failures: int
     seconds: float
-    interrupted: bool = False
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user stopped the search."""
+        return self.outcome == "interrupted"
 
 
 Event: TypeAlias = Started | TrialMeasured | CandidatesBuilt | Note | SearchFinished

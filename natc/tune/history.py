@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from natc.operations import FORWARD
 from natc.spec import KernelSpec
-from natc.store.records import Environment, Record, SpaceVersion, Trial, read_log
+from natc.store.records import Comparison, Environment, Record, SpaceVersion, Trial, read_log
 
 Key = tuple[tuple[str, int], ...]
 
@@ -18,11 +19,18 @@ def key_of(decisions: Mapping[str, int]) -> Key:
     return tuple(sorted(decisions.items()))
 
 
+def score(trial: Trial, shapes: Sequence[str]) -> float | None:
+    """Return the geometric mean of a trial's seconds over `shapes`; None for a failure."""
+    if trial.seconds is None or not set(shapes) <= set(trial.seconds):
+        return None
+    return statistics.geometric_mean(trial.seconds[shape] for shape in shapes)
+
+
 class History:
     """Trials by their decisions, earlier runs first, then this run.
 
     notes: sentences for the user about lines of the log that could not be used.
-    next_trial: the number of the next trial in the log.
+    next_trial: the number of the next trial in the log. comparisons: of this machine, in order.
     """
 
     def __init__(
@@ -41,7 +49,7 @@ class History:
         # Not their count: if lines of the log are damaged, a number would be used twice.
         self.next_trial = max((trial.trial + 1 for trial in trials), default=0)
         same = ids_of(machine, records)
-        self._found: dict[Key, Trial] = {}
+        self._trials: dict[Key, Trial] = {}
         ignored: Counter[str] = Counter()
         for trial in trials:
             if (trial.spec, trial.operation) != (spec.name, operation):
@@ -55,24 +63,34 @@ class History:
                 ignored["were measured on another machine"] += 1
             elif trial.seconds is not None and not set(shapes) <= set(trial.seconds):
                 ignored["measured other inputs"] += 1
+            elif trial.seconds is not None and trial.ratio is None:
+                ignored["were not measured beside the default"] += 1
             else:
                 self.add(trial)
-        self.resumed = len(self._found)
+        self.comparisons = [
+            record
+            for record in records
+            if isinstance(record, Comparison)
+            and (record.spec, record.operation, record.space) == (spec.name, operation, space)
+            and record.environment in same
+            and set(shapes) == set(record.seconds)
+        ]
+        self.resumed = len(self._trials)
         self.notes += [
             f"{path}: {count} trials {why}; they are not used." for why, count in ignored.items()
         ]
 
     def add(self, trial: Trial) -> None:
         """Take in a trial; of two with the same decisions, the later one counts."""
-        self._found[key_of(trial.decisions)] = trial
+        self._trials[key_of(trial.decisions)] = trial
 
     def get(self, decisions: Mapping[str, int]) -> Trial | None:
         """Return the trial with these decisions, or None."""
-        return self._found.get(key_of(decisions))
+        return self._trials.get(key_of(decisions))
 
     def all(self) -> list[Trial]:
         """Return one trial for each candidate known, oldest first."""
-        return list(self._found.values())
+        return list(self._trials.values())
 
 
 def ids_of(machine: Environment, records: Iterable[Record]) -> set[str]:

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from rich.console import Console
 from support.command_line import Natc
-from support.search_events import START, TRIALS, finish
+from support.search_events import GAIN, START, TRIALS, finish
 
 import natc.tune as natc_tune
 from natc.cli.verbs import quickstart
@@ -109,13 +109,14 @@ def test_lines_for_a_pipe(natc: Natc, search: Callable[..., Search]) -> None:
     code, out, err = natc("tune", "--kernel", "7")
     assert code == 0
     assert err.splitlines() == [
-        "tuning na2d_k7_d32_float32_rpb for llvm-x86-64-v3 on 1x56x56x2x32: untuned 4 ms",
+        "tuning na2d_k7_d32_float32_rpb for llvm-x86-64-v3 on 1x56x56x2x32: default 4 ms",
         "note: line 3 was skipped",
-        "trial 1: best 3 ms",
-        "trial 4: best 1 ms",
+        "trial 1: about 1.33 times as fast as the default",
+        "trial 4: about 4.00 times as fast as the default",
     ]
     assert out.splitlines() == [
-        "done: 4 candidates in 12 s (1 failed); best 1 ms, untuned 4 ms, 4.00 times faster",
+        "done: 4 candidates in 12 s (1 failed); the best candidate is 3.90 times as fast as the "
+        "default, 3.85 to 3.97",
         "schedule: /w/schedules/x.json",
         "log: /w/tuning_logs/x.jsonl",
         "To build it: natc build --kernel 7 --target llvm",
@@ -139,27 +140,49 @@ def test_who_tunes_for_the_cpu_beside_a_gpu_is_told(
     assert for_cuda.out.endswith("To build it: natc build --kernel 9 --target cuda --arch sm_90\n")
 
 
-def test_a_search_without_gain_claims_none(natc: Natc, search: Callable[..., Search]) -> None:
-    search(START, replace(finish(), best=4.001e-3, baseline=4.003e-3))
-    assert natc("tune", "--kernel", "7").out.splitlines()[0] == (
-        "done: 4 candidates in 12 s (1 failed); best 4 ms, untuned 4 ms, no candidate was faster"
-    )
+NO_GAIN = replace(finish(), outcome="not faster", schedule_path=None, gain=None)
+
+
+@pytest.mark.parametrize(
+    ("ended", "lines"),
+    [
+        (replace(NO_GAIN, message="no candidate was faster than the default"), []),
+        (
+            replace(NO_GAIN, outcome="undecided", message="the best is X: too noisy to decide"),
+            ["On a quiet machine, or with more --minutes, go on with: natc tune --kernel 7"],
+        ),
+    ],
+    ids=["slower", "noisy"],
+)
+def test_a_search_without_gain_says_so_and_has_not_failed(
+    natc: Natc, search: Callable[..., Search], ended: SearchFinished, lines: list[str]
+) -> None:
+    search(START, *TRIALS, ended)
+    code, out, _ = natc("tune", "--kernel", "7")
+    assert code == 0
+    assert out.splitlines() == [
+        f"done: 4 candidates in 12 s (1 failed); {ended.message}. No schedule was written.",
+        "log: /w/tuning_logs/x.jsonl",
+        *lines,
+    ]
+    document = natc.json("tune", "--kernel", "7")
+    assert (document["outcome"], document["gain"]) == (ended.outcome, None)
 
 
 def test_json_is_one_document(natc: Natc, search: Callable[..., Search]) -> None:
     search(START, *TRIALS, finish())
     document = natc.json("tune", "--kernel", "7")
     assert document["spec"] == "na2d_k7_d32_float32_rpb"
-    assert document["speedup"] == 4.0
+    assert document["gain"] == {"speedup": 3.9, "low": 3.85, "high": 3.97, "pairs": 64}
     assert document["schedule_path"] == "/w/schedules/x.json"
-    assert document["interrupted"] is False
+    assert document["outcome"] == "saved"
 
 
 def test_a_stopped_search_says_how_to_go_on(natc: Natc, search: Callable[..., Search]) -> None:
     search(START, *TRIALS, finish(interrupted=True))
     code, out, _ = natc("tune", "--kernel", "7", "--minutes", "2")
     assert code == 130
-    assert out.startswith("stopped: 4 candidates")
+    assert out.startswith("stopped: 4 candidates") and "No schedule was written." in out
     assert "go on with: natc tune --kernel 7 --minutes 2" in out
 
 
@@ -170,46 +193,39 @@ def test_stopping_before_the_search_began(natc: Natc, search: Callable[..., Sear
     assert "go on with: natc tune --kernel 7" in err and "Traceback" not in err
 
 
-NOTHING = replace(finish(), schedule_path=None, trials=0, failures=0, best=4e-3)
+NOTHING = replace(
+    NO_GAIN, outcome="unmeasured", message="no candidate was measured in that time", trials=0
+)
 
 
 @pytest.mark.parametrize(
-    ("ended", "code", "message"),
+    ("ended", "message"),
     [
         (
             NOTHING,
-            1,
-            "natc: error: na2d_k7_d32_float32_rpb forward: no candidate was measured in 12 s, so "
-            "no schedule was written. Run it again with a larger --minutes: it goes on from the "
-            "log.\n",
+            "natc: error: na2d_k7_d32_float32_rpb forward: no candidate was measured in that "
+            "time, so no schedule was written. Run it again with a larger --minutes: it goes on "
+            "from the log.\n",
         ),
         (
-            replace(NOTHING, trials=3, failures=3),
-            1,
-            "natc: error: na2d_k7_d32_float32_rpb forward: 3 of 3 candidates failed "
-            "(/w/tuning_logs/x.jsonl says why), so no schedule was written. Run it again with a "
-            "larger --minutes or --trials: it goes on from the log.\n",
-        ),
-        (
-            replace(NOTHING, interrupted=True),
-            130,
-            "natc: stopped: na2d_k7_d32_float32_rpb forward: no candidate was measured in 12 s, "
-            "so no schedule was written; go on with: natc tune --kernel 7 --quiet\n",
+            replace(NOTHING, outcome="failed", message="3 of 3 candidates failed", trials=3),
+            "natc: error: na2d_k7_d32_float32_rpb forward: 3 of 3 candidates failed, so no "
+            "schedule was written. /w/tuning_logs/x.jsonl says why each one failed.\n",
         ),
     ],
-    ids=["time", "failed", "ctrl-c"],
+    ids=["time", "failed"],
 )
 def test_a_search_without_a_candidate_fails(
-    natc: Natc, search: Callable[..., Search], ended: SearchFinished, code: int, message: str
+    natc: Natc, search: Callable[..., Search], ended: SearchFinished, message: str
 ) -> None:
     search(START, ended)
     words = ["tune", "--kernel", "7", "--quiet"]
-    assert natc(*words) == (code, "", message)
+    assert natc(*words) == (1, "", message)
     with_json = natc(*words, "--json")
     document = json.loads(with_json.out)
-    assert (with_json.code, document["schedule_path"]) == (code, None)
-    assert document["trials"] == ended.trials
-    assert with_json.err == message.replace("--quiet", "--quiet --json")
+    assert (with_json.code, document["schedule_path"]) == (1, None)
+    assert (document["trials"], document["outcome"]) == (ended.trials, ended.outcome)
+    assert with_json.err == message
 
 
 def test_searches_go_on_after_a_failed_search(
@@ -253,8 +269,8 @@ def test_quickstart_without_a_schedule(
     words = ["quickstart", "--minutes", "0.75", "--output", str(place / "shown"), "--json"]
     code, out, err = natc(*words)
     assert code == 0 and json.loads(out)["search"]["schedule_path"] is None
-    note = "no candidate was measured in 12 s: nothing new is tuned. For more time: "
-    assert f"{note}natc quickstart --minutes 1.5" in err.splitlines()
+    assert "no candidate was measured in that time. No schedule was written." in err
+    assert "For more time: natc quickstart --minutes 1.5" in err.splitlines()
     name = "tuned kernel" if tuned_before else "built kernel"
     assert timed == [{name: "built", "untuned kernel": "untuned"}]
 
@@ -263,13 +279,11 @@ IMPORTED = Imported(
     name="na2d_k7_d32_float32_rpb d_query for cuda-sm_90",
     schedule_path=Path("/w/schedules/x.json"),
     log_path=Path("/w/tuning_logs/x.jsonl"),
-    best=1e-3,
+    gain=GAIN,
     untuned=4e-3,
     trials=9,
-    replaced=True,
-    kept="",
+    message="the best candidate is 3.90 times as fast as the default, 3.85 to 3.97",
     problem="",
-    complete=True,
 )
 
 
@@ -295,33 +309,27 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_importing_rounds_shows_each_problem(natc: Natc, rounds: Callable[..., None]) -> None:
-    unmeasured = replace(
-        IMPORTED,
-        schedule_path=None,
-        best=4e-3,
-        replaced=False,
-        problem="no candidate was measured",
-    )
-    kept = replace(IMPORTED, replaced=False, kept="the one there took 1 s", complete=False)
-    rounds(unmeasured, TuneError("b was not measured yet"), kept, IMPORTED)
+    nothing = replace(IMPORTED, schedule_path=None, gain=None)
+    unmeasured = replace(nothing, problem="no candidate was measured")
+    slower = replace(nothing, message="no candidate was faster than the default")
+    rounds(unmeasured, TuneError("b was not measured yet"), slower, IMPORTED)
     code, out, err = natc("tune", "--import", "all")
     assert code == 1
     assert err.splitlines() == [
         f"problem: {IMPORTED.name}: no candidate was measured",
         "problem: b was not measured yet",
     ]
+    trials = f"{IMPORTED.name}: 9 new trials in /w/tuning_logs/x.jsonl"
     assert out.splitlines() == [
-        f"{IMPORTED.name}: best 4 ms, untuned 4 ms; 9 new trials in /w/tuning_logs/x.jsonl",
-        f"{IMPORTED.name}: best 1 ms, untuned 4 ms; 9 new trials in /w/tuning_logs/x.jsonl",
-        "schedule: /w/schedules/x.json (the one there took 1 s)",
-        "Measuring was cut short, so the winner is uncertain: natc measure",
-        f"{IMPORTED.name}: best 1 ms, untuned 4 ms; 9 new trials in /w/tuning_logs/x.jsonl",
+        trials,
+        f"{trials}; no candidate was faster than the default. No schedule was written.",
+        f"{trials}; {IMPORTED.message}",
         "schedule: /w/schedules/x.json",
     ]
     document = natc.json("tune", "--import", "all", code=1)
     assert len(document["problems"]) == 2
     paths = [row["schedule_path"] for row in document["searches"]]
-    assert paths == [None, "/w/schedules/x.json", "/w/schedules/x.json"]
+    assert paths == [None, None, "/w/schedules/x.json"]
 
 
 def test_importing_a_round(natc: Natc, rounds: Callable[..., None]) -> None:
@@ -340,13 +348,76 @@ def test_the_live_line_shows_best_speedup_trials_failures_and_time_left() -> Non
             bar(event)
         live.refresh()
         shown = screen.getvalue().splitlines()[-1]
-        for part in ("best 1 ms (4.00x)", "4 trials", "1 failed", "s left"):
+        for part in ("best about 4.00x", "4 trials", "1 failed", "s left"):
             assert part in shown
         bar(finish())
         assert live.finished
-    assert "untuned 4 ms" in screen.getvalue()
+    assert "default 4 ms" in screen.getvalue()
 
 
 def test_a_resumed_search_names_its_start() -> None:
-    text = progress.start_text(replace(START, resumed_trials=40, best=2e-3))
-    assert "best of 40 earlier trials 2 ms" in text
+    text = progress.start_text(replace(START, resumed_trials=40, best=2.0))
+    assert "best of 40 earlier trials about 2.00 times as fast as the default" in text
+
+
+@pytest.fixture
+def rechecked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """Stand for the comparison of saved schedules; return what is asked of it."""
+
+    def install(*outcomes: Rechecked) -> list[Any]:
+        asked: list[Any] = []
+
+        def wanted(kernels: Any, target: Any) -> list[Rechecked]:
+            asked.append((kernels, target.name))
+            return list(outcomes)
+
+        module: Any = ModuleType("natc.tune.search.recheck")
+        module.schedules_to_recheck = wanted
+        module.recheck = lambda outcome, minutes, on_event: outcome
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+        return asked
+
+    return install
+
+
+class Rechecked(NamedTuple):
+    path: Path
+    name: str
+    outcome: str
+    message: str
+
+
+def test_rechecking_says_what_became_of_each_schedule(
+    natc: Natc, rechecked: Callable[..., list[Any]]
+) -> None:
+    asked = rechecked(
+        Rechecked(Path("/w/a.json"), "a", "faster", "it is 1.3 times as fast"),
+        Rechecked(Path("/w/b.json"), "b", "removed", "its decisions are the default"),
+        Rechecked(Path("/natc/c.json"), "c", "shipped", "it is slower"),
+        Rechecked(Path("/w/d.json"), "d", "undecided", "too noisy to decide"),
+        Rechecked(Path("/w/e.json"), "e", "unusable", "it was made in another space"),
+    )
+    code, out, _ = natc("tune", "--recheck")
+    assert code == 0 and asked == [(None, HOST)]
+    assert out.splitlines()[::2] == [
+        "a: kept: it is 1.3 times as fast",
+        "b: removed: its decisions are the default",
+        "c: does not win, but comes with natc and stays: it is slower",
+        "d: kept, undecided: too noisy to decide",
+        "e: not measured: it was made in another space",
+    ]
+    assert out.splitlines()[1] == "    /w/a.json"
+    words = ("tune", "--recheck", "--kernel", "5", "--no-rpb", "--operations", "forward,delta")
+    natc.json(*words)
+    assert asked[-1] == (
+        [("na2d_k5_d32_float32", "forward"), ("na2d_k5_d32_float32", "delta")],
+        HOST,
+    )
+
+
+def test_rechecking_nothing_says_so(natc: Natc, rechecked: Callable[..., list[Any]]) -> None:
+    rechecked()
+    assert natc("tune", "--recheck").out == f"There is no schedule for {HOST} to compare.\n"
+    refused = natc("tune", "--recheck", "--export", "x", "--kernel", "7")
+    assert refused.code != 0 and "--recheck takes no --export" in refused.err

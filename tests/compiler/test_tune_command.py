@@ -85,13 +85,18 @@ def test_a_search_prints_one_json_document_and_leaves_nothing_behind(
 ) -> None:
     process = start(*COMMAND, "--trials", "2", "--json", "--quiet")
     out, err = process.communicate(timeout=300)
-    assert (process.returncode, err) == (0, "")
+    assert process.returncode == 0
+    # Whatever else this machine does.
+    assert all(line.startswith("note: this machine is busy") for line in err.splitlines())
     document = json.loads(out)
     assert document["spec"] == SPEC.name and document["trials"] == 2
-    assert document["speedup"] == pytest.approx(document["baseline"] / document["best"])
-    saved = schedules.read_schedule(Path(document["schedule_path"]))
-    assert saved.measured.score == pytest.approx(document["best"], rel=1e-3)
-    assert list(saved.measured.seconds) == ["1x8x8x1x8"]
+    assert document["outcome"] in ("saved", "not faster", "undecided")
+    assert (document["schedule_path"] is None) == (document["outcome"] != "saved")
+    if document["schedule_path"]:
+        saved = schedules.read_schedule(Path(document["schedule_path"]))
+        assert saved.measured.gain is not None
+        assert saved.measured.gain.low == pytest.approx(document["gain"]["low"], rel=1e-3)
+        assert list(saved.measured.seconds) == ["1x8x8x1x8"]
     assert list(scratch.iterdir()) == [] and using(scratch) == []
 
 
@@ -114,15 +119,14 @@ def test_a_killed_search_keeps_what_it_measured_and_the_same_command_goes_on(
     assert f"best of {len(kept)} earlier trials" in err
     assert out.startswith("stopped: ")
     assert f"go on with: natc {' '.join(COMMAND)}" in out
-    # Only the untuned kernel is measured again, for comparison.
+    # Only the default is measured again, for comparison.
     records = trials()
     assert [trial.trial for trial in records] == list(range(len(records)))
     decided = [tuple(trial.decisions.items()) for trial in records]
     assert len(set(decided)) == len(decided) - 1
     assert all(trial.error is None for trial in records)
-    # On a busy machine, noise decides which is the best; test_tune_search checks the choice.
-    saved = schedules.read_schedule(workspace.schedule_path(SPEC, detect_host_cpu()))
-    assert saved.decisions in [trial.decisions for trial in records]
+    # Nothing was compared, so nothing is proven.
+    assert not workspace.schedule_path(SPEC, detect_host_cpu()).exists()
     assert list(scratch.iterdir()) == [] and using(scratch) == []
 
 

@@ -6,10 +6,26 @@ import pytest
 
 from natc.errors import NatcError
 from natc.spec import KernelSpec
+from natc.store.records import SpaceVersion, Trial
 from natc.targets import Target
 from natc.tune.search.ranking import Ranking
 
 pytestmark = pytest.mark.quick
+
+
+def trial_of(decisions: dict[str, int], ratio: float) -> Trial:
+    return Trial(
+        spec="na2d_k7_d32_float32_rpb",
+        target="cuda-sm_90",
+        space=SpaceVersion("some", 1),
+        decisions=decisions,
+        seconds={"1x8x8x1x32": ratio},
+        error=None,
+        ratio=ratio,
+        environment="here",
+        timestamp="2026-01-02T03:04:05Z",
+        trial=0,
+    )
 
 
 def test_every_candidate_is_proposed_once_and_fast_ones_first() -> None:
@@ -33,7 +49,7 @@ def test_every_candidate_is_proposed_once_and_fast_ones_first() -> None:
 
     taught = ranked()
     sample = seen[:60]
-    taught.learn(sample, [seconds(candidate) for candidate in sample])
+    taught.learn([trial_of(candidate, seconds(candidate)) for candidate in sample])
     proposed = taught.propose()
     assert [candidate for candidate in proposed if candidate in sample] == []
     unmeasured = [candidate for candidate in seen if candidate not in sample]

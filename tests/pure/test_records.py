@@ -12,6 +12,7 @@ from natc.host import detect, environment
 from natc.spec import KernelSpec
 from natc.store.json_object import with_checksum
 from natc.store.records import (
+    Comparison,
     Environment,
     Record,
     SpaceVersion,
@@ -42,13 +43,33 @@ def make_trial(number: int, **changes: object) -> Trial:
     return Trial(**{**fields, **changes})  # type: ignore[arg-type]
 
 
+def make_comparison(**changes: object) -> Comparison:
+    fields: dict[str, object] = {
+        "spec": SPEC.name,
+        "target": "llvm-x86-64-v3",
+        "space": SPACE,
+        "decisions": {"unroll": 1},
+        "base": {"unroll": 0},
+        "seconds": {"1x56x56x2x32": 1e-3},
+        "base_seconds": {"1x56x56x2x32": 1.34e-3},
+        "speedup": 1.34,
+        "low": 1.31,
+        "high": 1.37,
+        "pairs": 64,
+        "environment": "abc",
+        "timestamp": "2026-01-02T03:04:05+00:00",
+    }
+    return Comparison(**{**fields, **changes})  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def log(tmp_path: Path) -> tuple[Path, list[Record]]:
     path = tmp_path / "logs" / "log.jsonl"
     records: list[Record] = [
         environment.collect(seed=3),
-        make_trial(0, features={"lanes": 8.0, "spills": 0.25}),
+        make_trial(0, features={"lanes": 8.0, "spills": 0.25}, ratio=0.75, samples=16),
         make_trial(1, seconds=None, error="did not compile: ü\nsecond line"),
+        make_comparison(),
     ]
     for record in records:
         append(path, record)
@@ -59,7 +80,7 @@ def test_appended_records_are_read_back(log: tuple[Path, list[Record]]) -> None:
     path, records = log
     assert read_log(path) == (records, [])
     lines = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
-    assert [line["type"] for line in lines] == ["environment", "trial", "trial"]
+    assert [line["type"] for line in lines] == ["environment", "trial", "trial", "comparison"]
     assert {line["schema_version"] for line in lines} == {1}
     assert lines[0]["seed"] == 3
     assert lines[1]["decisions"] == {"tile_h": 4, "unroll": 0}
@@ -131,8 +152,8 @@ def test_a_bad_line_is_reported_and_kept(log: tuple[Path, list[Record]], kind: s
     append(path, make_trial(9))
     read, problems = read_log(path)
     assert read == [*records, make_trial(9)]
-    assert [(problem.path, problem.line) for problem in problems] == [(path, 4)]
-    assert str(problems[0]).startswith(f"{path}:4: ")
+    assert [(problem.path, problem.line) for problem in problems] == [(path, 5)]
+    assert str(problems[0]).startswith(f"{path}:5: ")
     newer = "schema version 2, written by a newer natc"
     assert (newer if kind == "newer" else "damaged") in problems[0].message
     assert "skipped" in problems[0].message
@@ -155,11 +176,35 @@ def test_fields_that_are_not_known_do_no_harm(tmp_path: Path) -> None:
         {"seconds": {"1x1x1x1x1": float("nan")}},
         {"seconds": {"1x1x1x1x1": 0.0}},
         {"features": {"lanes": float("nan")}},
+        {"ratio": 0.0},
+        {"ratio": float("inf")},
     ],
 )
 def test_a_trial_needs_times_or_an_error(changes: dict[str, object]) -> None:
     with pytest.raises(RecordError):
         make_trial(0, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"low": 1.35},
+        {"high": 1.3},
+        {"low": 0.0},
+        {"high": float("inf")},
+        {"speedup": float("nan")},
+        {"seconds": {}},
+        {"base_seconds": {"1x56x56x2x32": 0.0}},
+    ],
+)
+def test_a_comparison_has_a_speedup_between_its_bounds(changes: dict[str, object]) -> None:
+    with pytest.raises(RecordError):
+        make_comparison(**changes)
+
+
+def test_a_comparison_is_faster_only_beyond_the_noise() -> None:
+    assert make_comparison().faster
+    assert not make_comparison(low=0.99).faster and not make_comparison(low=1.0).faster
 
 
 def test_shapes_as_text() -> None:

@@ -13,6 +13,7 @@ from natc.spec import KernelSpec
 from natc.store import schedules, workspace
 from natc.store.records import SpaceVersion
 from natc.store.schedules import (
+    Gain,
     Measurement,
     Schedule,
     list_schedules,
@@ -53,6 +54,27 @@ def test_a_saved_schedule_is_loaded(place: Path) -> None:
     saved = path.read_bytes()
     save_schedule(loaded)
     assert path.read_bytes() == saved
+
+
+def test_the_gain_is_kept_and_is_the_speedup() -> None:
+    assert MEASURED.speedup == pytest.approx(3)
+    gain = Gain(speedup=1.34, low=1.31, high=1.37, pairs=64)
+    schedule = make_schedule()
+    measured = msgspec.structs.replace(schedule.measured, gain=gain)
+    save_schedule(msgspec.structs.replace(schedule, measured=measured))
+    loaded = load_schedule(SPEC, TARGET)
+    assert loaded is not None and loaded.measured.gain == gain and loaded.measured.speedup == 1.34
+
+
+def test_a_file_can_be_passed_over(place: Path) -> None:
+    """What a build would take without it."""
+    own = save_schedule(make_schedule())
+    assert load_schedule(SPEC, TARGET, but=own) is None
+    shipped = place / "shipped" / own.relative_to(place)
+    shipped.parent.mkdir(parents=True)
+    shipped.write_bytes(own.read_bytes())
+    assert workspace.find_schedule(SPEC, TARGET) == own
+    assert workspace.find_schedule(SPEC, TARGET, but=own) == shipped
 
 
 def test_no_schedule_is_none() -> None:

@@ -12,7 +12,7 @@ from natc.errors import TuneError
 
 def crash_hang_or_err(*arguments: Any) -> list[float]:
     """Return the process's id, or fail as the name of the library says."""
-    library = arguments[2]
+    (library,) = arguments[2]
     if "candidate_1" in library:
         os.abort()
     if "candidate_2" in library:

@@ -10,7 +10,6 @@ import typer
 
 from natc.cli import output
 from natc.cli.options import JsonOption
-from natc.cli.output import seconds_text
 from natc.errors import NatcError
 
 if TYPE_CHECKING:
@@ -67,10 +66,6 @@ def measure(
 
 
 def _line(summary: Summary) -> str:
-    text = (
-        f"{summary.name}: {summary.measured} measurements of {summary.candidates} candidates in "
-    )
+    text = f"{summary.name}: {summary.measured} of {summary.candidates} candidates measured in "
     text += f"{summary.seconds:.0f} s ({summary.failures} failed)"
-    if summary.best is not None and summary.untuned is not None:
-        text += f"; best {seconds_text(summary.best)}, untuned {seconds_text(summary.untuned)}"
-    return text
+    return f"{text}; {summary.message}" if summary.message else text

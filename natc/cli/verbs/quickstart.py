@@ -73,14 +73,10 @@ def quickstart(
         finished = tune(spec, target, minutes=minutes, on_event=on_event)
     if finished.interrupted:
         raise KeyboardInterrupt
-    if finished.schedule_path is not None:
-        console.print(search.summary(finished))
-    else:
+    console.print(search.summary(finished))
+    if finished.schedule_path is None:
         # The next steps work on a slow or busy machine, too.
-        more = f"natc quickstart --minutes {2 * minutes:g}"
-        console.print(
-            f"{search.unmeasured(finished)}: nothing new is tuned. For more time: {more}"
-        )
+        console.print(f"For more time: natc quickstart --minutes {2 * minutes:g}")
     step(2, "build the tuned kernel and, to compare, the untuned one")
     tuned, untuned = _build(spec, target)
     step(3, "run NAT-Mini on a photograph, on the kernels and on the reference")
@@ -94,7 +90,7 @@ def quickstart(
                 "spec": spec.name,
                 "target": target.name,
                 "environment": environment.collect(),
-                "search": {**asdict(finished), "speedup": search.speedup(finished)},
+                "search": asdict(finished),
                 "network": network,
                 "times": times,
             }

@@ -13,7 +13,6 @@ import typer
 
 from natc.cli import options, output
 from natc.cli.options import DtypeOption, HeadDimOption, JsonOption, RankOption
-from natc.cli.output import seconds_text
 from natc.cli.views import search
 from natc.errors import NatcError, SpecError, TargetError
 from natc.host import detect, gpu
@@ -27,6 +26,15 @@ if TYPE_CHECKING:
 
 # Dtypes of candidates; float64 is for checks, and its speed does not matter.
 _DTYPES = ("float32", "float16", "bfloat16")
+
+
+_RECHECKED = {
+    "faster": "kept",
+    "removed": "removed",
+    "shipped": "does not win, but comes with natc and stays",
+    "undecided": "kept, undecided",
+    "unusable": "not measured",
+}
 
 
 def tune(
@@ -74,10 +82,20 @@ def tune(
             help="Take in the measurements of such a directory: log and schedules.",
         ),
     ] = None,
+    recheck: Annotated[
+        bool,
+        typer.Option(
+            "--recheck",
+            help="Search nothing: compare saved schedules with the default, of this kernel or, "
+            "without --kernel, of all, and remove those that are not faster.",
+        ),
+    ] = False,
     json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Search for the fastest way to run a kernel here. Run it again to continue."""
+    if recheck and (export is not None or import_ is not None):
+        raise SpecError("--recheck takes no --export and no --import: it searches nothing.")
     if import_ is not None:
         if kernel is not None or export is not None:
             raise SpecError(
@@ -85,6 +103,10 @@ def tune(
             )
         options.require_compiler("tune")
         _import(import_, json)
+        return
+    if kernel is None and recheck:
+        options.require_compiler("tune")
+        _recheck(_measurable(target, arch, "7"), None, minutes, json, show=not quiet)
         return
     if kernel is None:
         context.fail("Missing option '--kernel' / '-k'.")
@@ -102,6 +124,10 @@ def tune(
     wanted = options.parse_tuned(operations, spec)
     shapes = [options.parse_input(text, spec) for text in shape] if shape else None
     options.require_compiler("tune")
+    if recheck:
+        kernels = [(spec.name, operation) for operation in wanted]
+        _recheck(place, kernels, minutes, json, show=not quiet)
+        return
     if export is not None:
         _export(spec, place, wanted, export, shapes, candidates, seed, json, show=not quiet)
         return
@@ -112,7 +138,7 @@ def tune(
     _note_gpu(context, place)
     again = shlex.join(["natc", *sys.argv[1:]])
     documents = []
-    failed = False
+    failed = saved = False
     for operation in wanted:
         try:
             with watch(show=not quiet) as on_event:
@@ -132,12 +158,13 @@ def tune(
             raise typer.Exit(search.INTERRUPTED) from None
         if json:
             names = {"spec": spec.name, "target": place.name, "operation": operation}
-            documents.append({**names, **asdict(finished), "speedup": search.speedup(finished)})
-        elif finished.schedule_path is not None:
+            documents.append({**names, **asdict(finished)})
+        elif finished.outcome not in ("unmeasured", "failed"):
             search.report(finished, again)
-        if finished.schedule_path is None:
+        if finished.outcome in ("unmeasured", "failed"):
             failed = True
-            print(_complaint(spec, operation, finished, again), file=sys.stderr)
+            print(_complaint(spec, operation, finished), file=sys.stderr)
+        saved = saved or finished.schedule_path is not None
         if finished.interrupted:
             break
     if json:
@@ -146,7 +173,7 @@ def tune(
         raise typer.Exit(search.INTERRUPTED)
     if failed:
         raise typer.Exit(1)
-    if not json:
+    if saved and not json:
         from natc.runtime.commands import build_command
 
         output.stdout().print(f"To build it: {build_command(spec, [place])}")
@@ -161,13 +188,12 @@ def _note_gpu(context: typer.Context, place: Target) -> None:
         output.stderr().print(f"note: {text}")
 
 
-def _complaint(spec: KernelSpec, operation: str, finished: SearchFinished, again: str) -> str:
-    """Return a sentence on a search that wrote no schedule, with advice."""
-    text = f"{spec.name} {operation}: {search.unmeasured(finished)}, so no schedule was written"
-    if finished.interrupted:
-        return f"natc: stopped: {text}; go on with: {again}"
-    limits = "--minutes or --trials" if finished.trials else "--minutes"
-    return f"natc: error: {text}. Run it again with a larger {limits}: it goes on from the log."
+def _complaint(spec: KernelSpec, operation: str, finished: SearchFinished) -> str:
+    """Return a sentence on a search in which no candidate has a time, with advice."""
+    text = f"{spec.name} {operation}: {finished.message}, so no schedule was written"
+    if finished.outcome == "failed":
+        return f"natc: error: {text}. {finished.log_path} says why each one failed."
+    return f"natc: error: {text}. Run it again with a larger --minutes: it goes on from the log."
 
 
 def _export(
@@ -216,6 +242,34 @@ def _export(
         output.stdout().print(f"On a machine with that device: natc measure {directory}")
 
 
+def _recheck(
+    target: Target,
+    kernels: Sequence[tuple[str, str]] | None,
+    minutes: float,
+    json: bool,
+    *,
+    show: bool,
+) -> None:
+    """Compare saved schedules with the default again; kernels: (spec, operation), None for all."""
+    from natc.cli.views.progress import watch
+    from natc.tune.search.recheck import recheck, schedules_to_recheck
+
+    outcomes = []
+    for item in schedules_to_recheck(kernels, target):
+        with watch(show=show) as on_event:
+            outcome = recheck(item, minutes, on_event)
+        outcomes.append(outcome)
+        if not json:
+            output.stdout().print(
+                f"{outcome.name}: {_RECHECKED[outcome.outcome]}: {outcome.message}\n"
+                f"    {outcome.path}"
+            )
+    if json:
+        output.print_json({"target": target.name, "schedules": outcomes})
+    elif not outcomes:
+        output.stdout().print(f"There is no schedule for {target.name} to compare.")
+
+
 def _import(directory: Path, json: bool) -> None:
     from natc.tune.measure import rounds
 
@@ -247,15 +301,14 @@ def _import(directory: Path, json: bool) -> None:
 
 def _show_imported(search: Imported) -> None:
     console = output.stdout()
-    times = f"best {seconds_text(search.best)}, untuned {seconds_text(search.untuned)}"
-    console.print(f"{search.name}: {times}; {search.trials} new trials in {search.log_path}")
+    text = f"{search.name}: {search.trials} new trials in {search.log_path}"
     if search.problem:
+        console.print(text)
         return
-    console.print(
-        f"schedule: {search.schedule_path}" + (f" ({search.kept})" if search.kept else "")
-    )
-    if not search.complete:
-        console.print("Measuring was cut short, so the winner is uncertain: natc measure")
+    written = "" if search.schedule_path else ". No schedule was written."
+    console.print(f"{text}; {search.message}{written}")
+    if search.schedule_path:
+        console.print(f"schedule: {search.schedule_path}")
 
 
 def _measurable(text: str, arch: str | None, kernel: str) -> Target:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from natc.cli import output
@@ -24,7 +23,7 @@ def watch(*, show: bool) -> Iterator[Listener]:
     """Yield a function that shows each event of a search on stderr.
 
     On a terminal it is one live line; elsewhere there are lines for the start, for each new best
-    time and for each note. show: False prints only notes.
+    candidate and for each note. show: False prints only notes.
     """
     console = output.stderr()
     if not show or not console.is_terminal:
@@ -39,7 +38,7 @@ class Lines:
 
     def __init__(self, console: Console, *, show: bool) -> None:
         self.console, self.show = console, show
-        self.best = float("inf")
+        self.best = 1.0
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -54,9 +53,9 @@ class Lines:
             self.console.print(
                 f"compiled {event.made} of {event.planned} candidates ({event.dropped} dropped)"
             )
-        elif isinstance(event, TrialMeasured) and event.best < self.best:
+        elif isinstance(event, TrialMeasured) and event.best > self.best:
             self.best = event.best
-            self.console.print(f"trial {event.index}: best {seconds_text(event.best)}")
+            self.console.print(f"trial {event.index}: about {_times(event.best)}")
 
 
 class Bar:
@@ -90,9 +89,7 @@ class Bar:
         elif isinstance(event, TrialMeasured):
             self._show(event.best, event.index, event.failures)
         elif isinstance(event, SearchFinished):
-            # The winner and the untuned kernel were measured once more, side by side.
-            self.started = replace(self.started, baseline=event.baseline) if self.started else None
-            self._show(event.best, event.trials, event.failures)
+            self._show(event.gain.speedup if event.gain else 1.0, event.trials, event.failures)
             self.progress.update(self.task, total=1.0, completed=1.0, left="")
 
     def _show(self, best: float, trials: int, failures: int) -> None:
@@ -113,7 +110,7 @@ class Bar:
             total=1.0,
             completed=min(max(parts), 1.0),
             description=self.started.spec,
-            best=f"best {seconds_text(best)} ({self.started.baseline / best:.2f}x)",
+            best=f"best about {best:.2f}x",
             trials=f"{trials} trials",
             failures=f"{failures} failed",
             left=f"{max(min(lefts), 0):.0f} s left" if lefts else "",
@@ -123,10 +120,14 @@ class Bar:
 def start_text(event: Started) -> str:
     """Return the first line of a search."""
     text = f"tuning {event.spec} for {event.target} on {', '.join(event.shapes)}: "
-    text += f"untuned {seconds_text(event.baseline)}"
+    text += f"default {seconds_text(event.baseline)}"
     if event.resumed_trials:
-        text += f", best of {event.resumed_trials} earlier trials {seconds_text(event.best)}"
+        text += f", best of {event.resumed_trials} earlier trials about {_times(event.best)}"
     return text
+
+
+def _times(speedup: float) -> str:
+    return f"{speedup:.2f} times as fast as the default"
 
 
 def _bar(console: Console) -> Progress:

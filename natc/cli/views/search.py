@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from natc.cli import output
-from natc.cli.output import seconds_text
 
 if TYPE_CHECKING:
     from natc.tune.events import SearchFinished
@@ -15,35 +14,23 @@ INTERRUPTED = 130
 
 
 def summary(finished: SearchFinished) -> str:
-    """Return a line on the end of a search that wrote a schedule."""
+    """Return a line on the end of a search: its candidates, and the outcome in words."""
     state = "stopped" if finished.interrupted else "done"
-    faster = f"{speedup(finished):.2f}"
-    gain = f"{faster} times faster" if float(faster) > 1 else "no candidate was faster"
-    return (
+    text = (
         f"{state}: {finished.trials} candidates in {finished.seconds:.0f} s "
-        f"({finished.failures} failed); best {seconds_text(finished.best)}, "
-        f"untuned {seconds_text(finished.baseline)}, {gain}"
+        f"({finished.failures} failed); {finished.message}"
     )
-
-
-def speedup(finished: SearchFinished) -> float:
-    """Return how many times faster the best kernel is than the untuned one."""
-    return finished.baseline / finished.best
-
-
-def unmeasured(finished: SearchFinished) -> str:
-    """Return, as a clause, why a search wrote no schedule."""
-    if finished.trials:
-        count = finished.trials
-        return f"{count} of {count} candidates failed ({finished.log_path} says why)"
-    return f"no candidate was measured in {finished.seconds:.0f} s"
+    return text if finished.schedule_path else f"{text}. No schedule was written."
 
 
 def report(finished: SearchFinished, again: str) -> None:
-    """Print the end of a search that wrote a schedule, and how to continue if it was stopped."""
+    """Print the end of a search, its files, and how to continue if it was stopped."""
     console = output.stdout()
     console.print(summary(finished))
-    console.print(f"schedule: {finished.schedule_path}")
+    if finished.schedule_path:
+        console.print(f"schedule: {finished.schedule_path}")
     console.print(f"log: {finished.log_path}")
     if finished.interrupted:
         console.print(f"Everything measured is kept; go on with: {again}")
+    elif finished.outcome == "undecided":
+        console.print(f"On a quiet machine, or with more --minutes, go on with: {again}")

@@ -122,6 +122,12 @@ def show(facts: dict[str, Any]) -> None:
     where = facts["environment"]
     place = where["gpu"] or f"{where['cpu']}, {where['cores']} cores"
     console.print(f"  measured: on {place}; {measured['trials']} candidates")
+    gain = measured.get("gain")
+    if gain is not None:
+        console.print(
+            f"  {gain['speedup']:.2f} times as fast as the default, {gain['low']:.2f} to "
+            f"{gain['high']:.2f} ({gain['pairs']} turns)"
+        )
     console.print(f"  file: {facts['path']}")
     table = output.table(
         "", "input", "tuned", "untuned", "ratio", right=("tuned", "untuned", "ratio")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -78,19 +79,30 @@ def choose(
     return Chosen(decisions, origin, note, forward, tuple(other_schedules))
 
 
+def schedule_in_use(
+    spec: KernelSpec, target: Target, operation: str, *, but: Path | None = None
+) -> Schedule | None:
+    """Return the schedule that a build takes for an operation, or None for the default decisions.
+
+    but: a schedule file to pass over. Raises ScheduleError for a schedule that cannot be read.
+    """
+    return _find(spec, target, operation, but)[0]
+
+
 def _find(
-    spec: KernelSpec, target: Target, operation: str
+    spec: KernelSpec, target: Target, operation: str, but: Path | None = None
 ) -> tuple[Schedule | None, KernelSpec, str]:
     """Return (schedule or None, the kernel it was tuned for, a note on an outdated one or "").
 
-    A schedule is outdated if it was made in another version of the design space.
+    A schedule is outdated if it was made in another version of the design space. but: a file to
+    pass over.
     """
     space = space_for(target, operation, spec)
     outdated = ""
     for candidate in near(spec):
         if operation not in map(tuned_as, operations_of(candidate)):
             continue
-        schedule = load_schedule(candidate, target, operation)
+        schedule = load_schedule(candidate, target, operation, but=but)
         if schedule is None:
             continue
         if (schedule.space.name, schedule.space.version) != (space.name, space.version):

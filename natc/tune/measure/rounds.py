@@ -24,7 +24,8 @@ from natc.store import manifest
 from natc.store.files import reason, write_atomically
 from natc.store.json_object import OtherVersion, parse, with_checksum
 from natc.store.manifest import file_sha256
-from natc.store.records import Environment, Record, SpaceVersion, Trial, read_log
+from natc.store.records import Comparison, Environment, Record, SpaceVersion, Trial, read_log
+from natc.store.schedules import Gain
 from natc.targets import Target
 
 SCHEMA_VERSION = 1
@@ -107,26 +108,29 @@ class RoundLog(NamedTuple):
         """The trials, in order."""
         return [record for record in self.records if isinstance(record, Trial)]
 
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """The comparisons, in order."""
+        return [record for record in self.records if isinstance(record, Comparison)]
+
 
 @dataclass(frozen=True)
 class Imported:
     """The outcome of importing a round.
 
-    schedule_path: the schedule that builds use now, or None. best, untuned: scores in seconds.
-    trials: number of trials new to the log. replaced: whether the schedule comes from this round;
-    otherwise `kept` says why the existing schedule is better, or `problem` why there is no winner.
+    schedule_path: the schedule that was written, with its gain, or None. message: the verdict in
+    words. untuned: seconds of the default. trials: number of trials new to the log. problem: why
+    there is no verdict, or "".
     """
 
     name: str
     schedule_path: Path | None
     log_path: Path
-    best: float
+    gain: Gain | None
     untuned: float
     trials: int
-    replaced: bool
-    kept: str
+    message: str
     problem: str
-    complete: bool
 
 
 def find(directory: Path) -> list[Path]:

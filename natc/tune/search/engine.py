@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
 
+from natc.compiler.build.chosen import schedule_in_use
 from natc.compiler.space import space_for
 from natc.errors import ArgumentError, NatcError, ScheduleError, SpecError
 from natc.host import environment
@@ -17,21 +17,22 @@ from natc.spec import KernelSpec
 from natc.store import workspace
 from natc.store.files import make_directory, writable
 from natc.store.records import SpaceVersion, append
-from natc.store.schedules import Schedule, load_schedule
+from natc.store.schedules import load_schedule
 from natc.targets import Target
 from natc.tune.events import Event, Note, SearchFinished, Started
-from natc.tune.history import History
+from natc.tune.history import History, score
+from natc.tune.measure.busy import load_note
+from natc.tune.measure.confirm import NO_CANDIDATE, Verdict, conclude, seconds_to_confirm
+from natc.tune.measure.race import FINALISTS, Decisions, Race, TunedKernel
 from natc.tune.measure.workload import Shape, default_shapes, keys_of
 from natc.tune.search.interrupts import deferred
-from natc.tune.search.measurer import Measurer
-from natc.tune.search.proposer import Proposer, decisions_of
+from natc.tune.search.measurer import LocalMeasurer
 from natc.tune.search.ranking import Ranking
-from natc.tune.search.session import Session
+from natc.tune.search.saving import gain_of, save_winner
 
-# After this many rounds without a new candidate, the space is exhausted.
-_IDLE_ROUNDS = 4
-_EXAMPLES = 128  # earlier trials that a new cost model learns from, the latest ones
-_LEAST_BATCH = 6
+_BATCH = 24  # candidates that the model proposes at once
+# The share of a search's time that is kept for the final comparison, at most.
+_CONFIRMED = 0.3
 
 
 def tune(
@@ -45,7 +46,7 @@ def tune(
     seed: int = 0,
     on_event: Callable[[Event], None] | None = None,
 ) -> SearchFinished:
-    """Search for the fastest schedule of a kernel's operation and write it to the workspace.
+    """Search for a faster schedule of a kernel's operation; write it if there is one.
 
     operation: `forward`, whose schedule serves all forward operations, or the name of another.
     shapes: inputs (batch, size of each axis, heads), by default NAT's four levels; the search
@@ -53,91 +54,129 @@ def tune(
     first; with neither, when every candidate was tried. seed: makes the proposals repeatable.
     on_event: called with each event, from Started to SearchFinished.
 
-    Every trial is in the log before the next begins, and a candidate in the log is not measured
-    again. Ctrl-C ends the search like a time limit. If neither this run nor an earlier one
-    measured a candidate, schedules do not change and `SearchFinished.schedule_path` is None.
+    A schedule is written only if it is faster, beyond the noise, than the default and than the
+    schedule that a build takes now. Every trial is in the log before the next begins, and a
+    candidate in the log is not measured again. Ctrl-C ends the search, and nothing is written.
     Raises SpecError for an operation that the kernel lacks, ArgumentError for an impossible shape
     or limit, TargetError if this machine cannot run the target's code, CompilerNotFound, NatcError
     if the workspace cannot be written, ScheduleError if the existing schedule is damaged or was
-    written by a newer natc, and TuneError if the untuned kernel itself fails.
+    written by a newer natc, and TuneError if the default itself fails.
     """
     tell = on_event or (lambda event: None)
     start = time.monotonic()
-    chosen = list(shapes or default_shapes(spec, target))
+    chosen = [tuple(shape) for shape in shapes or default_shapes(spec, target)]
     _check(spec, target, operation, chosen, trials, minutes)
-    log = workspace.log_path(spec, target, operation)
     design = space_for(target, operation, spec)
     space = SpaceVersion(design.name, design.version)
-    present = present_schedule(spec, target, operation, space)
+    check_workspace(spec, target, operation, space)
     machine = environment.collect(seed)
-    keys = keys_of(chosen, spec)
-    history = History(log, spec, space, keys, machine, operation)
+    problem = TunedKernel(spec.name, target.name, operation, space, keys_of(chosen, spec))
+    log = workspace.log_path(spec, target, operation)
+    history = History(log, spec, space, problem.shapes, machine, operation)
     append(log, machine)
-    for note in history.notes:
+    for note in [*history.notes, *load_note()]:
         tell(Note(note))
 
-    interrupted = False
-    with Measurer(spec, target, chosen, operation) as measurer:
-        session = Session(
-            spec, target, space, keys, log, machine, history, measurer, tell, operation
-        )
-        batch = max(_LEAST_BATCH, measurer.builders)
+    with LocalMeasurer(spec, target, chosen, operation) as measurer:
         with deferred():
-            proposer: Any
-            if operation == FORWARD and target.kind == "llvm":
-                proposer = Proposer(spec, target, chosen[0], batch=batch, seed=seed)
-            else:
-                proposer = Ranking(spec, target, operation, batch=batch, seed=seed)
-            untuned = _decided(proposer.candidate({}))
-        session.measure_untuned(untuned)
-        if present is not None:
-            session.measure_known(present)
+            proposer = Ranking(spec, target, operation, batch=_BATCH, seed=seed)
+        rival = rival_of(spec, target, operation, proposer, tell)
+        race = Race(
+            problem,
+            proposer.untuned,
+            measurer,
+            history,
+            machine,
+            partial(append, log),
+            tell,
+            time.monotonic,
+        )
+        baseline = score(race.measure_default(), problem.shapes) or 0.0
         tell(
             Started(
                 spec=spec.name,
                 target=target.name,
-                shapes=tuple(keys),
-                baseline=session.untuned_score,
-                best=session.best_score,
+                shapes=tuple(problem.shapes),
+                baseline=baseline,
+                best=race.best_speedup,
                 resumed_trials=history.resumed,
                 planned=trials,
                 minutes=minutes,
             )
         )
-        limit = None if minutes is None else start + 60 * minutes - session.confirm_seconds
-
-        def is_over() -> bool:
-            used_up = trials is not None and session.measured >= trials
-            return used_up or (limit is not None and time.monotonic() >= limit)
-
-        exhausted = False
-        path = None
-        try:
-            _learn(proposer, session)
-            exhausted = _search(proposer, session, is_over, trials)
-            # The untuned kernel wins only if another candidate was measured.
-            if exhausted or session.has_candidate:
-                path = session.save(confirm=True)
-        except KeyboardInterrupt:
-            interrupted = True
-            if exhausted or session.has_candidate:
-                path = session.save(confirm=False)
+        until = None if minutes is None else start + 60 * minutes
+        verdict = _run(race, proposer, rival, minutes, until, trials)
+    path = None
+    if verdict.winner is not None:
+        path = save_winner(verdict.winner, machine, history.next_trial)
     finished = SearchFinished(
+        outcome="saved" if path else verdict.outcome,
+        message=verdict.message,
         schedule_path=path,
         log_path=log,
-        best=session.best_score,
-        baseline=session.untuned_score,
-        trials=session.measured,
-        failures=session.failures,
+        gain=gain_of(verdict.winner) if verdict.winner else None,
+        baseline=baseline,
+        trials=race.measured,
+        failures=race.failures,
         seconds=time.monotonic() - start,
-        interrupted=interrupted,
     )
     tell(finished)
     return finished
 
 
-def _decided(candidate: Any) -> dict[str, int]:
-    return candidate if isinstance(candidate, dict) else decisions_of(candidate)
+def _run(
+    race: Race,
+    proposer: Ranking,
+    rival: Decisions | None,
+    minutes: float | None,
+    until: float | None,
+    trials: int | None,
+) -> Verdict:
+    """Search until `until`, compare the best candidates with the default and the rival, judge."""
+
+    def seconds_at_the_end() -> float:
+        share = 60 * _CONFIRMED * (minutes or 0.0)
+        return min(share, seconds_to_confirm(race, FINALISTS))
+
+    def is_over() -> bool:
+        return until is not None and time.monotonic() >= until - seconds_at_the_end()
+
+    try:
+        proposer.learn(race.history.all())
+        used_up = race.search(proposer, is_over, trials)
+        tried = [trial for trial in race.history.all() if trial.decisions != race.default]
+        if not tried:
+            if used_up:
+                return NO_CANDIDATE
+            return Verdict("unmeasured", None, "no candidate was measured in that time")
+        if all(trial.error for trial in tried):
+            count = len(tried)
+            return Verdict("failed", None, f"{count} of {count} candidates failed")
+        if until is not None:
+            # Builds that took longer than expected must not cost the comparison.
+            until = max(until, time.monotonic() + seconds_at_the_end())
+        return conclude(race, rival, until)
+    except KeyboardInterrupt:
+        return Verdict("interrupted", None, "stopped before the best candidates were compared")
+
+
+def rival_of(
+    spec: KernelSpec,
+    target: Target,
+    operation: str,
+    proposer: Ranking,
+    tell: Callable[[Event], None],
+) -> dict[str, int] | None:
+    """Return the decisions of the schedule that a build takes now, unless they are the default."""
+    schedule = schedule_in_use(spec, target, operation)
+    if schedule is None:
+        return None
+    try:
+        decisions = proposer.candidate(schedule.decisions)
+    except ScheduleError as error:
+        tell(Note(f"the schedule in use, of {schedule.created}, does not fit: {error}"))
+        return None
+    return None if decisions == proposer.untuned else decisions
 
 
 def _check(
@@ -173,63 +212,23 @@ def check_problem(spec: KernelSpec, operation: str, shapes: Sequence[Shape]) -> 
             )
 
 
-def present_schedule(
-    spec: KernelSpec, target: Target, operation: str, space: SpaceVersion
-) -> Schedule | None:
-    """Return the existing schedule, which candidates must beat; None if its space is another one.
+def check_workspace(spec: KernelSpec, target: Target, operation: str, space: SpaceVersion) -> None:
+    """Raise unless a schedule of this space may be written to the workspace.
 
-    Raises ScheduleError if a newer natc wrote it, NatcError if the workspace cannot be written.
+    Raises ScheduleError if a newer natc wrote the existing schedule, or if it is damaged, and
+    NatcError if the workspace cannot be written.
     """
     place = workspace.schedule_path(spec, target, operation)
     if not writable(place.parent):
         raise NatcError(f"directory {place.parent} is not writable; set NATC_WORKSPACE.")
     make_directory(place.parent)
     schedule = load_schedule(spec, target, operation)
-    if schedule is None or schedule.space == space:
-        return schedule
-    if schedule.space.name == space.name and schedule.space.version > space.version:
+    if schedule is None or schedule.space.name != space.name:
+        return
+    if schedule.space.version > space.version:
         path = workspace.find_schedule(spec, target, operation)
         raise ScheduleError(
             f"schedule {path} belongs to design space {space.name} "
             f"version {schedule.space.version}, which a newer natc wrote; this natc has version "
             f"{space.version}. Upgrade natc: install a newer checkout of it."
         )
-    return None
-
-
-def _learn(proposer: Any, session: Session) -> None:
-    """Train a new cost model on the trials in the log."""
-    candidates, scores = [], []
-    with deferred():
-        for trial in session.history.all()[-_EXAMPLES:]:
-            # The log may hold decisions that the space lacks, recorded as failures.
-            with contextlib.suppress(ScheduleError):
-                candidates.append(proposer.candidate(trial.decisions))
-                scores.append(session.score(trial))
-        proposer.learn(candidates, scores)
-
-
-def _search(
-    proposer: Any, session: Session, is_over: Callable[[], bool], trials: int | None
-) -> bool:
-    """Propose, measure and learn until time or trials are used up, or no new candidate comes.
-
-    Returns whether no new candidate came: the space is exhausted.
-    """
-    idle = 0
-    while idle < _IDLE_ROUNDS and not is_over():
-        with deferred():
-            candidates = proposer.propose()
-            decided = [_decided(candidate) for candidate in candidates]
-        before = session.measured
-        session.measure(decided, is_over, None if trials is None else trials - before)
-        if session.measured > before:
-            idle = 0
-        elif not is_over():  # else new candidates may exist that were not measured in time
-            idle += 1
-        earlier = [session.history.get(decisions) for decisions in decided]
-        # Candidates without a trial were cut off by the time limit.
-        done = [(c, t) for c, t in zip(candidates, earlier, strict=True) if t is not None]
-        with deferred():
-            proposer.finish_round([c for c, _ in done], [session.score(t) for _, t in done])
-    return idle >= _IDLE_ROUNDS

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
+from natc.compiler.build.chosen import schedule_in_use
 from natc.compiler.space import space_for
 from natc.errors import TuneError
 from natc.spec import KernelSpec
 from natc.store import workspace
-from natc.store.records import Environment, Record, SpaceVersion, Trial, append, read_log
-from natc.store.schedules import load_schedule
+from natc.store.records import (
+    Comparison,
+    Environment,
+    Record,
+    SpaceVersion,
+    Trial,
+    append,
+    read_log,
+)
 from natc.targets import Target
-from natc.tune.history import Key, key_of, same_machine
+from natc.tune.history import Key, key_of, same_machine, score
 from natc.tune.measure import rounds
-from natc.tune.measure.measuring import confirmed, score
+from natc.tune.measure.confirm import NO_CANDIDATE, Verdict, judge
+from natc.tune.measure.race import Decisions
 from natc.tune.measure.rounds import Imported, Round
 from natc.tune.measure.workload import keys_of
-from natc.tune.search.session import save_winner
+from natc.tune.search.saving import gain_of, save_winner
 
 
 def import_round(directory: Path) -> Imported:
-    """Append a round's trials to the tuning log and write the winner's schedule.
+    """Append a round's results to the tuning log and write the winner's schedule, if one won.
 
-    Importing twice adds no trial twice. If no candidate has a time, the trials are still appended
-    and the schedule does not change. Raises TuneError if the round was not measured, if it belongs
-    to another version of its design space, or if its untuned kernel failed.
+    The verdict is the verdict of a search: the winner is faster than the default and the schedule
+    in use, beyond the noise. Importing twice adds no record twice. Raises TuneError if the round
+    was not measured, if it belongs to another version of its design space, or if its default
+    failed.
     """
     round_ = rounds.read(directory)
     spec, target = KernelSpec.parse(round_.spec), Target.parse(round_.target)
@@ -51,78 +61,76 @@ def import_round(directory: Path) -> Imported:
         raise TuneError(f"{directory} was not measured yet: natc measure {directory}")
     keys = keys_of(round_.shapes, spec)
     machine = machines[trials[-1].environment]
-    latest = {
-        key_of(trial.decisions): trial
-        for trial in trials
-        if same_machine(machines[trial.environment], machine)
-    }
-    untuned = latest.get(key_of(round_.candidates[0].decisions))
+    same = {each.id for each in machines.values() if same_machine(each, machine)}
+    latest = {key_of(t.decisions): t for t in trials if t.environment in same}
+    default = round_.candidates[0].decisions
+    untuned = latest.get(key_of(default))
     base = None if untuned is None else score(untuned, keys)
     if untuned is None or base is None:
         reason = "was not measured" if untuned is None else f"failed: {untuned.error}"
         raise TuneError(
-            f"the untuned kernel of {directory} {reason}, so there is nothing to compare with."
+            f"the default of {directory} {reason}, so there is nothing to compare with."
         )
     log = workspace.log_path(spec, target, round_.operation)
     added = _add(log, round_, measured.records)
 
-    ranked = sorted(
-        (not confirmed(trial), seconds, key)
-        for key, trial in latest.items()
-        if (seconds := score(trial, keys)) is not None
-    )
-    unconfirmed, best, key = ranked[0]
-    problem = _unmeasured(directory, round_, latest, {key for _, _, key in ranked})
-    kept = "" if problem else _better(spec, target, round_, keys, best, machine, latest)
-    path: Path | None
-    if problem or kept:
-        path = workspace.find_schedule(spec, target, round_.operation)
-    else:
+    comparisons = [each for each in measured.comparisons if each.environment in same]
+    problem = _unmeasured(directory, round_, latest, comparisons)
+    verdict = NO_CANDIDATE
+    if not problem and comparisons:
+        schedule = schedule_in_use(spec, target, round_.operation)
+        verdict = _verdict(default, comparisons, None if schedule is None else schedule.decisions)
+    path = None
+    if verdict.winner is not None:
         counted = sum(isinstance(record, Trial) for record in read_log(log)[0])
-        path = save_winner(latest[key], untuned, keys, machine, counted)
-    replaced = not (problem or kept)
+        path = save_winner(verdict.winner, machine, counted)
     return Imported(
-        *(round_.name, path, log, best, base, added, replaced, kept, problem, not unconfirmed)
+        name=round_.name,
+        schedule_path=path,
+        log_path=log,
+        gain=gain_of(verdict.winner) if verdict.winner else None,
+        untuned=base,
+        trials=added,
+        message=verdict.message,
+        problem=problem,
     )
+
+
+def _verdict(
+    default: Decisions, comparisons: Sequence[Comparison], in_use: Decisions | None
+) -> Verdict:
+    """Return the verdict of a round; in_use: decisions of the schedule that a build takes now."""
+    verdict = judge(comparisons, default, None)
+    rival = {**default, **(in_use or {})}
+    if verdict.winner is None or rival == default:
+        return verdict
+    if key_of(verdict.winner.decisions) == key_of(rival):
+        return Verdict("not faster", None, "the best candidate is the schedule in use")
+    if not any(key_of(each.base) == key_of(rival) for each in comparisons):
+        message = "the schedule in use was not compared with the candidates: export them again"
+        return Verdict("undecided", None, message)
+    return judge(comparisons, default, rival)
 
 
 def _unmeasured(
-    directory: Path, round_: Round, latest: Mapping[Key, Trial], scored: Collection[Key]
-) -> str:
-    """Return why no candidate has a time, or "" if one has."""
-    candidates = [key_of(candidate.decisions) for candidate in round_.candidates]
-    # The untuned kernel and the existing schedule do not count: they are there to be beaten.
-    challengers = candidates[1 + round_.present :]
-    if any(key in scored for key in challengers):
-        return ""
-    if not all(key in latest for key in candidates):
-        return f"no candidate was measured yet; go on with: natc measure {directory}"
-    if not challengers:
-        return ""
-    number = len(challengers)
-    return f"{number} of {number} candidates failed ({latest[challengers[-1]].error})"
-
-
-def _better(
-    spec: KernelSpec,
-    target: Target,
+    directory: Path,
     round_: Round,
-    keys: list[str],
-    best: float,
-    machine: Environment,
     latest: Mapping[Key, Trial],
+    comparisons: Sequence[Comparison],
 ) -> str:
-    """Return why the existing schedule stays, or "" if the round's winner replaces it."""
-    there = load_schedule(spec, target, round_.operation)
-    if there is None or there.space != round_.space:
-        return ""
-    gpu = machine.gpu.name if machine.gpu else None
-    same = (there.environment.gpu, there.environment.cpu) == (gpu, machine.cpu)
-    if key_of(there.decisions) in latest or set(there.measured.seconds) != set(keys) or not same:
-        return ""
-    if there.measured.score > best:
-        return ""
-    return f"the schedule of {there.created} took {there.measured.score:.3g} s"
+    """Return why there is no verdict on the candidates, or "" if there can be one."""
+    candidates = [key_of(candidate.decisions) for candidate in round_.candidates]
+    if not all(key in latest for key in candidates):
+        return f"not every candidate was measured yet; go on with: natc measure {directory}"
+    # The default and the schedule in use do not count: they are there to be beaten.
+    challengers = [latest[key] for key in candidates[1 + round_.present :]]
+    if challengers and all(trial.error for trial in challengers):
+        number = len(challengers)
+        return f"{number} of {number} candidates failed ({challengers[-1].error})"
+    faster = [trial for trial in challengers if trial.ratio is not None and trial.ratio < 1]
+    if faster and not comparisons:
+        return f"the best candidates were not compared yet; go on with: natc measure {directory}"
+    return ""
 
 
 def _add(log: Path, round_: Round, records: list[Record]) -> int:
@@ -130,7 +138,7 @@ def _add(log: Path, round_: Round, records: list[Record]) -> int:
     logged = read_log(log)[0]
     machines = {record.id for record in logged if isinstance(record, Environment)}
     old = [record for record in logged if isinstance(record, Trial)]
-    seen = {_identity(trial) for trial in old}
+    seen = {_identity(each) for each in logged if not isinstance(each, Environment)}
     number = max((trial.trial + 1 for trial in old), default=0)
     dropped = [
         Trial(
@@ -155,11 +163,14 @@ def _add(log: Path, round_: Round, records: list[Record]) -> int:
                 append(log, record)
         elif _identity(record) not in seen:
             seen.add(_identity(record))
-            append(log, msgspec.structs.replace(record, trial=number))
-            number += 1
-            added += 1
+            if isinstance(record, Trial):
+                record = msgspec.structs.replace(record, trial=number)
+                number += 1
+                added += 1
+            append(log, record)
     return added
 
 
-def _identity(trial: Trial) -> tuple[object, ...]:
-    return trial.environment, trial.timestamp, trial.samples, key_of(trial.decisions)
+def _identity(record: Trial | Comparison) -> tuple[object, ...]:
+    pairs = record.pairs if isinstance(record, Comparison) else record.samples
+    return record.environment, record.timestamp, pairs, key_of(record.decisions)

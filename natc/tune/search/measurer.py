@@ -1,9 +1,9 @@
-"""Builds and measures candidates in processes that may fail."""
+"""Builds and times candidates on this machine, in processes that may fail."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError, Future, wait
+from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -11,42 +11,87 @@ from typing import NamedTuple
 from natc.host import detect
 from natc.operations import FORWARD
 from natc.spec import KernelSpec
+from natc.store.manifest import file_sha256
 from natc.store.temporary import temporary_directory
 from natc.targets import Target
 from natc.tune.history import Key, key_of
-from natc.tune.measure import worker
-from natc.tune.measure.processes import Processes, why
+from natc.tune.measure.measurer import BuiltLibrary, Timer, Times
+from natc.tune.measure.processes import JobError, Processes
 from natc.tune.measure.workload import Shape
 from natc.tune.search import builder
 from natc.tune.search.builder import BuiltCandidate
 
-# Seconds for one candidate, the first import of PyTorch and the compiler included.
-_BUILD_LIMIT, _MEASURE_LIMIT = 180, 120
+_BUILD_LIMIT = 600
 _MOST_BUILDERS = 12
 
 
-class CandidateResult(NamedTuple):
-    """The result of measuring a candidate: seconds for each shape, or an error.
-
-    features: numbers about its machine code; None if it was not built.
-    """
-
-    seconds: list[float] | None
-    error: str | None
-    features: dict[str, float] | None = None
-
-
-class PendingLibrary(NamedTuple):
-    """A candidate's library: its path, and a future that is done when the file is written."""
+class Build(NamedTuple):
+    """A library that is being built: its path, and a future that is done when it is written."""
 
     path: Path
     done: Future[BuiltCandidate]
 
+    def result(self) -> BuiltLibrary:
+        """Wait for the library; see `PendingLibrary`."""
+        useless, features = self.done.result()
+        if useless is not None:
+            raise JobError(useless)
+        return BuiltLibrary(self.path, file_sha256(self.path), features)
 
-class Measurer:
-    """Measures candidates of one kernel: builds several at once, then times them one by one.
+    def cancel(self) -> bool:
+        """Do not build the candidate, if its build has not begun."""
+        return self.done.cancel()
 
-    A context manager; leaving it ends the processes and removes the candidates' libraries.
+
+class Builders:
+    """Builds candidates, several at once; a context manager that leaves nothing running."""
+
+    def __init__(
+        self,
+        spec: KernelSpec,
+        target: Target,
+        operation: str,
+        directory: Path | None = None,
+        *,
+        portable: bool = False,
+    ) -> None:
+        """directory: for the libraries, by default a temporary one. portable: see `builder`."""
+        self._names, self._operation = (spec.name, target.name), operation
+        self._portable = portable
+        self.count = max(1, min(_MOST_BUILDERS, detect.cores()))
+        self._stack = ExitStack()
+        scratch = self._stack.enter_context(temporary_directory("tune"))
+        self._directory = directory or scratch
+        self._builds: dict[Key, Build] = {}
+        self._files = 0
+        self._processes = Processes(self.count, _BUILD_LIMIT, scratch)
+
+    def __enter__(self) -> Builders:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._processes.close()
+        finally:
+            self._stack.close()
+
+    def build(self, decisions: Mapping[str, int], *, may_spill: bool = False) -> Build:
+        """Start building a candidate, unless it was built before."""
+        key = key_of(decisions)
+        build = self._builds.get(key)
+        if build is None or build.done.cancelled():
+            path = self._directory / f"candidate_{self._files:04}.so"
+            self._files += 1
+            arguments = (*self._names, dict(decisions), str(path), self._operation)
+            job = self._processes.submit(builder.build, *arguments, may_spill, self._portable)
+            build = self._builds[key] = Build(path, job)
+        return build
+
+
+class LocalMeasurer:
+    """Builds and times candidates of one kernel on this machine; see `Measurer`.
+
+    A context manager; leaving it ends the processes and removes the libraries.
     """
 
     def __init__(
@@ -56,57 +101,23 @@ class Measurer:
         shapes: Sequence[Shape],
         operation: str = FORWARD,
     ) -> None:
-        self._operation = operation
-        self._spec, self._target, self._shapes = spec, target, list(shapes)
-        self.builders = max(1, min(_MOST_BUILDERS, detect.cores()))
-        self._stack = ExitStack()
-        self._directory = self._stack.enter_context(temporary_directory("tune"))
-        self._made: dict[Key, PendingLibrary] = {}
-        self._files = 0
-        self._build = Processes(self.builders, _BUILD_LIMIT, self._directory)
-        self._measure = Processes(1, _MEASURE_LIMIT, self._directory)
+        self._builders = Builders(spec, target, operation)
+        self._timer = Timer(spec.name, target.name, shapes, operation)
+        self.builders = self._builders.count
+        # A CPU that compiles at the same time gives wrong times.
+        self.overlap = target.kind != "llvm"
 
-    def __enter__(self) -> Measurer:
+    def __enter__(self) -> LocalMeasurer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
-            self._build.close()
-            self._measure.close()
-        finally:
-            self._stack.close()
+        with self._builders, self._timer:
+            pass
 
-    def build(self, decisions: Mapping[str, int]) -> PendingLibrary:
+    def build(self, decisions: Mapping[str, int], *, may_spill: bool = False) -> Build:
         """Start building a candidate, unless it was built before."""
-        library = self._made.get(key_of(decisions))
-        if library is None or library.done.cancelled():
-            self._files += 1
-            path = self._directory / f"candidate{self._files}.so"
-            arguments = (self._spec.name, self._target.name, dict(decisions), str(path))
-            library = PendingLibrary(
-                path, self._build.submit(builder.build, *arguments, self._operation)
-            )
-            self._made[key_of(decisions)] = library
-        return library
+        return self._builders.build(decisions, may_spill=may_spill)
 
-    def measure(self, built: PendingLibrary) -> CandidateResult:
-        """Wait for a candidate's library and measure it."""
-        if self._target.kind == "llvm":
-            # A CPU that compiles at the same time gives wrong times.
-            wait([library.done for library in self._made.values()])
-        try:
-            features = built.done.result().features
-        except CancelledError:
-            return CandidateResult(None, "was not built")
-        except Exception as error:
-            return CandidateResult(None, why(error, "to build"))
-        names = (self._spec.name, self._target.name)
-        arguments = (*names, str(built.path), self._shapes, self._operation)
-        job = self._measure.submit(worker.measure, *arguments)
-        try:
-            return CandidateResult(job.result(), None, features)
-        except Exception as error:
-            if self._target.kind == "cuda":
-                # After a bad memory access, a process cannot use the GPU any more.
-                self._measure.restart()
-            return CandidateResult(None, why(error, "to run"), features)
+    def measure(self, libraries: Sequence[BuiltLibrary], turns: int) -> Times:
+        """Time libraries in alternation; see `Measurer.measure`."""
+        return self._timer.measure(libraries, turns)

@@ -5,9 +5,10 @@ For operations whose kernels MetaSchedule's cost model cannot read, since it nee
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import xgboost
@@ -15,6 +16,7 @@ import xgboost
 from natc.compiler.space import all_decisions
 from natc.errors import ScheduleError
 from natc.spec import KernelSpec
+from natc.store.records import Trial
 from natc.targets import Target
 from natc.tune.history import Key, key_of
 
@@ -66,11 +68,11 @@ class Ranking:
             candidates = [candidates[i] for i in order]
         return candidates[: self._batch]
 
-    def learn(self, candidates: Sequence[dict[str, int]], scores: Sequence[float | None]) -> None:
-        """Keep the candidates' times, in seconds, for the model; None marks a failure."""
-        self._seen |= {key_of(c): s for c, s in zip(candidates, scores, strict=True)}
-
-    finish_round = learn
+    def learn(self, trials: Iterable[Trial]) -> None:
+        """Keep the trials' ratios for the model; trials that the space lacks are passed over."""
+        for trial in trials:
+            with contextlib.suppress(ScheduleError):
+                self._seen[key_of(self.candidate(trial.decisions))] = trial.ratio
 
     def pass_over(self, candidates: Sequence[Mapping[str, int]]) -> None:
         """Never propose these candidates, although they have no time."""
