@@ -72,30 +72,6 @@ def curve(dtype: str) -> list[BenchProblem]:
     return [two_d(max(1, 128 * 28**2 // side**2), side, 4, 32, 7, dtype) for side in sides]
 
 
-def cpu(dtype: str) -> list[BenchProblem]:
-    """Return NAT's levels at batch 1, and other head dims, windows, maps, ranks and 16 bits."""
-
-    def attention(
-        shape: tuple[int, ...], kernel: int, head_dim: int = 32, name: str = dtype
-    ) -> BenchProblem:
-        spec = KernelSpec.make(
-            kernel, rank=len(shape) - 2, head_dim=head_dim, dtype=name, rpb=True
-        )
-        return BenchProblem.make(spec, shape)
-
-    large = (1, 56, 56, 2)
-    return [
-        *(attention((1, side, side, heads), 7) for side, heads in LEVELS),
-        *(attention(large, 7, dim) for dim in (8, 16, 24, 48, 64, 80, 96, 128)),
-        *(attention(large, kernel) for kernel in (3, 5, 9, 11, 13)),
-        *(attention(large, 7, name=name) for name in ("float16", "bfloat16")),
-        *(attention(shape, 7) for shape in ((8, 56, 56, 2), (128, 7, 7, 16))),
-        *(attention((1, side, side, 2), 7) for side in (128, 256)),
-        *(attention((1, 4096, 2), kernel) for kernel in (7, 21, 63)),
-        *(attention((1, 16, 16, 16, 2), kernel) for kernel in (3, 5)),
-    ]
-
-
 def small(dtype: str) -> list[BenchProblem]:
     """Return two problems that show in seconds that the script works."""
     return [
@@ -104,7 +80,7 @@ def small(dtype: str) -> list[BenchProblem]:
     ]
 
 
-SUITES = {"nat": nat, "curve": curve, "cpu": cpu, "small": small}
+SUITES = {"nat": nat, "curve": curve, "small": small}
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
 """Images a second of NAT beside ConvNeXt and Swin: `python benchmarks/models.py`.
 
-Inference with random weights, which do not change the time. The peers are timm's, in the memory
-format that suits each: channels last for ConvNeXt. Eager, and compiled by `torch.compile` in its
-default mode. A NAT and its peers take turns in one process, because they differ by less than the
-moments of a machine: a row of NAT has the ratio of its time to each peer's, round by round.
-Attention of NAT runs on natc's libraries, or the row says which command builds them. `--profile`
-adds the share of each kind of work in one eager pass.
+Random weights, which do not change the time. The peers are timm's, in the memory format that suits
+each: channels last for ConvNeXt. Inference is eager, or compiled by `torch.compile` in its default
+mode; a step of training is eager, with gradients and AdamW. A NAT and its peers take turns in one
+process, because they differ by less than the moments of a machine: a row of NAT has the ratio of
+its time to each peer's, round by round. Attention of NAT runs on natc's libraries, or the row says
+which command builds them. `--profile` adds the share of each kind of work in one eager pass.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from natc.errors import NatcError
 from natc.host import environment
 from natc.store.files import write_atomically
 
-MODES = ("eager", "compiled")
+MODES = ("eager", "compiled", "training")
 # Each NAT, and peers with about as much work.
 GROUPS = {
     "nat_mini": ("swin_tiny_patch4_window7_224",),
@@ -63,7 +63,7 @@ def main() -> None:
         "--models", default="nat_tiny,nat_base", help=f"some of {', '.join(GROUPS)}"
     )
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--modes", default="eager,compiled", help=f"some of {', '.join(MODES)}")
     parser.add_argument("--batch", type=int, help="by default 256, on a CPU 1")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images")
     parser.add_argument(
@@ -92,19 +92,19 @@ def main() -> None:
     images = torch.randn(batch, 3, options.size, options.size, generator=torch.Generator())
     dtype = options.dtype or ("float16" if on_gpu else "float32")
     images = images.to(options.device, getattr(torch, dtype))
-    with torch.inference_mode():
-        for name in names:
-            networks = (name, *(GROUPS[name] if options.peers else ()))
-            for mode in modes:
-                rows = time_group(networks, images, mode, options.seconds)
-                document["rows"] += rows
-                for row in rows:
-                    print(line(row), file=sys.stderr, flush=True)
-                if options.output:  # group by group: a run that is cut short leaves its results
-                    write_atomically(options.output, _json(document))
-            if options.profile and document["rows"][-len(networks)]["images_per_second"]:
-                network, inputs = open_network(name, images)
-                call = functools.partial(network, inputs)
+    for name in names:
+        networks = (name, *(GROUPS[name] if options.peers else ()))
+        for mode in modes:
+            rows = time_group(networks, images, mode, options.seconds)
+            document["rows"] += rows
+            for row in rows:
+                print(line(row), file=sys.stderr, flush=True)
+            if options.output:  # group by group: a run that is cut short leaves its results
+                write_atomically(options.output, _json(document))
+        if options.profile and document["rows"][-len(networks)]["images_per_second"]:
+            network, inputs = open_network(name, images)
+            call = functools.partial(network, inputs)
+            with torch.inference_mode():
                 document["profiles"][name] = profile(call, options.device)
     if options.output:
         write_atomically(options.output, _json(document))
@@ -148,9 +148,17 @@ def time_group(
 ) -> list[dict[str, Any]]:
     """Return a row for each network; they take turns.
 
-    largest_difference: between logits in this mode and eager ones, relative to the largest logit.
-    ratio_to: for each other network that was timed, quartiles of the ratio of the times.
+    largest_difference: between logits in this mode and eager ones, relative to the largest logit;
+    None for a step of training. ratio_to: for each other network that was timed, quartiles of the
+    ratio of the times.
     """
+    with torch.inference_mode(mode != "training"):
+        return _time_group(names, images, mode, seconds)
+
+
+def _time_group(
+    names: Sequence[str], images: Tensor, mode: str, seconds: float
+) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     calls: dict[str, Callable[[], Tensor]] = {}
     torch._dynamo.reset()
@@ -169,11 +177,17 @@ def time_group(
         }
         try:
             network, inputs = open_network(name, images)
-            call = _ready(network, inputs, mode)
-            logits, eager = call().float(), network(inputs).float()
-            if not bool(logits.isfinite().all()):
+            eager = network(inputs).detach().float()
+            if not bool(eager.isfinite().all()):
                 raise Unavailable("its logits are not finite")
-            row["largest_difference"] = float((logits - eager).abs().max() / eager.abs().max())
+            if mode == "training":
+                calls[name] = training_step(network, inputs)
+                continue
+            call = _ready(network, inputs, mode)
+            difference = (call().float() - eager).abs().max() / eager.abs().max()
+            row["largest_difference"] = float(difference)
+            if not difference.isfinite():
+                raise Unavailable("its logits are not finite")
             calls[name] = call
         except NatcError as error:
             row["note"] = str(error)
@@ -212,6 +226,23 @@ def open_network(name: str, images: Tensor) -> tuple[nn.Module, Tensor]:
         last = torch.channels_last
         return network.to(memory_format=last), images.to(memory_format=last)
     return network, images
+
+
+def training_step(network: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    """Return a function that trains the network by one step on the images, all of one class."""
+    network.train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=True)
+    classes = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(network(images), classes)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    step()
+    return step
 
 
 def _ready(network: nn.Module, images: Tensor, mode: str) -> Callable[[], Tensor]:

@@ -224,6 +224,14 @@ def _two_digits(number: float) -> str:
     return text + "0" if number < 1 and len(text.lstrip("0.")) == 1 else text
 
 
+def shares(path: Path) -> None:
+    """Draw the shares of a CPU's peak that natc's calls reach, from benchmarks/results."""
+    from natc.bench import share_plots
+    from natc.bench.shares import read
+
+    path.write_bytes(share_plots.draw(read(RESULTS / "cpu_x86-64-v4.json"), "svg"))
+
+
 def feature_maps(path: Path) -> None:
     """Draw a photograph and the feature maps of a NAT-Mini with random weights."""
     import torch
@@ -268,6 +276,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "windows.svg": windows,
     "path.svg": path_to_a_library,
     "times.svg": times,
+    "shares.svg": shares,
     "feature-maps.png": feature_maps,
 }
 

@@ -19,6 +19,7 @@ from natc.host import c_compiler
 from natc.host.detect import detect_host_cpu
 from natc.host.toolchain import find_c_compiler
 from natc.store.temporary import temporary_directory
+from natc.targets import Target
 
 # The options with which a C compiler uses all of an architecture's vector registers, if any.
 _VECTOR_OPTIONS = {"x86-64-v3": ("-mavx2", "-mfma"), "x86-64-v4": ("-mavx512f",)}
@@ -72,12 +73,13 @@ def measure(dtype: str = "float32", seconds: float = 1.0) -> Ceilings:
 
 
 @functools.cache
-def open_probe(dtype: str = "float32") -> Probe:
+def open_probe(dtype: str = "float32", target: Target | None = None) -> Probe:
     """Return the probe of this machine: compiled multiply-adds.
 
-    Without a C compiler it is torch's matrix product, which is a lower bound.
+    target: whose vector registers to use; by default, this CPU's. Without a C compiler the probe
+    is torch's matrix product, which is a lower bound.
     """
-    cpu = detect_host_cpu()
+    cpu = target or detect_host_cpu()
     flags = _VECTOR_OPTIONS.get(cpu.arch, ())
     c_type, size = _C_TYPES[dtype]
     lanes = cpu.vector_bytes // size

@@ -20,7 +20,7 @@ INK, QUIET, GRID = "#1f2933", "#6b7785", "#dfe3e8"
 # Distinguishable with the common kinds of color blindness (Okabe and Ito, 2008).
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 _WIDTH, _BAR_HEIGHT, _MARGINS = 11.0, 0.19, 1.9
-_STYLE = {
+STYLE = {
     "svg.hashsalt": "natc",
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
@@ -73,7 +73,7 @@ def draw(results: Results, form: str) -> bytes:
     bars = sum(map(len, groups)) + len(groups)
     colors = {name: _COLORS[number % len(_COLORS)] for number, name in enumerate(names)}
     # In a context, because a program that calls this has a style of its own.
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         size = (_WIDTH, _MARGINS + _BAR_HEIGHT * max(bars, 8))
         figure = Figure(figsize=size, dpi=130, facecolor="white", layout="constrained")
         FigureCanvasAgg(figure)

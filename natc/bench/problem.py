@@ -138,34 +138,66 @@ class Work(msgspec.Struct, frozen=True):
     bytes: int
 
 
-@functools.lru_cache(maxsize=256)
 def work(problem: BenchProblem) -> Work:
-    """Return the work of a problem: forward, two products of every query with its window.
+    """Return the work of a problem: of its forward, and with `backward` of its gradients too."""
+    forward = forward_work(problem)
+    if not problem.backward:
+        return forward
+    gradients = gradients_work(problem)
+    return Work(forward.operations + gradients.operations, forward.bytes + gradients.bytes)
 
-    Backward, five: fused kernels compute the logits again. Each tensor is moved once in the
-    forward, and once more in the backward, with its gradient.
+
+def forward_work(problem: BenchProblem) -> Work:
+    """Return the work of a forward: two products of every query with its window.
+
+    Each tensor is moved once.
     """
     spec = problem.kernel
-    batch, *sizes, heads, head_dim = problem.shape
+    operations = 2 * _pairs(problem) * (spec.head_dim + spec.value_dim)
+    return Work(operations, _tensor_bytes(problem))
+
+
+def gradients_work(problem: BenchProblem) -> Work:
+    """Return the work of all gradients: five products of every query with its window.
+
+    Fused kernels compute the logits again. Each tensor is moved once, and once more as a gradient.
+    """
+    spec = problem.kernel
+    # Products with head_dim channels: the logits, d_query and d_key. The other two have value_dim
+    # channels: the gradients of the probabilities, and d_value.
+    operations = 2 * _pairs(problem) * (3 * spec.head_dim + 2 * spec.value_dim)
+    return Work(operations, 2 * _tensor_bytes(problem))
+
+
+@functools.lru_cache(maxsize=256)
+def _pairs(problem: BenchProblem) -> int:
+    """Return the number of pairs of a query and a key that it attends to, in all heads."""
+    batch, *sizes, heads, _ = problem.shape
     pairs = batch * heads
     for size, *options in zip(
-        sizes, spec.kernel_size, problem.dilation, problem.stride, problem.is_causal, strict=True
+        sizes,
+        problem.kernel.kernel_size,
+        problem.dilation,
+        problem.stride,
+        problem.is_causal,
+        strict=True,
     ):
         kernel_size, dilation, stride, is_causal = options
         pairs *= sum(
             window(i, size, kernel_size, dilation, stride=stride, is_causal=is_causal).count
             for i in range(size)
         )
-    # Products with head_dim channels: the logits (again in a backward), d_query and d_key. The
-    # other products have value_dim channels.
-    channels = head_dim + spec.value_dim
-    if problem.backward:
-        channels += 3 * head_dim + 2 * spec.value_dim
+    return pairs
+
+
+def _tensor_bytes(problem: BenchProblem) -> int:
+    """Return the size of query, key, value, bias and output together."""
+    spec = problem.kernel
+    batch, *sizes, heads, head_dim = problem.shape
     tokens = batch * math.prod(sizes) * problem.dtype.itemsize
     tensors = tokens * (heads + problem.heads_kv) * (head_dim + spec.value_dim)
     bias = 4 * heads * math.prod(2 * k - 1 for k in spec.kernel_size) if spec.rpb else 0
-    times = 3 if problem.backward else 1
-    return Work(2 * pairs * channels, times * (tensors + bias))
+    return tensors + bias
 
 
 @dataclass(frozen=True)
@@ -232,10 +264,12 @@ class Oracle:
     def error(self, results: Sequence[Tensor]) -> float:
         """Return the largest error of any result, relative to its largest value; NaN if any is.
 
-        results: output and, with a backward, the gradients of query, key, value and bias.
+        results: output and, with a backward, the gradients of query, key, value and bias; or the
+            output alone.
         """
         errors = []
-        for result, expected in zip(results, self._expected, strict=True):
+        compared = self._expected if len(results) > 1 else self._expected[:1]
+        for result, expected in zip(results, compared, strict=True):
             if self._corner:
                 if result.ndim < results[0].ndim:
                     continue  # a bias's gradient is a sum over the whole map

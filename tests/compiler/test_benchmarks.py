@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import msgspec
 import pytest
+import torch
 from support.benchmark_script import ROOT, benchmark
 from support.built_kernels import build_part
 
-from natc.bench import plots
+from natc.bench import plots, shares
 from natc.bench.results import Results, Row
+from natc.bench.shares import Shares
+from natc.errors import TargetError
+from natc.host import detect
+from natc.host.detect import detect_host_cpu
 from natc.spec import KernelSpec
+from natc.targets import Target
 
 CPU = ("--device", "cpu")
 PEERS = ("natten", "sdpa", "sdpa-masked", "reference")
@@ -91,13 +100,23 @@ def test_a_document_can_be_drawn(documents: list[Results]) -> None:
 
 
 @pytest.fixture
-def attention(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Return a function that imports a script of benchmarks/ for this test."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.setenv("NATC_JIT", "off")
-    import attention
+    monkeypatch.setenv("NATC_STRICT", "0")
 
-    monkeypatch.delitem(sys.modules, "attention")
-    return attention
+    def load(name: str) -> ModuleType:
+        module = importlib.import_module(name)
+        monkeypatch.delitem(sys.modules, name)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def attention(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("attention")
 
 
 def test_every_suite_has_problems_that_kernels_take(attention: ModuleType) -> None:
@@ -106,7 +125,6 @@ def test_every_suite_has_problems_that_kernels_take(attention: ModuleType) -> No
             spec = problem.kernel
             spatial = problem.shape[1:-2]
             assert all(k <= s for k, s in zip(spec.kernel_size, spatial, strict=True))
-    assert {problem.kernel.rank for problem in attention.cpu("float32")} == {1, 2, 3}
 
 
 def test_full_attention_is_compared_with_its_own_result(attention: ModuleType) -> None:
@@ -126,13 +144,14 @@ def test_full_attention_is_compared_with_its_own_result(attention: ModuleType) -
         ("attention.py", ("--peers", "natten,rival"), "--peers has 'rival'; allowed are natten"),
         ("models.py", ("--models", "nat_huge"), "--models has 'nat_huge'; allowed are nat_mini"),
         ("models.py", ("--batch", "0"), "--batch is 0; it must be 1 or more"),
+        ("cpu.py", ("--section", "speed"), "--section: invalid choice: 'speed'"),
     ],
-    ids=["attention", "models", "batch"],
+    ids=["attention", "models", "batch", "cpu"],
 )
 def test_bad_options_are_named(
     tmp_path: Path, script: str, words: tuple[str, ...], part: str
 ) -> None:
-    done = benchmark(script, *CPU, *words, libraries=tmp_path)
+    done = benchmark(script, *(() if script == "cpu.py" else CPU), *words, libraries=tmp_path)
     assert (done.returncode, done.stdout) == (2, "") and part in done.stderr
 
 
@@ -146,11 +165,18 @@ def test_networks_say_what_they_lack(tmp_path: Path) -> None:
     assert "natc build --kernel 7" in row["note"]
 
 
-def test_networks_are_timed_and_profiled(tmp_path: Path) -> None:
-    build_part(KernelSpec.make(7, rpb=True), ["forward"], tmp_path)
+@pytest.fixture(scope="module")
+def nat_forward(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with the forward of NAT's kernel alone."""
+    directory = tmp_path_factory.mktemp("nat")
+    build_part(KernelSpec.make(7, rpb=True), ["forward"], directory)
+    return directory
+
+
+def test_networks_are_timed_and_profiled(nat_forward: Path) -> None:
     words = ("--models", "nat_mini", "--modes", "eager", "--size", "64", "--seconds", "0.01")
     done = benchmark(
-        "models.py", *CPU, *words, "--no-peers", "--profile", "--json", libraries=tmp_path
+        "models.py", *CPU, *words, "--no-peers", "--profile", "--json", libraries=nat_forward
     )
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
@@ -161,11 +187,100 @@ def test_networks_are_timed_and_profiled(tmp_path: Path) -> None:
     assert sum(parts.values()) == pytest.approx(1.0) and min(parts.values()) >= 0
 
 
-def test_networks_are_compared_round_by_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import models
-
-    monkeypatch.delitem(sys.modules, "models")
+def test_networks_are_compared_round_by_round(script: Callable[[str], ModuleType]) -> None:
     # The machine is twice as slow in every other round, for both.
     peer = [1.0, 2.0] * 20
-    assert models.ratios([0.9 * seconds for seconds in peer], peer) == pytest.approx((0.9,) * 3)
+    own = [0.9 * seconds for seconds in peer]
+    assert script("models").ratios(own, peer) == pytest.approx((0.9,) * 3)
+
+
+def test_a_step_of_training_changes_every_weight(script: Callable[[str], ModuleType]) -> None:
+    network = torch.nn.Linear(4, 3)
+    before = [weight.clone() for weight in network.parameters()]
+    step = script("models").training_step(network, torch.randn(2, 4))
+    first, second = step(), step()
+    assert second < first
+    pairs = zip(network.parameters(), before, strict=True)
+    assert all(bool((weight != old).all()) for weight, old in pairs)
+
+
+def test_shares_of_the_peak_are_measured(nat_forward: Path, tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    words = ("--section", "alone", "--section", "forward", "--seconds", "0.01")
+    done = benchmark(
+        "cpu.py", *words, "--libraries", str(nat_forward), "--output", str(file), "--json",
+        libraries=nat_forward,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    document = msgspec.json.decode(done.stdout, type=Shares)
+    assert shares.read(file).rows == document.rows
+    assert document.target == detect_host_cpu().name and not document.missing
+    rows = {row.call: [each for each in document.rows if each.call == row.call]
+            for row in document.rows}  # fmt: skip
+    assert {call: len(each) for call, each in rows.items()} == dict.fromkeys(
+        ("forward kernel", "gradient kernels", "forward"), 4
+    )
+    for row in (*rows["forward kernel"], *rows["forward"]):
+        assert row.threads == 1 and row.max_error is not None and row.max_error < 1e-5
+        assert row.share_of_peak is not None and row.share_of_peak > 0
+        assert row.quartile_seconds is not None and row.floor_seconds is not None
+    assert all("natc build --kernel 7" in row.note for row in rows["gradient kernels"])
+
+
+def test_sections_share_the_turns_of_a_problem(script: Callable[[str], ModuleType]) -> None:
+    cpu = script("cpu")
+    plans = cpu.plan(["alone", "forward", "backward", "threads", "peers"])
+    assert len({(plan.problem, plan.with_peers) for plan in plans}) == len(plans) == 4 + 1 + 8
+    large = plans[0]
+    assert large.problem.shape == (1, 56, 56, 2, 32) and large.calls == {
+        "forward kernel": ["alone"],
+        "gradient kernels": ["alone"],
+        "forward": ["forward", "threads"],
+        "gradients": ["backward", "threads"],
+    }
+    assert {problem.kernel.rank for problem, _ in cpu.shapes()} == {1, 2, 3}
+    for problem, _ in cpu.shapes():
+        spatial = problem.shape[1:-2]
+        assert all(k <= s for k, s in zip(problem.kernel.kernel_size, spatial, strict=True))
+
+
+def test_a_missing_network_is_told(
+    script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu, models = script("cpu"), script("models")
+    row = {
+        "network": "swin", "mode": "eager", "batch": 1, "size": 224, "dtype": "float32",
+        "images_per_second": None, "quartile_seconds": None, "largest_difference": None,
+        "ratio_to": {}, "note": "timm is not installed",
+    }  # fmt: skip
+    monkeypatch.setattr(models, "time_group", lambda *_: [row])
+    monkeypatch.setitem(sys.modules, "models", models)
+    missing: list[str] = []
+    (network,) = cpu.time_networks("eager", 1, missing)
+    assert network.quartile_seconds is None
+    assert missing == ["swin, eager: timm is not installed"]
+
+
+def test_torch_runs_the_code_of_the_target(
+    script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = script("cpu")
+    monkeypatch.setattr(detect, "detect_host_cpu", lambda: Target("llvm", "x86-64-v4"))
+    for name in cpu.AVX2:
+        monkeypatch.setenv(name, "")
+    assert cpu.begin(None).arch == "x86-64-v4" and not os.environ["ATEN_CPU_CAPABILITY"]
+    assert cpu.begin("x86-64-v3").arch == "x86-64-v3"
+    assert {name: os.environ[name] for name in cpu.AVX2} == cpu.AVX2
+    with pytest.raises(TargetError, match="llvm-aarch64"):
+        cpu.begin("aarch64")
+
+
+def test_the_page_has_the_saved_results(
+    script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = script("cpu")
+    written: dict[Path, str] = {}
+    monkeypatch.setattr(cpu, "write_atomically", written.__setitem__)
+    cpu.update_readme()
+    ((page, text),) = written.items()
+    assert page.read_text(encoding="utf-8") == text, "run: python benchmarks/cpu.py --readme"
