@@ -52,7 +52,7 @@ def draw(document: Shares, form: str) -> bytes:
             **{"color": INK, "fontsize": 11, "fontweight": "bold", "x": 0.01, "ha": "left"},
         )
         file = io.BytesIO()
-        metadata = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
+        metadata = {"Date": None} if form == "svg" else {"Software": None}
         figure.savefig(file, format=form, metadata=metadata)
     return file.getvalue()
 
@@ -67,9 +67,9 @@ def _bar(axes: Any, place: float, rows: list[ShareRow]) -> None:
     axes.plot([share * low / high, share], [place, place], color=INK, linewidth=0.8)
     floor = 100 * (one.floor_seconds or low) / low
     roof = 100 * share / floor
-    axes.plot([roof, roof], [place - 0.43, place + 0.43], color=INK, linewidth=1.2)
+    axes.plot([roof, roof], [place - 0.43, place + 0.43], color=INK, linewidth=1.2, zorder=4)
     time = f"{1e3 * low:.3g} ms"
-    more = [f"{100 * (row.share_of_peak or 0.0):.0f}% on {row.threads}" for row in rows[1:]]
+    more = [f"{row.threads} threads {100 * (row.share_of_peak or 0.0):.0f}%" for row in rows[1:]]
     axes.annotate(
         ", ".join([f"{share:.0f}%, {time}", *more]),
         (share, place),
