@@ -101,11 +101,11 @@ def tune(
             raise SpecError(
                 "--import takes no --kernel and no --export: the directory names the kernels."
             )
-        options.require_compiler("tune")
+        _load_compiler()
         _import(import_, json)
         return
     if kernel is None and recheck:
-        options.require_compiler("tune")
+        _load_compiler()
         _recheck(_measurable(target, arch, "7"), None, minutes, json, show=not quiet)
         return
     if kernel is None:
@@ -123,7 +123,7 @@ def tune(
         )
     wanted = options.parse_tuned(operations, spec)
     shapes = [options.parse_input(text, spec) for text in shape] if shape else None
-    options.require_compiler("tune")
+    _load_compiler()
     if recheck:
         kernels = [(spec.name, operation) for operation in wanted]
         _recheck(place, kernels, minutes, json, show=not quiet)
@@ -268,6 +268,17 @@ def _recheck(
         output.print_json({"target": target.name, "schedules": outcomes})
     elif not outcomes:
         output.stdout().print(f"There is no schedule for {target.name} to compare.")
+
+
+def _load_compiler() -> None:
+    """Load TVM, without torch: kernels run in other processes. Raise NatcError without TVM."""
+    options.require_compiler("tune")
+    from natc.compiler.import_tvm import import_tvm_alone
+    from natc.tune.search.interrupts import deferred
+
+    # Ctrl-C can be lost while the compiler loads.
+    with deferred():
+        import_tvm_alone()
 
 
 def _import(directory: Path, json: bool) -> None:
