@@ -98,6 +98,21 @@ def test_a_schedule_that_equals_the_default_is_removed(place: Path) -> None:
     assert not path.exists()
 
 
+def test_a_schedule_with_the_code_of_the_default_is_removed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = Table.build
+
+    def without_unroll(table: Table, decisions: Mapping[str, int], **options: bool) -> object:
+        return build(table, {**decisions, "unroll_taps": 0}, **options)
+
+    monkeypatch.setattr(Table, "build", without_unroll)
+    path = schedules.save_schedule(make_host_schedule(SMALL, decisions={"unroll_taps": 3}))
+    outcome = check(times(1e-3))
+    assert outcome.outcome == "removed" and "code of the default" in outcome.message
+    assert not path.exists()
+
+
 def test_a_schedule_that_fails_is_removed(place: Path) -> None:
     path = schedules.save_schedule(make_host_schedule(SMALL, decisions=FAST))
 

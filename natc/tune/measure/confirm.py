@@ -57,11 +57,28 @@ def conclude(race: Race, rival: Decisions | None, until: float | None) -> Verdic
     if not finalists:
         return NO_CANDIDATE
     decisions = [trial.decisions for trial in finalists]
+    decisions = [each for each in decisions if has_own_code(race, each, rival)]
+    if not decisions:
+        return NO_CANDIDATE
     comparisons = compare(race, decisions, rival, until)
     if rival is not None:
         trial = race.history.get(rival)
         rival = None if trial is not None and trial.error is not None else rival
     return judge(comparisons, race.default, rival)
+
+
+def has_own_code(race: Race, decisions: Decisions, rival: Decisions | None) -> bool:
+    """Return whether a candidate's code differs from the default's and the rival's.
+
+    True for a candidate that cannot be built.
+    """
+    kernels = [race.default, decisions, *([rival] if rival is not None else [])]
+    pending = [race.measurer.build(each, may_spill=True) for each in kernels]
+    try:
+        default, candidate, *others = (library.result().sha256 for library in pending)
+    except (JobError, TimeoutError, ChildProcessError):
+        return True
+    return candidate not in (default, *others)
 
 
 def compare(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -78,7 +79,8 @@ class Timer:
         self._shapes = [tuple(shape) for shape in shapes]
         self._stack = ExitStack()
         self._process = Process(self._stack.enter_context(temporary_directory("measure")))
-        self._started = False
+        self._thread = self._stack.enter_context(ThreadPoolExecutor(1))
+        self._start: Future[bool] | None = None
         self.restarts = 0
 
     def __enter__(self) -> Timer:
@@ -90,12 +92,17 @@ class Timer:
         finally:
             self._stack.close()
 
+    def start(self) -> Future[bool]:
+        """Start the process, if it does not run; the future is done when it can measure."""
+        if self._start is None or (self._start.done() and self._start.exception() is not None):
+            # This job waits for torch, and on a GPU for the driver.
+            job = (worker.is_well, (self._target,), _START_LIMIT)
+            self._start = self._thread.submit(self._process.run, *job)
+        return self._start
+
     def measure(self, libraries: Sequence[BuiltLibrary], turns: int) -> Times:
         """Time libraries in alternation; raises what `Process.run` raises."""
-        if not self._started:
-            # The first job waits for torch, and on a GPU for the driver.
-            self._process.run(worker.is_well, (self._target,), _START_LIMIT)
-            self._started = True
+        self.start().result()
         paths = [str(library.path) for library in libraries]
         arguments = (self._spec, self._target, paths, self._shapes, self._operation, turns)
         try:
@@ -115,5 +122,5 @@ class Timer:
 
     def _restart(self) -> None:
         self._process.stop()
-        self._started = False
+        self._start = None
         self.restarts += 1

@@ -103,6 +103,8 @@ class LocalMeasurer:
     ) -> None:
         self._builders = Builders(spec, target, operation)
         self._timer = Timer(spec.name, target.name, shapes, operation)
+        # torch loads while the first candidates are chosen and built.
+        self._timer.start()
         self.builders = self._builders.count
         # A CPU that compiles at the same time gives wrong times.
         self.overlap = target.kind != "llvm"

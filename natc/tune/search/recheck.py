@@ -19,7 +19,7 @@ from natc.targets import Target
 from natc.tune.events import Event, Note
 from natc.tune.history import History
 from natc.tune.measure.busy import load_note
-from natc.tune.measure.confirm import compare, judge
+from natc.tune.measure.confirm import compare, has_own_code, judge
 from natc.tune.measure.race import Race, TunedKernel
 from natc.tune.measure.workload import Shape
 from natc.tune.search.measurer import LocalMeasurer
@@ -130,6 +130,8 @@ def _compared(
             tell,
             time.monotonic,
         )
+        if not has_own_code(race, decisions, rival):
+            return "not faster", "its code is the code of the default, or of what it hides", None
         comparisons = compare(race, [decisions], rival, until)
         if not comparisons:
             trial = history.get(decisions)
