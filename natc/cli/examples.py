@@ -14,6 +14,7 @@ EXAMPLES = {
         "natc tune --kernel 7 --operations forward,backward",
         "natc tune --kernel 7 --target cuda --arch sm_90 --export round1",
         "natc tune --import round1",
+        "natc tune --recheck",
     ),
     "measure": (
         "natc measure round1",

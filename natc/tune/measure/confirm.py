@@ -56,14 +56,21 @@ def conclude(race: Race, rival: Decisions | None, until: float | None) -> Verdic
     finalists = race.finalists([rival] if rival is not None else [])
     if not finalists:
         return NO_CANDIDATE
+    begin = race.clock()
     decisions = [trial.decisions for trial in finalists]
+    for each in decisions:
+        race.measurer.build(each, may_spill=True)  # all at once
     decisions = [each for each in decisions if has_own_code(race, each, rival)]
+    if until is not None:
+        # Candidates of an earlier run had to be built, which must not cost the comparison.
+        until += race.clock() - begin
     if not decisions:
         return NO_CANDIDATE
     comparisons = compare(race, decisions, rival, until)
-    if rival is not None:
+    if rival is not None and key_of(rival) not in {key_of(each.base) for each in comparisons}:
         trial = race.history.get(rival)
-        rival = None if trial is not None and trial.error is not None else rival
+        if trial is not None and trial.error is not None:
+            rival = None  # it fails, so it is not in the way
     return judge(comparisons, race.default, rival)
 
 
