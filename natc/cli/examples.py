@@ -15,6 +15,8 @@ EXAMPLES = {
         "natc tune --kernel 7 --target cuda --arch sm_90 --export round1",
         "natc tune --import round1",
         "natc tune --recheck",
+        "natc tune --set nat --minutes 60",
+        "natc tune --set windows --target cuda --arch sm_90 --ray auto",
     ),
     "measure": (
         "natc measure round1",

@@ -137,7 +137,30 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, tag="comparison"):
         return self.low > 1
 
 
-Record: TypeAlias = Environment | Trial | Comparison
+class SearchEnd(msgspec.Struct, frozen=True, kw_only=True, tag="search_end"):
+    """The end of a search for one kernel's operation. A later run does not repeat the search.
+
+    shapes: keys of the measured inputs. outcome: as in `natc.tune.events.SearchFinished`.
+    seconds: how long it took; limit: the time after which it had to end, or None if it could end
+    for another reason. used_up: whether every candidate of its space was tried. The other fields
+    are as in a Trial.
+    """
+
+    spec: str
+    target: str
+    operation: str
+    space: SpaceVersion
+    shapes: list[str]
+    outcome: str
+    seconds: float
+    limit: float | None
+    used_up: bool
+    environment: str
+    timestamp: str
+    schema_version: int = SCHEMA_VERSION
+
+
+Record: TypeAlias = Environment | Trial | Comparison | SearchEnd
 
 
 def _check_seconds(seconds: dict[str, float]) -> None:

@@ -37,6 +37,12 @@ BAD = [
     ("tune --kernel 7x5x3 --shape 1x9x9x2", ["'1x9x9x2'", "depth"]),
     ("tune --kernel 7 --import x", ["--import takes no --kernel"]),
     ("tune --import no-such-directory", ["no-such-directory", "no candidates"]),
+    ("tune --set vit", ["set is 'vit'; it must be nat or windows"]),
+    ("tune --set nat --kernel 7 --no-rpb", ["--set takes no --kernel and no --rpb"]),
+    ("tune --set nat --minutes 0.5", ["minutes is 0.5", "searches of set nat", "at least 1"]),
+    ("tune --set nat --target cuda", ["no NVIDIA GPU", "--ray ADDRESS"]),
+    ("tune --kernel 7 --export x --ray auto", ["--ray takes no --export"]),
+    ("tune --kernel 7 --ray host", ["ray is 'host'; it must be auto or HOST:PORT"]),
     (
         "tune --kernel 7x5 --target cuda --arch sm_100",
         ["no NVIDIA GPU", "natc build --kernel 7x5 --target cuda --arch sm_100"],

@@ -64,7 +64,8 @@ def search(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Search]:
     return install
 
 
-DEFAULTS = {"operation": "forward", "shapes": None, "trials": None, "minutes": 4.0, "seed": 0}
+DEFAULTS = {"operation": "forward", "shapes": None, "trials": None, "minutes": 4.0, "seed": 0,
+            "measurer": None}  # fmt: skip
 HOST = detect_host_cpu().name
 
 
@@ -87,6 +88,7 @@ HOST = detect_host_cpu().name
                 "trials": 9,
                 "minutes": 2.0,
                 "seed": 3,
+                "measurer": None,
             },
         ),
     ],

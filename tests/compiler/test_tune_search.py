@@ -71,7 +71,8 @@ class Table:
         self.seconds = seconds
         self.left = 0
 
-    def __call__(self, *_: object) -> Table:
+    def __call__(self, *arguments: Any) -> Table:
+        self.machine = environment.collect(arguments[4])
         return self
 
     def __enter__(self) -> Table:
@@ -177,6 +178,25 @@ class Search:
 @pytest.fixture
 def search(place: Path, table: Table) -> Iterator[Search]:
     yield Search()
+
+
+@pytest.mark.parametrize(
+    ("limits", "limit", "used_up"),
+    [
+        ({}, None, True),
+        ({"trials": 3, "minutes": 5.0}, None, False),
+        ({"minutes": 5.0}, 300.0, True),
+    ],
+    ids=["none", "trials", "minutes"],
+)
+def test_the_log_says_how_a_search_ended(
+    search: Search, limits: dict[str, Any], limit: float | None, used_up: bool
+) -> None:
+    finished = search(**limits)
+    (end,) = search.lines("search_end")
+    assert search.lines()[-1] == end and end["environment"] == search.lines()[0]["id"]
+    assert (end["limit"], end["used_up"], end["outcome"]) == (limit, used_up, finished.outcome)
+    assert end["seconds"] == finished.seconds and end["shapes"] == ["1x8x8x1x1"]
 
 
 def test_a_search_finds_the_fastest_and_ends_when_nothing_is_left(

@@ -19,7 +19,7 @@ VOCABULARY = {"errors", "env", "spec", "operations", "window", "targets", "versi
 # They import a room when a name of it is first used, whichever room that is.
 ENTRANCES = {"__init__.py", "__main__.py", "tune/__init__.py"}
 # Rooms with rows of their own inside a folder.
-PARTS = {"tune.measure", "tune.search"}
+PARTS = {"tune.fleet", "tune.measure", "tune.search"}
 TVM_ROOMS = {"compiler", "tune.search"}
 NO_TORCH = VOCABULARY | {"store", "host"}
 

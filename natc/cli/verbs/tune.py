@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,12 +14,14 @@ import typer
 
 from natc.cli import options, output
 from natc.cli.options import DtypeOption, HeadDimOption, JsonOption, RankOption
+from natc.cli.verbs.tune_set import cluster_measurer, load_compiler, tune_set
 from natc.cli.views import search
-from natc.errors import NatcError, SpecError, TargetError
+from natc.errors import ArgumentError, NatcError, SpecError, TargetError
 from natc.host import detect, gpu
 from natc.operations import FORWARD
 from natc.spec import KernelSpec
 from natc.targets import Target
+from natc.tune import sets
 
 if TYPE_CHECKING:
     from natc.tune.events import SearchFinished
@@ -28,6 +31,12 @@ if TYPE_CHECKING:
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
+_MINUTES = 4.0  # of one search
+# A set names kernels and operations, so it takes none of these options.
+_SET_EXCLUDES = (
+    "kernel", "head_dim", "dtype", "rank", "rpb", "operations", "trials", "shape", "export",
+    "candidates", "import_", "recheck",
+)  # fmt: skip
 _RECHECKED = {
     "faster": "kept",
     "removed": "removed",
@@ -56,8 +65,14 @@ def tune(
         ),
     ] = FORWARD,
     minutes: Annotated[
-        float, typer.Option("--minutes", min=0.05, help="Stop each search after so many minutes.")
-    ] = 4.0,
+        float | None,
+        typer.Option(
+            "--minutes",
+            min=0.05,
+            help="Stop each search after so many minutes; with --set, all searches together.",
+            show_default="4 for each search",
+        ),
+    ] = None,
     trials: Annotated[
         int | None, typer.Option("--trials", min=1, help="Stop after this many candidates.")
     ] = None,
@@ -90,10 +105,32 @@ def tune(
             "without --kernel, of all, and remove those that are not faster.",
         ),
     ] = False,
+    named_set: Annotated[
+        str | None,
+        typer.Option(
+            "--set",
+            metavar="NAME",
+            help=f"Search a set of kernels instead: {' or '.join(sets.NAMES)}.",
+            autocompletion=options.complete(lambda: sets.NAMES),
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Build and measure on a Ray cluster: auto, or HOST:PORT of its head.",
+        ),
+    ] = None,
     json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Search for the fastest way to run a kernel here. Run it again to continue."""
+    if named_set is not None:
+        _refuse(context, "--set", _SET_EXCLUDES)
+    if ray is not None:
+        _refuse(context, "--ray", ("export", "import_", "recheck"))
+    each = _MINUTES if minutes is None else minutes
     if recheck and (export is not None or import_ is not None):
         raise SpecError("--recheck takes no --export and no --import: it searches nothing.")
     if import_ is not None:
@@ -101,18 +138,26 @@ def tune(
             raise SpecError(
                 "--import takes no --kernel and no --export: the directory names the kernels."
             )
-        _load_compiler()
+        load_compiler()
         _import(import_, json)
         return
     if kernel is None and recheck:
-        _load_compiler()
-        _recheck(_measurable(target, arch, "7"), None, minutes, json, show=not quiet)
+        load_compiler()
+        _recheck(_measurable(target, arch, "7"), None, each, json, show=not quiet)
+        return
+    if named_set is not None:
+        searches = sets.searches(named_set, target.split("-")[0])
+        is_here = ray is None
+        place = _measurable(target, arch, None) if is_here else detect.parse_target(target, arch)
+        options.require_compiler("tune")
+        _note_gpu(context, place)
+        whole = _MINUTES * len(searches) if minutes is None else minutes
+        tune_set(named_set, searches, place, whole, seed, ray, json=json, show=not quiet)
         return
     if kernel is None:
         context.fail("Missing option '--kernel' / '-k'.")
-    place = (
-        _measurable(target, arch, kernel) if export is None else detect.parse_target(target, arch)
-    )
+    is_here = export is None and ray is None
+    place = _measurable(target, arch, kernel) if is_here else detect.parse_target(target, arch)
     spec = options.make_spec(
         kernel, kind=place.kind, rank=rank, head_dim=head_dim, dtype=dtype, rpb=rpb
     )
@@ -123,50 +168,57 @@ def tune(
         )
     wanted = options.parse_tuned(operations, spec)
     shapes = [options.parse_input(text, spec) for text in shape] if shape else None
-    _load_compiler()
+    options.require_compiler("tune")
     if recheck:
+        load_compiler()
         kernels = [(spec.name, operation) for operation in wanted]
-        _recheck(place, kernels, minutes, json, show=not quiet)
+        _recheck(place, kernels, each, json, show=not quiet)
         return
     if export is not None:
+        load_compiler()
         _export(spec, place, wanted, export, shapes, candidates, seed, json, show=not quiet)
         return
 
     from natc.cli.views.progress import watch
-    from natc.tune import tune as find_schedule
 
     _note_gpu(context, place)
     again = shlex.join(["natc", *sys.argv[1:]])
     documents = []
     failed = saved = False
-    for operation in wanted:
-        try:
-            with watch(show=not quiet) as on_event:
-                finished = find_schedule(
-                    spec,
-                    place,
-                    operation=operation,
-                    shapes=shapes,
-                    trials=trials,
-                    minutes=minutes,
-                    seed=seed,
-                    on_event=on_event,
-                )
-        except KeyboardInterrupt:
-            text = "stopped. Everything measured is kept; go on with"
-            print(f"natc: {text}: {again}", file=sys.stderr)
-            raise typer.Exit(search.INTERRUPTED) from None
-        if json:
-            names = {"spec": spec.name, "target": place.name, "operation": operation}
-            documents.append({**names, **asdict(finished)})
-        elif finished.outcome not in ("unmeasured", "failed"):
-            search.report(finished, again)
-        if finished.outcome in ("unmeasured", "failed"):
-            failed = True
-            print(_complaint(spec, operation, finished), file=sys.stderr)
-        saved = saved or finished.schedule_path is not None
-        if finished.interrupted:
-            break
+    with contextlib.ExitStack() as stack:
+        measurer = stack.enter_context(cluster_measurer(ray, place))
+        load_compiler()
+        from natc.tune import tune as find_schedule
+
+        for operation in wanted:
+            try:
+                with watch(show=not quiet) as on_event:
+                    finished = find_schedule(
+                        spec,
+                        place,
+                        operation=operation,
+                        shapes=shapes,
+                        trials=trials,
+                        minutes=each,
+                        seed=seed,
+                        on_event=on_event,
+                        measurer=measurer,
+                    )
+            except KeyboardInterrupt:
+                text = "stopped. Everything measured is kept; go on with"
+                print(f"natc: {text}: {again}", file=sys.stderr)
+                raise typer.Exit(search.INTERRUPTED) from None
+            if json:
+                names = {"spec": spec.name, "target": place.name, "operation": operation}
+                documents.append({**names, **asdict(finished)})
+            elif finished.outcome not in search.WITHOUT_TIMES:
+                search.report(finished, again)
+            if finished.outcome in search.WITHOUT_TIMES:
+                failed = True
+                print(_complaint(spec, operation, finished), file=sys.stderr)
+            saved = saved or finished.schedule_path is not None
+            if finished.interrupted:
+                break
     if json:
         output.print_json(documents[0] if len(wanted) == 1 else {"searches": documents})
     if finished.interrupted:
@@ -177,6 +229,19 @@ def tune(
         from natc.runtime.commands import build_command
 
         output.stdout().print(f"To build it: {build_command(spec, [place])}")
+
+
+def _refuse(context: typer.Context, option: str, parameters: Sequence[str]) -> None:
+    """Raise ArgumentError if the command line has one of `parameters` beside `option`."""
+    named = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in parameters
+        and (source := context.get_parameter_source(parameter.name)) is not None
+        and source.name != "DEFAULT"
+    ]
+    if named:
+        raise ArgumentError(f"{option} takes no {' and no '.join(named)}.")
 
 
 def _note_gpu(context: typer.Context, place: Target) -> None:
@@ -270,17 +335,6 @@ def _recheck(
         output.stdout().print(f"There is no schedule for {target.name} to compare.")
 
 
-def _load_compiler() -> None:
-    """Load TVM, without torch: kernels run in other processes. Raise NatcError without TVM."""
-    options.require_compiler("tune")
-    from natc.compiler.import_tvm import import_tvm_alone
-    from natc.tune.search.interrupts import deferred
-
-    # Ctrl-C can be lost while the compiler loads.
-    with deferred():
-        import_tvm_alone()
-
-
 def _import(directory: Path, json: bool) -> None:
     from natc.tune.measure import rounds
 
@@ -322,14 +376,22 @@ def _show_imported(search: Imported) -> None:
         console.print(f"schedule: {search.schedule_path}")
 
 
-def _measurable(text: str, arch: str | None, kernel: str) -> Target:
-    """Return the target; raises TargetError if this machine cannot measure on it."""
+def _measurable(text: str, arch: str | None, kernel: str | None) -> Target:
+    """Return the target; raises TargetError if this machine cannot measure on it.
+
+    kernel: for the advice; None for a set of kernels.
+    """
     if text.split("-")[0] == "cuda" and not gpu.driver().gpus:
         # A wrong name raises first; a right one is part of the advice.
         named = detect.parse_target(text, arch or "sm_90" if text == "cuda" else arch)
-        raise TargetError(
+        problem = (
             "this machine has no NVIDIA GPU (or its driver does not answer), so nothing can be "
-            "measured for cuda. Compile candidates here with --export DIR, measure them on a "
+            "measured for cuda."
+        )
+        if kernel is None:
+            raise TargetError(f"{problem} Measure on a Ray cluster that has one: --ray ADDRESS.")
+        raise TargetError(
+            f"{problem} Compile candidates here with --export DIR, measure them on a "
             "machine with a GPU (natc measure DIR) and take them in with --import DIR; or compile "
             "without tuning, which needs no GPU: "
             f"natc build --kernel {shlex.quote(kernel)} --target cuda --arch {named.arch}"

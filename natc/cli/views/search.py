@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 # The shell's exit code for a program that Ctrl-C ends.
 INTERRUPTED = 130
+# Outcomes of searches in which no candidate has a time.
+WITHOUT_TIMES = ("unmeasured", "failed")
 
 
 def summary(finished: SearchFinished) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from natc.spec import KernelSpec
+from natc.store.records import Environment
 from natc.store.temporary import temporary_directory
+from natc.targets import Target
+from natc.tune.events import Event
 from natc.tune.measure import worker
 from natc.tune.measure.processes import JobError, Process
 from natc.tune.measure.workload import Shape
@@ -43,14 +47,17 @@ class PendingLibrary(Protocol):
 
 
 class Measurer(Protocol):
-    """Builds and times the candidates of one kernel, on this machine or on others.
+    """Builds and times the candidates of one kernel, on this machine or on others."""
 
-    builders: how many builds run at once. overlap: whether builds leave times alone, so that some
-    candidates may be built while others are timed.
-    """
+    @property
+    def builders(self) -> int:
+        """How many builds run at once."""
+        ...
 
-    builders: int
-    overlap: bool
+    @property
+    def overlap(self) -> bool:
+        """Whether builds leave times alone, so that they may go on while candidates are timed."""
+        ...
 
     def build(self, decisions: Mapping[str, int], *, may_spill: bool = False) -> PendingLibrary:
         """Start building a candidate, unless it was built before.
@@ -64,6 +71,35 @@ class Measurer(Protocol):
 
         Raises JobError, TimeoutError or ChildProcessError if a library fails.
         """
+        ...
+
+
+class OwnedMeasurer(Measurer, Protocol):
+    """A measurer that a search starts and ends; leaving the context ends whatever it started."""
+
+    @property
+    def machine(self) -> Environment:
+        """The machine that times, as a record."""
+        ...
+
+    def __enter__(self) -> OwnedMeasurer: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class MakeMeasurer(Protocol):
+    """A function that returns the measurer of one search."""
+
+    def __call__(
+        self,
+        spec: KernelSpec,
+        target: Target,
+        shapes: Sequence[Shape],
+        operation: str,
+        seed: int,
+        tell: Callable[[Event], None],
+    ) -> OwnedMeasurer:
+        """seed: of the search, for the record of the machine. tell: called with notes."""
         ...
 
 

@@ -66,7 +66,8 @@ class Race:
     """Measures candidates of one problem; each result is recorded before the next begins.
 
     default: the default decisions. measured: number of candidates of this run; failures: the
-    number of them that failed. seconds_a_turn: of one library, as last measured.
+    number of them that failed. used_up: whether every candidate of the proposer is measured.
+    seconds_a_turn: of one library, as last measured.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Race:
         self.measurer, self.history, self.machine = measurer, history, machine
         self.record, self.tell, self.clock = record, tell, clock
         self.measured = self.failures = 0
+        self.used_up = False
         self.seconds_a_turn = 1.0
         self._default: BuiltLibrary | None = None
         self._codes: dict[str, Trial] = {}
@@ -121,7 +123,7 @@ class Race:
     ) -> bool:
         """Build and measure proposed candidates until `is_over`, `most` candidates at most.
 
-        Returns whether every candidate that the proposer has is measured.
+        Returns `used_up`.
         """
         waiting: deque[Decisions] = deque()
         phase = self.measurer.builders
@@ -137,7 +139,9 @@ class Race:
             pending = following
         for _, library in pending:
             library.cancel()
-        return not pending and not is_over() and (most is None or self._started < most)
+        enough = most is not None and self._started >= most
+        self.used_up = not pending and not is_over() and not enough
+        return self.used_up
 
     def finalists(self, but: Sequence[Decisions] = ()) -> list[Trial]:
         """Return the best trials of candidates that seem faster than the default, the best first.

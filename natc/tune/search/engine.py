@@ -16,13 +16,14 @@ from natc.operations import FORWARD, operations_of, tuned_as
 from natc.spec import KernelSpec
 from natc.store import workspace
 from natc.store.files import make_directory, writable
-from natc.store.records import SpaceVersion, append
+from natc.store.records import SearchEnd, SpaceVersion, append
 from natc.store.schedules import load_schedule
 from natc.targets import Target
 from natc.tune.events import Event, Note, SearchFinished, Started
 from natc.tune.history import History, score
 from natc.tune.measure.busy import load_note
 from natc.tune.measure.confirm import NO_CANDIDATE, Verdict, conclude, seconds_to_confirm
+from natc.tune.measure.measurer import MakeMeasurer, OwnedMeasurer
 from natc.tune.measure.race import FINALISTS, Decisions, Race, TunedKernel
 from natc.tune.measure.workload import Shape, default_shapes, keys_of
 from natc.tune.search.interrupts import deferred
@@ -45,6 +46,7 @@ def tune(
     minutes: float | None = None,
     seed: int = 0,
     on_event: Callable[[Event], None] | None = None,
+    measurer: MakeMeasurer | None = None,
 ) -> SearchFinished:
     """Search for a faster schedule of a kernel's operation; write it if there is one.
 
@@ -52,7 +54,8 @@ def tune(
     shapes: inputs (batch, size of each axis, heads), by default NAT's four levels; the search
     minimizes the geometric mean of their times. trials, minutes: when to stop, whichever comes
     first; with neither, when every candidate was tried. seed: makes the proposals repeatable.
-    on_event: called with each event, from Started to SearchFinished.
+    on_event: called with each event, from Started to SearchFinished. measurer: returns what builds
+    and times candidates; by default this machine does.
 
     A schedule is written only if it is faster, beyond the noise, than the default and than the
     schedule that a build takes now. Every trial is in the log before the next begins, and a
@@ -65,26 +68,26 @@ def tune(
     tell = on_event or (lambda event: None)
     start = time.monotonic()
     chosen = [tuple(shape) for shape in shapes or default_shapes(spec, target)]
-    _check(spec, target, operation, chosen, trials, minutes)
+    _check(spec, operation, chosen, trials, minutes)
     design = space_for(target, operation, spec)
     space = SpaceVersion(design.name, design.version)
-    check_workspace(spec, target, operation, space)
-    machine = environment.collect(seed)
     problem = TunedKernel(spec.name, target.name, operation, space, keys_of(chosen, spec))
     log = workspace.log_path(spec, target, operation)
-    history = History(log, spec, space, problem.shapes, machine, operation)
-    append(log, machine)
-    for note in [*history.notes, *load_note()]:
-        tell(Note(note))
-
-    with LocalMeasurer(spec, target, chosen, operation) as measurer:
+    make = measurer or _on_this_machine
+    with make(spec, target, chosen, operation, seed, tell) as machines:
+        check_workspace(spec, target, operation, space)
+        machine = machines.machine
+        history = History(log, spec, space, problem.shapes, machine, operation)
+        append(log, machine)
+        for note in history.notes:
+            tell(Note(note))
         with deferred():
             proposer = Ranking(spec, target, operation, batch=_BATCH, seed=seed)
         rival = rival_of(spec, target, operation, proposer, tell)
         race = Race(
             problem,
             proposer.untuned,
-            measurer,
+            machines,
             history,
             machine,
             partial(append, log),
@@ -109,8 +112,26 @@ def tune(
     path = None
     if verdict.winner is not None:
         path = save_winner(verdict.winner, machine, history.next_trial)
+    outcome = "saved" if path else verdict.outcome
+    seconds = time.monotonic() - start
+    append(
+        log,
+        SearchEnd(
+            spec=spec.name,
+            target=target.name,
+            operation=operation,
+            space=space,
+            shapes=problem.shapes,
+            outcome=outcome,
+            seconds=seconds,
+            limit=None if minutes is None or trials is not None else 60 * minutes,
+            used_up=race.used_up,
+            environment=machine.id,
+            timestamp=environment.now(),
+        ),
+    )
     finished = SearchFinished(
-        outcome="saved" if path else verdict.outcome,
+        outcome=outcome,
         message=verdict.message,
         schedule_path=path,
         log_path=log,
@@ -118,7 +139,7 @@ def tune(
         baseline=baseline,
         trials=race.measured,
         failures=race.failures,
-        seconds=time.monotonic() - start,
+        seconds=seconds,
     )
     tell(finished)
     return finished
@@ -179,9 +200,24 @@ def rival_of(
     return None if decisions == proposer.untuned else decisions
 
 
-def _check(
+def _on_this_machine(
     spec: KernelSpec,
     target: Target,
+    shapes: Sequence[Shape],
+    operation: str,
+    seed: int,
+    tell: Callable[[Event], None],
+) -> OwnedMeasurer:
+    """Return this machine's measurer; raises TargetError or CompilerNotFound if it is unfit."""
+    require_runs_here(target, "tune on a machine that it runs on")
+    check_compilers(target)
+    for note in load_note():
+        tell(Note(note))
+    return LocalMeasurer(spec, target, shapes, operation, seed)
+
+
+def _check(
+    spec: KernelSpec,
     operation: str,
     shapes: Sequence[Shape],
     trials: int | None,
@@ -192,8 +228,6 @@ def _check(
     for name, value in (("trials", trials), ("minutes", minutes)):
         if value is not None and not value > 0:
             raise ArgumentError(f"{name} is {value}; it must be above 0, or None for no limit.")
-    require_runs_here(target, "tune on a machine that it runs on")
-    check_compilers(target)
 
 
 def check_problem(spec: KernelSpec, operation: str, shapes: Sequence[Shape]) -> None:

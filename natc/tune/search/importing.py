@@ -138,7 +138,7 @@ def _add(log: Path, round_: Round, records: list[Record]) -> int:
     logged = read_log(log)[0]
     machines = {record.id for record in logged if isinstance(record, Environment)}
     old = [record for record in logged if isinstance(record, Trial)]
-    seen = {_identity(each) for each in logged if not isinstance(each, Environment)}
+    seen = {_identity(each) for each in logged if isinstance(each, Trial | Comparison)}
     number = max((trial.trial + 1 for trial in old), default=0)
     dropped = [
         Trial(
@@ -161,7 +161,7 @@ def _add(log: Path, round_: Round, records: list[Record]) -> int:
             if record.id not in machines:
                 machines.add(record.id)
                 append(log, record)
-        elif _identity(record) not in seen:
+        elif isinstance(record, Trial | Comparison) and _identity(record) not in seen:
             seen.add(_identity(record))
             if isinstance(record, Trial):
                 record = msgspec.structs.replace(record, trial=number)

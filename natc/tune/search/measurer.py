@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from natc.host import detect
+from natc.host import detect, environment
 from natc.operations import FORWARD
 from natc.spec import KernelSpec
 from natc.store.manifest import file_sha256
@@ -100,7 +100,10 @@ class LocalMeasurer:
         target: Target,
         shapes: Sequence[Shape],
         operation: str = FORWARD,
+        seed: int = 0,
     ) -> None:
+        """seed: of the search, for the record of this machine."""
+        self.machine = environment.collect(seed)
         self._builders = Builders(spec, target, operation)
         self._timer = Timer(spec.name, target.name, shapes, operation)
         # torch loads while the first candidates are chosen and built.

@@ -1,0 +1,1 @@
+"""Searches on the machines of a Ray cluster."""
