@@ -27,7 +27,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     median_seconds, quartile_seconds: of a call, host work included; None if the contestant was
     not timed, and `note` says why. device_seconds: the GPU's own time, by a CUDA graph.
     max_error: relative to the largest value of the float64 reference; None if it never ran.
-    ratio_to_first: how many times as long as the first contestant.
+    ratio_to_first: how many times as long as the first contestant, the median over the turns;
+    ratio_interval: bounds that hold the true median with a chance of 99 %, None if samples were
+    too few.
     floor_seconds: the least time that the ceilings allow; share_of_peak: useful operations a
     second as a share of the first ceiling. Both are None without ceilings.
     """
@@ -39,6 +41,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     device_seconds: float | None = None
     max_error: float | None = None
     ratio_to_first: float | None = None
+    ratio_interval: tuple[float, float] | None = None
     floor_seconds: float | None = None
     share_of_peak: float | None = None
     note: str = ""

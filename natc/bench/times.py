@@ -7,7 +7,7 @@ float64 before it is timed, and samples of all contestants are taken in turn.
 
 from __future__ import annotations
 
-import statistics
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +21,10 @@ from natc.bench.results import Row
 from natc.checks.tolerance import ELEMENT_FACTOR, RELATIVE_TOLERANCE
 from natc.errors import NatcError
 from natc.store.records import shape_key
+from natc.tune.measure.pairs import interval
+
+# The chance that the interval of a ratio does not hold the true median.
+_LEVEL = 0.01
 
 
 class Unavailable(NatcError):
@@ -123,19 +127,29 @@ def _time(
             rows[name] = replace(rows[name], note=wrong)
     progress(f"{size}: timing {', '.join(calls)}")
     samples = clocks.interleave(calls, seconds)
-    first = next(iter(contestants), None)
-    base = statistics.median(samples[first]) if first in samples else None
+    first = samples.get(next(iter(contestants), ""))
     for name, call in calls.items():
         low, median, high = clocks.quartiles(samples[name])
         rows[name] = replace(
             rows[name],
             median_seconds=median,
             quartile_seconds=(low, high),
-            ratio_to_first=median / base if base else None,
         )
+        if first is not None:
+            ratio, bounds = _ratio(samples[name], first)
+            rows[name] = replace(rows[name], ratio_to_first=ratio, ratio_interval=bounds)
         if case.inputs.query.is_cuda:
             rows[name] = _with_device_time(rows[name], call)
     return list(rows.values())
+
+
+def _ratio(
+    times: Sequence[float], first: Sequence[float]
+) -> tuple[float, tuple[float, float] | None]:
+    """Return the median ratio of times that were taken in the same turns, and its bounds."""
+    ratios = [time / base for time, base in zip(times, first, strict=True)]
+    around = interval(ratios, _LEVEL)
+    return around.median, (around.low, around.high) if math.isfinite(around.low) else None
 
 
 def _with_device_time(row: Row, call: Callable[[], object]) -> Row:

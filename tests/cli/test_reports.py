@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from support.command_line import Natc
-from support.written_files import SPEC, TARGET, write_library, write_schedule_and_log
+from support.written_files import (
+    SPEC,
+    TARGET,
+    make_schedule,
+    write_library,
+    write_schedule_and_log,
+)
 
 from natc.checks import support
 from natc.checks.support import Cell
 from natc.host import environment, gpu
+from natc.store import schedules
+from natc.store.schedules import Gain
 
 pytestmark = pytest.mark.quick
 
@@ -23,6 +36,42 @@ def test_a_new_machine_has_nothing(natc: Natc) -> None:
     assert machine["problems"] == []
     assert machine["machine"]["gpus"] == []
     assert "no problems found" in natc("doctor").out
+
+
+@pytest.fixture(autouse=True)
+def no_default(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the specs whose schedules are the default, as the compiler would say it."""
+    defaults: list[str] = []
+    module: Any = ModuleType("natc.tune.search.recheck")
+    module.is_default = lambda schedule: schedule.spec in defaults
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return defaults
+
+
+def test_gains_are_shown_as_they_were_proven(
+    natc: Natc, no_default: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = replace(make_schedule().measured, gain=None)
+    schedules.save_schedule(make_schedule(measured=measured))
+    (row,) = natc.json("list")["schedules"]
+    assert (row["default"], row["gain"], row["speedup"]) == (False, None, pytest.approx(2.0))
+    assert "2.00x (not proven)" in natc("list").out
+    no_default.append(SPEC.name)
+    (row,) = natc.json("list")["schedules"]
+    assert (row["default"], row["speedup"]) == (True, None)
+    out = natc("list").out
+    assert "default" in out and "2.00x" not in out
+    # Without the compiler nobody can tell.
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert natc.json("list")["schedules"][0]["default"] is None
+    gain = Gain(speedup=1.21, low=1.15, high=1.27, pairs=64)
+    measured = replace(measured, gain=gain)
+    schedules.save_schedule(make_schedule(measured=measured))
+    (row,) = natc.json("list")["schedules"]
+    assert row["default"] is False and row["gain"] == {
+        "speedup": 1.21, "low": 1.15, "high": 1.27, "pairs": 64,
+    }  # fmt: skip
+    assert "1.21x (1.15..1.27)" in natc("list").out
 
 
 def test_schedules_and_libraries_are_listed(natc: Natc) -> None:

@@ -18,13 +18,10 @@ from support.command_line import Natc
 from support.search_events import GAIN, START, TRIALS, finish
 
 import natc.tune as natc_tune
-from natc.cli.verbs import quickstart
 from natc.cli.views import progress
 from natc.errors import NatcError, TuneError
 from natc.host import gpu
 from natc.host.detect import detect_host_cpu
-from natc.spec import KernelSpec
-from natc.store import workspace
 from natc.tune.events import Event, Note, SearchFinished
 from natc.tune.measure.rounds import Imported
 
@@ -248,33 +245,6 @@ def test_searches_go_on_after_a_failed_search(
     assert err.count("no schedule was written") == 1 and "_rpb delta: no candidate" in err
     documents = natc.json(*words, code=1)["searches"]
     assert [row["schedule_path"] is None for row in documents] == [False, True, False]
-
-
-@pytest.mark.parametrize("tuned_before", [False, True])
-def test_quickstart_without_a_schedule(
-    natc: Natc,
-    search: Callable[..., Search],
-    place: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tuned_before: bool,
-) -> None:
-    search(START, NOTHING)
-    timed = []
-    monkeypatch.setattr(quickstart, "_build", lambda *_: ("built", "untuned"))
-    monkeypatch.setattr(quickstart, "run_network", lambda *_, **__: {})
-    monkeypatch.setattr(quickstart, "_time", lambda *arguments: timed.append(arguments[-1]) or [])
-    if tuned_before:
-        spec = KernelSpec.make(7, rpb=True)
-        path = workspace.schedule_path(spec, detect_host_cpu())
-        path.parent.mkdir(parents=True)
-        path.write_text("{}")
-    words = ["quickstart", "--minutes", "0.75", "--output", str(place / "shown"), "--json"]
-    code, out, err = natc(*words)
-    assert code == 0 and json.loads(out)["search"]["schedule_path"] is None
-    assert "no candidate was measured in that time. No schedule was written." in err
-    assert "For more time: natc quickstart --minutes 1.5" in err.splitlines()
-    name = "tuned kernel" if tuned_before else "built kernel"
-    assert timed == [{name: "built", "untuned kernel": "untuned"}]
 
 
 IMPORTED = Imported(

@@ -20,7 +20,12 @@ from natc.store.records import SpaceVersion
 from natc.tune.measure.measurer import BuiltLibrary, Times
 from natc.tune.measure.processes import JobError
 from natc.tune.search import recheck as rechecking
-from natc.tune.search.recheck import Rechecked, recheck, schedules_to_recheck
+from natc.tune.search.recheck import (
+    Rechecked,
+    is_default,
+    recheck,
+    schedules_to_recheck,
+)
 
 HOST = detect_host_cpu()
 SMALL = KernelSpec.parse("na2d_k3_d1_float32")
@@ -82,6 +87,16 @@ def test_a_schedule_that_wins_stays(place: Path) -> None:
     assert (outcome.path, outcome.name, outcome.outcome) == (path, SMALL.name, "faster")
     assert outcome.message == "it is 1.50 times as fast as the default, 1.50 to 1.50"
     assert outcome.gain is not None and path.read_text() == before
+
+
+def test_the_default_is_recognized_by_its_decisions(place: Path) -> None:
+    default = make_host_schedule(SMALL, decisions={"maximum": 0})
+    assert is_default(default)
+    assert not is_default(make_host_schedule(SMALL, decisions=FAST))
+    # These decisions mean something else, or nothing, in this natc's design space.
+    older = SpaceVersion(default.space.name, 0)
+    assert not is_default(make_host_schedule(SMALL, decisions={"maximum": 0}, space=older))
+    assert not is_default(make_host_schedule(SMALL, decisions={"unknown": 1}))
 
 
 def test_a_schedule_that_is_slower_is_removed(place: Path) -> None:

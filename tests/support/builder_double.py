@@ -18,6 +18,8 @@ class Builder:
     def __init__(self) -> None:
         self.asked: list[tuple[str, list[str], Path]] = []
         self.families: list[tuple[str, ...]] = []
+        self.untuned: list[bool] = []
+        self.untuned_code = b"no code"
 
     def __call__(
         self,
@@ -27,11 +29,14 @@ class Builder:
         *,
         families: tuple[str, ...],
         on_note: Callable[[str], None] | None = None,
+        untuned: bool = False,
     ) -> Path:
         self.families.append(families)
+        self.untuned.append(untuned)
         targets = [target] if isinstance(target, Target) else list(target)
         self.asked.append((spec.name, [each.name for each in targets], output_dir))
         if on_note:
             on_note(f"{spec.name} was never tuned: built untuned")
         target_of_all = LibraryTarget(targets[0].kind, tuple(each.arch for each in targets))
-        return add_code(output_dir, b"no code", spec, target_of_all, operations_of(spec, families))
+        code = self.untuned_code if untuned else b"no code"
+        return add_code(output_dir, code, spec, target_of_all, operations_of(spec, families))

@@ -40,6 +40,7 @@ def make_schedule(**changes: Any) -> schedules.Schedule:
             score=2e-3,
             objective="geometric mean",
             trials=2,
+            gain=schedules.Gain(speedup=2.0, low=1.9, high=2.1, pairs=64),
         ),
         "environment": schedules.measured_on(facts()),
         "created": "2026-01-02T03:04:05Z",

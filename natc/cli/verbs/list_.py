@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from natc.errors import RecordError
 from natc.operations import FORWARD, contents
 from natc.store import files, schedules, workspace
 from natc.store.records import Environment, Trial, read_log
+from natc.store.schedules import Schedule
 
 
 def list_(
@@ -73,12 +75,15 @@ def schedule_rows() -> list[dict[str, Any]]:
     rows = []
     for path, schedule, problem in schedules.list_schedules():
         measured = schedule.measured if schedule else None
+        default = _is_default(schedule) if schedule else None
         rows.append(
             {
                 **_kernel(path),
                 "target": path.parent.name,
                 "path": path,
-                "speedup": measured.speedup if measured else None,
+                "speedup": measured.speedup if measured and not default else None,
+                "gain": measured.gain if measured else None,
+                "default": default,
                 "trials": measured.trials if measured else None,
                 "seconds": measured.seconds if measured else None,
                 "created": schedule.created if schedule else None,
@@ -86,6 +91,21 @@ def schedule_rows() -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _is_default(schedule: Schedule) -> bool | None:
+    """Return whether a schedule has the default decisions; None if that is not known.
+
+    It takes the compiler some seconds, so only a CPU's schedule whose gain was never proven is
+    compared.
+    """
+    if schedule.measured.gain is not None:
+        return False
+    if not schedule.target.startswith("llvm") or importlib.util.find_spec("tvm") is None:
+        return None
+    from natc.tune.search.recheck import is_default
+
+    return is_default(schedule)
 
 
 def _kernel(path: Path) -> dict[str, str]:
@@ -149,7 +169,7 @@ def log_rows() -> list[dict[str, Any]]:
 
 
 # Fields without a column: directories are titles, times go by shape, problems come last.
-_NO_COLUMN = ("path", "from", "operation", "seconds", "problems")
+_NO_COLUMN = ("path", "from", "operation", "gain", "default", "seconds", "problems")
 _NUMBERS = ("speedup", "sessions", "trials", "failures")
 
 
@@ -176,13 +196,17 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Any:
 
 def _cell(name: str, row: dict[str, Any]) -> str:
     value = row[name]
+    if name == "speedup" and row["default"]:
+        return "default"
     if value is None:
         # Files that cannot be read have only a name.
         return row["path"].name if name in ("spec", "library") else "-"
     if name == "spec" and row.get("operation", FORWARD) != FORWARD:
         return f"{value}.{row['operation']}"
     if name == "speedup":
-        return f"{value:.2f}x"
+        gain = row["gain"]
+        bounds = f"{gain.low:.2f}..{gain.high:.2f}" if gain else "not proven"
+        return f"{value:.2f}x ({bounds})"
     if name in ("created", "built"):
         return str(value)[:10] or "-"
     if isinstance(value, list):

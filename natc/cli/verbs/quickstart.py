@@ -1,4 +1,4 @@
-"""`natc quickstart`: tune, build, load, run a network on a photograph, check it, time it."""
+"""`natc quickstart`: tune, build, time, keep what is faster, run a network on a photograph."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from natc.cli import options, output
 from natc.cli.views import search
+from natc.cli.views.kept import DEFAULT, TUNED, Comparison, SavedSchedule, compare, keep
 from natc.cli.views.network import run_network
 from natc.errors import LibraryError, NatcError
 from natc.host import detect, environment
@@ -68,6 +69,7 @@ def quickstart(
     from natc.cli.views.progress import watch
     from natc.tune import tune
 
+    schedule = SavedSchedule(workspace.schedule_path(spec, target))
     step(1, f"tune {spec.name} for {target.name} ({detect.cpu_model()}), {minutes:g} min")
     with watch(show=True) as on_event:
         finished = tune(spec, target, minutes=minutes, on_event=on_event)
@@ -77,13 +79,19 @@ def quickstart(
     if finished.schedule_path is None:
         # The next steps work on a slow or busy machine, too.
         console.print(f"For more time: natc quickstart --minutes {2 * minutes:g}")
-    step(2, "build the tuned kernel and, to compare, the untuned one")
-    tuned, untuned = _build(spec, target)
-    step(3, "run NAT-Mini on a photograph, on the kernels and on the reference")
+    step(2, "build the tuned kernel and the default one, and time them beside their peers")
+    with temporary_directory("quickstart") as scratch:
+        times, comparison = _compare(spec, target, scratch)
+    if not json:
+        from natc.cli.views import times_table
+
+        times_table.show(times)
+    kept = keep(comparison, schedule, saved=finished.schedule_path is not None)
+    step(3, "keep the faster kernel")
+    console.print(kept.message)
+    _install(spec, target, default=kept.kernel == DEFAULT)
+    step(4, "run NAT-Mini on a photograph, on the kernels and on the reference")
     network = run_network(spec, directory, seconds=SECONDS_A_SHAPE, console=console)
-    step(4, "time attention at the four levels of NAT")
-    name = "tuned kernel" if workspace.find_schedule(spec, target) else "built kernel"
-    times = _time(spec, target, {name: tuned, "untuned kernel": untuned})
     if json:
         output.print_json(
             {
@@ -91,14 +99,16 @@ def quickstart(
                 "target": target.name,
                 "environment": environment.collect(),
                 "search": asdict(finished),
-                "network": network,
                 "times": times,
+                "kept": {
+                    "kernel": kept.kernel,
+                    "message": kept.message,
+                    "comparison": comparison._asdict() if comparison else None,
+                },
+                "network": network,
             }
         )
         return
-    from natc.cli.views import times_table
-
-    times_table.show(times)
     console.print(f"picture: {network['picture'].absolute()}")
 
 
@@ -112,29 +122,44 @@ def _require_demo() -> None:
         )
 
 
-def _build(spec: KernelSpec, target: Target) -> tuple[Contestant, Contestant]:
+def _compare(spec: KernelSpec, target: Target, scratch: Path) -> tuple[Results, Comparison | None]:
+    """Return times of the default kernel, of the tuned one, and of peers, and which is faster.
+
+    The comparison is None if the schedule in use gives the default kernel.
+    """
+    from natc.compiler.build import build_library
+    from natc.store.manifest import load_manifest
+
+    manifests = []
+    for name in (DEFAULT, TUNED):
+        place = scratch / name.split()[0]
+        path = build_library(spec, target, place, families=("forward",), untuned=name == DEFAULT)
+        manifests.append(load_manifest(path))
+    # The same code has the same hash: what it is called makes no difference.
+    names = [DEFAULT] if manifests[0].sha256 == manifests[1].sha256 else [DEFAULT, TUNED]
+    kernels = {name: _contestant(spec, scratch / name.split()[0]) for name in names}
+    times = _time(spec, target, kernels)
+    return times, compare(times) if TUNED in kernels else None
+
+
+def _install(spec: KernelSpec, target: Target, *, default: bool) -> None:
+    """Build the kernel for programs on this machine: with the default decisions if asked.
+
+    A library that also holds gradients keeps the schedules of those.
+    """
     from natc import runtime
     from natc.compiler.build import build_library
 
-    note = output.stderr().print
     where = workspace.library_dir()
     # Both variants: the next call in Python may well have no bias.
-    tuned, _ = (
+    for variant in (spec, replace(spec, rpb=False)):
+        families = families_to_build(variant, target, where)
         build_library(
-            variant,
-            target,
-            where,
-            families=families_to_build(variant, target, where),
-            on_note=note,
-        )
-        for variant in (spec, replace(spec, rpb=False))
-    )
+            variant, target, where, families=families,
+            untuned=default and families == ("forward",),
+            on_note=output.stderr().print,
+        )  # fmt: skip
     runtime.clear()
-    contestants = [_contestant(spec, tuned.parent, target.name)]
-    with temporary_directory("untuned") as scratch:
-        build_library(spec, target, scratch, families=("forward",), untuned=True)
-        contestants.append(_contestant(spec, scratch, "the space's first schedule"))
-    return contestants[0], contestants[1]
 
 
 def families_to_build(spec: KernelSpec, target: Target, directory: Path) -> tuple[str, ...]:
@@ -156,7 +181,7 @@ def families_to_build(spec: KernelSpec, target: Target, directory: Path) -> tupl
     return tuple(family for family in FAMILIES if family in held | {"forward"})
 
 
-def _contestant(spec: KernelSpec, directory: Path, note: str) -> Contestant:
+def _contestant(spec: KernelSpec, directory: Path) -> Contestant:
     """Return the kernel in a directory, even if another directory has one."""
     import torch
 
@@ -170,7 +195,7 @@ def _contestant(spec: KernelSpec, directory: Path, note: str) -> Contestant:
     choice, rejections = runtime.select(scan([directory]).libraries, spec, facts)
     if choice is None:
         raise LibraryError(f"the library just built in {directory} is not usable: {rejections}.")
-    return peers.from_kernel(load(choice).function, note)
+    return peers.from_kernel(load(choice).function)
 
 
 def _time(spec: KernelSpec, target: Target, kernels: dict[str, Contestant]) -> Results:

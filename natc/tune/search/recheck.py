@@ -85,6 +85,19 @@ def recheck(
     return Rechecked(item.path, schedule.name, outcome, message, gain)
 
 
+def is_default(schedule: Schedule) -> bool:
+    """Return whether a schedule's decisions are the default ones of this natc's design space."""
+    spec, target = KernelSpec.parse(schedule.spec), Target.parse(schedule.target)
+    space = space_for(target, schedule.operation, spec)
+    if schedule.space != SpaceVersion(space.name, space.version):
+        return False
+    proposer = Ranking(spec, target, schedule.operation, batch=1, seed=0)
+    try:
+        return proposer.candidate(schedule.decisions) == proposer.untuned
+    except ScheduleError:
+        return False
+
+
 def _compared(
     path: Path, schedule: Schedule, minutes: float | None, tell: Callable[[Event], None]
 ) -> tuple[str, str, Gain | None]:
