@@ -113,7 +113,7 @@ def test_output_in_pipes(
         assert ESCAPE not in text and not LINES.search(text)
     assert out.strip()
     if case == "list":
-        row = rf"^{START.spec}  llvm-x86-64-v3 +2\.00x +2  \d{{4}}-\d\d-\d\d"
+        row = rf"^{START.spec}  llvm-x86-64-v3 +2\.00x \(1\.90\.\.2\.10\) +2  \d{{4}}-\d\d-\d\d"
         assert re.search(row, out, flags=re.MULTILINE)
     # Nothing is folded: a path of more than 100 characters is on one line.
     long = str(place / ("libraries" * 12))
