@@ -10,7 +10,7 @@ import typer
 
 from natc.cli import options, output
 from natc.cli.views import search
-from natc.cli.views.kept import DEFAULT, TUNED, Comparison, SavedSchedule, compare, keep
+from natc.cli.views.kept import DEFAULT, TUNED, SavedSchedule, Speedup, compare, keep
 from natc.cli.views.network import run_network
 from natc.errors import LibraryError, NatcError
 from natc.host import detect, environment
@@ -122,7 +122,7 @@ def _require_demo() -> None:
         )
 
 
-def _compare(spec: KernelSpec, target: Target, scratch: Path) -> tuple[Results, Comparison | None]:
+def _compare(spec: KernelSpec, target: Target, scratch: Path) -> tuple[Results, Speedup | None]:
     """Return times of the default kernel, of the tuned one, and of peers, and which is faster.
 
     The comparison is None if the schedule in use gives the default kernel.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,46 +16,53 @@ if TYPE_CHECKING:
 DEFAULT, TUNED = "default kernel", "tuned kernel"
 
 
-class Comparison(NamedTuple):
+class Speedup(NamedTuple):
     """How many times as fast as the default kernel the tuned one is, and the bounds of that.
 
     Over the shapes it is the geometric mean; the bounds hold the true number with near certainty.
     """
 
-    speedup: float
+    median: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        return f"{self.speedup:.2f} times as fast, {self.low:.2f} to {self.high:.2f}"
+        bounds = "with too few samples to be sure"
+        if self.high < math.inf:
+            bounds = f"{self.low:.2f} to {self.high:.2f}"
+        return f"{self.median:.2f} times as fast, {bounds}"
 
 
-class Kept(NamedTuple):
+class KeptKernel(NamedTuple):
     """What the quickstart keeps. kernel: DEFAULT or TUNED; message: which, and why."""
 
     kernel: str
-    comparison: Comparison | None
+    comparison: Speedup | None
     message: str
 
 
-def compare(times: Results) -> Comparison:
+def compare(times: Results) -> Speedup:
     """Return the comparison of the tuned kernel with the default, which is the first contestant.
 
     Raises NatcError if one of them was not timed on every shape.
     """
-    speedups: list[Comparison] = []
+    speedups: list[Speedup] = []
     for problem in times.problems:
         rows = times.of(problem)
         for name in (DEFAULT, TUNED):
             if rows[name].median_seconds is None:
                 raise NatcError(f"the {name} at {times.label(problem)}: {rows[name].note}")
-        row = rows[TUNED]
-        if row.ratio_to_first is None or row.ratio_interval is None:
-            raise NatcError(f"{times.label(problem)}: too few samples to compare two kernels.")
-        low, high = row.ratio_interval
-        speedups.append(Comparison(1 / row.ratio_to_first, 1 / high, 1 / low))
+        ratio, interval = rows[TUNED].ratio_to_first or 1.0, rows[TUNED].ratio_interval
+        bounds = (1 / interval[1], 1 / interval[0]) if interval else (0.0, math.inf)
+        speedups.append(Speedup(1 / ratio, *bounds))
     # Each interval holds its number, so the means of the bounds hold the mean.
-    return Comparison(*map(statistics.geometric_mean, zip(*speedups, strict=True)))
+    medians, lows, highs = zip(*speedups, strict=True)
+    sure = min(lows) > 0
+    return Speedup(
+        statistics.geometric_mean(medians),
+        statistics.geometric_mean(lows) if sure else 0.0,
+        statistics.geometric_mean(highs) if sure else math.inf,
+    )
 
 
 class SavedSchedule:
@@ -77,25 +85,32 @@ class SavedSchedule:
         self.path.unlink(missing_ok=True)
 
 
-def keep(comparison: Comparison | None, schedule: SavedSchedule, *, saved: bool) -> Kept:
+def keep(comparison: Speedup | None, schedule: SavedSchedule, *, saved: bool) -> KeptKernel:
     """Keep the tuned schedule only if it is faster than the default, beyond the noise.
 
     comparison: None if the two kernels are the same. saved: whether the search wrote the schedule.
-    A schedule that is slower goes, and one that this search wrote goes unless it is faster.
+    A schedule that is slower goes, and one that this search wrote goes unless it is faster. Too
+    few samples decide nothing: then the search's own comparison counts.
     """
     if comparison is None:
         if saved:
             schedule.restore()
-        return Kept(DEFAULT, None, "the tuned kernel is the default: nothing was saved")
+        return KeptKernel(DEFAULT, None, "the tuned kernel is the default: nothing was saved")
     text = f"the tuned kernel is {comparison}"
     if comparison.low > 1:
-        return Kept(TUNED, comparison, f"{text}: kept")
+        return KeptKernel(TUNED, comparison, f"{text}: kept")
     if comparison.high < 1:
         was_there = schedule.path.is_file()
         schedule.remove()
         end = "nothing was saved" if saved or not was_there else f"{schedule.path} was removed"
-        return Kept(DEFAULT, comparison, f"{text}: the default is faster, {end}")
-    if saved:
+        return KeptKernel(DEFAULT, comparison, f"{text}: the default is faster, {end}")
+    if saved and comparison.high < math.inf:
         schedule.restore()
-        return Kept(DEFAULT, comparison, f"{text}: the default is as fast, nothing was saved")
-    return Kept(TUNED, comparison, f"{text}: as fast as the default, and nothing new was saved")
+        return KeptKernel(
+            DEFAULT, comparison, f"{text}: the default is as fast, nothing was saved"
+        )
+    if saved:
+        return KeptKernel(TUNED, comparison, f"{text}: kept, because the search compared longer")
+    return KeptKernel(
+        TUNED, comparison, f"{text}: as fast as the default, and nothing new was saved"
+    )
