@@ -14,6 +14,8 @@ from natc.store.files import append_line, reason
 from natc.store.json_object import OtherVersion, parse, with_checksum
 
 SCHEMA_VERSION = 1
+# A candidate that is surely faster by this factor is worth a schedule; two digits show it.
+LEAST_GAIN = 1.005
 
 
 class SpaceVersion(msgspec.Struct, frozen=True):
@@ -133,8 +135,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, tag="comparison"):
 
     @property
     def faster(self) -> bool:
-        """Whether the candidate is faster than `base`, beyond the noise."""
-        return self.low > 1
+        """Whether the candidate is faster than `base`, beyond the noise, by a gain that counts."""
+        return self.low > LEAST_GAIN
 
 
 class SearchEnd(msgspec.Struct, frozen=True, kw_only=True, tag="search_end"):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from natc.host import environment
-from natc.store.records import Comparison
+from natc.store.records import LEAST_GAIN, Comparison
 from natc.store.schedules import Gain
 from natc.tune.events import Note
 from natc.tune.history import key_of
@@ -22,7 +22,7 @@ _LEVEL = 0.01
 # After so many turns the comparison is looked at, and ends if all is certain; but not before
 # `_FEWEST`, so that the interval is narrow.
 _LOOKS, _FEWEST = (16, 32, 64, 128, 256), 64
-# A candidate that may be at most so much faster is called "not faster" instead of undecided.
+# A candidate that can be at most so much faster is called "not faster" instead of undecided.
 _MARGIN = 1.02
 # The quartiles of one kernel's times differ by this factor only on a disturbed machine.
 _DISTURBED = 1.3
@@ -146,7 +146,7 @@ def _compare(
             for base in bases
         }
         best = min(numbers, key=lambda number: intervals[number, 0].median)
-        certain = all(intervals[best, base].high < 0 for base in bases)
+        certain = all(intervals[best, base].high < -math.log(LEAST_GAIN) for base in bases)
         hopeless = all(
             any(intervals[number, base].low > 0 for base in bases) for number in numbers
         )
@@ -260,7 +260,7 @@ def judge(
         return Verdict("undecided", None, text)
     text = f"{subject} is {gain_text(pair, name)}"
     if pair.high < _MARGIN:
-        return Verdict("not faster", None, f"{text}: not faster")
+        return Verdict("not faster", None, f"{text}: no gain to speak of")
     return Verdict("undecided", None, f"{text}: too noisy to decide")
 
 
