@@ -36,8 +36,8 @@ class OwnKernels(BuildHookInterface):
         missing = [package for module, package in _NEEDED.items() if find_spec(module) is None]
         if missing:
             self.app.display_warning(
-                f"This wheel of natc holds no kernels: {' and '.join(missing)} is not installed "
-                "here. With the compiler extra, and without build isolation, it would."
+                f"This wheel of natc holds no kernels, for want of {' and '.join(missing)}. With "
+                "the compiler extra installed, and without build isolation, it would hold some."
             )
             return
         self._scratch = TemporaryDirectory(prefix="natc-wheel-")
