@@ -2,7 +2,9 @@
 
 It builds candidates of one kernel, first one at a time and then as many at once as the cluster has
 CPUs, in turn, and prints the efficiency: how many times as fast, divided by the number of CPUs.
-Without an address it starts a cluster of nodes with one CPU each on this machine.
+Without an address it starts a cluster of nodes with one CPU each on this machine. With --pause,
+nodes wait instead of compiling: then nodes may outnumber the cores, and what remains is the time
+that Ray takes to hand out builds and to return libraries.
 """
 
 from __future__ import annotations
@@ -11,9 +13,7 @@ import argparse
 import contextlib
 import statistics
 import time
-from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from natc.cli import output
@@ -22,9 +22,12 @@ from natc.host import environment
 from natc.host.detect import detect_host_cpu
 from natc.spec import KernelSpec
 from natc.targets import Target
+from natc.tune.fleet import jobs
 from natc.tune.fleet.cluster import Cluster, connected
 from natc.tune.fleet.remote import FleetMeasurer
 from natc.tune.search.ranking import Ranking
+
+EMPTY = bytes(60_000)
 
 
 def main() -> None:
@@ -34,8 +37,11 @@ def main() -> None:
     parser.add_argument("--spec", default="na2d_k7_d32_float32_rpb")
     parser.add_argument("--candidates", type=int, default=24, help="built in each turn")
     parser.add_argument("--turns", type=int, default=3, help="the median counts")
+    parser.add_argument("--pause", type=float, metavar="SECONDS", help="in place of each build")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args()
+    if options.pause is not None:
+        jobs.build = pauses(options.pause)
     spec, target = KernelSpec.parse(options.spec), detect_host_cpu()
     candidates = Ranking(spec, target, "forward", batch=options.candidates, seed=0).propose()
     with contextlib.ExitStack() as stack:
@@ -55,6 +61,16 @@ def main() -> None:
             f"{row['at_once'] * row['seconds'] / len(candidates):.2f} s for each candidate and CPU"
         )
     print(f"efficiency on {document['cpus']} CPUs: {document['efficiency']:.2f}")
+
+
+def pauses(seconds: float) -> Any:
+    """Return a build that pauses, and then returns an empty library of the usual size."""
+
+    def paused(*_: Any) -> jobs.SentLibrary:
+        time.sleep(seconds)
+        return jobs.SentLibrary(EMPTY, jobs.sha256_of(EMPTY), {})
+
+    return paused
 
 
 @contextlib.contextmanager
@@ -101,13 +117,14 @@ def build(
     """Return the seconds of building candidates on a cluster, so many at once."""
     with FleetMeasurer(cluster, spec, target, [], "forward", 0, lambda _: None) as measurer:
         start = time.perf_counter()
-        pending: deque[Any] = deque()
+        # As in a search, the cluster has a queue of builds, unless one at a time is wanted.
+        libraries = []
         for decisions in candidates:
-            if len(pending) == at_once:
-                pending.popleft().result()
-            pending.append(measurer.build(decisions, may_spill=True))
-        sizes = [Path(each.result().path).stat().st_size for each in pending]
-        assert all(sizes)
+            library = measurer.build(decisions, may_spill=True)
+            libraries.append(library)
+            if at_once == 1:
+                library.result()
+        assert all(library.result().path.stat().st_size for library in libraries)
         return time.perf_counter() - start
 
 
