@@ -161,11 +161,21 @@ def saved(verdict: Verdict) -> int | None:
     return None if verdict.winner is None else verdict.winner.decisions["number"]
 
 
+@pytest.mark.parametrize("speed", [1 / 1.05, 1.0], ids=["slower", "equal"])
 @pytest.mark.parametrize("name", MACHINES)
-def test_noise_saves_no_slower_schedule(name: str) -> None:
-    speeds = [1.0] + [1 / 1.05] * CANDIDATES
+def test_noise_saves_no_schedule_without_a_gain(name: str, speed: float) -> None:
+    speeds = [1.0] + [speed] * CANDIDATES
     wins = [saved(search(speeds, MACHINES[name](), seed)[0]) for seed in range(200)]
     assert sum(win is not None for win in wins) <= 2
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_noise_replaces_no_schedule_by_a_slower_one(name: str) -> None:
+    """All candidates are faster than the default, and the schedule in use is faster still."""
+    speeds = [1.0, *[1.15] * CANDIDATES, 1.25]
+    rival = len(speeds) - 1
+    wins = [saved(search(speeds, MACHINES[name](), seed, rival)[0]) for seed in range(50)]
+    assert sum(win is not None for win in wins) <= 1
 
 
 @pytest.mark.parametrize("name", MACHINES)
