@@ -161,12 +161,12 @@ def saved(verdict: Verdict) -> int | None:
     return None if verdict.winner is None else verdict.winner.decisions["number"]
 
 
-@pytest.mark.parametrize("speed", [1 / 1.05, 1.0], ids=["slower", "equal"])
+@pytest.mark.parametrize(("speed", "searches"), [(1 / 1.05, 200), (1.0, 100)])
 @pytest.mark.parametrize("name", MACHINES)
-def test_noise_saves_no_schedule_without_a_gain(name: str, speed: float) -> None:
+def test_noise_saves_no_schedule_without_a_gain(name: str, speed: float, searches: int) -> None:
     speeds = [1.0] + [speed] * CANDIDATES
-    wins = [saved(search(speeds, MACHINES[name](), seed)[0]) for seed in range(200)]
-    assert sum(win is not None for win in wins) <= 2
+    wins = [saved(search(speeds, MACHINES[name](), seed)[0]) for seed in range(searches)]
+    assert sum(win is not None for win in wins) <= searches // 100
 
 
 @pytest.mark.parametrize("name", MACHINES)
