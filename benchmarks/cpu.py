@@ -341,8 +341,8 @@ def update_readme() -> None:
 
     path = HERE / "README.md"
     text = path.read_text(encoding="utf-8")
-    before, rest = text.split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
+    before, _, end = text.partition(MARKS[0])
+    after = end.partition(MARKS[1])[2]
     tables = "\n".join(
         share_text.markdown(shares.read(file))
         for file in sorted((HERE / "results").glob("cpu_*.json"))

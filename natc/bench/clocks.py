@@ -73,7 +73,7 @@ def in_turn(
 
 @contextlib.contextmanager
 def real_time(wanted: bool = True) -> Iterator[None]:
-    """Let this process's threads run before those of all other programs, if wanted.
+    """Let this process's threads run before all other programs, if wanted.
 
     Raises NatcError if the system does not allow it.
     """

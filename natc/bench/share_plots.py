@@ -59,13 +59,13 @@ def draw(document: Shares, form: str) -> bytes:
 
 def _bar(axes: Any, place: float, rows: list[ShareRow]) -> None:
     """Draw the share of one thread, with its quartiles, the floor, and the numbers in words."""
-    one = rows[0]
-    low, _, high = one.quartile_seconds or (1.0, 1.0, 1.0)
-    share = 100 * (one.share_of_peak or 0.0)
-    color = next(color for call, _, color in _BARS if call == one.call)
+    on_one_thread = rows[0]
+    low, _, high = on_one_thread.quartile_seconds or (1.0, 1.0, 1.0)
+    share = 100 * (on_one_thread.share_of_peak or 0.0)
+    color = next(color for call, _, color in _BARS if call == on_one_thread.call)
     axes.barh(place, share, 0.86, color=color)
     axes.plot([share * low / high, share], [place, place], color=INK, linewidth=0.8)
-    floor = 100 * (one.floor_seconds or low) / low
+    floor = 100 * (on_one_thread.floor_seconds or low) / low
     roof = 100 * share / floor
     axes.plot([roof, roof], [place - 0.43, place + 0.43], color=INK, linewidth=1.2, zorder=4)
     time = f"{1e3 * low:.3g} ms"

@@ -124,7 +124,7 @@ def _options(problem: BenchProblem) -> Options:
     return Options(problem.kernel.kernel_size, scale=scale, **problem.options)
 
 
-# What each call of natc needs: a case with a gradient of the output, or without.
+# natc's calls. Gradients need a case with a gradient of the output.
 _FORWARDS = {shares.FORWARD_KERNEL: forward_kernel, shares.FORWARD: forward}
 _GRADIENTS = {shares.GRADIENT_KERNELS: gradient_kernels, shares.GRADIENTS: gradients}
 
@@ -139,8 +139,8 @@ def time_problem(
 ) -> list[ShareRow]:
     """Check calls of one problem against the reference, and time them in turn with the peak.
 
-    calls: name of a call -> the sections of its rows. A name is one of natc's in
-    `natc.bench.shares`, or of a contestant. seconds: to spend on samples, all calls together.
+    calls: name of a call -> the sections of its rows. A name is a call of natc (see
+    `natc.bench.shares`) or a contestant. seconds: to spend on samples, all calls together.
     A call that cannot be timed has rows that say why.
     """
     before = torch.get_num_threads()
@@ -171,8 +171,8 @@ def _time(
             ready, notes[name] = _checked(name, case, oracle, machine.target, contestants)
         # torch refuses a problem with many types.
         except Exception as error:
-            known = isinstance(error, Unavailable)
-            notes[name] = (str(error) if known else f"failed: {first_line(error)}", None)
+            expected = isinstance(error, Unavailable)
+            notes[name] = (str(error) if expected else f"failed: {first_line(error)}", None)
             continue
         for threads in machine.threads:
             samplers[name, threads] = _sampler(ready.call, threads, name in _GRADIENTS)
@@ -261,6 +261,6 @@ def _row(
     return shares.complete(row, machine.bytes_per_second[threads])
 
 
-def _ratios(times: Sequence[float], others: Sequence[float]) -> Quartiles:
+def _ratios(times: Sequence[float], base_times: Sequence[float]) -> Quartiles:
     """Return the quartiles of the ratio of times that were taken in the same turns."""
-    return clocks.quartiles([time / other for time, other in zip(times, others, strict=True)])
+    return clocks.quartiles([time / base for time, base in zip(times, base_times, strict=True)])

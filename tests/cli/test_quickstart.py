@@ -53,7 +53,7 @@ def run(
 ) -> Callable[..., dict[str, Any]]:
     """Return a function that runs the quickstart, and returns its document.
 
-    What the search writes, and the times that are measured afterwards, are injected.
+    The search's result and the times that are measured afterwards are injected.
     """
     builder.untuned_code = b"default"
 

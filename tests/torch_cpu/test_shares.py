@@ -1,4 +1,4 @@
-"""Shares of the peak: the arithmetic of a row, what is not timed, the document and its plot."""
+"""Shares of the peak: arithmetic of a row, calls that are not timed, document and plot."""
 
 from __future__ import annotations
 
@@ -255,5 +255,5 @@ def test_a_plot_is_drawn_the_same_each_time() -> None:
     assert first == share_plots.draw(document(), "svg")
     assert share_plots.draw(document(), "png").startswith(b"\x89PNG")
     # Two bars, each with its share: 7200 and 18000 operations in 1 ms at 1e9 a second.
-    other = document(rows=[row for row in document().rows if row.call == "forward"])
-    assert share_plots.draw(other, "svg") != first
+    forwards = document(rows=[row for row in document().rows if row.call == "forward"])
+    assert share_plots.draw(forwards, "svg") != first

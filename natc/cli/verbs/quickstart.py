@@ -1,4 +1,4 @@
-"""`natc quickstart`: tune, build, time, keep what is faster, run a network on a photograph."""
+"""`natc quickstart`: tune, build, time, keep the faster kernel, run a network on a photograph."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _compare(spec: KernelSpec, target: Target, scratch: Path) -> tuple[Results, 
         place = scratch / name.split()[0]
         path = build_library(spec, target, place, families=("forward",), untuned=name == DEFAULT)
         manifests.append(load_manifest(path))
-    # The same code has the same hash: what it is called makes no difference.
+    # The same code has the same hash.
     names = [DEFAULT] if manifests[0].sha256 == manifests[1].sha256 else [DEFAULT, TUNED]
     kernels = {name: _contestant(spec, scratch / name.split()[0]) for name in names}
     times = _time(spec, target, kernels)

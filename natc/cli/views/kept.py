@@ -34,7 +34,7 @@ class Speedup(NamedTuple):
 
 
 class KeptKernel(NamedTuple):
-    """What the quickstart keeps. kernel: DEFAULT or TUNED; message: which, and why."""
+    """The kernel that the quickstart keeps, DEFAULT or TUNED; message: which, and why."""
 
     kernel: str
     comparison: Speedup | None
@@ -44,7 +44,7 @@ class KeptKernel(NamedTuple):
 def compare(times: Results) -> Speedup:
     """Return the comparison of the tuned kernel with the default, which is the first contestant.
 
-    Raises NatcError if one of them was not timed on every shape.
+    Raises NatcError if a kernel was not timed on every shape.
     """
     speedups: list[Speedup] = []
     for problem in times.problems:
@@ -66,7 +66,7 @@ def compare(times: Results) -> Speedup:
 
 
 class SavedSchedule:
-    """The schedule file of a kernel in the workspace, as it was before a search."""
+    """A kernel's schedule file in the workspace, and its content before a search."""
 
     def __init__(self, path: Path) -> None:
         """Remember the file at `path`, if there is one."""
@@ -74,7 +74,7 @@ class SavedSchedule:
         self._before = path.read_bytes() if path.is_file() else None
 
     def restore(self) -> None:
-        """Undo what the search wrote."""
+        """Put the earlier content back, or remove the file if there was none."""
         if self._before is not None:
             write_atomically(self.path, self._before)
         else:
@@ -89,7 +89,7 @@ def keep(comparison: Speedup | None, schedule: SavedSchedule, *, saved: bool) ->
     """Keep the tuned schedule only if it is faster than the default, beyond the noise.
 
     comparison: None if the two kernels are the same. saved: whether the search wrote the schedule.
-    A schedule that is slower goes, and one that this search wrote goes unless it is faster. Too
+    A slower schedule is removed. A schedule of this search stays only if it is faster. Too
     few samples decide nothing: then the search's own comparison counts.
     """
     if comparison is None:
