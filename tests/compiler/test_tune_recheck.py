@@ -124,7 +124,7 @@ def test_a_schedule_with_the_code_of_the_default_is_removed(
     monkeypatch.setattr(Table, "build", without_unroll)
     path = schedules.save_schedule(make_host_schedule(SMALL, decisions={"unroll_taps": 3}))
     outcome = check(times(1e-3))
-    assert outcome.outcome == "removed" and "code of the default" in outcome.message
+    assert outcome.outcome == "removed" and "its code is the default's" in outcome.message
     assert not path.exists()
 
 

@@ -30,9 +30,11 @@ from natc.store import elf, schedules, workspace
 from natc.store.manifest import file_sha256
 from natc.store.records import Environment, SpaceVersion, Trial, read_log
 from natc.tune.events import Event, Note
-from natc.tune.measure import measurer, measuring, rounds, worker
+from natc.tune.measure import confirm, measurer, measuring, rounds, worker
+from natc.tune.measure.confirm import Verdict
 from natc.tune.measure.measurer import BuiltLibrary, Times
 from natc.tune.measure.processes import JobError
+from natc.tune.measure.race import Race
 from natc.tune.measure.rounds import Candidate, Round
 from natc.tune.search import builder
 from natc.tune.search.export import export
@@ -316,6 +318,27 @@ def test_time_ends_it_and_the_next_call_goes_on(tmp_path: Path) -> None:
     nothing = measuring.measure(tmp_path, until=time.monotonic() - 1, with_=Table())
     assert (nothing.measured, nothing.complete, nothing.speedup) == (0, False, None)
     assert measuring.measure(tmp_path, with_=Table()).complete
+
+
+def test_time_that_ends_before_the_comparison_leaves_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_round(tmp_path, 8)
+    real, passed = time.monotonic, [0.0]
+
+    def conclude(race: Race, rival: object, until: float | None) -> Verdict:
+        passed[0] += 3600
+        return confirm.conclude(race, rival=None, until=until)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: real() + passed[0])
+        patch.setattr(measuring, "conclude", conclude)
+        until = time.monotonic() + 600
+        cut_short = measuring.measure(tmp_path, until=until, with_=Table(fastest=3))
+    assert cut_short.measured == 7 and not cut_short.complete
+    assert "no time to compare" in cut_short.message
+    again = measuring.measure(tmp_path, with_=Table(fastest=3))
+    assert again.complete and again.measured == 0 and "4.00 times as fast" in again.message
 
 
 def test_failures_are_recorded_and_not_tried_again(tmp_path: Path) -> None:

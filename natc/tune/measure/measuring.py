@@ -159,9 +159,10 @@ def _measure(
         summary.message = judge(history.comparisons, default, rival).message
     elif not is_over():
         earlier = race.measure_default()
-        summary.complete = race.search(_InOrder(candidates), is_over)
-        if summary.complete:
-            summary.message = conclude(race, rival, until).message
+        if race.search(_InOrder(candidates), is_over):
+            verdict = conclude(race, rival, until)
+            summary.message = verdict.message
+            summary.complete = verdict.outcome != "undecided" or not is_over()
     summary.untuned = None if earlier is None else score(earlier, keys)
     summary.speedup = race.best_speedup if summary.untuned else None
     summary.measured, summary.failures = race.measured, race.failures

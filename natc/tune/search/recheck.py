@@ -144,11 +144,7 @@ def _compared(
             time.monotonic,
         )
         if not has_own_code(race, decisions, rival):
-            return (
-                "not faster",
-                "its code equals the code of the default, or of the schedule that it hides",
-                None,
-            )
+            return "not faster", "its code is the default's, or the hidden schedule's", None
         comparisons = compare(race, [decisions], rival, until)
         if not comparisons:
             trial = history.get(decisions)
