@@ -102,6 +102,8 @@ class FleetMeasurer:
         """Start building a candidate, unless it was built before."""
         import ray
 
+        if self._bench is not None and not self._pending:
+            self._bench.start.remote()
         key = key_of({**decisions, "": may_spill})
         pending = self._pending.get(key)
         if pending is None or pending.cancelled:
