@@ -22,6 +22,7 @@ from natc.operations import FORWARD
 from natc.spec import KernelSpec
 from natc.targets import Target
 from natc.tune import sets
+from natc.tune.fleet.cluster import check_address
 
 if TYPE_CHECKING:
     from natc.tune.events import SearchFinished
@@ -130,6 +131,7 @@ def tune(
         _refuse(context, "--set", _SET_EXCLUDES)
     if ray is not None:
         _refuse(context, "--ray", ("export", "import_", "recheck"))
+        check_address(ray)
     each = _MINUTES if minutes is None else minutes
     if recheck and (export is not None or import_ is not None):
         raise SpecError("--recheck takes no --export and no --import: it searches nothing.")
@@ -146,9 +148,9 @@ def tune(
         _recheck(_measurable(target, arch, "7"), None, each, json, show=not quiet)
         return
     if named_set is not None:
-        searches = sets.searches(named_set, target.split("-")[0])
         is_here = ray is None
         place = _measurable(target, arch, None) if is_here else detect.parse_target(target, arch)
+        searches = sets.searches(named_set, place.kind)
         options.require_compiler("tune")
         _note_gpu(context, place)
         whole = _MINUTES * len(searches) if minutes is None else minutes

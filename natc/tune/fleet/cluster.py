@@ -92,19 +92,26 @@ def start_command(target: Target, address: str) -> str:
     return f"ray start --address={address} {own} --resources='{{\"{resource_of(target)}\": 1}}'"
 
 
-@contextlib.contextmanager
-def connected(address: str) -> Iterator[Cluster]:
-    """Connect this process to a cluster; at the end its jobs are stopped.
+def check_address(address: str) -> None:
+    """Raise ArgumentError unless an address is `auto` or HOST:PORT.
 
-    address: `auto` for the cluster that this machine is a node of, or HOST:PORT. Raises
-    ArgumentError for another address, and NatcError without Ray or if no cluster answers.
+    `auto` is the cluster that this machine is a node of.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise NatcError("--ray needs Ray, which is not installed: pip install 'natc[fleet]'.")
     if address != "auto" and not re.fullmatch(r"[^\s:/]+:\d{1,5}", address):
         raise ArgumentError(
             f"ray is {address!r}; it must be auto or HOST:PORT, the address that ray start shows."
         )
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[Cluster]:
+    """Connect this process to a cluster; at the end its jobs are stopped.
+
+    address: see `check_address`. Raises NatcError without Ray, or if no cluster answers.
+    """
+    check_address(address)
+    if importlib.util.find_spec("ray") is None:
+        raise NatcError("--ray needs Ray, which is not installed: pip install 'natc[fleet]'.")
     problem = _problem(address)
     if problem:
         raise NatcError(
