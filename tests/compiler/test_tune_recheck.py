@@ -16,7 +16,7 @@ from natc.compiler.space import space_for
 from natc.host.detect import detect_host_cpu
 from natc.spec import KernelSpec
 from natc.store import schedules, workspace
-from natc.store.records import SpaceVersion
+from natc.store.records import Comparison, SpaceVersion, read_log
 from natc.tune.measure.measurer import BuiltLibrary, Times
 from natc.tune.measure.processes import JobError
 from natc.tune.search import recheck as rechecking
@@ -29,6 +29,9 @@ from natc.tune.search.recheck import (
 
 HOST = detect_host_cpu()
 SMALL = KernelSpec.parse("na2d_k3_d1_float32")
+MEASURED_ELSEWHERE = schedules.Measurement(
+    seconds={"large": 1.0}, baseline_seconds={"large": 1.0}, score=1.0, objective="", trials=1
+)
 FAST, OTHER = {"maximum": 1}, {"parallel": 1}
 Seconds = Callable[[Mapping[str, int]], float]
 
@@ -87,6 +90,10 @@ def test_a_schedule_that_wins_stays(place: Path) -> None:
     assert (outcome.path, outcome.name, outcome.outcome) == (path, SMALL.name, "faster")
     assert outcome.message == "it is 1.50 times as fast as the default, 1.50 to 1.50"
     assert outcome.gain is not None and path.read_text() == before
+    # What was measured is kept.
+    records, _ = read_log(workspace.log_path(SMALL, HOST))
+    (proof,) = [record for record in records if isinstance(record, Comparison)]
+    assert (proof.speedup, proof.pairs) == (pytest.approx(1.5), 64)
 
 
 def test_the_default_is_recognized_by_its_decisions(place: Path) -> None:
@@ -147,7 +154,7 @@ def test_a_schedule_that_hides_a_better_one_is_removed(place: Path) -> None:
     path = schedules.save_schedule(make_host_schedule(SMALL, decisions=FAST))
     outcome = check(times(2e-3, other=1e-3))
     assert outcome.outcome == "removed" and not path.exists()
-    assert "0.50 times as fast as the schedule in use" in outcome.message
+    assert "0.50 times as fast as the schedule that it hides" in outcome.message
 
 
 def test_what_comes_with_natc_is_reported_and_stays(place: Path) -> None:
@@ -172,6 +179,7 @@ def test_noise_removes_nothing(place: Path) -> None:
     [
         ({"space": SpaceVersion("llvm_direct", 99)}, "version 99"),
         ({"decisions": {"warps": 3}}, "warps"),
+        ({"measured": MEASURED_ELSEWHERE}, "its shapes large are not shapes of na2d"),
     ],
 )
 def test_what_builds_do_not_use_is_reported_and_stays(

@@ -230,15 +230,16 @@ def judge(
     default: Decisions,
     rival: Decisions | None,
     subject: str = "the best candidate",
+    rival_name: str = "the schedule in use",
 ) -> Verdict:
     """Return the verdict: a winner beats the default and the rival, beyond the noise.
 
-    subject: what the verdict's sentence is about.
+    subject, rival_name: for the sentence: the candidate, and the rival.
     """
     beside = {(key_of(each.decisions), key_of(each.base)): each for each in comparisons}
     bases = [(key_of(default), "the default")]
     if rival is not None and key_of(rival) != bases[0][0]:
-        bases.append((key_of(rival), "the schedule in use"))
+        bases.append((key_of(rival), rival_name))
     beside_default = [each for (_, base), each in beside.items() if base == bases[0][0]]
     beside_default.sort(key=lambda each: each.speedup, reverse=True)
     if not beside_default:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 from natc.compiler.build.chosen import schedule_in_use
 from natc.compiler.space import space_for
@@ -187,9 +188,13 @@ def rival_of(
     operation: str,
     proposer: Ranking,
     tell: Callable[[Event], None],
+    but: Path | None = None,
 ) -> dict[str, int] | None:
-    """Return the decisions of the schedule that a build takes now, unless they are the default."""
-    schedule = schedule_in_use(spec, target, operation)
+    """Return the decisions of the schedule that a build takes now, unless they are the default.
+
+    but: a schedule file to pass over.
+    """
+    schedule = schedule_in_use(spec, target, operation, but=but)
     if schedule is None:
         return None
     try:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from natc.compiler.build.chosen import schedule_in_use
 from natc.compiler.space import space_for
 from natc.errors import ScheduleError
 from natc.host import environment
 from natc.spec import KernelSpec
 from natc.store import workspace
-from natc.store.records import SpaceVersion
+from natc.store.records import SpaceVersion, append
 from natc.store.schedules import Gain, Listed, Schedule, list_schedules
 from natc.targets import Target
 from natc.tune.events import Event, Note
@@ -22,6 +22,7 @@ from natc.tune.measure.busy import load_note
 from natc.tune.measure.confirm import compare, has_own_code, judge
 from natc.tune.measure.race import Race, TunedKernel
 from natc.tune.measure.workload import Shape
+from natc.tune.search.engine import rival_of
 from natc.tune.search.measurer import LocalMeasurer
 from natc.tune.search.ranking import Ranking
 from natc.tune.search.saving import gain_of
@@ -115,14 +116,9 @@ def _compared(
     decisions = proposer.candidate(schedule.decisions)
     if decisions == proposer.untuned:
         return "not faster", "its decisions are the default", None
-    otherwise = schedule_in_use(spec, target, operation, but=path)
-    rival = None
-    if otherwise is not None:
-        rival = proposer.candidate(otherwise.decisions)
-        if rival == proposer.untuned:
-            rival = None
-        elif rival == decisions:
-            return "not faster", f"the schedule of {otherwise.spec} has the same decisions", None
+    rival = rival_of(spec, target, operation, proposer, tell, but=path)
+    if rival == decisions:
+        return "not faster", "the schedule that it hides has the same decisions", None
     shapes = _shapes(schedule.measured.seconds, spec)
     for note in load_note():
         tell(Note(note))
@@ -131,6 +127,7 @@ def _compared(
     problem = TunedKernel(spec.name, target.name, operation, space, keys)
     log = workspace.log_path(spec, target, operation)
     history = History(log, spec, space, keys, machine, operation)
+    append(log, machine)
     until = None if minutes is None else time.monotonic() + 60 * minutes
     with LocalMeasurer(spec, target, shapes, operation) as measurer:
         race = Race(
@@ -139,7 +136,7 @@ def _compared(
             measurer,
             history,
             machine,
-            lambda record: None,
+            partial(append, log),
             tell,
             time.monotonic,
         )
@@ -150,14 +147,17 @@ def _compared(
             trial = history.get(decisions)
             if trial is not None and trial.error is not None:
                 return "not faster", f"it fails: {trial.error}", None
-    verdict = judge(comparisons, proposer.untuned, rival, "it")
+    verdict = judge(comparisons, proposer.untuned, rival, "it", "the schedule that it hides")
     gain = gain_of(verdict.winner) if verdict.winner else None
     return verdict.outcome, verdict.message, gain
 
 
 def _shapes(seconds: Mapping[str, float], spec: KernelSpec) -> list[Shape]:
     """Return the shapes that a schedule was measured with."""
-    shapes = [tuple(map(int, key.split("x"))) for key in seconds]
+    try:
+        shapes = [tuple(map(int, key.split("x"))) for key in seconds]
+    except ValueError:
+        shapes = [()]
     if any(len(shape) != spec.rank + 3 or shape[-1] != spec.head_dim for shape in shapes):
         raise ScheduleError(f"its shapes {', '.join(seconds)} are not shapes of {spec.name}.")
     return [shape[:-1] for shape in shapes]
