@@ -9,7 +9,9 @@ from pathlib import Path
 
 from natc.operations import FORWARD
 from natc.spec import KernelSpec
+from natc.store import workspace
 from natc.store.records import Comparison, Environment, Record, SpaceVersion, Trial, read_log
+from natc.targets import Target
 
 Key = tuple[tuple[str, int], ...]
 
@@ -91,6 +93,30 @@ class History:
     def all(self) -> list[Trial]:
         """Return one trial for each candidate known, oldest first."""
         return list(self._trials.values())
+
+
+def trials_of_others(
+    spec: KernelSpec, target: Target, operation: str, space: SpaceVersion, machine: Environment
+) -> list[Trial]:
+    """Return the trials of all kernels but one that a machine measured in a design space.
+
+    They come from all logs. Failures of other machines are among them: what does not compile
+    there does not compile here.
+    """
+    trials: list[Trial] = []
+    for path in workspace.log_files():
+        if path.parent.name == target.name:
+            records, _ = read_log(path)
+            same = ids_of(machine, records)
+            trials += [
+                record
+                for record in records
+                if isinstance(record, Trial)
+                and (record.operation, record.space) == (operation, space)
+                and record.spec != spec.name
+                and (record.environment in same or record.error is not None)
+            ]
+    return trials
 
 
 def ids_of(machine: Environment, records: Iterable[Record]) -> set[str]:

@@ -26,7 +26,7 @@ from natc.tune.measure.measurer import Times
 from natc.tune.measure.processes import JobError, why
 from natc.tune.search import builder, engine
 from natc.tune.search.measurer import LocalMeasurer
-from natc.tune.search.ranking import Ranking
+from natc.tune.search.model import Model
 
 HOST = detect_host_cpu()
 SPEC = KernelSpec.parse("na2d_k3_d8_float32")
@@ -110,7 +110,7 @@ def test_a_search_from_end_to_end(scratch: Path, place: Path) -> None:
     records, problems = read_log(finished.log_path)
     trials = [record for record in records if isinstance(record, Trial)]
     assert problems == [] and len(trials) == 4
-    candidates = Ranking(SPEC, HOST, "forward", batch=6, seed=0)
+    candidates = Model(SPEC, HOST, "forward", batch=6, seed=0)
     for trial in trials:
         assert candidates.candidate(trial.decisions) == trial.decisions
         assert trial.features and trial.ratio

@@ -10,9 +10,10 @@ import pytest
 
 from natc.compiler.space import read_decisions
 from natc.spec import KernelSpec
+from natc.store.records import SpaceVersion, Trial
 from natc.targets import Target
 from natc.tune.history import key_of
-from natc.tune.search.proposer import MutateDecision, Proposer, decisions_of
+from natc.tune.search.proposer import MutateDecision, Proposer, _decisions_of
 
 SPEC = KernelSpec.parse("na2d_k3_d8_float32")
 HOST = Target.parse("llvm-x86-64-v3")
@@ -28,12 +29,26 @@ def seconds(decisions: dict[str, int]) -> float:
     return 1e-3 * (1 + decisions["lanes"] + decisions["unroll_taps"] / 3)
 
 
-def rounds(proposer: Proposer, count: int) -> list[list[dict[str, int]]]:
+def trial(spec: KernelSpec, decisions: dict[str, int], ratio: float) -> Trial:
+    return Trial(
+        spec=spec.name,
+        target=HOST.name,
+        space=SpaceVersion("some", 1),
+        decisions=decisions,
+        seconds={"1x8x8x1x8": ratio},
+        error=None,
+        ratio=ratio,
+        environment="here",
+        timestamp="2026-01-02T03:04:05+00:00",
+        trial=0,
+    )
+
+
+def rounds(proposer: Proposer, count: int, spec: KernelSpec = SPEC) -> list[list[dict[str, int]]]:
     batches = []
     for _ in range(count):
-        candidates = proposer.propose()
-        batches.append([decisions_of(candidate) for candidate in candidates])
-        proposer.finish_round(candidates, [seconds(decisions) for decisions in batches[-1]])
+        batches.append(proposer.propose())
+        proposer.learn([trial(spec, d, seconds(d)) for d in batches[-1]])
     return batches
 
 
@@ -71,9 +86,10 @@ def test_later_rounds_favour_what_was_fast(searched: Searched) -> None:
 def test_a_used_up_space_has_nothing_to_propose() -> None:
     spec = KernelSpec.parse("na2d_k3_d1_float32")
     proposer = made(spec)
-    proposer.learn([], [])  # changes nothing
+    proposer.learn([])  # changes nothing
+    proposer.learn([trial(SPEC, proposer.candidate({}), 1.0)])  # of another kernel
     # One channel leaves four questions with two answers each.
-    assert [len(batch) for batch in rounds(proposer, 4)] == [6, 6, 4, 0]
+    assert [len(batch) for batch in rounds(proposer, 4, spec)] == [6, 6, 4, 0]
 
 
 @pytest.mark.parametrize("target, name", [("llvm-x86-64-v3", "lanes"), ("cuda-sm_90", "tile_w")])
@@ -87,9 +103,9 @@ def test_the_model_tells_fast_candidates_from_slow_ones(target: str, name: str) 
         | ({"lane_sum": 0} if "lane_sum" in proposer.candidates else {})
         for index in range(36)
     ]
-    candidates = [proposer.candidate(decisions) for decisions in decided]
-    proposer.learn(candidates[:24], [1e-3 * (1 + values.index(d[name])) for d in decided[:24]])
-    predicted = proposer._model.predict(proposer._context, candidates[24:])
+    proposer.learn([trial(SPEC, d, 1.0 + values.index(d[name])) for d in decided[:24]])
+    candidates = [proposer._candidate(decisions) for decisions in decided[24:]]
+    predicted = proposer._model.predict(proposer._context, candidates)
     fast, slow = (
         [p for p, d in zip(predicted, decided[24:], strict=True) if d[name] == value]
         for value in (values[0], values[-1])
@@ -104,8 +120,8 @@ def test_the_mutator_changes_exactly_one_decision(searched: Searched) -> None:
     mutator = MutateDecision(proposer.candidates, proposer._trace, random.Random(0))
     changed = set()
     for decisions in [{}, {"lanes": 4}, {"lanes": 8, "lane_sum": 1}]:
-        candidate = proposer.candidate(decisions)
-        before = decisions_of(candidate)
+        candidate = proposer._candidate(decisions)
+        before = _decisions_of(candidate)
         for _ in range(30):
             trace = mutator.apply(candidate.sch.trace)
             if trace is None:  # one lane, and a sum over lanes
@@ -114,7 +130,7 @@ def test_the_mutator_changes_exactly_one_decision(searched: Searched) -> None:
             (name,) = {name for name in before if before[name] != after[name]}
             changed.add(name)
             # Replayed on the plain kernel, the trace makes what its decisions make.
-            again = proposer.candidate(after)
+            again = proposer._candidate(after)
             assert str(again.sch.trace) == str(trace)
     assert changed == {name for name, values in proposer.candidates.items() if len(values) > 1}
 
@@ -123,6 +139,6 @@ def test_the_mutator_gives_up_where_nothing_can_change(searched: Searched) -> No
     proposer, _ = searched
     fixed = {name: values[:1] for name, values in proposer.candidates.items()}
     mutator = MutateDecision(fixed, proposer._trace, random.Random(0))
-    assert mutator.apply(proposer.candidate({}).sch.trace) is None
+    assert mutator.apply(proposer._candidate({}).sch.trace) is None
     excluded = MutateDecision({**fixed, "lane_sum": [0, 1]}, proposer._trace, random.Random(0))
-    assert excluded.apply(proposer.candidate({"lanes": 1}).sch.trace) is None
+    assert excluded.apply(proposer._candidate({"lanes": 1}).sch.trace) is None

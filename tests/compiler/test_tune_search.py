@@ -112,7 +112,8 @@ class Listing:
 
     untuned = UNTUNED
 
-    def __init__(self, *_: object, batch: int, seed: int) -> None:
+    def __init__(self, *_: object, batch: int, seed: int, thorough: bool = False) -> None:
+        self.thorough = thorough
         order = [
             {**UNTUNED, **dict(zip(QUESTIONS, answers, strict=True))}
             for answers in itertools.product((0, 1), (0, 1), (0, 1), (0, 3))
@@ -135,12 +136,15 @@ class Listing:
     def pass_over(self, candidates: Sequence[Mapping[str, int]]) -> None:
         self.waiting = [each for each in self.waiting if each not in candidates]
 
+    def worth_measuring(self, built: Sequence[object]) -> list[bool]:
+        return [True] * len(built)
+
 
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> Table:
     double = Table()
     monkeypatch.setattr(engine, "LocalMeasurer", double)
-    monkeypatch.setattr(engine, "Ranking", Listing)
+    monkeypatch.setattr(engine, "Model", Listing)
     monkeypatch.setattr(engine, "load_note", lambda: [])
     return double
 

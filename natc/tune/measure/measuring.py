@@ -95,6 +95,11 @@ class _InOrder:
         keys = {key_of(decisions) for decisions in candidates}
         self._waiting = [each for each in self._waiting if key_of(each) not in keys]
 
+    def worth_measuring(
+        self, built: Sequence[tuple[Decisions, Mapping[str, float]]]
+    ) -> Sequence[bool]:
+        return [True] * len(built)
+
 
 def measure(
     directory: Path,

@@ -51,6 +51,12 @@ class CandidateSource(Protocol):
         """Never propose these candidates."""
         ...
 
+    def worth_measuring(
+        self, built: Sequence[tuple[Decisions, Mapping[str, float]]]
+    ) -> Sequence[bool]:
+        """Return for each built candidate, decisions and features, whether to measure it."""
+        ...
+
 
 class TunedKernel(NamedTuple):
     """A kernel's operation on a target, by names; its design space, and the shapes' keys."""
@@ -133,7 +139,7 @@ class Race:
             following = []
             if self.measurer.overlap:
                 following = self._start(proposer, waiting, phase, most)
-            proposer.learn(self._screen_all(pending, is_over))
+            proposer.learn(self._screen_all(pending, proposer, is_over))
             if not following and not is_over():
                 following = self._start(proposer, waiting, phase, most)
             pending = following
@@ -205,9 +211,15 @@ class Race:
         return started
 
     def _screen_all(
-        self, pending: Sequence[tuple[Decisions, PendingLibrary]], is_over: Callable[[], bool]
+        self,
+        pending: Sequence[tuple[Decisions, PendingLibrary]],
+        proposer: CandidateSource,
+        is_over: Callable[[], bool],
     ) -> list[Trial]:
-        """Measure candidates until `is_over`; return a trial for each measured one."""
+        """Measure candidates until `is_over`; return a trial for each measured one.
+
+        Candidates that are not worth measuring have no trial, so a later search may measure them.
+        """
         built: list[tuple[Decisions, BuiltLibrary | str]] = []
         trials = []
         for index, (decisions, library) in enumerate(pending):
@@ -222,9 +234,10 @@ class Race:
             except Exception as error:
                 built.append((decisions, why(error, "to build")))
             if self.measurer.overlap:
-                trials.append(self._screen(*built.pop()))
+                trials += [self._screen(*each) for each in _worth_measuring(built, proposer)]
+                built = []
         # Where builds disturb, all of them come first.
-        for decisions, library_or_error in built:
+        for decisions, library_or_error in _worth_measuring(built, proposer):
             if is_over():
                 break
             trials.append(self._screen(decisions, library_or_error))
@@ -306,6 +319,22 @@ class Race:
             f"the default of {self.problem.spec} {self.problem.operation} for "
             f"{self.problem.target} failed, so there is nothing to compare with: {error}"
         )
+
+
+def _worth_measuring(
+    built: Sequence[tuple[Decisions, BuiltLibrary | str]], proposer: CandidateSource
+) -> list[tuple[Decisions, BuiltLibrary | str]]:
+    """Return the failed builds, and the candidates that the proposer wants to be measured."""
+    libraries = [
+        (decisions, library) for decisions, library in built if isinstance(library, BuiltLibrary)
+    ]
+    asked = [(decisions, library.features) for decisions, library in libraries]
+    wanted = {
+        library.path
+        for (_, library), is_wanted in zip(libraries, proposer.worth_measuring(asked))
+        if is_wanted
+    }
+    return [each for each in built if isinstance(each[1], str) or each[1].path in wanted]
 
 
 def _lower_quartile(samples: Sequence[float]) -> float:

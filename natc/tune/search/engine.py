@@ -21,7 +21,7 @@ from natc.store.records import SearchEnd, SpaceVersion, append
 from natc.store.schedules import load_schedule
 from natc.targets import Target
 from natc.tune.events import Event, Note, SearchFinished, Started
-from natc.tune.history import History, score
+from natc.tune.history import History, score, trials_of_others
 from natc.tune.measure.busy import load_note
 from natc.tune.measure.confirm import NO_CANDIDATE, Verdict, conclude, seconds_to_confirm
 from natc.tune.measure.measurer import MakeMeasurer, OwnedMeasurer
@@ -29,10 +29,10 @@ from natc.tune.measure.race import FINALISTS, Decisions, Race, TunedKernel
 from natc.tune.measure.workload import Shape, default_shapes, keys_of
 from natc.tune.search.interrupts import deferred
 from natc.tune.search.measurer import LocalMeasurer
-from natc.tune.search.ranking import Ranking
+from natc.tune.search.model import Model
 from natc.tune.search.saving import gain_of, save_winner
 
-_BATCH = 24  # candidates that the model proposes at once
+_BATCH = 8  # candidates that the model proposes at once
 # The share of a search's time that is kept for the final comparison, at most.
 _CONFIRMED = 0.3
 
@@ -83,7 +83,11 @@ def tune(
         for note in history.notes:
             tell(Note(note))
         with deferred():
-            proposer = Ranking(spec, target, operation, batch=_BATCH, seed=seed)
+            limited = trials is not None or minutes is not None
+            proposer = Model(
+                spec, target, operation, batch=_BATCH, seed=seed, thorough=not limited
+            )
+            proposer.learn(trials_of_others(spec, target, operation, space, machine))
         rival = rival_of(spec, target, operation, proposer, tell)
         race = Race(
             problem,
@@ -148,7 +152,7 @@ def tune(
 
 def _run(
     race: Race,
-    proposer: Ranking,
+    proposer: Model,
     rival: Decisions | None,
     minutes: float | None,
     until: float | None,
@@ -186,7 +190,7 @@ def rival_of(
     spec: KernelSpec,
     target: Target,
     operation: str,
-    proposer: Ranking,
+    proposer: Model,
     tell: Callable[[Event], None],
     but: Path | None = None,
 ) -> dict[str, int] | None:

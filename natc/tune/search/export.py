@@ -17,14 +17,14 @@ from natc.store.files import make_directory
 from natc.store.records import Environment, SpaceVersion, Trial, read_log
 from natc.targets import Target
 from natc.tune.events import CandidatesBuilt, Event, Note
-from natc.tune.history import History
+from natc.tune.history import History, trials_of_others
 from natc.tune.measure import rounds
 from natc.tune.measure.processes import why
 from natc.tune.measure.rounds import Candidate, Dropped, Round
 from natc.tune.measure.workload import Shape, default_shapes, keys_of
 from natc.tune.search.engine import check_problem, check_workspace, rival_of
 from natc.tune.search.measurer import Builders
-from natc.tune.search.ranking import Ranking
+from natc.tune.search.model import Model
 
 _BATCH = 64
 
@@ -63,7 +63,7 @@ def export(
             f"directory {place} exists already. Import its measurements (natc tune "
             f"--import {directory}) and export to another directory."
         )
-    proposer = Ranking(spec, target, operation, batch=_BATCH, seed=seed)
+    proposer = Model(spec, target, operation, batch=_BATCH, seed=seed)
     proposer.learn(_trials(spec, target, operation, space, chosen, tell))
     rival = rival_of(spec, target, operation, proposer, tell)
 
@@ -116,7 +116,10 @@ def _trials(
     shapes: Sequence[Shape],
     tell: Callable[[Event], None],
 ) -> list[Trial]:
-    """Return the failures in the log, and the trials of the machine that measured last."""
+    """Return the failures in the log, and the trials of the machine that measured last.
+
+    Those of other kernels of the space are among them.
+    """
     log = workspace.log_path(spec, target, operation)
     records, _ = read_log(log)
     trials = [record for record in records if isinstance(record, Trial)]
@@ -129,6 +132,8 @@ def _trials(
         history = History(log, spec, space, keys, machines[last.environment], operation)
         for note in history.notes:
             tell(Note(note))
+        machine = machines[last.environment]
+        useful += trials_of_others(spec, target, operation, space, machine)
         useful += history.all()
     return useful
 

@@ -7,8 +7,8 @@ import logging
 import random
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 import tvm
@@ -24,6 +24,7 @@ from natc.compiler.space import Decisions, combinations, read_decisions, space_f
 from natc.errors import ScheduleError
 from natc.operations import FORWARD
 from natc.spec import KernelSpec
+from natc.store.records import Trial
 from natc.targets import Target
 from natc.tune.history import Key, key_of
 from natc.tune.measure.workload import Shape
@@ -36,8 +37,10 @@ Scheduler = Callable[[Mapping[str, int]], Trace | None]
 _UNLIMITED = 1_000_000
 # A population that a fresh cost model can rank in well under a second.
 _POPULATION, _GENERATIONS = 32, 2
-# What MetaSchedule's database holds for a candidate that failed.
-_FAILED_SECONDS = 1e10
+# What MetaSchedule's database holds as the time of a candidate that failed.
+_FAILED = 1e10
+# After this many rounds without a new candidate, the space is used up.
+_IDLE_ROUNDS = 4
 _MODULE = "tvm.s_tir.tensor_intrin"
 # MetaSchedule's model adds up a score for each store of a kernel, and each learns the error of
 # the whole sum: at its own rate of 0.2, ten stores already overshoot and the sum diverges.
@@ -45,7 +48,7 @@ _LEARNING_RATE = 0.02
 
 
 class Proposer:
-    """Proposes candidates and learns from their times.
+    """Proposes candidates and learns from their trials, as `natc.tune.search.model.Model` does.
 
     The cost model ranks kernels for one example shape, since it needs constant sizes. The kernels
     that are built and measured serve any shape; they follow the same decisions.
@@ -68,6 +71,10 @@ class Proposer:
             # Some choices exclude each other.
             with contextlib.suppress(ScheduleError):
                 designs.append(self._schedule(choices, default_rest=False))
+        # The last candidates, the results of all measured ones, and those not to propose.
+        self._round: dict[Key, Candidate] = {}
+        self._results: dict[Key, Any] = {}
+        self._passed: set[Key] = set()
         self._database = ms.database.MemoryDatabase()
         self._model = ms.cost_model.XGBModel(
             # On so few samples, threads wait for each other longer than they compute.
@@ -101,24 +108,45 @@ class Proposer:
             )
         self._context.pre_tuning(_UNLIMITED, batch, designs, self._database, self._model)
 
-    def candidate(self, decisions: Mapping[str, int]) -> Candidate:
-        """Return the candidate with these decisions; raises ScheduleError for foreign ones."""
-        sch = self._schedule(decisions)
-        return ms.MeasureCandidate(sch, ms.arg_info.ArgInfo.from_entry_func(sch.mod, False))
+    def candidate(self, decisions: Mapping[str, int]) -> dict[str, int]:
+        """Return decisions completed with defaults; ScheduleError if the space lacks them."""
+        return _decisions_of(self._candidate(decisions))
 
-    def propose(self) -> list[Candidate]:
+    def propose(self) -> list[dict[str, int]]:
         """Return the next candidates, most promising first; none when the space is used up."""
-        with self._own_chance():
-            return list(self._context.generate_measure_candidates() or [])
+        for _ in range(_IDLE_ROUNDS):
+            self._finish_round()
+            with self._own_chance():
+                candidates = list(self._context.generate_measure_candidates() or [])
+            self._round = {key_of(_decisions_of(each)): each for each in candidates}
+            proposed = [dict(key) for key in self._round if key not in self._passed]
+            if proposed:
+                return proposed
+        return []
 
-    def learn(self, candidates: Sequence[Candidate], scores: Sequence[float | None]) -> None:
-        """Train the cost model on the candidates' times in seconds; None marks a failure."""
+    def pass_over(self, candidates: Iterable[Mapping[str, int]]) -> None:
+        """Never propose these candidates."""
+        self._passed |= {key_of(candidate) for candidate in candidates}
+
+    def learn(self, trials: Iterable[Trial]) -> None:
+        """Train the cost model on trials of this kernel; it has no use for those of others.
+
+        A time without a ratio to the default's time teaches nothing.
+        """
+        candidates, results = [], []
+        for trial in trials:
+            key = key_of(trial.decisions)
+            if trial.spec != self._spec.name or (trial.ratio is None and trial.error is None):
+                continue
+            # The log may hold decisions that the space lacks, recorded as failures.
+            with contextlib.suppress(ScheduleError):
+                candidates.append(self._round.get(key) or self._candidate(trial.decisions))
+                seconds = _FAILED if trial.ratio is None else trial.ratio
+                results.append(ms.runner.RunnerResult([seconds], None))
+                self._results[key] = results[-1]
+                self._passed.add(key)
         if not candidates:
             return
-        results = [
-            ms.runner.RunnerResult([_FAILED_SECONDS] if score is None else [score], None)
-            for score in scores
-        ]
         workload = self._database.commit_workload(self._module)
         for candidate, result in zip(candidates, results, strict=True):
             record = ms.database.TuningRecord(
@@ -129,15 +157,19 @@ class Proposer:
                 candidate.args_info,
             )
             self._database.commit_tuning_record(record)
-        self._model.update(self._context, list(candidates), results)
+        self._model.update(self._context, candidates, results)
 
-    def finish_round(
-        self, candidates: Sequence[Candidate], scores: Sequence[float | None]
-    ) -> None:
-        """Learn from the candidates of the last `propose`, which makes room for the next."""
-        self.learn(candidates, scores)
-        results = [ms.runner.RunnerResult([score or _FAILED_SECONDS], None) for score in scores]
-        self._context.notify_runner_results(list(candidates), results)
+    def _candidate(self, decisions: Mapping[str, int]) -> Candidate:
+        sch = self._schedule(decisions)
+        return ms.MeasureCandidate(sch, ms.arg_info.ArgInfo.from_entry_func(sch.mod, False))
+
+    def _finish_round(self) -> None:
+        """Tell the search strategy the results of the last candidates, which it waits for."""
+        measured = [key for key in self._round if key in self._results]
+        if self._round:
+            candidates = [self._round[key] for key in measured]
+            self._context.notify_runner_results(candidates, [self._results[k] for k in measured])
+        self._round = {}
 
     @contextlib.contextmanager
     def _own_chance(self) -> Iterator[None]:
@@ -203,7 +235,7 @@ class MutateDecision(PyMutator):
         return MutateDecision(self.candidates, self.schedule, self.rng)
 
 
-def decisions_of(candidate: Candidate) -> dict[str, int]:
+def _decisions_of(candidate: Candidate) -> dict[str, int]:
     """Return the decisions of a proposed candidate; raises ScheduleError when it has none."""
     trace: Trace | None = candidate.sch.trace
     if trace is None:

@@ -24,7 +24,7 @@ from natc.tune.measure.race import Race, TunedKernel
 from natc.tune.measure.workload import Shape
 from natc.tune.search.engine import rival_of
 from natc.tune.search.measurer import LocalMeasurer
-from natc.tune.search.ranking import Ranking
+from natc.tune.search.model import Model
 from natc.tune.search.saving import gain_of
 
 
@@ -112,7 +112,7 @@ def _compared(
             f"it was made in design space {schedule.space.name} version {schedule.space.version}, "
             f"and this natc has {space.name} version {space.version}: builds do not use it."
         )
-    proposer = Ranking(spec, target, operation, batch=1, seed=0)
+    proposer = Model(spec, target, operation, batch=1, seed=0)
     decisions = proposer.candidate(schedule.decisions)
     if decisions == proposer.untuned:
         return "not faster", "its decisions are the default", None
