@@ -25,7 +25,7 @@ from natc.targets import Target
 from natc.tune.fleet import jobs
 from natc.tune.fleet.cluster import Cluster, connected
 from natc.tune.fleet.remote import FleetMeasurer
-from natc.tune.search.ranking import Ranking
+from natc.tune.search.model import Model
 
 EMPTY = bytes(60_000)
 
@@ -43,7 +43,7 @@ def main() -> None:
     if options.pause is not None:
         jobs.build = pauses(options.pause)
     spec, target = KernelSpec.parse(options.spec), detect_host_cpu()
-    candidates = Ranking(spec, target, "forward", batch=options.candidates, seed=0).propose()
+    candidates = Model(spec, target, "forward", batch=options.candidates, seed=0).propose()
     with contextlib.ExitStack() as stack:
         try:
             address = options.ray or stack.enter_context(local_cluster(options.nodes))

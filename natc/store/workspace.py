@@ -85,6 +85,11 @@ def find_schedule(
     return _find(Path("schedules") / target.name / f"{tuned_name(spec, operation)}.json", but)
 
 
+def find_log(spec: KernelSpec, target: Target, operation: str = FORWARD) -> Path | None:
+    """Return the log that natc reads of a kernel's operation, or None."""
+    return _find(Path("tuning_logs") / target.name / f"{tuned_name(spec, operation)}.jsonl", None)
+
+
 def schedule_files(target: Target | None = None) -> Iterator[Path]:
     """Yield every schedule file, of one target or all, sorted by target and spec name."""
     return _files("schedules", f"{target.name if target else '*'}/*.json")

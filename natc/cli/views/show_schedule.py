@@ -13,7 +13,8 @@ from natc.errors import ScheduleError
 from natc.operations import FORWARD, tuned_as
 from natc.spec import KernelSpec
 from natc.store import workspace
-from natc.store.schedules import Schedule, near, own_decisions, read_schedule
+from natc.store.nearest import WORTHWHILE, usable_schedules
+from natc.store.schedules import Schedule, own_decisions, read_schedule
 from natc.targets import Target
 
 if TYPE_CHECKING:
@@ -58,10 +59,15 @@ def all_of_library(library: Library, target: Target) -> list[dict[str, Any]]:
 
 def on_file(spec: KernelSpec, target: Target, operation: str) -> dict[str, Any] | None:
     """Return the schedule that a build of a kernel would use: its own, or a near kernel's."""
-    for candidate in near(spec):
-        path, schedule = _find(candidate, target, tuned_as(operation))
-        if schedule is not None:
-            return of_schedule(path, schedule, "tuned" if candidate == spec else "borrowed")
+    try:
+        usable, _ = usable_schedules(spec, target, tuned_as(operation))
+    except ScheduleError as error:
+        output.stderr().print(f"problem: {error}")
+        return None
+    for schedule, kernel, speedup in usable[:1]:
+        if kernel == spec or (speedup or 0.0) >= WORTHWHILE:
+            path = workspace.find_schedule(kernel, target, tuned_as(operation))
+            return of_schedule(path, schedule, "tuned" if kernel == spec else "borrowed")
     return None
 
 

@@ -14,7 +14,9 @@ from natc.compiler.space import space_for
 from natc.errors import ScheduleError
 from natc.operations import FORWARD, operations_of, tuned_as
 from natc.spec import KernelSpec
-from natc.store.schedules import Schedule, joined, load_schedule, near
+from natc.store.nearest import WORTHWHILE, usable_schedules
+from natc.store.records import SpaceVersion
+from natc.store.schedules import Schedule, joined
 from natc.targets import Target
 
 
@@ -53,8 +55,9 @@ def choose(
 ) -> Chosen:
     """Return the decisions for a kernel; raises ScheduleError for a schedule that cannot be read.
 
-    An operation without a schedule of its own takes the nearest schedule (`schedules.near`) whose
-    decisions fit. untuned: use no schedule. operations: which ones to choose for, by default all.
+    An operation without a schedule of its own takes a near kernel's schedule that fits: the one
+    that is expected to be the fastest (`natc.store.nearest`), or the default if none is expected
+    to be faster. untuned: use no schedule. operations: which ones to choose for, by default all.
     """
     what = f"{spec.name} for {target.name}"
     if untuned:
@@ -64,16 +67,16 @@ def choose(
     other_schedules: list[Schedule] = []
     origin, note, forward = "untuned", "", None
     for operation in dict.fromkeys((FORWARD, *map(tuned_as, wanted))):
-        schedule, owner, outdated = _find(spec, target, operation)
+        schedule, owner, reason = _find(spec, target, operation)
         if operation == FORWARD:
-            origin, note = _told(spec, target, schedule, owner, outdated)
+            origin, note = _told(spec, target, schedule, owner, reason)
             forward = schedule
         elif schedule is not None:
-            of = "" if owner == spec else f" (tuned for {owner.name})"
+            of = "" if owner == spec else f" (tuned for {owner.name}; {reason})"
             note += f" {operation}: its tuned schedule of {schedule.created}{of}."
             other_schedules.append(schedule)
-        elif outdated:
-            note += f" {operation}: untuned{outdated}."
+        elif reason:
+            note += f" {operation}: untuned{reason}."
         if schedule is not None:
             decisions |= joined(schedule.decisions, operation)
     return Chosen(decisions, origin, note, forward, tuple(other_schedules))
@@ -92,31 +95,31 @@ def schedule_in_use(
 def _find(
     spec: KernelSpec, target: Target, operation: str, but: Path | None = None
 ) -> tuple[Schedule | None, KernelSpec, str]:
-    """Return (schedule or None, the kernel it was tuned for, a note on an outdated one or "").
+    """Return (schedule or None, the kernel it was tuned for, why it was chosen or not, or "").
 
     A schedule is outdated if it was made in another version of the design space. but: a file to
     pass over.
     """
     space = space_for(target, operation, spec)
-    outdated = ""
-    for candidate in near(spec):
-        if operation not in map(tuned_as, operations_of(candidate)):
-            continue
-        schedule = load_schedule(candidate, target, operation, but=but)
-        if schedule is None:
-            continue
-        if (schedule.space.name, schedule.space.version) != (space.name, space.version):
-            outdated = outdated or (
-                f" (the schedule of {candidate.name} was made in design space "
-                f"{schedule.space.name} version {schedule.space.version}, and this natc has "
-                f"{space.name} version {space.version})"
-            )
-            continue
-        if candidate in (spec, replace(spec, rpb=not spec.rpb)) or _fits(
-            spec, target, operation, schedule
-        ):
-            return schedule, candidate, ""
-    return None, spec, outdated
+    version = SpaceVersion(space.name, space.version)
+    usable, outdated = usable_schedules(spec, target, operation, version, but)
+    for schedule, kernel, speedup in usable:
+        if kernel == spec:
+            return schedule, spec, ""
+        expected = f"expected to be {speedup:.2f} times as fast as the default"
+        if (speedup or 0.0) < WORTHWHILE:
+            return None, spec, f" (the schedule of {kernel.name} is {expected})"
+        is_sibling = kernel == replace(spec, rpb=not spec.rpb)
+        if is_sibling or _fits(spec, target, operation, schedule):
+            return schedule, kernel, expected
+    for schedule in outdated[:1]:
+        reason = (
+            f" (the schedule of {schedule.spec} was made in design space {schedule.space.name} "
+            f"version {schedule.space.version}, and this natc has {space.name} version "
+            f"{space.version})"
+        )
+        return None, spec, reason
+    return None, spec, ""
 
 
 def _fits(spec: KernelSpec, target: Target, operation: str, schedule: Schedule) -> bool:
@@ -129,15 +132,16 @@ def _fits(spec: KernelSpec, target: Target, operation: str, schedule: Schedule) 
 
 
 def _told(
-    spec: KernelSpec, target: Target, schedule: Schedule | None, owner: KernelSpec, outdated: str
+    spec: KernelSpec, target: Target, schedule: Schedule | None, owner: KernelSpec, reason: str
 ) -> tuple[str, str]:
     """Return (origin, note) of the forward's decisions: see `Chosen`."""
     what = f"{spec.name} for {target.name}"
     if schedule is not None and owner == spec:
         return "tuned", f"{what}: its tuned schedule of {schedule.created}."
     if schedule is not None:
-        return "borrowed", f"{what}: the schedule tuned for {owner.name}; it has none of its own."
-    note = f"{what}: the untuned default schedule; no tuned one was found{outdated}."
+        why = f"it has none of its own, and this one is {reason}"
+        return "borrowed", f"{what}: the schedule tuned for {owner.name}; {why}."
+    note = f"{what}: the untuned default schedule; no tuned one was found{reason}."
     if spec.value_dim == spec.head_dim and spec.dtype != "float64":
         note += f" To tune: {tune_command(spec, target)}"
     return "untuned", note

@@ -92,7 +92,7 @@ def is_default(schedule: Schedule) -> bool:
     space = space_for(target, schedule.operation, spec)
     if schedule.space != SpaceVersion(space.name, space.version):
         return False
-    proposer = Ranking(spec, target, schedule.operation, batch=1, seed=0)
+    proposer = Model(spec, target, schedule.operation, batch=1, seed=0)
     try:
         return proposer.candidate(schedule.decisions) == proposer.untuned
     except ScheduleError:
