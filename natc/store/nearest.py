@@ -29,7 +29,7 @@ _DOUBT = 0.1
 WORTHWHILE = 1.02
 
 
-class Gain(NamedTuple):
+class MeasuredGain(NamedTuple):
     """How many times as fast as the default some decisions are, as measured on one kernel."""
 
     spec: KernelSpec
@@ -91,7 +91,7 @@ def usable_schedules(
 
 
 def expected_speedup(
-    spec: KernelSpec, decisions: Mapping[str, int], gains: Iterable[Gain]
+    spec: KernelSpec, decisions: Mapping[str, int], gains: Iterable[MeasuredGain]
 ) -> float:
     """Return how many times as fast as a kernel's default some decisions are expected to be.
 
@@ -113,20 +113,20 @@ def _gains_on(
     operation: str,
     schedule: Schedule | None,
     space: SpaceVersion | None,
-) -> list[Gain]:
+) -> list[MeasuredGain]:
     """Return the gains that a kernel's log and its schedule show, one for each decisions.
 
     A schedule counts before a trial, and of two trials the later one, on whichever machine.
     """
     path = workspace.find_log(spec, target, operation)
-    gains: dict[tuple[tuple[str, int], ...], Gain] = {}
+    gains: dict[tuple[tuple[str, int], ...], MeasuredGain] = {}
     for record in [] if path is None else read_log(path)[0]:
         if isinstance(record, Trial) and record.ratio and record.space == (space or record.space):
             key = tuple(sorted(record.decisions.items()))
-            gains[key] = Gain(spec, record.decisions, 1 / record.ratio)
+            gains[key] = MeasuredGain(spec, record.decisions, 1 / record.ratio)
     if schedule is not None and schedule.measured.speedup:
         key = tuple(sorted(schedule.decisions.items()))
-        gains[key] = Gain(spec, schedule.decisions, schedule.measured.speedup)
+        gains[key] = MeasuredGain(spec, schedule.decisions, schedule.measured.speedup)
     return list(gains.values())
 
 

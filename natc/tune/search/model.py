@@ -36,7 +36,7 @@ _TREES = 100
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
-class Candidate(NamedTuple):
+class Example(NamedTuple):
     """Decisions of a kernel, and numbers about its machine code: {} if it was not built."""
 
     spec: KernelSpec
@@ -73,7 +73,7 @@ class Model:
         self._keys = {key_of(candidate) for candidate in self.candidates}
         self._proposed: set[Key] = set()
         # The ratio of each candidate, None for a failure.
-        self._ratios: dict[tuple[str, Key], tuple[Candidate, float | None]] = {}
+        self._ratios: dict[tuple[str, Key], tuple[Example, float | None]] = {}
 
     def candidate(self, decisions: Mapping[str, int]) -> dict[str, int]:
         """Return decisions completed with defaults; ScheduleError if the space lacks them."""
@@ -93,7 +93,7 @@ class Model:
                 self._proposed.add(key)
             if trial.ratio is not None or trial.error is not None:
                 spec = KernelSpec.parse(trial.spec)
-                candidate = Candidate(spec, trial.decisions, trial.features or {})
+                candidate = Example(spec, trial.decisions, trial.features or {})
                 self._ratios[trial.spec, key] = candidate, trial.ratio
 
     def pass_over(self, candidates: Iterable[Mapping[str, int]]) -> None:
@@ -144,14 +144,14 @@ class Model:
                 for candidate, ratio in self._ratios.values()
                 if candidate.features or not use_features
             ]
-            asked = [Candidate(self._spec, *each) for each in candidates]
+            asked = [Example(self._spec, *each) for each in candidates]
             if use_features and not all(candidate.features for candidate in asked):
                 continue
             if candidates and sum(ratio is not None for _, ratio in examples) >= _FEWEST:
                 return self._expected(examples, asked, use_features)
         return None
 
-    def _own(self) -> list[tuple[Candidate, float | None]]:
+    def _own(self) -> list[tuple[Example, float | None]]:
         """Return the examples of this kernel."""
         return [each for each in self._ratios.values() if each[0].spec == self._spec]
 
@@ -165,8 +165,8 @@ class Model:
 
     def _expected(
         self,
-        examples: Sequence[tuple[Candidate, float | None]],
-        candidates: Sequence[Candidate],
+        examples: Sequence[tuple[Example, float | None]],
+        candidates: Sequence[Example],
         use_features: bool,
     ) -> list[float]:
         slowest = max(ratio for _, ratio in examples if ratio is not None)
@@ -178,7 +178,7 @@ class Model:
         model = xgboost.train(_OPTIONS, matrix, num_boost_round=_TREES)
         return np.exp(model.predict(xgboost.DMatrix(_matrix(asked, names)))).tolist()
 
-    def _row(self, candidate: Candidate, use_features: bool) -> dict[str, float]:
+    def _row(self, candidate: Example, use_features: bool) -> dict[str, float]:
         """Return what the model sees of a candidate."""
         spec, decisions, features = candidate
         facts = {} if self._facts is None else self._facts(spec, self._target, decisions)
