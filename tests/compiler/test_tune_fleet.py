@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,8 +53,10 @@ def nodes() -> Iterator[Nodes]:
     cluster = RayCluster(
         initialize_head=True, head_node_args={**BUILDER, "num_cpus": 0, "_system_config": quick}
     )
+    logs = cluster.head_node.get_session_dir_path()
     yield Nodes(cluster, cluster.add_node(**BUILDER), cluster.add_node(**BENCH))
     cluster.shutdown()
+    shutil.rmtree(logs)
 
 
 @pytest.fixture(scope="module")
