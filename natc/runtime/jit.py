@@ -122,6 +122,9 @@ def _run(spec: KernelSpec, target: Target, group: str) -> str | None:
     """Build operations in another process; return the error message, or None if it succeeds."""
     with _start(spec, target, group, stderr=subprocess.PIPE) as process:
         try:
+            # Whatever is built, this process will load with it.
+            import tvm_ffi  # noqa: F401
+
             _, errors = process.communicate()
         except BaseException:
             process.kill()

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+import tvm
 from support.built_kernels import open_entry
 from support.forward_checks import call_forward, check_forward
 from support.library_files import edit_json, library_of
@@ -22,6 +23,7 @@ import natc
 from natc import runtime
 from natc.checks.inputs import inputs_of, make_inputs
 from natc.compiler import build
+from natc.compiler.build import lower
 from natc.compiler.space import space_for
 from natc.errors import (
     BuildError,
@@ -418,3 +420,33 @@ def test_a_library_is_replaced_while_it_is_in_use(make: Any) -> None:
     assert query.grad is not None
     runtime.clear()
     torch.testing.assert_close(attend(), expected)
+
+
+@tvm.ir.instrument.pass_instrument
+class Asked:
+    """Notes the passes that run."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def run_before_pass(self, module: tvm.IRModule, info: tvm.transform.PassInfo) -> None:
+        self.names.append(str(info.name))
+
+
+@pytest.mark.parametrize("operation", ["forward_lse", "d_key", "inverse_av"])
+def test_passes_that_are_left_to_llvm_change_no_machine_code(
+    operation: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = KernelSpec.make(3, head_dim=8, rpb=True)
+    module = lower.entry_module(spec, HOST, {}, {operation: operation})
+    codes = []
+    for passes in (lower._LEFT_TO_LLVM, ()):
+        monkeypatch.setattr(lower, "_LEFT_TO_LLVM", passes)
+        asked: list[str] = []
+        with tvm.transform.PassContext(instruments=[lower.StageSizesKnown(), Asked(asked)]):
+            compiled = tvm.compile(module, target=lower.compiler_target(HOST))
+        ran = {"tirx.RemoveNoOp", "s_tir.HoistIfThenElse"} & set(asked)
+        assert len(ran) == (0 if passes else 2)
+        compiled.mod.write_to_file(str(place / "kernel.o"), "o")
+        codes.append((place / "kernel.o").read_bytes())
+    assert codes[0] == codes[1]
