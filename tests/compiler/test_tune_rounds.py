@@ -592,7 +592,7 @@ def test_a_build_takes_the_nearest_schedule_that_fits(place: Path) -> None:
     saved = schedules.save_schedule(schedule_of(near_one, OPERATION, {"lanes": 8, "lane_sum": 0}))
     chosen = choose(spec, HOST, operations=(OPERATION,))
     assert chosen.decisions == {f"{OPERATION}.lanes": 8, f"{OPERATION}.lane_sum": 0}
-    assert f"(tuned for {near_one.name})" in chosen.note and chosen.origin == "untuned"
+    assert f"(tuned for {near_one.name};" in chosen.note and chosen.origin == "untuned"
     assert choose(spec, HOST, operations=("d_key",)).decisions == {}
     assert choose(spec, HOST, untuned=True).decisions == {}
     # The nearest schedule that fits is taken.
