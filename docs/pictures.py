@@ -232,6 +232,47 @@ def shares(path: Path) -> None:
     path.write_bytes(share_plots.draw(read(RESULTS / "cpu_x86-64-v4.json"), "svg"))
 
 
+# The strategies of benchmarks/search.py: name, label, color.
+STRATEGIES = (
+    ("random", "random choice", "#9aa5b1"),
+    ("MetaSchedule", "MetaSchedule", "#e0a13c"),
+    ("model", "natc's model", NATC),
+    ("model, taught", "natc's model, taught by another kernel", QUERY),
+)
+
+
+def searches(path: Path) -> None:
+    """Draw how soon searches find fast candidates, from benchmarks/results."""
+    results = json.loads((RESULTS / "search_k7_d12.json").read_text(encoding="utf-8"))
+    figure = _figure(9.6, 4.4)
+    axes = figure.add_axes((0.075, 0.125, 0.9, 0.67))
+    longest = 0
+    for name, label, color in STRATEGIES:
+        curves = np.array(results["strategies"][name]["curves"])
+        longest = curves.shape[1]
+        measured = np.arange(1, longest + 1)
+        for curve in curves:
+            axes.step(measured, curve, where="post", color=color, linewidth=0.7, alpha=0.35)
+        mean = np.exp(np.log(curves).mean(axis=0))
+        axes.step(measured, mean, where="post", color=color, linewidth=2.4, label=label)
+    axes.set(xlim=(1, longest), ylim=(0.997, None))
+    axes.yaxis.set_major_formatter("{x:.2f}")
+    axes.tick_params(colors=QUIET, length=0, labelsize=10.5)
+    axes.grid(color=LINE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_xlabel("candidates measured", color=INK, fontsize=11.5)
+    axes.legend(frameon=False, fontsize=11.5, labelcolor=INK)
+    count = results["candidates"]
+    subtitle = (
+        f"time over the time of the best of all {count} candidates; thick: mean of five seeds"
+    )
+    figure.text(0.015, 0.885, subtitle, color=QUIET, fontsize=11.5, va="top")
+    _title(figure, "Best candidate found against candidates measured")
+    _save(figure, path)
+
+
 def feature_maps(path: Path) -> None:
     """Draw a photograph and the feature maps of a NAT-Mini with random weights."""
     import torch
@@ -277,6 +318,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "path.svg": path_to_a_library,
     "times.svg": times,
     "shares.svg": shares,
+    "searches.svg": searches,
     "feature-maps.png": feature_maps,
 }
 

@@ -284,3 +284,23 @@ def test_the_page_has_the_saved_results(
     cpu.update_readme()
     ((page, text),) = written.items()
     assert page.read_text(encoding="utf-8") == text, "run: python benchmarks/cpu.py --readme"
+
+
+def test_searches_are_replayed_over_a_log_of_a_whole_space(tmp_path: Path) -> None:
+    results = ROOT / "benchmarks" / "results"
+    log, other = (str(results / f"search_k{size}_d12.jsonl") for size in (7, 9))
+    words = ("search.py", log, "--taught", other, "--budget", "4", "--seeds", "1", "--json")
+    done = benchmark(*words, libraries=tmp_path)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["candidates"] == 48
+    assert set(document["strategies"]) == {"model", "model, taught", "random", "MetaSchedule"}
+    for strategy in document["strategies"].values():
+        (curve,) = strategy["curves"]
+        # The default comes first, and what was found is never lost.
+        assert curve[0] == 1 / document["best_ratio"] > 1
+        assert len(curve) == 4 and curve == sorted(curve, reverse=True)
+    part = tmp_path / "part.jsonl"
+    part.write_text("".join(Path(log).read_text().splitlines(keepends=True)[:1]))
+    failed = benchmark("search.py", str(part), libraries=tmp_path)
+    assert failed.returncode == 1 and "does not hold the whole space" in failed.stderr
