@@ -91,7 +91,8 @@ def test_code_without_multiply_adds_has_no_features() -> None:
 
 
 def test_a_built_candidate_has_the_features_of_its_code(tmp_path: Path) -> None:
-    spec = KernelSpec.parse("na2d_k7_d32_float32_rpb")
+    # Of a space with one kernel in a function: tiles do not cap logits.
+    spec = KernelSpec.parse("na2d_k7_d32_float32_rpb_softcap")
     built = {
         chains: builder.build(
             spec.name, "llvm-x86-64-v3", {"chains": chains}, str(tmp_path / "candidate.so")
@@ -100,6 +101,6 @@ def test_a_built_candidate_has_the_features_of_its_code(tmp_path: Path) -> None:
     }
     assert useful_multiply_adds(spec, "forward") == 49 * 64
     # All multiply-adds use whole registers; those of exponentials come on top of the useful ones.
-    assert built[0]["lanes"] == 8 and 1 < built[0]["issued"] < 1.1
+    assert built[0]["lanes"] == 8 and 1 < built[0]["issued"] < 1.3
     # A sum for each column of the window needs more registers than AVX2 has.
-    assert built[1]["spills"] > 3 * built[0]["spills"] > 0
+    assert built[1]["spills"] > 2 * built[0]["spills"] > 0

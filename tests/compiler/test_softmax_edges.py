@@ -32,9 +32,9 @@ Tensors = dict[str, Tensor]
 SPECS = [
     KernelSpec.parse(name)
     for name in (
-        "na2d_k3_d8_float32_rpb",
+        "na2d_k3_d16_float32_rpb",
         "na2d_k3_d8_float16_rpb",
-        "na2d_k3_d8_bfloat16_rpb",
+        "na2d_k3_d16_bfloat16_rpb",
         "na1d_k4_d20_float32_rpb",
         "na3d_k2_d3v5_float32_rpb",
     )

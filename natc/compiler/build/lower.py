@@ -11,6 +11,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule, transform
 from tvm.target import Target as CompilerTarget
 
+from natc.compiler.cpu_tiles.placement import plan_of, with_tiles
 from natc.compiler.space import Decisions, space_for
 from natc.compiler.space.skip import apply_skips
 from natc.compiler.space.threads import apply_threads
@@ -125,13 +126,15 @@ def finished(
 ) -> tirx.PrimFunc:
     """Return a scheduled function after the steps that no schedule primitive can do.
 
-    They skip taps, spread loops over threads and add kernels for tensor cores.
+    They skip taps, spread loops over threads, and add kernels for tensor cores or of tiles.
     """
+    plan = plan_of(function, spec) if target.kind == "llvm" else None
     # TVM infers the sizes of stages here, before loops are spread over threads: once indices are
     # quotients, or there is a kernel for tensor cores, that takes longer than all other lowering.
     passes = _WITHOUT_BLOCKS if target.kind == "llvm" else _SIZED
     (function,) = passes(tvm.IRModule({"main": apply_skips(function)})).functions.values()
-    return apply_tiles(apply_threads(function), spec, operation)
+    function = apply_tiles(apply_threads(function), spec, operation)
+    return function if plan is None else with_tiles(function, plan)
 
 
 # Passes that remove statements without effect, and move conditions out of loops.

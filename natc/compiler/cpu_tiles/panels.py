@@ -31,12 +31,12 @@ def pack_channels(
     tokens: how many there are. Up to the next multiple of `lanes`, the last one fills the row.
     """
     with s.loop("token_block", tirx.truncdiv(tokens + (lanes - 1), lanes)) as block:
-        first = s.name("first", block * lanes)
+        first = s.let("first", block * lanes)
         token = [
-            s.name("token", tirx.min(first + t, tokens - 1)) if t else first for t in range(lanes)
+            s.let("token", tirx.min(first + t, tokens - 1)) if t else first for t in range(lanes)
         ]
         with s.loop("channel_block", channels // lanes) as channel_block:
-            channel = s.name("channel", channel_block * lanes)
+            channel = s.let("channel", channel_block * lanes)
             columns = transposed(s, [source(t, channel) for t in token])
             for c, column in enumerate(columns):
                 at = target.offset + (channel + c) * width + first

@@ -47,13 +47,13 @@ def scores(
         s.store(sums, number[pair], first(*pair))
     with s.loop("step", channels // unroll) as step:
         for u in range(unroll):
-            c = s.name("c", step * unroll + u)
+            c = s.let("c", step * unroll + u)
             vectors = {
-                key: s.name("key", load(at.buffer, at.offset + c * channel_stride, lanes))
+                key: s.let("key", load(at.buffer, at.offset + c * channel_stride, lanes))
                 for key, at in keys.items()
             }
             for query, at in queries.items():
-                element = s.name("query", broadcast(at.buffer[at.offset + c], lanes))
+                element = s.let("query", broadcast(at.buffer[at.offset + c], lanes))
                 for key in keys:
                     if (query, key) in number:
                         n = number[query, key]
@@ -92,11 +92,11 @@ def weighted_sum(
 
             def value_at(v: int, tap: int = tap) -> Expr:
                 offset = value.offset + tap * value_stride + v * lanes
-                return s.name("value", load(value.buffer, offset, lanes))
+                return s.let("value", load(value.buffer, offset, lanes))
 
             def weight_at(q: int, tap: int = tap) -> Expr:
                 offset = places[q].offset + (tap - weights[q][0])
-                return s.name("weight", broadcast(places[q].buffer[offset], lanes))
+                return s.let("weight", broadcast(places[q].buffer[offset], lanes))
 
             # The fewer of the two stay in registers while each of the others is there in turn.
             if len(used) < vectors:

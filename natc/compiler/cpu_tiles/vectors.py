@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
@@ -50,25 +50,22 @@ def shuffled(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
     return tirx.Shuffle(list(vectors), [tirx.const(lane, "int32") for lane in lanes])
 
 
-def folded(s: Statements, vector: Expr, lanes: int, combine: Any) -> Expr:
+def folded(vector: Expr, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
     """Return the combination of all lanes of a vector as a scalar.
 
     combine(a, b): combines two vectors, or two scalars, lane by lane.
     """
     while lanes > 1:
         lanes //= 2
-        vector = s.name("lanes", vector)
-        low, high = range(lanes), range(lanes, 2 * lanes)
-        if lanes == 1:
-            return combine(shuffled([vector], low), shuffled([vector], high))
-        vector = combine(shuffled([vector], low), shuffled([vector], high))
+        halves = range(lanes), range(lanes, 2 * lanes)
+        vector = combine(*(shuffled([vector], half) for half in halves))
     return vector
 
 
 def transposed(s: Statements, rows: Sequence[Expr]) -> list[Expr]:
     """Return the columns of a square of 4 or 8 vectors, which are as many as they have lanes."""
     lanes = len(rows)
-    rows = [s.name("row", row) for row in rows]
+    rows = [s.let("row", row) for row in rows]
     blocks = range(0, lanes, 4)
 
     def each(pairs: Sequence[tuple[int, int]], *patterns: Sequence[int]) -> list[Expr]:
@@ -81,7 +78,7 @@ def transposed(s: Statements, rows: Sequence[Expr]) -> list[Expr]:
                     for block in blocks
                     for lane in pattern
                 ]
-                result.append(s.name("row", shuffled([rows[a], rows[b]], order)))
+                result.append(s.let("row", shuffled([rows[a], rows[b]], order)))
         return result
 
     rows = each([(i, i + 1) for i in range(0, lanes, 2)], (0, 4, 1, 5), (2, 6, 3, 7))
@@ -91,7 +88,7 @@ def transposed(s: Statements, rows: Sequence[Expr]) -> list[Expr]:
         return rows
     halves = ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15])
     return [
-        s.name("row", shuffled([rows[i], rows[i + 4]], half)) for half in halves for i in range(4)
+        s.let("row", shuffled([rows[i], rows[i + 4]], half)) for half in halves for i in range(4)
     ]
 
 

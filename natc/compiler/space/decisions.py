@@ -51,7 +51,7 @@ class Decisions:
         """Return every choice of structure of a space, by name; raises as `choose`."""
         return {name: self.choose(name, candidates) for name, candidates in structure.items()}
 
-    def sample(self, sch: Schedule, name: str, candidates: Sequence[int]) -> ExprRV:
+    def sample(self, sch: Schedule, name: str, candidates: Sequence[int]) -> int | ExprRV:
         """Return a candidate, sampled by an instruction of sch's trace; raises as `choose`."""
         value = self._checked(name, candidates)
         is_given = name in self._fixed or self._default_rest
@@ -81,6 +81,20 @@ class Decisions:
                 f"{', '.join(map(str, candidates))}."
             )
         return value
+
+
+class Untuned(Decisions):
+    """Decisions that take every first candidate, and leave none in the schedule."""
+
+    def __init__(self) -> None:
+        super().__init__({}, "")
+
+    def sample(self, sch: Schedule, name: str, candidates: Sequence[int]) -> int:
+        """Return the first candidate."""
+        return candidates[0]
+
+    def annotate(self, sch: Schedule, block: SBlockRV) -> None:
+        """Do nothing."""
 
 
 def combinations(structure: Candidates) -> Iterator[dict[str, int]]:

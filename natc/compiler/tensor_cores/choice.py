@@ -6,13 +6,12 @@ the call. CUDA cores serve strides, and more heads or batches than a grid's axis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from tvm.s_tir import Schedule
-from tvm.s_tir.schedule import SBlockRV
 
 from natc.compiler.space.cuda.registers import REGISTERS
-from natc.compiler.space.decisions import Candidates, Decisions
+from natc.compiler.space.decisions import Candidates, Decisions, Untuned
 from natc.compiler.space.loops import has_block
 from natc.compiler.tensor_cores import d_key, d_query, d_rpb, d_value, delta, forward, inverse
 from natc.compiler.tensor_cores.kernel import TensorCoreKernel
@@ -82,22 +81,9 @@ def apply(
     for name, values in base_structure(spec, target).items():
         # The kernel for CUDA cores takes its untuned schedule.
         decisions.choose(name, values[:1])
-    base_apply(sch, spec, target, _Default())
+    base_apply(sch, spec, target, Untuned())
     # A space that keeps `output` in registers leaves a block that copies them to memory.
     output = sch.get_sblock("output" if has_block(sch, "output") else f"output_{REGISTERS}")
     for name, candidates in KERNELS[operation].numbers(spec).items():
         sch.annotate(output, ANNOTATION + name, decisions.sample(sch, name, candidates))
     decisions.annotate(sch, output)
-
-
-class _Default(Decisions):
-    """Decisions that take every first candidate and leave no trace that a search could mutate."""
-
-    def __init__(self) -> None:
-        super().__init__({}, "")
-
-    def sample(self, sch: Schedule, name: str, candidates: Sequence[int]) -> int:
-        return candidates[0]
-
-    def annotate(self, sch: Schedule, block: SBlockRV) -> None:
-        pass

@@ -1,0 +1,62 @@
+"""Puts a kernel of tiles beside the scheduled one, as the last step of a schedule.
+
+A schedule only records the decisions of the kernel, which is generated once it is complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import tvm_ffi
+from tvm import tirx
+from tvm.s_tir import SBlock
+
+from natc.compiler.cpu_tiles.plan import Plan
+from natc.compiler.cpu_tiles.tiled_forward import forward
+from natc.spec import KernelSpec
+
+# A decision is annotated on the block `output` under this prefix and its name. Without the prefix
+# `natc.`, by which decisions are read back from a trace.
+ANNOTATION = "tile_of_queries."
+
+
+def plan_of(function: tirx.PrimFunc, spec: KernelSpec) -> Plan | None:
+    """Return the decisions that a schedule recorded for a kernel of tiles; None if it has none."""
+    numbers: dict[str, int] = {}
+
+    def read(block: SBlock) -> None:
+        for key, value in block.annotations.items():
+            if str(key).startswith(ANNOTATION):
+                numbers[str(key).removeprefix(ANNOTATION)] = int(value)
+
+    tvm_ffi.structural_walk(function.body, (SBlock, read))
+    return Plan(spec, **numbers) if numbers else None
+
+
+def decision_names() -> list[str]:
+    """Return the names of the decisions: the fields of Plan but the spec."""
+    return [field.name for field in fields(Plan) if field.name != "spec"]
+
+
+def with_tiles(function: tirx.PrimFunc, plan: Plan) -> tirx.PrimFunc:
+    """Return a function that runs the kernel of tiles where it can, else the scheduled one."""
+    p = {parameter.name: parameter for parameter in function.params}
+    body = tirx.IfThenElse(_fits(p, plan.spec), forward(p, plan), function.body)
+    return function.with_body(body)
+
+
+def _fits(p: Mapping[str, Any], spec: KernelSpec) -> Any:
+    """Return whether tiles serve a call: each dilation group is as long as a window on each axis.
+
+    Strides are 1, and no axis is causal.
+    """
+    _, *sizes = p["qkv" if "qkv" in p else "query"].ty.shape[: 1 + spec.rank]
+    fits = tirx.const(True, "bool")
+    for axis, (size, kernel_size) in enumerate(zip(sizes, spec.kernel_size)):
+        shortest = tirx.truncdiv(size, p[f"dilation_{axis}"])
+        fits = tirx.And(fits, shortest >= kernel_size)
+        fits = tirx.And(fits, p[f"stride_{axis}"] == 1)
+        fits = tirx.And(fits, p[f"is_causal_{axis}"] == 0)
+    return fits

@@ -1,0 +1,111 @@
+"""The decisions of a kernel of tiles, and the sizes that follow from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from natc.spec import KernelSpec
+
+_LINE = 16  # float32 of a cache line
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a forward of one spec is computed.
+
+    A window has three axes here: frames, rows and columns. An axis that the spec lacks has
+    length 1.
+
+    lanes: of a vector. tile_rows, tile_columns: queries that share the keys they load.
+    key_vectors: vectors of keys held at once. sum_queries, sum_vectors: queries, and vectors of
+    channels of each, whose weighted sums are held at once. strip: columns of a panel of keys and
+    values. unroll: channels of a step of a dot product. units: if there are fewer heads and
+    strips than this, rows are divided as well.
+    """
+
+    spec: KernelSpec
+    lanes: int
+    tile_rows: int
+    tile_columns: int
+    key_vectors: int
+    sum_queries: int
+    sum_vectors: int
+    strip: int
+    unroll: int
+    units: int
+
+    @property
+    def window(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of a window."""
+        frames, rows, columns = (1,) * (3 - self.spec.rank) + self.spec.kernel_size
+        return frames, rows, columns
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of keys that cover the columns of a tile's windows."""
+        return -(-(self.window[2] + self.tile_columns - 1) // self.lanes)
+
+    @property
+    def padded(self) -> int:
+        """Columns of a window, filled up to whole vectors that have lanes for a tile's columns."""
+        return self.vectors * self.lanes
+
+    @property
+    def starts(self) -> int:
+        """The most different windows along the columns of a strip."""
+        return self.strip - self.window[2] + 1
+
+    @property
+    def ring(self) -> int:
+        """Rows of keys that a panel holds of each frame: a power of two."""
+        return 1 << (self.window[1] + self.tile_rows - 2).bit_length()
+
+    @property
+    def strip_queries(self) -> int:
+        """The most columns of queries in a strip, in whole tiles."""
+        most = self.starts + self.window[2] - 1
+        return -(-most // self.tile_columns) * self.tile_columns
+
+    @property
+    def query_scores(self) -> int:
+        """Numbers of one query's scores."""
+        frames, rows, _ = self.window
+        return frames * rows * self.padded
+
+    @property
+    def bias_row(self) -> int:
+        """Numbers of a row of the bias: `bias_front`, 2K-1, and what vectors read behind."""
+        return _whole(self.bias_front + self.window[2] - 1 + self.padded, self.lanes)
+
+    @property
+    def bias_front(self) -> int:
+        """Numbers before a row of the bias, which a tile's last columns read."""
+        return self.tile_columns - 1
+
+    def layout(self) -> dict[str, int]:
+        """Return where each part of a unit's scratch memory begins; `end` is its size."""
+        frames, rows, _ = self.window
+        slots = self.strip_queries * self.tile_rows
+        panel = frames * self.ring * self.strip
+        sizes = {
+            # Vectors reach beyond the last key and tap.
+            "keys": panel * self.spec.head_dim + self.padded,
+            "values": panel * self.spec.value_dim,
+            "queries": slots * self.spec.head_dim,
+            "bias": (2 * frames - 1) * (2 * rows - 1) * self.bias_row if self.spec.rpb else 0,
+            # The first row's vectors may begin before it.
+            "before": self.tile_columns - 1,
+            "scores": slots * self.query_scores,
+            "largest": slots,
+            "totals": slots * self.lanes,
+            "inverse": slots,
+        }
+        starts, end = {}, 0
+        for name, size in sizes.items():
+            starts[name] = end
+            end = _whole(end + size, _LINE)
+        return {**starts, "end": end}
+
+
+def _whole(number: int, step: int) -> int:
+    return -(-number // step) * step

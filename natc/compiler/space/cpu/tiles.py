@@ -1,0 +1,167 @@
+"""Design space of forwards on CPUs: tiles of queries (`natc.compiler.cpu_tiles`).
+
+The function also has a kernel of another space, in its untuned schedule, for the calls that tiles
+do not serve: with strides, causal axes, or windows larger than the map.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+from tvm import tirx
+from tvm.s_tir import Schedule
+
+from natc.compiler.cpu_tiles.placement import ANNOTATION
+from natc.compiler.cpu_tiles.plan import Plan
+from natc.compiler.space.cpu import rows
+from natc.compiler.space.decisions import Candidates, Decisions, Untuned
+from natc.compiler.te.exponential import Exponential
+from natc.errors import ScheduleError
+from natc.spec import KernelSpec
+from natc.targets import Target
+
+NAME = "llvm_tiles"
+VERSION = 1
+
+_MANY_REGISTERS = ("x86-64-v4", "aarch64")
+# The most float32 of scratch memory of a thread: 4 MiB.
+_MOST_SCRATCH = 1 << 20
+
+
+def covers(spec: KernelSpec, target: Target) -> bool:
+    """Return whether the space has schedules for a kernel.
+
+    As the other space's; values have whole vectors of channels, too, and logits no further terms.
+    """
+    return (
+        rows.covers(spec)
+        and spec.value_dim % _lanes(target) == 0
+        and not spec.terms
+        and Plan(spec, **default(spec, target)).layout()["end"] <= _MOST_SCRATCH
+    )
+
+
+def default(spec: KernelSpec, target: Target) -> dict[str, int]:
+    """Return the untuned decisions: the best that were measured for kernels of their kind."""
+    many, lanes = target.arch in _MANY_REGISTERS, _lanes(target)
+    height, width = 2, 2
+    if spec.rank == 1:
+        # No rows share keys: more columns do, at the price of lanes without a key of the window.
+        height, width = 1, 6
+    elif spec.kernel_size[-1] + 2 < lanes - 1:
+        # There are lanes for one more column.
+        width = 3
+    keys = 3
+    while not _fit(height * width, keys, many):
+        keys -= 1
+    while many and keys < 4 and _fit(height * width, keys + 1, many):
+        keys += 1
+    vectors = max(n for n in (4, 2, 1) if n * lanes <= spec.value_dim)
+    queries = 6
+    while not _fit(queries, vectors, many) or queries * vectors > 20:
+        queries -= 1
+    return {
+        "lanes": lanes,
+        "tile_rows": height,
+        "tile_columns": width,
+        "key_vectors": keys,
+        "sum_queries": queries,
+        "sum_vectors": vectors,
+        "strip": _strips(spec)[0],
+        "unroll": 2,
+        "units": 16,
+    }
+
+
+def structure(spec: KernelSpec, target: Target) -> Candidates:
+    """Return the values that each decision may take, the default one first.
+
+    Not all of them go together: see `candidates`.
+    """
+    first = default(spec, target)
+    values: dict[str, tuple[int, ...]] = {
+        "lanes": (first["lanes"],),
+        "tile_rows": (1,) if spec.rank == 1 else (2, 1),
+        "tile_columns": (1, 2, 3, 4, 6),
+        "key_vectors": (1, 2, 3, 4, 5, 6, 7),
+        "sum_queries": (1, 2, 3, 4, 5, 6),
+        "sum_vectors": (4, 2, 1),
+        "strip": _strips(spec),
+        "unroll": (2, 4),
+        "units": (16, 64),
+    }
+    return {
+        name: (first[name], *(value for value in each if value != first[name]))
+        for name, each in values.items()
+    }
+
+
+def candidates(spec: KernelSpec, target: Target) -> list[dict[str, int]]:
+    """Return all decisions that go together, the default ones first."""
+    values = structure(spec, target)
+    every = (dict(zip(values, combination)) for combination in itertools.product(*values.values()))
+    return [decisions for decisions in every if not objection(spec, target, decisions)]
+
+
+def definition(
+    operation: str, spec: KernelSpec, exponential: Exponential, *, target: Target
+) -> tirx.PrimFunc:
+    """Return the unscheduled function of the other space."""
+    return rows.definition(operation, spec, exponential, target=target)
+
+
+def apply(sch: Schedule, spec: KernelSpec, target: Target, decisions: Decisions) -> None:
+    """Schedule the function of `definition`; ScheduleError for decisions out of bounds."""
+    choices = decisions.choose_all(structure(spec, target))
+    problem = objection(spec, target, choices)
+    if problem:
+        raise ScheduleError(problem)
+    rows.apply(sch, spec, target, Untuned())
+    output = sch.get_sblock("output")
+    for name, value in choices.items():
+        sch.annotate(output, ANNOTATION + name, value)
+    decisions.annotate(sch, output)
+
+
+def _lanes(target: Target) -> int:
+    """Return the lanes of the default vectors: 8, which need no wider registers, or 4."""
+    return min(target.vector_bytes // 4, 8)
+
+
+def _strips(spec: KernelSpec) -> tuple[int, ...]:
+    """Return the candidates of a panel's columns, in whole vectors."""
+    if spec.rank == 1:
+        # One row of a strip is small.
+        least = -(-(spec.kernel_size[-1] + 56) // 8) * 8
+        return least, least - 32, least + 32
+    least = max(16, -(-(spec.kernel_size[-1] + 7) // 8) * 8)
+    return least, least + 8, least + 16
+
+
+def objection(spec: KernelSpec, target: Target, decisions: Mapping[str, int]) -> str:
+    """Return why decisions do not go together, or "" if they do."""
+    plan = Plan(spec, **decisions)
+    many = target.arch in _MANY_REGISTERS
+    queries, keys = plan.tile_rows * plan.tile_columns, plan.key_vectors
+    if not _fit(queries, keys, many):
+        return f"decision key_vectors is {keys}; the CPU has no registers for {queries} queries."
+    sums, vectors = plan.sum_queries, plan.sum_vectors
+    if not _fit(sums, vectors, many):
+        return f"decision sum_vectors is {vectors}; the CPU has no registers for {sums} queries."
+    # Multiply-adds to the same sum wait for each other: fewer leave the CPU idle.
+    if queries * keys < 8 or sums * vectors < min(8, 6 * (spec.value_dim // plan.lanes)):
+        return f"decision key_vectors is {keys}, sum_queries {sums}: too few sums at a time."
+    if vectors * plan.lanes > spec.value_dim and vectors > 1:
+        return f"decision sum_vectors is {vectors}; a value has {spec.value_dim} channels."
+    if spec.head_dim % plan.unroll:
+        return f"decision unroll is {plan.unroll}; it must divide the head dim."
+    if plan.layout()["end"] > _MOST_SCRATCH:
+        return f"decision strip is {plan.strip}; its panels need too much memory."
+    return ""
+
+
+def _fit(rows: int, columns: int, many_registers: bool) -> bool:
+    """Return whether registers hold all sums of a product, its fewer factors, and one other."""
+    registers = 32 if many_registers else 16
+    return rows * columns + min(rows, columns) + 1 <= registers
