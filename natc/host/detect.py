@@ -22,6 +22,10 @@ _V4_FLAGS = frozenset(("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"
 # The names that macOS gives the same flags.
 _MACOS_FLAGS = {"avx1.0": "avx", "lzcnt": "abm"}
 
+# Linux's files about a cache; and a core's caches if there are no such files.
+_CACHE_FILES = ("level", "type", "size")
+_USUAL_CACHE = {1: 32 * 1024, 2: 512 * 1024}
+
 
 def parse_target(text: str, arch: str | None = None) -> Target:
     """Return the target named `llvm`, `cuda`, or in full, such as `cuda-sm_90`.
@@ -119,6 +123,19 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@functools.cache
+def cache_bytes(level: int) -> int:
+    """Return the bytes of a core's cache for data, of level 1 or 2; a usual size if unknown."""
+    for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            facts = {name: (folder / name).read_text().strip() for name in _CACHE_FILES}
+            if facts["level"] == str(level) and facts["type"] in ("Data", "Unified"):
+                return int(facts["size"].removesuffix("K")) * 1024
+        except (OSError, ValueError):
+            continue
+    return _USUAL_CACHE[level]
 
 
 def cpu_model() -> str:

@@ -7,9 +7,12 @@ import math
 import random
 import statistics
 from collections.abc import Mapping
+from types import SimpleNamespace
 
 import pytest
 
+from natc.compiler.space import all_decisions
+from natc.compiler.space.cpu import tile_facts
 from natc.errors import NatcError
 from natc.spec import KernelSpec
 from natc.store.records import SpaceVersion, Trial
@@ -71,6 +74,7 @@ def trial(spec: KernelSpec, decisions: Mapping[str, int], **changes: object) -> 
 @pytest.fixture
 def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_module, "all_decisions", lambda *_: SPACE)
+    monkeypatch.setattr(model_module, "space_for", lambda *_: SimpleNamespace(facts=None))
 
 
 def best_found(model: Model, spec: KernelSpec, most: int) -> float:
@@ -207,3 +211,20 @@ def test_candidates_with_hopeless_code_are_built_but_not_measured(made_up: None)
     assert 0.1 < statistics.mean(of_kind[False].worth_measuring(spilling)) < 0.3
     assert sum(of_kind[False].worth_measuring([(d, {"spills": spills(d)}) for d in fast])) >= 4
     assert all(of_kind[True].worth_measuring(spilling))
+
+
+def test_a_plan_of_tiles_is_judged_by_caches_and_registers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = {1: 32 * 1024, 2: 2**20}
+    monkeypatch.setattr(tile_facts, "cache_bytes", sizes.__getitem__)
+    (_, *candidates) = all_decisions(K7, CPU, "forward")
+    for decisions in candidates[::100]:
+        facts = tile_facts.facts(K7, CPU, decisions)
+        taller = tile_facts.facts(K9, CPU, decisions)
+        assert facts["score_sums"] >= 8 and 0 < facts["useful_scores"] < 1
+        # Keys and values: rows of a ring, columns of a strip, channels; and 16 columns at most.
+        ring = 8 * 2 * decisions["strip"] * 32 * 4
+        assert ring <= facts["panels"] * sizes[1] <= ring + 256
+        assert taller["panels"] > facts["panels"] and taller["scores"] > facts["scores"]
+        assert facts["scratch"] * sizes[2] > (facts["panels"] + facts["scores"]) * sizes[1]

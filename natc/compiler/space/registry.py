@@ -12,7 +12,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 
 from natc.compiler import tensor_cores
-from natc.compiler.space.cpu import rows, rows_gather, taps, taps_gather, tiles
+from natc.compiler.space.cpu import rows, rows_gather, taps, taps_gather, tile_facts, tiles
 from natc.compiler.space.cuda import gather, simt
 from natc.compiler.space.cuda import streamed as cuda_streamed
 from natc.compiler.space.decisions import Candidates, Decisions
@@ -98,7 +98,8 @@ def space_for(
         large = is_forward and spec is not None and _keeps_much(spec, target)
         return _or_tensor_cores(_STREAMED if large else _SPACES["cuda", is_forward], operation)
     if is_forward and spec is not None and tiles.covers(spec, target):
-        return replace(_for_target(tiles, target), candidates=tiles.candidates)
+        space = _for_target(tiles, target)
+        return replace(space, candidates=tiles.candidates, facts=tile_facts.facts)
     if is_forward and spec is not None and rows.covers(spec):
         return _for_target(rows, target)
     if spec is not None and rows_gather.covers(spec, operation):
