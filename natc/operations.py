@@ -9,7 +9,7 @@ dtype.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from natc.spec import KernelSpec
@@ -27,16 +27,37 @@ SCALARS = ("scale", "terms", "dilation", "stride", "is_causal", "group")
 EXACT_BELOW = 128.0
 
 
+# Tensors that only kernels with a bias have.
+_OF_BIAS = ("rpb", "d_rpb")
+
+# The longest window on an axis, and the most channels, of kernels that have `gradients`.
+_SWEPT_WINDOW, _SWEPT_CHANNELS = 15, 128
+
+
+def _is_swept(spec: KernelSpec) -> bool:
+    """Return whether kernels of a spec have `gradients`."""
+    return (
+        spec.rank == 2
+        and spec.dtype != "float64"
+        and not spec.terms
+        and all(2 <= k <= _SWEPT_WINDOW for k in spec.kernel_size)
+        and spec.head_dim % 8 == 0
+        and spec.head_dim <= _SWEPT_CHANNELS
+    )
+
+
 @dataclass(frozen=True)
 class Operation:
     """One operation.
 
-    tensors: parameters in order; `rpb` is there only in kernels with a bias.
+    tensors: parameters in order; `rpb` and `d_rpb` are there only in kernels with a bias.
     result: the last tensors that it writes.
     layout: heads-last `[B, *S, H, channels]` or heads-first `[B, H, *S, channels]`.
     family: `forward`, `backward` (of the fused operation) or `unfused`.
     needs_rpb: only kernels with a bias have it.
     one_head_dim: only kernels whose value_dim is their head_dim have it.
+    kinds: of the targets whose kernels have it. covers: tells whether kernels of a spec have it,
+        besides these conditions.
 
     Unfused operations are only in kernels without `natc.spec.TERMS`.
     """
@@ -48,6 +69,16 @@ class Operation:
     family: str
     needs_rpb: bool = False
     one_head_dim: bool = False
+    kinds: tuple[str, ...] = ("llvm", "cuda")
+    covers: Callable[[KernelSpec], bool] = lambda spec: True
+
+    def tensors_of(self, rpb: bool) -> tuple[str, ...]:
+        """Return the tensors of kernels with a bias, or of kernels without one."""
+        return tuple(name for name in self.tensors if rpb or name not in _OF_BIAS)
+
+    def results_of(self, rpb: bool) -> tuple[str, ...]:
+        """Return the results of kernels with a bias, or of kernels without one."""
+        return tuple(name for name in self.results if rpb or name not in _OF_BIAS)
 
     @property
     def with_lse(self) -> bool:
@@ -60,7 +91,7 @@ class Operation:
         return "qkv" in self.tensors
 
 
-FORWARD, FORWARD_LSE = "forward", "forward_lse"
+FORWARD, FORWARD_LSE, GRADIENTS = "forward", "forward_lse", "gradients"
 
 _QKV = ("query", "key", "value", "rpb")
 _OF_PAIRS = (*_QKV, "d_output", "lse", "correction", "delta")
@@ -97,6 +128,15 @@ _OPERATIONS = (
     Operation(
         "d_rpb", (*_OF_PAIRS, "partial"), ("partial",), HEADS_LAST, "backward", needs_rpb=True
     ),
+    # All gradients at once, if no axis has a stride or is causal, and every dilation group is as
+    # long as the window. d_lse acc [B, *S, H] is the gradient of the logsumexp. d_key and d_value:
+    # one for each head of the query. d_rpb acc [H, *R].
+    Operation(
+        GRADIENTS,
+        (*_QKV, "d_output", "d_lse", "d_query", "d_key", "d_value", "d_rpb"),
+        ("d_query", "d_key", "d_value", "d_rpb"), HEADS_LAST, "backward",
+        one_head_dim=True, kinds=("llvm",), covers=_is_swept,
+    ),
     # attn [B, H, *S, T]. One more scalar follows: fill (acc), the value for a tap without a key.
     Operation(
         "qk", ("query", "key", "rpb", "attn"), ("attn",), HEADS_FIRST, "unfused",
@@ -117,6 +157,7 @@ _OPERATIONS = (
 )  # fmt: skip
 OPERATIONS = {operation.name: operation for operation in _OPERATIONS}
 FAMILIES = ("forward", "backward", "unfused")
+KINDS = ("llvm", "cuda")
 
 
 def tuned_as(operation: str) -> str:
@@ -124,12 +165,20 @@ def tuned_as(operation: str) -> str:
     return FORWARD if OPERATIONS[operation].family == "forward" else operation
 
 
-def operations_of(spec: KernelSpec, families: tuple[str, ...] = FAMILIES) -> tuple[str, ...]:
-    """Return the names of the operations of some families that a kernel's library holds."""
+def operations_of(
+    spec: KernelSpec, families: tuple[str, ...] = FAMILIES, kind: str | None = None
+) -> tuple[str, ...]:
+    """Return the names of the operations of some families that a kernel's library holds.
+
+    kind: of the library's target; None stands for any, and for operations that all kinds have.
+    """
+    kinds = set(KINDS if kind is None else (kind,))
     return tuple(
         operation.name
         for operation in _OPERATIONS
         if operation.family in families
+        and kinds <= set(operation.kinds)
+        and operation.covers(spec)
         and (spec.rpb or not operation.needs_rpb)
         and (spec.value_dim == spec.head_dim or not operation.one_head_dim)
         and (not spec.terms or operation.family != "unfused")
@@ -137,9 +186,11 @@ def operations_of(spec: KernelSpec, families: tuple[str, ...] = FAMILIES) -> tup
 
 
 # What the first call of a missing kernel builds, and the name of its directory in the cache: one
-# forward, which is all that such a call needs, or a whole family, whose operations run together.
+# forward or all gradients at once, which is all that such a call needs, or else a whole family,
+# whose operations run together.
 CALLED_TOGETHER = (
     *(operation.name for operation in _OPERATIONS if operation.family == "forward"),
+    GRADIENTS,
     "backward",
     "unfused",
 )
@@ -168,5 +219,5 @@ def contents(spec: KernelSpec, operations: Iterable[str]) -> list[str]:
         members = operations_of(spec, (family,))
         if members and set(members) <= set(remaining):
             families.append(family)
-            remaining = [name for name in remaining if name not in members]
+            remaining = [name for name in remaining if OPERATIONS[name].family != family]
     return families + sorted(remaining)

@@ -19,8 +19,10 @@ from natc.bench.problem import BenchProblem, Case, reference_bytes
 from natc.bench.times import Contestant, Prepared, Unavailable, first_line
 from natc.dispatch.call import Options
 from natc.dispatch.fallback import NatcFallbackWarning
+from natc.dispatch.sweep import is_swept
 from natc.errors import NotCoveredError
-from natc.operations import FORWARD, operations_of
+from natc.operations import FORWARD, GRADIENTS, operations_of
+from natc.spec import KernelSpec
 from natc.window import key_position, rpb_index, window
 
 # A dense mask of every query against every key grows with the square of the map.
@@ -75,12 +77,15 @@ def natc_kernels(case: Case) -> Prepared:
     """
     spec, device = case.problem.kernel, case.inputs.query.device
     prepared = from_function(functional.neighborhood_attention)(case)
-    operations: tuple[str, ...] = (FORWARD,)
-    if case.d_output is not None:
-        operations = ("forward_lse", *operations_of(spec, ("backward",)))
     with warnings.catch_warnings(), contextlib.suppress(NotCoveredError):
         warnings.simplefilter("ignore", NatcFallbackWarning)
         prepared.call()
+    operations: tuple[str, ...] = (FORWARD,)
+    if case.d_output is not None:
+        swept = is_swept(spec.kernel_size, case.problem.shape[1:-2], **case.problem.options)
+        swept = swept and device.type == "cpu" and _has(spec, device, GRADIENTS)
+        gradients = (GRADIENTS,) if swept else operations_of(spec, ("backward",))
+        operations = ("forward_lse", *gradients)
     for operation in operations:
         explanation = runtime.explain(spec, device, operation=operation)
         if explanation.choice is None:
@@ -88,6 +93,11 @@ def natc_kernels(case: Case) -> Prepared:
             raise Unavailable(f"no kernel{advice}")
         prepared = replace(prepared, note=explanation.choice.target.name)
     return prepared
+
+
+def _has(spec: KernelSpec, device: torch.device, operation: str) -> bool:
+    """Return whether a library here has an operation."""
+    return runtime.explain(spec, device, operation=operation).choice is not None
 
 
 def plain(case: Case) -> Prepared:

@@ -58,7 +58,9 @@ def call_guarded(
     results = [guarded(poisoned(shape, dtype, device)) for shape, dtype in shapes]
     if all(tensor.numel() for tensor in copies):
         function(*copies, *results, *scalars)
-    for result, name in zip(results, OPERATIONS[operation].results, strict=True):
+    entry = OPERATIONS[operation]
+    names = entry.results_of(rpb=len(results) == len(entry.results))
+    for result, name in zip(results, names, strict=True):
         check_guards(result, f"{name} of {operation}")
     for copy, original in zip(copies, originals, strict=True):
         check_guards(copy, f"an input of {operation}")

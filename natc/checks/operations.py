@@ -14,8 +14,9 @@ from torch import Tensor
 from natc.checks.guarded import call_guarded, scalars
 from natc.checks.inputs import Inputs, inputs_of
 from natc.checks.tolerance import check_close
+from natc.dispatch.sweep import is_swept
 from natc.errors import CheckError
-from natc.operations import EXACT_BELOW, HEADS_FIRST, OPERATIONS
+from natc.operations import EXACT_BELOW, GRADIENTS, HEADS_FIRST, OPERATIONS
 from natc.reference import neighborhood_attention, neighborhood_logits, neighborhood_sum
 from natc.spec import KernelSpec
 
@@ -36,6 +37,16 @@ class Call:
     is_causal: tuple[bool, ...] | None = None
     scale: float = 0.3
     chunks: int = 3
+
+    @property
+    def window(self) -> dict[str, Any]:
+        """The options with an entry for each axis."""
+        ones, flags = (1,) * len(self.sizes), (False,) * len(self.sizes)
+        return {
+            "dilation": self.dilation or ones,
+            "stride": self.stride or ones,
+            "is_causal": self.is_causal or flags,
+        }
 
     @property
     def options(self) -> dict[str, Any]:
@@ -59,20 +70,23 @@ def check_operations(
     """Raise CheckError unless each operation's results agree with the reference in float64.
 
     function: returns the compiled function of an operation, which `call_guarded` calls. An
-    operation that needs an earlier result (lse) gets the reference's.
+    operation that needs an earlier result (lse) gets the reference's. `gradients` is left out
+    where it does not serve the call.
     """
     shared = _problem(spec, call, device, seed)
     for operation in operations:
+        if operation == GRADIENTS and not is_swept(spec.kernel_size, call.sizes, **call.window):
+            continue
         problem = shared
         if operation.endswith("_packed"):  # one tensor cannot hold keys of fewer heads
             problem = _problem(spec, replace(call, heads_kv=call.heads), device, seed)
         inputs, expected = getattr(problem, operation)()
-        names = OPERATIONS[operation].results
+        names = OPERATIONS[operation].results_of(spec.rpb)
         shapes = [tensor_shape(spec, operation, n, problem.sites, call.chunks) for n in names]
         tail = (*problem.scalars, -math.inf) if operation == "qk" else problem.scalars
         results = call_guarded(function(operation), operation, inputs, shapes, tail)
         for result, exact, name in zip(results, expected, names, strict=True):
-            summed = problem.summed(operation, result.double().cpu()).reshape(exact.shape)
+            summed = problem.summed(operation, name, result.double().cpu()).reshape(exact.shape)
             check_close(summed, exact, problem.dtype, f"{operation}: {name}")
 
 
@@ -89,9 +103,9 @@ def tensor_shape(
     offsets = [2 * k - 1 for k in spec.kernel_size]
     heads_first = OPERATIONS[operation].layout == HEADS_FIRST
     sites = (batch, heads, *sizes) if heads_first else (batch, *sizes, heads)
-    if name in ("rpb", "partial"):
+    if name in ("rpb", "partial", "d_rpb"):
         return (*([chunks] if name == "partial" else []), heads, *offsets), acc
-    if name in ("lse", "delta", "correction"):
+    if name in ("lse", "d_lse", "delta", "correction"):
         return sites, acc
     if name == "qkv":
         return (batch, *sizes, 3, heads, spec.head_dim), dtype
@@ -136,7 +150,7 @@ class _Problem:
             self.inputs, call.scale, call.dilation, call.stride, call.is_causal, **self.terms
         )
         self.device = device
-        d_lse = draw(*self.sites, dtype=self.acc)
+        self.d_lse = d_lse = draw(*self.sites, dtype=self.acc)
         self._exact = _Exact(self, d_lse)
         output = self._exact.output.detach().to(self.dtype)
         self.output = output
@@ -145,13 +159,13 @@ class _Problem:
         self.delta_less = delta.to(self.acc)
         self.correction = torch.zeros_like(self.lse)
 
-    def summed(self, operation: str, result: Tensor) -> Tensor:
+    def summed(self, operation: str, name: str, result: Tensor) -> Tensor:
         """Return a result summed over heads that share a key, or over chunks, as callers do."""
-        if operation in ("d_key", "d_value"):
+        if name in ("d_key", "d_value"):
             return result.unflatten(-2, (self.call.heads_kv, -1)).sum(-2)
         if operation == "inverse_av":
             return result.unflatten(1, (self.call.heads_kv, -1)).sum(2)
-        return result.sum(0) if operation in ("d_rpb", "sum_rpb") else result
+        return result.sum(0) if name == "partial" else result
 
     def _on(self, *tensors: Tensor | None) -> list[Tensor | None]:
         return [None if t is None else t.to(self.device) for t in tensors]
@@ -193,6 +207,10 @@ class _Problem:
 
     def d_rpb(self) -> _Prepared:
         return self._gradient("rpb")
+
+    def gradients(self) -> _Prepared:
+        inputs = self._on(*self.inputs, self.d_output, self.d_lse)
+        return inputs, list(self._exact.gradients.values())
 
     def qk(self) -> _Prepared:
         query, key, _, rpb = self.inputs

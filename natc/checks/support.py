@@ -72,7 +72,7 @@ def _usable(target: str) -> dict[KernelSpec, set[str]]:
     return {
         spec: {
             name
-            for name in operations_of(spec)
+            for name in operations_of(spec, kind=target)
             if runtime.explain(spec, facts, operation=name).choice is not None
         }
         for spec in {library.spec for library in runtime.kernels()}
@@ -83,7 +83,7 @@ def _installed(cell: Cell, kernels: Mapping[KernelSpec, set[str]]) -> bool:
     """Return whether kernels of some spec have all operations that a cell's calls need."""
     fits = KINDS.get(cell.feature, lambda spec: True)
     for spec, operations in kernels.items():
-        needed = set(cell.operations) & set(operations_of(spec))
+        needed = set(cell.operations) & set(operations_of(spec, kind=cell.target))
         if spec.rank == cell.rank and fits(spec) and needed and needed <= operations:
             return cell.supported in (KERNEL, COMPOSITION)
     return False
@@ -137,13 +137,15 @@ class _StandIns(dict[Any, Any]):
             spec = key.spec()
         except SpecError:
             return None
-        if operation not in operations_of(spec) or not compiles(spec.dtype, self.target):
+        if operation not in operations_of(spec, kind=self.target) or not compiles(
+            spec.dtype, self.target
+        ):
             return None
 
         def run(*arguments: Any) -> None:
             self.seen.operations.add(operation)
             tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
-            for result in tensors[-len(OPERATIONS[operation].results) :]:
+            for result in tensors[-len(OPERATIONS[operation].results_of(spec.rpb)) :]:
                 result.zero_()
 
         return Kernel(run, 1, None)  # type: ignore[arg-type]

@@ -207,18 +207,19 @@ def parse_operations(text: str) -> tuple[str, ...]:
     return tuple(family for family in FAMILIES if family in named)
 
 
-def parse_tuned(text: str, spec: KernelSpec) -> tuple[str, ...]:
+def parse_tuned(text: str, spec: KernelSpec, kind: str) -> tuple[str, ...]:
     """Return the operations of a kernel that are named in text such as forward,d_query, each once.
 
-    A family names all of its operations. Raises SpecError for any other text.
+    kind: of the target. A family names all of its operations. Raises SpecError for any other text.
     """
+    every = operations_of(spec, kind=kind)
     operations: list[str] = []
     for part in (part.strip() for part in text.split(",")):
-        names = operations_of(spec, (part,)) or (part,)
-        if not set(names) <= set(operations_of(spec)):
+        names = operations_of(spec, (part,), kind) or (part,)
+        if not set(names) <= set(every):
             raise SpecError(
                 f"operations has {part!r}; it must be one or more of "
-                f"{', '.join(dict.fromkeys((*FAMILIES, *operations_of(spec))))}, separated by "
+                f"{', '.join(dict.fromkeys((*FAMILIES, *every)))}, separated by "
                 "commas."
             )
         operations += map(tuned_as, names)

@@ -89,6 +89,13 @@ class Statements:
         self.add(tirx.For(variable, 0, extent, tirx.ForKind.SERIAL, body()))
 
     @contextmanager
+    def repeat_while(self, condition: Expr) -> Iterator[None]:
+        """Repeat the block as long as `condition`, which reads registers, holds."""
+        with self._block() as body:
+            yield
+        self.add(tirx.While(condition, body()))
+
+    @contextmanager
     def parallel(self, name: str, extent: Any) -> Iterator[Any]:
         """Run the block for 0 .. extent-1, divided among a CPU's threads."""
         variable = tirx.Var(name, "int32")

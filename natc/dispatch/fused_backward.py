@@ -18,6 +18,7 @@ from natc import reference
 from natc.dispatch.call import Options
 from natc.dispatch.fallback import as_new, find, report
 from natc.dispatch.launch import launch, ready
+from natc.dispatch.sweep import run_sweep, sweep_kernel
 from natc.reference.backward import of_group
 from natc.reference.layout import accumulator, without_autocast
 from natc.runtime.load import Kernel
@@ -56,6 +57,11 @@ def backward(
     names = [n for n, t, flag in zip(GRADIENTS, variables, wanted) if flag and t is not None]
     if not names:
         return _complete((None,) * len(variables), wanted, query)
+    if len(names) > 1 and query.numel():
+        kernel = sweep_kernel(query, value, rpb, lse, d_lse, options)
+        if kernel is not None:
+            swept = run_sweep(kernel, query, key, value, rpb, d_output, d_lse, options)
+            return _complete(swept, wanted, query)
     kernels = _kernels(names, query, rpb, value, options) if query.numel() else None
     if kernels is None:
         saved = (query, key, value, rpb, output, lse)

@@ -29,7 +29,7 @@ COPIED_TOGETHER = 2**18
 
 # Tensors with heads_kv heads, and tensors without a batch.
 _OF_KEYS = frozenset(("key", "value"))
-_WITHOUT_BATCH = frozenset(("rpb", "partial"))
+_WITHOUT_BATCH = frozenset(("rpb", "partial", "d_rpb"))
 _COPYING = frozenset(
     name
     for name, operation in OPERATIONS.items()
@@ -196,15 +196,15 @@ def _ranges(length: int, step: int) -> list[tuple[int, int]]:
 
 @functools.cache
 def _names(operation: str, number: int) -> tuple[str, ...]:
-    """Return the operation's tensor names; without `rpb` if the call passes one tensor fewer."""
-    names = OPERATIONS[operation].tensors
-    return names if len(names) == number else tuple(name for name in names if name != "rpb")
+    """Return the operation's tensor names; those of a bias are left out if a call passes fewer."""
+    entry = OPERATIONS[operation]
+    return entry.tensors_of(rpb=len(entry.tensors) == number)
 
 
 def _heads_axis(name: str, operation: str) -> int:
     """Return the axis of the heads in an operation's tensor."""
-    if name == "rpb":
+    if name in ("rpb", "d_rpb"):
         return 0
     if name == "partial" or OPERATIONS[operation].layout == HEADS_FIRST:
         return 1
-    return -1 if name in ("lse", "delta", "correction") else -2
+    return -1 if name in ("lse", "d_lse", "delta", "correction") else -2

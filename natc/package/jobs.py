@@ -86,7 +86,7 @@ def directory_of(job: Job, tools: str) -> Path:
         "linker": env.NATC_CC.get(),
         "library": job.name,
         "archs": [target.arch for target in job.targets],
-        "operations": operations_of(job.spec, job.families),
+        "operations": operations_of(job.spec, job.families, job.targets[0].kind),
         "schedules": {target.name: _schedules_digest(job.spec, target) for target in job.targets},
     }
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
@@ -226,7 +226,7 @@ def code_files() -> list[Path]:
 def _schedules_digest(spec: KernelSpec, target: Target) -> list[list[str]]:
     # A kernel may use the schedules of near kernels. There are hundreds, and few files.
     files = {path.stem: path for path in workspace.schedule_files(target)}
-    operations = dict.fromkeys(map(tuned_as, operations_of(spec)))
+    operations = dict.fromkeys(map(tuned_as, operations_of(spec, kind=target.kind)))
     names = dict.fromkeys(
         workspace.tuned_name(candidate, operation)
         for candidate in near(spec)

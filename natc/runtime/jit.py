@@ -21,7 +21,7 @@ from pathlib import Path
 from natc import env
 from natc.errors import CompilerNotFound, NatcError
 from natc.host.toolchain import check_compilers
-from natc.operations import OPERATIONS, called_with, operations_called, operations_of
+from natc.operations import GRADIENTS, OPERATIONS, called_with, operations_called, operations_of
 from natc.runtime.trust import noexec
 from natc.spec import KernelSpec, compiles
 from natc.store import workspace
@@ -40,7 +40,6 @@ _failures: dict[tuple[KernelSpec, Target], str] = {}
 
 # The processes that build gradients before a call needs them.
 _ahead: dict[tuple[KernelSpec, Target], subprocess.Popen[bytes]] = {}
-_GRADIENTS = "backward"
 
 
 def mode() -> str:
@@ -53,7 +52,7 @@ def mode() -> str:
 
 def obstacle(spec: KernelSpec, target: Target, operation: str) -> str | None:
     """Return why a call does not build an operation, as a clause, or None if it does."""
-    if operation not in operations_of(spec):
+    if operation not in operations_of(spec, kind=target.kind):
         return f"{spec.name} has no {operation}"
     if not compiles(spec.dtype, target.kind):
         return f"there are no {spec.dtype} kernels for {target.kind}"
@@ -88,7 +87,7 @@ def build(
     """
     group = called_with(operation)
     what = f"{spec.name} ({group}) for {target.name}"
-    if group == _GRADIENTS and (spec, target) in _ahead:
+    if group == _gradients(spec, target) and (spec, target) in _ahead:
         _ahead.pop((spec, target)).wait()
     try:
         # Processes that call the same new kernel at once wait for the first one's build.
@@ -101,10 +100,11 @@ def build(
                 what,
             )
             start = time.monotonic()
+            gradients = _gradients(spec, target)
             if OPERATIONS[operation].with_lse and not is_there(
-                operations_called(spec, _GRADIENTS)[0]
+                operations_called(spec, gradients)[0]
             ):
-                _ahead[spec, target] = _start(spec, target, _GRADIENTS, "--if-missing")
+                _ahead[spec, target] = _start(spec, target, gradients, "--if-missing")
             problem = _run(spec, target, group)
     except (NatcError, OSError) as error:
         problem = str(error)
@@ -116,6 +116,12 @@ def build(
     _log.warning("natc could not build %s: %s", what, problem)
     _failures[spec, target] = f"building it failed: {problem.splitlines()[-1]}"
     return False
+
+
+def _gradients(spec: KernelSpec, target: Target) -> str:
+    """Return the group of operations that a call's gradients need, as a rule."""
+    every = operations_of(spec, ("backward",), target.kind)
+    return GRADIENTS if GRADIENTS in every else "backward"
 
 
 def _run(spec: KernelSpec, target: Target, group: str) -> str | None:

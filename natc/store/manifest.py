@@ -126,7 +126,7 @@ class Manifest:
             raise ValueError(f"glibc {self.glibc!r} must be a version such as 2.28")
         if not self.entries:
             raise ValueError("entries must name at least one operation")
-        unknown = sorted(self.entries.keys() - operations_of(spec))
+        unknown = sorted(self.entries.keys() - operations_of(spec, kind=self.target.kind))
         if unknown:
             raise ValueError(f"entries names {', '.join(unknown)}, which {spec} does not have")
         expected = entries_of(spec, self.target.targets, self.entries)

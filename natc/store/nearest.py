@@ -62,7 +62,11 @@ def usable_schedules(
     file to pass over. Whether decisions fit is not checked. Raises ScheduleError for a schedule
     that cannot be read.
     """
-    kernels = [each for each in near(spec) if operation in map(tuned_as, operations_of(each))]
+    kernels = [
+        each
+        for each in near(spec)
+        if operation in map(tuned_as, operations_of(each, kind=target.kind))
+    ]
     schedules: dict[KernelSpec, Schedule] = {}
     outdated = []
     for kernel in kernels:

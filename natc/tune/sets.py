@@ -73,5 +73,5 @@ def _searches(blocks: Sequence[Kernels], kind: str) -> Iterator[Tuned]:
             spec = KernelSpec.make(
                 size, rank=block.rank, head_dim=head_dim, dtype=dtype, rpb=block.rpb
             )
-            for operation in operations_of(spec, block.families):
+            for operation in operations_of(spec, block.families, kind):
                 yield Tuned(spec, tuned_as(operation))

@@ -77,7 +77,7 @@ def guarded_kernel(built: BuiltKernels, spec: KernelSpec, **options: int) -> Gua
 @once
 @given(data=st.data())
 def test_sweep_of_attention(built: BuiltKernels, spec: KernelSpec, data: st.DataObject) -> None:
-    built.need(spec, *operations_of(spec, ("forward", "backward")))
+    built.need(spec, *operations_of(spec, ("forward", "backward"), "llvm"))
     check_fused(data.draw(fused_calls(spec)), natc.neighborhood_attention)
 
 
@@ -122,7 +122,7 @@ def test_sweep_of_calls_in_parts(
 
     NATTEN computed positions beyond 2^31 elements in 32 bits (its pull request 337).
     """
-    built.need(spec, *operations_of(spec, ("forward", "backward")))
+    built.need(spec, *operations_of(spec, ("forward", "backward"), "llvm"))
     unfused = operators(built, spec) if spec in WITH_OPERATORS else ()
     call = data.draw(fused_calls(spec))
     positions = math.prod(call.spatial)

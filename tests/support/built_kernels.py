@@ -48,7 +48,8 @@ class BuiltKernels:
         if spec in self._manifests:
             return
         parts = self._parts[spec]
-        missing = [name for name in operations or operations_of(spec) if name not in parts]
+        every = operations or operations_of(spec, kind="llvm")
+        missing = [name for name in every if name not in parts]
         if missing:
             number = len(set(parts.values()))
             manifest = build_part(spec, missing, self.directories[1 + number])
@@ -57,7 +58,7 @@ class BuiltKernels:
 
     def need_attention(self, spec: KernelSpec) -> None:
         """Build attention with its logsumexp, and its gradients."""
-        self.need(spec, "forward_lse", *operations_of(spec, ("backward",)))
+        self.need(spec, "forward_lse", *operations_of(spec, ("backward",), "llvm"))
 
     def need_operators(self, spec: KernelSpec) -> None:
         """Build the operators qk and av; their gradients are operators without a bias."""

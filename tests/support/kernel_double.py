@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natc.operations import HEADS_FIRST, OPERATIONS
+from natc.operations import GRADIENTS, HEADS_FIRST, OPERATIONS, operations_of
 from natc.reference import (
     attended_sum,
     neighborhood_attention,
+    neighborhood_gradients,
     neighborhood_logits,
     neighborhood_sum,
     rpb_sum,
@@ -41,6 +42,8 @@ class Doubles(dict[Any, Any]):
     def __missing__(self, key: KernelKey) -> Kernel | None:
         operation, kernel_size, rpb = key.operation, key.kernel_size, key.rpb
         either = "rpb" not in OPERATIONS[operation].tensors
+        if operation == GRADIENTS and GRADIENTS not in operations_of(key.spec(), kind="llvm"):
+            return None
         if operation in self.missing or not (rpb or either or self.without_rpb):
             return None
         assert key.device == torch.device("cpu")
@@ -54,7 +57,9 @@ class Doubles(dict[Any, Any]):
             # A compiled kernel is unknown to autograd.
             with torch._C._AutoDispatchBelowAutograd():
                 results = getattr(double, operation)()
-                for name, tensor in zip(OPERATIONS[operation].results, results, strict=True):
+                for name, tensor in zip(
+                    OPERATIONS[operation].results_of(rpb), results, strict=True
+                ):
                     assert double.tensors[name].shape == tensor.shape, (operation, name)
                     double.tensors[name].copy_(tensor)
 
@@ -77,7 +82,7 @@ class _Call:
     ) -> None:
         self.operation, self.kernel_size, self.dtype = OPERATIONS[operation], kernel_size, dtype
         self.acc = torch.float64 if dtype == torch.float64 else torch.float32
-        names = [name for name in self.operation.tensors if rpb or name != "rpb"]
+        names = self.operation.tensors_of(rpb)
         self.tensors: dict[str, Tensor] = dict(zip(names, arguments[: len(names)], strict=True))
         rank = len(kernel_size)
         scale, *integers = arguments[len(names) :]
@@ -93,7 +98,7 @@ class _Call:
 
     def check(self, head_dim: int, value_dim: int) -> None:
         """Check the promises that a compiled kernel relies on."""
-        acc = {"rpb", "lse", "delta", "correction", "partial"}
+        acc = {"rpb", "lse", "d_lse", "delta", "correction", "partial", "d_rpb"}
         for name, tensor in self.tensors.items():
             assert tensor.dtype == (self.acc if name in acc else self.dtype), name
             assert tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0, name
@@ -106,7 +111,7 @@ class _Call:
         channels = {"attn": math.prod(self.kernel_size), "d_attn": math.prod(self.kernel_size)}
         channels |= dict.fromkeys(("value", "output", "d_output", "d_value"), value_dim)
         for name, tensor in self.tensors.items():
-            if name in ("rpb", "partial"):
+            if name in ("rpb", "partial", "d_rpb"):
                 offsets = [2 * size - 1 for size in self.kernel_size]
                 assert list(tensor.shape[-len(offsets) - 1 :]) == [heads, *offsets], name
                 continue
@@ -114,7 +119,7 @@ class _Call:
             shape = [batch, number, *sizes] if heads_first else [batch, *sizes, number]
             if name == "qkv":
                 shape.insert(-1, 3)
-            if name not in ("lse", "delta", "correction"):
+            if name not in ("lse", "d_lse", "delta", "correction"):
                 shape.append(channels.get(name, head_dim))
             assert list(tensor.shape) == shape, name
 
@@ -190,6 +195,22 @@ class _Call:
         for index, entry in enumerate(d_logits):
             partial[index % chunks] += rpb_sum(entry[None], self.kernel_size, **self.where)
         return partial
+
+    def gradients(self) -> list[Tensor]:
+        query, key, value, d_output = self.last("query", "key", "value", "d_output")
+        for dilation, stride, size, flag, length in zip(
+            *(self.where["dilation"], self.where["stride"], self.kernel_size),
+            *(self.where["is_causal"], query.shape[1:-2]),
+            strict=True,
+        ):
+            assert stride == 1 and not flag and dilation * size <= length
+        rpb = self.tensors.get("rpb")
+        gradients = neighborhood_gradients(
+            *(query, *(t.repeat_interleave(self.group, -2) for t in (key, value))),
+            self.kernel_size, d_output=d_output, d_lse=self.tensors["d_lse"], rpb=rpb,
+            wanted=(True, True, True, rpb is not None), scale=self.scale, **self.where,
+        )  # fmt: skip
+        return [gradient for gradient in gradients if gradient is not None]
 
     def qk(self) -> list[Tensor]:
         assert self.fill is not None

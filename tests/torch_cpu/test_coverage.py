@@ -67,8 +67,8 @@ def test_every_named_operation_exists_and_is_used(cells: list[Cell]) -> None:
     [
         ("fused forward", {"forward"}),
         ("logsumexp", {"forward_lse"}),
-        ("fused backward", {"delta", "d_query", "d_key", "d_value"}),
-        ("fused backward, rpb", {"delta", "d_query", "d_key", "d_value", "d_rpb"}),
+        ("fused backward", {"gradients"}),
+        ("fused backward, rpb", {"gradients"}),
         ("unfused qk", {"qk"}),
         ("unfused qk, rpb, backward", {"av", "inverse_av", "sum_rpb"}),
         ("unfused av, backward", {"qk", "inverse_av"}),
@@ -78,22 +78,36 @@ def test_a_row_names_the_operations_of_its_own_step(feature: str, operations: se
     assert set(only(feature).operations) == operations
 
 
-@pytest.mark.parametrize("missing", USED)
+@pytest.mark.parametrize("missing", sorted(set(USED) - {"gradients"}))
 def test_without_an_operation_its_rows_fall_to_the_reference(
     missing: str, cells: list[Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = next(
-        cell.feature
+        cell
         for cell in cells
         if missing in cell.operations and not cell.feature.startswith(DERIVED)
     )
 
-    def fewer(spec: KernelSpec, *options: Any) -> tuple[str, ...]:
-        return tuple(name for name in operations_of(spec, *options) if name != missing)
+    leave_out(monkeypatch, missing)
+    without = only(row.feature, rank=row.rank, target=row.target)
+    assert without.supported == REFERENCE
+    assert missing not in without.operations
+
+
+def leave_out(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    def fewer(spec: KernelSpec, *options: Any, **kind: Any) -> tuple[str, ...]:
+        return tuple(name for name in operations_of(spec, *options, **kind) if name != missing)
 
     monkeypatch.setattr(support, "operations_of", fewer)
-    assert only(row).supported == REFERENCE
-    assert missing not in only(row).operations
+
+
+def test_without_all_gradients_at_once_kernels_compute_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    leave_out(monkeypatch, "gradients")
+    cell = only("fused backward, rpb")
+    assert cell.supported == KERNEL
+    assert set(cell.operations) == {"delta", "d_query", "d_key", "d_value", "d_rpb"}
 
 
 def test_a_call_that_goes_to_the_reference_is_seen_to() -> None:
@@ -127,7 +141,7 @@ def test_nothing_is_left_behind() -> None:
 def test_installed_needs_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Tiny libraries hold no kernels; their manifests say what they would serve.
     for name, operations in {
-        "na2d_k7_d32_float32": operations_of(KernelSpec.parse("na2d_k7_d32_float32")),
+        "na2d_k7_d32_float32": operations_of(KernelSpec.parse("na2d_k7_d32_float32"), kind="llvm"),
         "na1d_k4_d32_float16_rpb": ("forward",),
     }.items():
         add_library(tmp_path, KernelSpec.parse(name), operations=operations)

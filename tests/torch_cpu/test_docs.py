@@ -284,7 +284,7 @@ def _check_values(verb: str, values: dict[str, Any]) -> None:
     if values.get("operations"):
         # natc tune takes single operations, too.
         if verb == "tune":
-            options.parse_tuned(values["operations"], specs[0])
+            options.parse_tuned(values["operations"], specs[0], "llvm")
         else:
             options.parse_operations(values["operations"])
     target, arch = values.get("target"), values.get("arch")

@@ -85,10 +85,9 @@ def show(
         raise ArgumentError(
             "--kernel is missing: the window to explain, such as --kernel 7; or a NAME or FILE."
         )
-    if operation not in operations_of(spec):
-        raise SpecError(
-            f"operation is {operation!r}; {spec.name} has {', '.join(operations_of(spec))}."
-        )
+    operations = operations_of(spec, kind=facts.machine.kind if facts.machine else None)
+    if operation not in operations:
+        raise SpecError(f"operation is {operation!r}; {spec.name} has {', '.join(operations)}.")
     explanation = runtime.explain(spec, facts, operation=operation)
     account, choice = why.account(explanation), explanation.choice
     if choice is not None:

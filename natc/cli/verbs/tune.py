@@ -168,7 +168,7 @@ def tune(
             f"dtype is {spec.dtype}; natc tune measures kernels in {', '.join(_DTYPES)}. "
             "natc build compiles them all."
         )
-    wanted = options.parse_tuned(operations, spec)
+    wanted = options.parse_tuned(operations, spec, place.kind)
     shapes = [options.parse_input(text, spec) for text in shape] if shape else None
     options.require_compiler("tune")
     if recheck:

@@ -54,7 +54,7 @@ def account(explanation: Explanation) -> dict[str, Any]:
                 **_way(runtime.explain(spec, facts, operation=name)),
                 "family": OPERATIONS[name].family,
             }
-            for name in operations_of(spec)
+            for name in operations_of(spec, kind=facts.machine.kind if facts.machine else None)
         ],
     }
 

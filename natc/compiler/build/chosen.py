@@ -62,7 +62,7 @@ def choose(
     what = f"{spec.name} for {target.name}"
     if untuned:
         return Chosen({}, "untuned", f"{what}: the untuned default schedule, as asked.")
-    wanted = operations_of(spec) if operations is None else operations
+    wanted = operations_of(spec, kind=target.kind) if operations is None else operations
     decisions: dict[str, int] = {}
     other_schedules: list[Schedule] = []
     origin, note, forward = "untuned", "", None

@@ -119,7 +119,7 @@ def _check(
             "natc.reference serves it."
         )
     unknown = [family for family in families if family not in FAMILIES]
-    operations = operations_of(spec, tuple(families))
+    operations = operations_of(spec, tuple(families), targets[0].kind)
     if unknown or not operations:
         raise BuildError(
             f"operations is {', '.join(families) or 'empty'}; it must be some of "

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import tvm
 
-from natc.compiler.build.lower import StageSizesKnown, compiler_target, entry_module
+from natc.compiler.build.lower import (
+    WRITTEN,
+    NothingScheduled,
+    StageSizesKnown,
+    compiler_target,
+    entry_module,
+)
 from natc.host.c_compiler import link_library
 from natc.host.toolchain import machine_of
 from natc.spec import KernelSpec
@@ -55,18 +61,30 @@ def link(
 
     The other arguments are those of `build_llvm`.
     """
-    with tvm.transform.PassContext(instruments=[StageSizesKnown()]):
-        compiled = tvm.compile(module, target=compiler_target(target))
-    machine_code = directory / "kernels.o"
-    compiled.mod.write_to_file(str(machine_code), "o")
+    objects, texts = [], []
+    for is_written in (False, True):
+        functions = {
+            name: function
+            for name, function in module.functions.items()
+            if (WRITTEN in (function.attrs or {})) == is_written
+        }
+        if not functions:
+            continue
+        instrument = NothingScheduled() if is_written else StageSizesKnown()
+        with tvm.transform.PassContext(instruments=[instrument]):
+            compiled = tvm.compile(tvm.IRModule(functions), target=compiler_target(target))
+        objects.append(directory / f"{'written' if is_written else 'scheduled'}.o")
+        compiled.mod.write_to_file(str(objects[-1]), "o")
+        if keep_assembly:
+            texts.append(compiled.mod.inspect_source("asm"))
     if keep_assembly:
-        (directory / ASSEMBLY).write_text(compiled.mod.inspect_source("asm"))
+        (directory / ASSEMBLY).write_text("\n".join(texts))
     with resources.as_file(
         resources.files("natc.compiler.build") / "launcher" / "threads.c"
     ) as threads:
         link_library(
             output,
-            [threads, machine_code],
+            [threads, *objects],
             exported=[f"__tvm_ffi_{name}" for name in names],
             directory=directory,
             machine=machine_of(target),

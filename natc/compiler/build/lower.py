@@ -53,6 +53,10 @@ _SIZED = tvm.transform.Sequential(
 )
 
 
+# An attribute of functions that are written, not scheduled.
+WRITTEN = "natc.written"
+
+
 @functools.cache
 def compiler_target(target: Target) -> CompilerTarget:
     """Return `target` as a TVM target; needs neither that CPU nor a GPU."""
@@ -84,7 +88,7 @@ def most_shared_bytes(target: Target) -> int:
 def entry_module(
     spec: KernelSpec, target: Target, decisions: Mapping[str, int], names: Mapping[str, str]
 ) -> tvm.IRModule:
-    """Return a module with the scheduled function of each operation; names: operation -> its name.
+    """Return a module with the function of each operation; names: operation -> its name.
 
     decisions: for all operations, under the names of `natc.store.schedules.joined`.
     """
@@ -109,6 +113,10 @@ def scheduled(
     ScheduleError for a decision that the space does not have.
     """
     space = space_for(target, operation, spec)
+    if space.write is not None:
+        function = space.write(spec, target, Decisions(decisions, space.name))
+        function = function.with_attr({"global_symbol": name, WRITTEN: True})
+        return tvm.IRModule({name: function})
     defined = space.definition(operation, spec, space.exponential)
     sch = Schedule(tvm.IRModule({name: defined.with_attr("global_symbol", name)}))
     sch.work_on(name)
@@ -139,6 +147,26 @@ def finished(
 
 # Passes that remove statements without effect, and move conditions out of loops.
 _LEFT_TO_LLVM = ("tirx.RemoveNoOp", "s_tir.HoistIfThenElse")
+
+# Passes that look through a whole function for what written functions do not have, and take most
+# of the time of a build.
+_FOR_SCHEDULED = frozenset(
+    (
+        "s_tir.CompactBufferAllocation", "s_tir.HoistIfThenElse", "s_tir.InjectPermutedLayout",
+        "s_tir.InjectVirtualThread",
+        "s_tir.PlanAndUpdateBufferAllocationLocation", "s_tir.RenormalizeSplitPattern",
+        "tirx.NarrowDataType", "tirx.RemoveNoOp", "tirx.StmtSimplify",
+    )
+)  # fmt: skip
+
+
+@tvm.ir.instrument.pass_instrument
+class NothingScheduled:
+    """Leaves out passes that written functions do not need."""
+
+    def should_run(self, module: tvm.IRModule, info: tvm.transform.PassInfo) -> bool:
+        """Return whether to run a pass."""
+        return str(info.name) not in _FOR_SCHEDULED
 
 
 @tvm.ir.instrument.pass_instrument

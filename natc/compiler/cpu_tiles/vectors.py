@@ -24,7 +24,14 @@ def load(buffer: tirx.Buffer, index: Sequence[Any] | Any, lanes: int) -> Expr:
 def load_float(buffer: tirx.Buffer, index: Sequence[Any] | Any, lanes: int) -> Expr:
     """Return `lanes` adjacent elements of a buffer of any floating-point type as float32."""
     value = load(buffer, index, lanes)
-    return value.astype(vector_type(lanes))
+    if buffer.ty.dtype != "bfloat16":
+        return value.astype(vector_type(lanes))
+    # By its bits: TVM converts a bfloat16 that a variable is bound to as if it were an integer.
+    bits = tirx.reinterpret(vector_type(lanes, "uint16"), value).astype(
+        vector_type(lanes, "uint32")
+    )
+    shift = broadcast(tirx.const(16, "uint32"), lanes)
+    return tirx.reinterpret(vector_type(lanes), bits << shift)
 
 
 def save(

@@ -62,15 +62,19 @@ class Decisions:
         return number
 
     def annotate(self, sch: Schedule, block: SBlockRV) -> None:
-        """Annotate the answers on `block`; raise ScheduleError if `fixed` has any other name."""
+        """Annotate the answers on `block`; raises as `check_names`."""
+        self.check_names()
+        for name, value in self._answers.items():
+            sch.annotate(block, _PREFIX + name, value)
+
+    def check_names(self) -> None:
+        """Raise ScheduleError if `fixed` has a name that no question had."""
         unknown = sorted(set(self._fixed) - set(self._answers))
         if unknown:
             raise ScheduleError(
                 f"decision {', '.join(unknown)} is not of space {self._space}, which has "
                 f"{', '.join(self._answers)}."
             )
-        for name, value in self._answers.items():
-            sch.annotate(block, _PREFIX + name, value)
 
     def _checked(self, name: str, candidates: Sequence[int]) -> int:
         self.candidates[name] = list(candidates)

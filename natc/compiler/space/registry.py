@@ -12,13 +12,13 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 
 from natc.compiler import tensor_cores
-from natc.compiler.space.cpu import rows, rows_gather, taps, taps_gather, tile_facts, tiles
+from natc.compiler.space.cpu import rows, rows_gather, sweep, taps, taps_gather, tile_facts, tiles
 from natc.compiler.space.cuda import gather, simt
 from natc.compiler.space.cuda import streamed as cuda_streamed
 from natc.compiler.space.decisions import Candidates, Decisions
 from natc.compiler.te import definitions, streamed
 from natc.compiler.te.exponential import Exponential, base_two, polynomial
-from natc.operations import FORWARD, OPERATIONS
+from natc.operations import FORWARD, GRADIENTS, OPERATIONS
 from natc.spec import KernelSpec
 from natc.targets import Target
 
@@ -36,7 +36,8 @@ class DesignSpace:
     called with `example` as well (`natc.compiler.te.problem`). candidates(spec, target): the
     decisions of all candidates, the default ones first; None: `all_decisions` applies schedules
     to find them. facts(spec, target, decisions): numbers for a search's model, by name, that
-    follow from decisions only together with the spec.
+    follow from decisions only together with the spec. write(spec, target, decisions): returns the
+    function, where nothing is scheduled.
     """
 
     name: str
@@ -47,6 +48,7 @@ class DesignSpace:
     definition: Callable[..., tirx.PrimFunc]
     candidates: Callable[[KernelSpec, Target], list[dict[str, int]]] | None = None
     facts: Callable[[KernelSpec, Target, Mapping[str, int]], dict[str, float]] | None = None
+    write: Callable[[KernelSpec, Target, Decisions], tirx.PrimFunc] | None = None
 
 
 @functools.cache
@@ -93,6 +95,8 @@ def space_for(
     whose threads would need too many registers has a space of its own. spec: None stands for a
     small kernel.
     """
+    if operation == GRADIENTS:
+        return _sweep(target)
     is_forward = OPERATIONS[operation].family == "forward"
     if target.kind == "cuda":
         large = is_forward and spec is not None and _keeps_much(spec, target)
@@ -111,6 +115,13 @@ def space_for(
 def _for_target(rule: ModuleType, target: Target) -> DesignSpace:
     """Return the design space of a module whose definition depends on the target."""
     return _space(rule, polynomial, functools.partial(rule.definition, target=target))
+
+
+@functools.cache
+def _sweep(target: Target) -> DesignSpace:
+    """Return the design space of all gradients at once."""
+    space = _for_target(sweep, target)
+    return replace(space, candidates=sweep.candidates, write=sweep.write)
 
 
 def _keeps_much(spec: KernelSpec, target: Target) -> bool:

@@ -77,7 +77,7 @@ def arguments(
             return torch.full(size, near, dtype=dtype, device=device)
         return torch.randn(size, generator=chance, device=device).to(dtype)
 
-    tensors = [tensor(name) for name in signature.tensors if name != "rpb" or spec.rpb]
+    tensors = [tensor(name) for name in signature.tensors_of(spec.rpb)]
     ones = (1,) * spec.rank
     terms: dict[str, Any] = dict.fromkeys(spec.terms, 1.0)
     options = Options(

@@ -69,7 +69,7 @@ def tune(
     tell = on_event or (lambda event: None)
     start = time.monotonic()
     chosen = [tuple(shape) for shape in shapes or default_shapes(spec, target)]
-    _check(spec, operation, chosen, trials, minutes)
+    _check(spec, target, operation, chosen, trials, minutes)
     design = space_for(target, operation, spec)
     space = SpaceVersion(design.name, design.version)
     problem = TunedKernel(spec.name, target.name, operation, space, keys_of(chosen, spec))
@@ -227,21 +227,24 @@ def _on_this_machine(
 
 def _check(
     spec: KernelSpec,
+    target: Target,
     operation: str,
     shapes: Sequence[Shape],
     trials: int | None,
     minutes: float | None,
 ) -> None:
     """Raise now for arguments that would fail only after measurements were made."""
-    check_problem(spec, operation, shapes)
+    check_problem(spec, target, operation, shapes)
     for name, value in (("trials", trials), ("minutes", minutes)):
         if value is not None and not value > 0:
             raise ArgumentError(f"{name} is {value}; it must be above 0, or None for no limit.")
 
 
-def check_problem(spec: KernelSpec, operation: str, shapes: Sequence[Shape]) -> None:
+def check_problem(
+    spec: KernelSpec, target: Target, operation: str, shapes: Sequence[Shape]
+) -> None:
     """Raise SpecError if the kernel lacks the operation, ArgumentError for a bad shape."""
-    names = tuple(dict.fromkeys(map(tuned_as, operations_of(spec))))
+    names = tuple(dict.fromkeys(map(tuned_as, operations_of(spec, kind=target.kind))))
     if operation not in names:
         raise SpecError(
             f"operation is {operation!r}; the operations of {spec.name} that can be tuned are "

@@ -50,7 +50,7 @@ def export(
     """
     tell = on_event or (lambda event: None)
     chosen = [tuple(shape) for shape in shapes or default_shapes(spec, target)]
-    check_problem(spec, operation, chosen)
+    check_problem(spec, target, operation, chosen)
     if candidates < 2:
         raise ArgumentError(f"candidates is {candidates}; a round has 2 or more.")
     check_compilers(target)

@@ -1,0 +1,118 @@
+"""The decisions of a sweep, and the sizes that follow from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from natc.spec import KernelSpec
+
+_LINE = 16  # float32 of a cache line
+TILE = 4  # queries of a tile: 2 rows x 2 columns
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the sweep of one spec is computed.
+
+    lanes: of a vector. strip: columns of a panel of keys. key_rows: rows of keys whose scores a
+    tile holds at once. sum_queries, sum_vectors: queries, and vectors of channels of each, whose
+    gradients are summed at once. scatter_vectors: vectors of a tile's four queries that are held
+    while all keys get their share. prefetch: whether to fetch what the next tiles need.
+    """
+
+    spec: KernelSpec
+    lanes: int
+    strip: int
+    key_rows: int
+    sum_queries: int
+    sum_vectors: int
+    scatter_vectors: int
+    prefetch: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of a window."""
+        return self.spec.kernel_size[0]
+
+    @property
+    def columns(self) -> int:
+        """Columns of a window."""
+        return self.spec.kernel_size[1]
+
+    @property
+    def channels(self) -> int:
+        """Channels of a query, key or value."""
+        return self.spec.head_dim
+
+    @property
+    def padded(self) -> int:
+        """Columns of the windows of two queries side by side, filled up to whole vectors."""
+        return whole(self.columns + 1, self.lanes)
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of a row of a window."""
+        return self.padded // self.lanes
+
+    @property
+    def ring(self) -> int:
+        """Rows that a panel holds: those of the windows of two rows of queries."""
+        return self.rows + 1
+
+    @property
+    def pairs(self) -> int:
+        """The most pairs of columns of queries in a strip."""
+        return (self.strip - self.padded + self.columns + 2) // 2
+
+    @property
+    def row_taps(self) -> int:
+        """Numbers for the taps of one query."""
+        return self.rows * self.padded
+
+    @property
+    def bias_row(self) -> int:
+        """Numbers of a row of the bias, with room for what vectors read beside it."""
+        return whole(self.columns + self.padded, self.lanes)
+
+    @property
+    def bias(self) -> int:
+        """Numbers of a bias in this form."""
+        return (2 * self.rows - 1) * self.bias_row
+
+    @property
+    def panel(self) -> int:
+        """Numbers of a panel."""
+        return self.ring * self.strip * self.channels
+
+    def layout(self) -> dict[str, int]:
+        """Return where each part of a thread's scratch memory begins; `end` is its size."""
+        queries = self.pairs * TILE
+        has_bias = self.spec.rpb
+        copied = self.spec.dtype != "float32"
+        sizes = {
+            # Keys, then values, channel by channel; vectors reach beyond the last.
+            "channels": 2 * self.panel + self.padded,
+            "keys": self.panel,
+            # Gradients of values, then of keys, which are not complete yet.
+            "open": 2 * self.panel,
+            # Queries, then gradients of outputs, as float32.
+            "queries": 2 * queries * self.channels if copied else 0,
+            # Logits, weights and at last probabilities; then gradients of these and of logits.
+            "taps": 2 * queries * self.row_taps,
+            "bias": self.bias if has_bias else 0,
+            # Even and odd columns have a table each, so that no store overlaps the next load.
+            "d_bias": 2 * self.bias if has_bias else 0,
+            "largest": queries,
+            "total": queries,
+            "mean": queries,
+        }
+        starts, end = {}, 0
+        for name, size in sizes.items():
+            starts[name] = end
+            end = whole(end + size, _LINE)
+        return {**starts, "end": end}
+
+
+def whole(number: int, step: int) -> int:
+    """Return a number, rounded up to a multiple of `step`."""
+    return -(-number // step) * step

@@ -1,0 +1,146 @@
+"""The sums of a tile: gradients of queries, and its share in those of keys and values."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+from tvm.ir import Expr
+
+from natc.compiler.cpu_tiles.products import At, weighted_sum
+from natc.compiler.cpu_tiles.sweep.form import TILE
+from natc.compiler.cpu_tiles.sweep.query_tiles import COLUMN_OF, ROW_OF, Tiles
+from natc.compiler.cpu_tiles.sweep.unit import least
+from natc.compiler.cpu_tiles.vectors import broadcast, multiply_add
+
+
+def of_queries(tiles: Tiles) -> None:
+    """Compute the gradients of all queries of the rows at hand."""
+    s, form = tiles.unit.s, tiles.unit.form
+    together = form.sum_queries
+    count = tirx.truncdiv(tiles.end - tiles.first + (together - 1), together)
+    with s.loop("row", tirx.Select(tiles.is_one_row, 1, 2)) as lower, s.loop("group", count) as n:
+        first = s.let("first", tiles.first + n * together)
+        columns = [s.let("column", least(first + q, tiles.end - 1)) for q in range(together)]
+        starts = [s.let("start", tiles.key_column(column)) for column in columns]
+        # Windows of neighbors begin at most one column later: all ways in which they may.
+        for steps in itertools.product((0, 1), repeat=together - 1):
+            shifts = [0, *itertools.accumulate(steps)]
+            conditions = [start - starts[0] == by for start, by in zip(starts[1:], shifts[1:])]
+            condition = conditions[0]
+            for further in conditions[1:]:
+                condition = tirx.And(condition, further)
+            with s.when(condition):
+                _d_queries(tiles, lower, columns, starts[0], shifts)
+
+
+def _d_queries(
+    tiles: Tiles, lower: Any, columns: list[Expr], start: Expr, shifts: list[int]
+) -> None:
+    """Compute the gradients of neighbors; shifts: by how much their windows begin later."""
+    unit, s, form = tiles.unit, tiles.unit.s, tiles.unit.form
+    row = s.let("row", tiles.rows[0] + lower)
+    first_key_row = s.let("first_key_row", tiles.starts[0] + lower * tiles.step)
+    taps, places = [], []
+    for column in columns:
+        number = s.let("number", column - tiles.first)
+        right = tirx.bitwise_and(number, 1)
+        at = tiles.taps(1, tirx.truncdiv(number, 2), lower * 2 + right).offset
+        # A right query's taps begin as much later as its window does.
+        left = unit.first_column(column - right)
+        taps.append(s.let("taps", at + unit.first_column(column) - left))
+        places.append(unit.place("d_query", row, column))
+    step = form.sum_vectors * form.lanes
+    with s.loop("channel_block", form.channels // step) as block:
+        channel = s.let("channel", block * step)
+
+        def keys(tap_row: Any) -> At:
+            slot = unit.slot(first_key_row + tap_row)
+            offset = (slot * form.strip + start) * form.channels + channel
+            return At(unit.scratch, s.let("keys", unit.at("keys", offset).offset))
+
+        def weights_at(at: Expr) -> Callable[[Any], At]:
+            return lambda tap_row: At(unit.scratch, at + tap_row * form.padded)
+
+        def result(query: int, vector: int, value: Expr) -> None:
+            unit.write(places[query], channel + vector * form.lanes, value)
+
+        weighted_sum(
+            s,
+            [(shift, weights_at(at)) for shift, at in zip(shifts, taps)],
+            keys,
+            rows=form.rows,
+            taps=form.columns,
+            result=result,
+            vectors=form.sum_vectors,
+            value_stride=form.channels,
+            lanes=form.lanes,
+        )
+
+
+def into_open(tiles: Tiles, pair: Any) -> None:
+    """Add a tile's share to the gradients of values and keys in the panels."""
+    s, form = tiles.unit.s, tiles.unit.form
+    columns = tiles.columns(pair)
+    starts = [s.let("start", tiles.key_column(column)) for column in columns]
+    # Gradients of values are probabilities times gradients of outputs; of keys, those of logits
+    # times queries.
+    for which in range(2):
+        vectors = [tiles.vectors(1 - which, pair, number, columns) for number in range(TILE)]
+        panel = s.let(
+            "panel", tiles.unit.at("open", which * form.panel + starts[0] * form.channels).offset
+        )
+        for shift in (0, 1):
+            with s.when(starts[1] - starts[0] == shift):
+                _scatter(tiles, which, pair, vectors, panel, shift)
+
+
+def _scatter(
+    tiles: Tiles, which: int, pair: Any, vectors: list[At], panel: Expr, shift: int
+) -> None:
+    """Add weights times a tile's vectors to all keys; shift: of the right queries' windows."""
+    unit, s, form = tiles.unit, tiles.unit.s, tiles.unit.form
+    count, lanes = form.scatter_vectors, form.lanes
+    upper, lower = tiles.starts
+    one = tiles.is_one_row
+    end = s.let("end", upper + form.rows)
+    # Rows of keys that only the upper queries reach, all, and only the lower ones.
+    parts = (
+        ((True, False), upper, s.let("upper_end", tirx.Select(one, end, lower))),
+        ((True, True), lower, s.let("both_end", tirx.Select(one, lower, end))),
+        ((False, True), end, s.let("lower_end", tirx.Select(one, end, lower + form.rows))),
+    )
+    taps = [tiles.taps(which, pair, number).offset for number in range(TILE)]
+    with s.loop("channel_block", form.channels // (count * lanes)) as block:
+        channel = s.let("channel", block * (count * lanes))
+        held = [
+            [s.let("held", unit.read(at, channel + v * lanes)) for v in range(count)]
+            for at in vectors
+        ]
+        for used, begin, stop in parts:
+            with s.loop("key_row", stop - begin) as number:
+                row = s.let("row", begin + number)
+                slot = unit.slot(row)
+                to = s.let("to", panel + slot * (form.strip * form.channels) + channel)
+                weights = [
+                    s.let("weights", at + (row - (upper, lower)[ROW_OF[q]]) * form.padded)
+                    if used[ROW_OF[q]]
+                    else None
+                    for q, at in enumerate(taps)
+                ]
+                for tap in range(form.columns + shift):
+                    place = At(unit.scratch, to + tap * form.channels)
+                    sums = [s.let("sum", unit.read(place, v * lanes)) for v in range(count)]
+                    for q, at in enumerate(weights):
+                        own = tap - shift * COLUMN_OF[q]
+                        if at is None or not 0 <= own < form.columns:
+                            continue
+                        weight = s.let("weight", broadcast(unit.scratch[at + tap], lanes))
+                        sums = [
+                            s.let("sum", multiply_add(weight, held[q][v], sums[v], lanes))
+                            for v in range(count)
+                        ]
+                    for v in range(count):
+                        unit.store(place, v * lanes, sums[v])
