@@ -185,9 +185,9 @@ def operations_of(
     )
 
 
-# What the first call of a missing kernel builds, and the name of its directory in the cache: one
-# forward or all gradients at once, which is all that such a call needs, or else a whole family,
-# whose operations run together.
+# The groups of operations that the first call of a missing kernel builds: one forward or all
+# gradients at once, if the call needs nothing else, or else a whole family, whose operations run
+# together. A group's name is also the name of its directory in the cache.
 CALLED_TOGETHER = (
     *(operation.name for operation in _OPERATIONS if operation.family == "forward"),
     GRADIENTS,

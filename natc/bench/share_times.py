@@ -40,11 +40,11 @@ class Ready:
 
 @dataclass(frozen=True)
 class Machine:
-    """What calls are timed on.
+    """The machine and the settings that calls are timed with.
 
-    target: whose code runs. threads: numbers of threads, 1 first. probe: of the peak.
-    bytes_per_second: copied by a number of threads. real_time: let other programs wait while
-    samples are taken.
+    target: the target whose code runs. threads: numbers of threads to time with, 1 first. probe:
+    measures the peak. bytes_per_second: number of threads -> bytes that they copy. real_time:
+    let other programs wait while samples are taken.
     """
 
     target: Target
@@ -55,12 +55,12 @@ class Machine:
 
 
 def forward(case: Case) -> Ready:
-    """natc's function as a program calls it."""
+    """Return a call of natc's function, as a program calls it."""
     return of_contestant(peers.natc_kernels)(case)
 
 
 def forward_kernel(case: Case) -> Ready:
-    """The forward kernel alone, on tensors that are there: no allocation, no look-up."""
+    """Return a call of the forward kernel alone, without allocation or look-up of the kernel."""
     import tvm_ffi
 
     problem, inputs = case.problem, case.inputs
@@ -85,7 +85,7 @@ def forward_kernel(case: Case) -> Ready:
 
 
 def gradients(case: Case) -> Ready:
-    """All gradients by torch.autograd.grad, as a training step asks for them."""
+    """Return a call of torch.autograd.grad for all gradients, as a training step needs them."""
     prepared = peers.natc_kernels(case)
     output = prepared.attend()
     call = functools.partial(
@@ -95,7 +95,7 @@ def gradients(case: Case) -> Ready:
 
 
 def gradient_kernels(case: Case) -> Ready:
-    """All gradients without torch's autograd."""
+    """Return a call of the kernels that compute all gradients, without torch's autograd."""
     note = peers.natc_kernels(case).note
     if case.d_output is None:
         raise Unavailable("the problem has no gradient of the output")

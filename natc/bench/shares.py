@@ -25,13 +25,14 @@ _GRADIENTS = (GRADIENT_KERNELS, GRADIENTS)
 class ShareRow(msgspec.Struct, frozen=True, kw_only=True):
     """One kind of call of one problem, with a number of threads.
 
-    sections: of the benchmark, to which the row belongs. quartile_seconds: of a call; None if it
-    was not timed, and `note` says why. samples: their number. max_error: relative to the largest
-    value in float64. peak: operations a second that the threads reached in registers, in the same
-    turns. share_of_peak: the rate of the call's useful operations, by the lower quartile of its
-    time, divided by the peak. floor_seconds: the least time that the peak and the rate of copies
-    allow. ratio: quartiles of this time over natc's forward in the same turn, for a contestant.
-    speedup: quartiles of one thread's time over this time in the same turn, for several threads.
+    sections: the benchmark's sections that show the row. quartile_seconds: quartiles of a call's
+    time; None if it was not timed, and `note` says why. samples: number of timed samples.
+    max_error: largest error, relative to the largest value in float64. peak: operations a
+    second that the threads reached in registers, in the same turns. share_of_peak: the rate of the
+    call's useful operations, by the lower quartile of its time, divided by the peak.
+    floor_seconds: the least time that the peak and the rate of copies allow. ratio: quartiles of
+    this time over natc's forward in the same turn, for a contestant. speedup: quartiles of one
+    thread's time over this time in the same turn, for several threads.
     """
 
     sections: list[str]

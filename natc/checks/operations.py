@@ -41,11 +41,12 @@ class Call:
     @property
     def window(self) -> dict[str, Any]:
         """The options with an entry for each axis."""
-        ones, flags = (1,) * len(self.sizes), (False,) * len(self.sizes)
+        unit_steps = (1,) * len(self.sizes)
+        not_causal = (False,) * len(self.sizes)
         return {
-            "dilation": self.dilation or ones,
-            "stride": self.stride or ones,
-            "is_causal": self.is_causal or flags,
+            "dilation": self.dilation or unit_steps,
+            "stride": self.stride or unit_steps,
+            "is_causal": self.is_causal or not_causal,
         }
 
     @property
@@ -70,8 +71,8 @@ def check_operations(
     """Raise CheckError unless each operation's results agree with the reference in float64.
 
     function: returns the compiled function of an operation, which `call_guarded` calls. An
-    operation that needs an earlier result (lse) gets the reference's. `gradients` is left out
-    where it does not serve the call.
+    operation that needs an earlier result (lse) gets the reference's. `gradients` is skipped
+    for a call that it does not serve.
     """
     shared = _problem(spec, call, device, seed)
     for operation in operations:

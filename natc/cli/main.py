@@ -150,8 +150,9 @@ def _watched() -> Iterator[Callable[[], bool]]:
         if usual:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         if pressed:
-            # If Ctrl-C ended an exec(), such as one that makes a dataclass, Python remembers it,
-            # and would end `python -m natc` by the signal, caught or not, but for another exec().
+            # If Ctrl-C interrupted an exec(), for example while a dataclass was created, Python
+            # remembers it and would end `python -m natc` by the signal, even if the exception was
+            # caught. Another exec() makes it forget.
             exec("")
 
 

@@ -59,7 +59,7 @@ def build_if_missing(spec: KernelSpec, target: Target, group: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Build what the arguments name; return 1, with the message on standard error, if it fails."""
+    """Build the group that the arguments name; if it fails, print why on stderr and return 1."""
     spec_name, target_name, group, *options = arguments
     build_it = build_if_missing if IF_MISSING in options else build
     try:

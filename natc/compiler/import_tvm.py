@@ -16,11 +16,11 @@ _NO_DEVICES = {"TVM_DEVICE_BACKEND_AUTOLOAD": "0"}
 
 
 def import_tvm_alone(kind: str | None = None) -> None:
-    """Import TVM without torch, unless this process has imported one of them.
+    """Import TVM without torch, unless this process has imported TVM or torch already.
 
-    kind: of the targets that this process builds for, if it is one kind. For `llvm`, TVM loads
-    without some parts of its own, too. Importing torch takes longer than building a kernel, and
-    libraries have the same bytes either way.
+    kind: the kind of all targets that this process builds for; None for several. For `llvm`, TVM
+    loads without some parts of its own, too. Importing torch takes longer than building a
+    kernel, and libraries have the same bytes either way.
     """
     if "torch" in sys.modules or "tvm" in sys.modules:
         return

@@ -16,7 +16,7 @@ class Statements:
     """The statements of a kernel in order; a `with` adds its block as one statement.
 
     scope: TVM's scope of arrays in registers. On a CPU it is "global": LLVM keeps a small array in
-    registers, whereas one in the scope "local" is memory that each use asks the runtime for.
+    registers, whereas each use of an array in the scope "local" asks the runtime for memory.
     """
 
     def __init__(self, scope: str = "local") -> None:

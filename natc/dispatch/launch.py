@@ -196,7 +196,7 @@ def _ranges(length: int, step: int) -> list[tuple[int, int]]:
 
 @functools.cache
 def _names(operation: str, number: int) -> tuple[str, ...]:
-    """Return the operation's tensor names; those of a bias are left out if a call passes fewer."""
+    """Return the operation's tensor names, without the bias's tensors if a call passes fewer."""
     entry = OPERATIONS[operation]
     return entry.tensors_of(rpb=len(entry.tensors) == number)
 

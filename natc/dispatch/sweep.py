@@ -69,7 +69,7 @@ def run_sweep(
     d_lse: Tensor | None,
     options: Options,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of query, key, value and rpb; that of an rpb of None is None."""
+    """Return the gradients of query, key, value and rpb; the last is None if rpb is None."""
     acc = accumulator(query.dtype)
     if d_lse is None:
         d_lse = query.new_zeros(query.shape[:-1], dtype=acc)

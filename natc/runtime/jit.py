@@ -1,10 +1,10 @@
 """Building a missing kernel when it is first called, if the compiler is installed.
 
 The compiler runs in its own process, so that the process which runs kernels never loads it. It
-builds only what the call runs: one forward operation, or all gradients. The cache has a directory
-for each such group of operations: a call that needs gradients builds a library of the gradients
-and leaves the library of the forward alone. A forward that keeps the logsumexp comes before
-gradients, as a rule: these are built at the same time, by another process.
+builds only the operations that the call runs: one forward, or all gradients. The cache has a
+directory for each such group of operations: a call that needs gradients builds a library
+of the gradients and leaves the library of the forward alone. A forward that keeps the logsumexp
+comes before gradients, as a rule: these are built at the same time, by another process.
 """
 
 from __future__ import annotations

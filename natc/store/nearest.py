@@ -1,8 +1,9 @@
 """Schedules that a build may use for a kernel: its own, or near kernels' by expected speedup.
 
-The expected speedup over the default is an average of what the decisions gained on near kernels,
-as their schedules and logs say. Nearer kernels count more, and an average of few is not trusted
-fully: a kernel without any gain is averaged in. A build needs neither XGBoost nor the logs.
+The expected speedup over the default is the average speedup of the same decisions on near kernels,
+read from their schedules and logs. Nearer kernels count more. Because an average over few kernels
+is not trusted fully, a kernel without any gain is averaged in. A build needs neither
+XGBoost nor the logs.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class MeasuredGain(NamedTuple):
 
 
 class Usable(NamedTuple):
-    """A schedule that a kernel may use: for which kernel it was tuned, and what it gains here.
+    """A schedule that a kernel may use, the kernel that it was tuned for, and its speedup here.
 
     speedup: measured if it is the kernel's own schedule (None if it has no times), else expected.
     """
@@ -97,7 +98,7 @@ def usable_schedules(
 def expected_speedup(
     spec: KernelSpec, decisions: Mapping[str, int], gains: Iterable[MeasuredGain]
 ) -> float:
-    """Return how many times as fast as a kernel's default some decisions are expected to be.
+    """Return the expected speedup of decisions over a kernel's default.
 
     gains: of any decisions, on kernels of the same design space. Without gains of these decisions
     the result is 1.
@@ -118,9 +119,9 @@ def _gains_on(
     schedule: Schedule | None,
     space: SpaceVersion | None,
 ) -> list[MeasuredGain]:
-    """Return the gains that a kernel's log and its schedule show, one for each decisions.
+    """Return the gains in a kernel's log and schedule, one for each set of decisions.
 
-    A schedule counts before a trial, and of two trials the later one, on whichever machine.
+    A schedule's gain replaces a trial's, and a later trial's an earlier one's, on any machine.
     """
     path = workspace.find_log(spec, target, operation)
     gains: dict[tuple[tuple[str, int], ...], MeasuredGain] = {}

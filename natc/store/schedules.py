@@ -30,7 +30,7 @@ _NEAR = 4
 
 
 class Gain(msgspec.Struct, frozen=True, kw_only=True):
-    """What a schedule gains over the default decisions, timed in alternation.
+    """How much faster a schedule is than the default decisions, timed in alternation.
 
     speedup: how many times as fast it is, the median over `pairs` turns; low, high: bounds that
     hold the true number with near certainty.

@@ -121,7 +121,7 @@ def library_dir() -> Path:
 def jit_dir(group: str) -> Path:
     """Return the directory of libraries that first calls built, for an entry of CALLED_TOGETHER.
 
-    Each group has its own: a library that a call builds never replaces one of other operations.
+    Each group has its own, so a library that a call builds replaces no library of another group.
     """
     return cache_dir() / "jit" / group
 

@@ -95,10 +95,10 @@ class History:
         return list(self._trials.values())
 
 
-def trials_of_others(
+def trials_of_other_kernels(
     spec: KernelSpec, target: Target, operation: str, space: SpaceVersion, machine: Environment
 ) -> list[Trial]:
-    """Return the trials of all kernels but one that a machine measured in a design space.
+    """Return the trials of all kernels except `spec` that a machine measured in a design space.
 
     They come from all logs. Failures of other machines are among them: what does not compile
     there does not compile here.

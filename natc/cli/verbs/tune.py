@@ -102,8 +102,8 @@ def tune(
         bool,
         typer.Option(
             "--recheck",
-            help="Search nothing: compare saved schedules with the default, of this kernel or, "
-            "without --kernel, of all, and remove those that are not faster.",
+            help="Search nothing: compare the saved schedules of this kernel (without --kernel, "
+            "of all kernels) with the default, and remove each schedule that is not faster.",
         ),
     ] = False,
     named_set: Annotated[
@@ -234,7 +234,7 @@ def tune(
 
 
 def _refuse(context: typer.Context, option: str, parameters: Sequence[str]) -> None:
-    """Raise ArgumentError if the command line has one of `parameters` beside `option`."""
+    """Raise ArgumentError if the command line sets any of `parameters` besides `option`."""
     named = [
         parameter.opts[0]
         for parameter in context.command.params
@@ -256,7 +256,7 @@ def _note_gpu(context: typer.Context, place: Target) -> None:
 
 
 def _complaint(spec: KernelSpec, operation: str, finished: SearchFinished) -> str:
-    """Return a sentence on a search in which no candidate has a time, with advice."""
+    """Return the error message, with advice, for a search that timed no candidate."""
     text = f"{spec.name} {operation}: {finished.message}, so no schedule was written"
     if finished.outcome == "failed":
         return f"natc: error: {text}. {finished.log_path} says why each one failed."

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 # The shell's exit code for a program that Ctrl-C ends.
 INTERRUPTED = 130
-# Outcomes of searches in which no candidate has a time.
+# Outcomes of searches that timed no candidate.
 WITHOUT_TIMES = ("unmeasured", "failed")
 
 

@@ -59,7 +59,7 @@ def link(
 ) -> None:
     """Compile a module's functions into the shared library `output`, which exports `names`.
 
-    The other arguments are those of `build_llvm`.
+    `build_llvm` explains the other arguments.
     """
     objects, texts = [], []
     for is_written in (False, True):

@@ -1,4 +1,4 @@
-"""Counts what a kernel's machine code does for each multiply-add, for the model of a search.
+"""Counts a kernel's instructions per multiply-add: features for the model of a search.
 
 The counts come from LLVM's assembly text, in AT&T syntax, of code for x86-64. An instruction
 counts as often as it runs: once for each iteration of the loops around it.
@@ -28,8 +28,8 @@ _SHUFFLE = re.compile(
 )
 _KINDS = ("loads", "broadcasts", "shuffles", "stores", "spills", "arithmetic", "scalar")
 
-
-# (products over the head dim, products over the value dim) at each tap; of others, one of each.
+# At each tap: (products over the head dim, products over the value dim). Operations that are not
+# listed compute (1, 1).
 _PRODUCTS = {
     "d_query": (2, 1),
     "d_key": (2, 1),
@@ -58,13 +58,13 @@ def useful_multiply_adds(spec: KernelSpec, operation: str) -> int:
 def object_features(assembly: str, useful: int) -> dict[str, float]:
     """Return numbers about the multiply-adds of a kernel's code; {} for code without any.
 
-    useful: multiply-adds that a query (of d_key and d_value, a key) needs. Only functions with
-    multiply-adds count. `loads`, `broadcasts`, `shuffles`, `stores`, `spills` (loads and stores
-    of a fixed place on the stack), other `arithmetic` of vectors and `scalar` instructions:
-    instructions for 8 multiply-adds; an instruction may be of several kinds, such as an FMA that
-    loads. `lanes`: multiply-adds of an average FMA instruction. `issued`: multiply-adds in an
-    iteration of the innermost loop over queries that holds nearly all of them, divided by
-    `useful`. `code`: instructions in loops.
+    useful: multiply-adds that each query needs (for d_key and d_value, each key). Only
+    functions with multiply-adds count. `loads`, `broadcasts`, `shuffles`, `stores`, `spills`
+    (loads and stores of a fixed place on the stack), other `arithmetic` of vectors and `scalar`
+    instructions: their numbers for 8 multiply-adds; an instruction may count as several kinds,
+    such as an FMA that loads. `lanes`: multiply-adds of an average FMA instruction. `issued`:
+    multiply-adds in an iteration of the innermost loop over queries that holds nearly all of them,
+    divided by `useful`. `code`: instructions in loops.
     """
     totals = dict.fromkeys(_KINDS, 0.0)
     multiply_adds = instructions = code = issued = most = 0.0
@@ -228,7 +228,7 @@ def _start(blocks: Sequence[_Block], header: int, body: set[int], register: str)
 
 
 def _step(operation: str, operands: str, register: str) -> int | None:
-    """Return what an instruction adds to a register, or None if that is no constant."""
+    """Return the constant that an instruction adds to a register; None if it adds none."""
     constant, written = _constant_and_register(operands)
     if written != register:
         return None

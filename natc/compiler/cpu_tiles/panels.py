@@ -28,7 +28,7 @@ def pack_channels(
 ) -> None:
     """Write a row of tokens channel by channel, `width` numbers for each channel.
 
-    tokens: how many there are. Up to the next multiple of `lanes`, the last one fills the row.
+    tokens: their number. Copies of the last token fill the row up to a multiple of `lanes`.
     """
     with s.loop("token_block", tirx.truncdiv(tokens + (lanes - 1), lanes)) as block:
         first = s.let("first", block * lanes)

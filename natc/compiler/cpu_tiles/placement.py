@@ -1,4 +1,4 @@
-"""Puts a kernel of tiles beside the scheduled one, as the last step of a schedule.
+"""Adds a kernel of tiles to a scheduled function, as the last step of its schedule.
 
 A schedule only records the decisions of the kernel, which is generated once it is complete.
 """
@@ -41,7 +41,7 @@ def decision_names() -> list[str]:
 
 
 def with_tiles(function: tirx.PrimFunc, plan: Plan) -> tirx.PrimFunc:
-    """Return a function that runs the kernel of tiles where it can, else the scheduled one."""
+    """Return a function that runs the kernel of tiles if it serves the call, else `function`."""
     p = {parameter.name: parameter for parameter in function.params}
     body = tirx.IfThenElse(_fits(p, plan.spec), forward(p, plan), function.body)
     return function.with_body(body)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from natc.spec import KernelSpec
 
-_LINE = 16  # float32 of a cache line
+_LINE = 16  # float32 numbers in a cache line
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,12 @@ class Plan:
     A window has three axes here: frames, rows and columns. An axis that the spec lacks has
     length 1.
 
-    lanes: of a vector. tile_rows, tile_columns: queries that share the keys they load.
-    key_vectors: vectors of keys held at once. sum_queries, sum_vectors: queries, and vectors of
-    channels of each, whose weighted sums are held at once. strip: columns of a panel of keys and
-    values. unroll: channels of a step of a dot product. units: if there are fewer heads and
-    strips than this, rows are divided as well.
+    lanes: numbers in a vector. tile_rows, tile_columns: the size of a tile, whose queries share
+    the keys they load. key_vectors: vectors of keys held in registers at once. sum_queries:
+    queries whose weighted sums are held at once; sum_vectors: vectors of channels of each of these
+    queries. strip: columns of a panel of keys and values. unroll: channels that one step of a dot
+    product multiplies. units: if there are fewer heads and strips than this, rows are divided as
+    well.
     """
 
     spec: KernelSpec
@@ -47,12 +48,12 @@ class Plan:
 
     @property
     def padded(self) -> int:
-        """Columns of a window, filled up to whole vectors that have lanes for a tile's columns."""
+        """Numbers in a row of a query's scores: whole vectors that cover a tile's windows."""
         return self.vectors * self.lanes
 
     @property
     def starts(self) -> int:
-        """The most different windows along the columns of a strip."""
+        """The largest number of different windows along the columns of a strip."""
         return self.strip - self.window[2] + 1
 
     @property
@@ -74,7 +75,7 @@ class Plan:
 
     @property
     def bias_row(self) -> int:
-        """Numbers of a row of the bias: `bias_front`, 2K-1, and what vectors read behind."""
+        """Numbers in a row of the bias: `bias_front`, 2K-1, and room for vectors behind."""
         return _whole(self.bias_front + self.window[2] - 1 + self.padded, self.lanes)
 
     @property

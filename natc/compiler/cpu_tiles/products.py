@@ -76,9 +76,10 @@ def weighted_sum(
 ) -> None:
     """Add up weight times value over rows of `taps` adjacent taps, all in registers.
 
-    weights: for each query, the tap of the union at which its own begin, and where its weights of
-    a row are. values(row): where the union's values are, tokens `value_stride` apart. Values
-    outside a query's taps are not multiplied. result(query, vector, sum): takes the sum.
+    weights: for each query, the tap of the windows' union at which its own taps begin, and a
+    function that returns where its weights of a row are. values(row): where the union's values
+    are, tokens `value_stride` apart. Values outside a query's taps are not multiplied.
+    result(query, vector, sum): takes the sum.
     """
     queries = range(len(weights))
     sums = s.registers("sums", len(weights) * vectors, vector_type(lanes))
@@ -98,7 +99,8 @@ def weighted_sum(
                 offset = places[q].offset + (tap - weights[q][0])
                 return s.let("weight", broadcast(places[q].buffer[offset], lanes))
 
-            # The fewer of the two stay in registers while each of the others is there in turn.
+            # Whichever are fewer, weights or vectors of values, stay in registers; the others are
+            # loaded in turn.
             if len(used) < vectors:
                 held = {q: weight_at(q) for q in used}
                 for v in range(vectors):

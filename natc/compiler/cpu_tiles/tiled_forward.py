@@ -57,7 +57,7 @@ class Forward:
         for dilation in call.dilation:
             units = units * dilation
         units = s.let("units", units)
-        # A band has rows enough that copying the rows around it is a small part.
+        # A band has enough rows that copying the rows around it takes a small share of the time.
         most = tirx.truncdiv(shortest[1], 4 * rows)
         bands = tirx.max(tirx.min(tirx.truncdiv(plan.units, units), most), 1)
         bands = s.let("bands", bands)
@@ -174,7 +174,7 @@ class Forward:
         count = tirx.truncdiv(self.end_column - self.first_column + (wide - 1), wide)
         with s.loop("tile", count) as tile:
             column = s.let("column", self.first_column + tile * wide)
-            # Those beyond the strip compute what nothing reads.
+            # Scores of queries beyond the strip are computed, but not read.
             at = [column + z for z in range(wide)]
             starts = [s.let("begin", window_start(c, call.members[2], columns)) for c in at]
             rows = [row, last][: plan.tile_rows]
@@ -265,7 +265,7 @@ class Forward:
         )  # fmt: skip
         columns, count = self.end_column - self.first_column, last - row + 1
         for step in (softmaxes.find_largest, softmaxes.weigh):
-            # Queries beyond the rows compute what nothing reads.
+            # Weights of queries beyond the rows are computed, but not read.
             with s.loop("query", columns * plan.tile_rows) as query:
                 step(query)
         with s.loop("query_column", columns) as column, s.loop("query_row", count) as y:
@@ -354,7 +354,7 @@ class Forward:
 
 
 def _even_parts(items: list[Any], most: int) -> list[list[Any]]:
-    """Split items into as few parts as can be, of at most `most`; the larger parts are outside."""
+    """Split items into the fewest parts of at most `most` items; larger parts are outside."""
     count = -(-len(items) // most)
     sizes = [len(items) // count + (n < len(items) % count) for n in range(count)]
     if count > 2:

@@ -32,7 +32,11 @@ def all_decisions(spec: KernelSpec, target: Target, operation: str) -> list[dict
 def _by_scheduling(
     space: DesignSpace, spec: KernelSpec, target: Target, operation: str
 ) -> list[dict[str, int]]:
-    """Apply a schedule for each combination of choices of structure, to learn what it samples."""
+    """Return all candidates of a space whose schedules sample decisions.
+
+    Applies a schedule for each combination of choices of structure, to learn which decisions it
+    samples.
+    """
     function = space.definition(operation, spec, space.exponential)
     candidates: dict[tuple[tuple[str, int], ...], dict[str, int]] = {}
     for choices in combinations(space.structure(spec, target)):

@@ -82,10 +82,10 @@ def has_own_code(race: Race, decisions: Decisions, rival: Decisions | None) -> b
     kernels = [race.default, decisions, *([rival] if rival is not None else [])]
     pending = [race.measurer.build(each, may_spill=True) for each in kernels]
     try:
-        default, candidate, *others = (library.result().sha256 for library in pending)
+        default, candidate, *rival_hashes = (library.result().sha256 for library in pending)
     except (JobError, TimeoutError, ChildProcessError):
         return True
-    return candidate not in (default, *others)
+    return candidate not in (default, *rival_hashes)
 
 
 def compare(
@@ -114,7 +114,7 @@ def compare(
         try:
             return _compare(race, kept, libraries, candidates, until)
         except (JobError, TimeoutError, ChildProcessError):
-            # One of them fails: beside the default alone it shows which one.
+            # A kernel fails: timing each beside the default alone shows which.
             libraries, kept = _working(race, libraries, kept)
     return []
 

@@ -21,7 +21,7 @@ from natc.store.records import SearchEnd, SpaceVersion, append
 from natc.store.schedules import load_schedule
 from natc.targets import Target
 from natc.tune.events import Event, Note, SearchFinished, Started
-from natc.tune.history import History, score, trials_of_others
+from natc.tune.history import History, score, trials_of_other_kernels
 from natc.tune.measure.busy import load_note
 from natc.tune.measure.confirm import NO_CANDIDATE, Verdict, conclude, seconds_to_confirm
 from natc.tune.measure.measurer import MakeMeasurer, OwnedMeasurer
@@ -87,7 +87,7 @@ def tune(
             proposer = Model(
                 spec, target, operation, batch=_BATCH, seed=seed, thorough=not limited
             )
-            proposer.learn(trials_of_others(spec, target, operation, space, machine))
+            proposer.learn(trials_of_other_kernels(spec, target, operation, space, machine))
         rival = rival_of(spec, target, operation, proposer, tell)
         race = Race(
             problem,

@@ -17,7 +17,7 @@ from natc.store.files import make_directory
 from natc.store.records import Environment, SpaceVersion, Trial, read_log
 from natc.targets import Target
 from natc.tune.events import CandidatesBuilt, Event, Note
-from natc.tune.history import History, trials_of_others
+from natc.tune.history import History, trials_of_other_kernels
 from natc.tune.measure import rounds
 from natc.tune.measure.processes import why
 from natc.tune.measure.rounds import Candidate, Dropped, Round
@@ -118,7 +118,7 @@ def _trials(
 ) -> list[Trial]:
     """Return the failures in the log, and the trials of the machine that measured last.
 
-    Those of other kernels of the space are among them.
+    Trials of other kernels in the same design space are included.
     """
     log = workspace.log_path(spec, target, operation)
     records, _ = read_log(log)
@@ -133,7 +133,7 @@ def _trials(
         for note in history.notes:
             tell(Note(note))
         machine = machines[last.environment]
-        useful += trials_of_others(spec, target, operation, space, machine)
+        useful += trials_of_other_kernels(spec, target, operation, space, machine)
         useful += history.all()
     return useful
 

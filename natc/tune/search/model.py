@@ -1,8 +1,9 @@
 """Chooses the candidates to build and to measure, by a model that learns across kernels.
 
-The model is XGBoost's, on the decisions, on facts of the kernel and on what the machine code does.
-It predicts the logarithm of a candidate's time over the time of the default decisions, for the
-same kernel on the same machine, so it learns from all kernels of a design space.
+XGBoost trains the model on decisions, facts about the kernel, and counts of the instructions in
+its machine code. The model predicts the logarithm of a candidate's time over the time of the
+default decisions, for the same kernel on the same machine, so it learns from all kernels of a
+design space.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class Model:
         self._proposed |= {key_of(candidate) for candidate in candidates}
 
     def propose(self) -> list[dict[str, int]]:
-        """Return the next candidates to build, the most promising first; none if none are left.
+        """Return the next candidates to build, the most promising first; [] at the end.
 
         Chance chooses some of them, and all as long as there is little to learn from.
         """
@@ -123,12 +124,12 @@ class Model:
         False if its machine code is expected to be much slower than the best candidate's. Chance
         lets some of these pass, and all pass as long as there is little to learn from.
         """
-        known = [ratio for candidate, ratio in self._own() if candidate.features and ratio]
-        enough = len(known) >= _JUDGED and not self._thorough
+        measured = [ratio for candidate, ratio in self._own() if candidate.features and ratio]
+        enough = len(measured) >= _JUDGED and not self._thorough
         ratios = self.predict(built) if enough else None
         if ratios is None:
             return [True] * len(built)
-        most = _HOPELESS * min(known)
+        most = _HOPELESS * min(measured)
         return [ratio <= most or self._chance.random() < _EXPLORED for ratio in ratios]
 
     def predict(
@@ -179,7 +180,7 @@ class Model:
         return np.exp(model.predict(xgboost.DMatrix(_matrix(asked, names)))).tolist()
 
     def _row(self, candidate: Example, use_features: bool) -> dict[str, float]:
-        """Return what the model sees of a candidate."""
+        """Return the model's inputs for a candidate, by name."""
         spec, decisions, features = candidate
         facts = {} if self._facts is None else self._facts(spec, self._target, decisions)
         return {
@@ -197,5 +198,5 @@ class Model:
 
 
 def _matrix(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> np.ndarray:
-    """Return rows as an array; NaN stands for what a row lacks."""
+    """Return rows as an array with a column for each name; NaN if a row lacks the name."""
     return np.array([[row.get(name, math.nan) for name in names] for row in rows], dtype=float)

@@ -129,7 +129,7 @@ class Proposer:
         self._passed |= {key_of(candidate) for candidate in candidates}
 
     def learn(self, trials: Iterable[Trial]) -> None:
-        """Train the cost model on trials of this kernel; it has no use for those of others.
+        """Train the cost model on trials of this kernel; trials of other kernels are ignored.
 
         A time without a ratio to the default's time teaches nothing.
         """

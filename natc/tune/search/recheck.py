@@ -1,4 +1,4 @@
-"""Measures saved schedules again, and removes those that do not win."""
+"""Measures saved schedules again, and removes schedules that do not win."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def recheck(
 
 
 def is_default(schedule: Schedule) -> bool:
-    """Return whether a schedule's decisions are the default ones of this natc's design space."""
+    """Return whether a schedule's decisions are the defaults of this natc's design space."""
     spec, target = KernelSpec.parse(schedule.spec), Target.parse(schedule.target)
     space = space_for(target, schedule.operation, spec)
     if schedule.space != SpaceVersion(space.name, space.version):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from natc.spec import KernelSpec
 
-_LINE = 16  # float32 of a cache line
+_LINE = 16  # float32 numbers in a cache line
 TILE = 4  # queries of a tile: 2 rows x 2 columns
 
 
@@ -14,10 +14,12 @@ TILE = 4  # queries of a tile: 2 rows x 2 columns
 class Form:
     """How the sweep of one spec is computed.
 
-    lanes: of a vector. strip: columns of a panel of keys. key_rows: rows of keys whose scores a
-    tile holds at once. sum_queries, sum_vectors: queries, and vectors of channels of each, whose
-    gradients are summed at once. scatter_vectors: vectors of a tile's four queries that are held
-    while all keys get their share. prefetch: whether to fetch what the next tiles need.
+    lanes: numbers in a vector. strip: columns of keys in a panel. key_rows: rows of keys whose
+    scores a tile holds at once. sum_queries: queries whose gradients are summed at once;
+    sum_vectors: vectors of channels of each of these queries that are summed at once.
+    scatter_vectors: vectors of channels of each of a tile's four queries that are held in
+    registers while their shares are added to the gradients of all keys. prefetch: 1
+    to fetch the data of the next tiles into the cache ahead of time, else 0.
     """
 
     spec: KernelSpec
@@ -46,7 +48,7 @@ class Form:
 
     @property
     def padded(self) -> int:
-        """Columns of the windows of two queries side by side, filled up to whole vectors."""
+        """Columns that the windows of two adjacent queries cover, rounded up to whole vectors."""
         return whole(self.columns + 1, self.lanes)
 
     @property
@@ -56,7 +58,7 @@ class Form:
 
     @property
     def ring(self) -> int:
-        """Rows that a panel holds: those of the windows of two rows of queries."""
+        """Rows that a panel holds: all that the windows of two adjacent rows of queries reach."""
         return self.rows + 1
 
     @property
@@ -71,7 +73,7 @@ class Form:
 
     @property
     def bias_row(self) -> int:
-        """Numbers of a row of the bias, with room for what vectors read beside it."""
+        """Numbers in a row of the bias, with room for vectors that read beyond its ends."""
         return whole(self.columns + self.padded, self.lanes)
 
     @property
@@ -97,7 +99,8 @@ class Form:
             "open": 2 * self.panel,
             # Queries, then gradients of outputs, as float32.
             "queries": 2 * queries * self.channels if copied else 0,
-            # Logits, weights and at last probabilities; then gradients of these and of logits.
+            # First logits, which weights and then probabilities replace; behind them gradients of
+            # probabilities, which gradients of logits replace.
             "taps": 2 * queries * self.row_taps,
             "bias": self.bias if has_bias else 0,
             # Even and odd columns have a table each, so that no store overlaps the next load.

@@ -19,9 +19,9 @@ from natc.compiler.statements import Statements
 from natc.operations import GRADIENTS, OPERATIONS
 from natc.spec import KernelSpec
 
-# With fewer heads and dilation groups, rows are divided into bands: so many parts keep the
-# threads of most machines busy. A band is at least so many windows high, because its first rows
-# of keys are copied, and their gradients added, once more.
+# If all heads and dilation groups of a batch are fewer than _PARTS, rows are divided into bands:
+# _PARTS parts keep the threads of most machines busy. A band is at least _WINDOWS_OF_A_BAND
+# windows high, because its first rows of keys are copied, and their gradients added, once more.
 _PARTS, _WINDOWS_OF_A_BAND = 16, 4
 _LINE_BYTES = 64
 
@@ -110,13 +110,13 @@ class _Sweep:
         return tirx.Select(self.bands > 1, 2, 0)
 
     def _scratch(self, name: str, size: Any) -> tirx.Buffer:
-        # Never empty, so that a block is asked for.
+        # Never empty, so that memory is allocated in any case.
         buffer = tirx.decl_buffer((most(size, 16),), "float32", name)
         self.s.add(tirx.AllocBuffer(buffer))
         return buffer
 
     def _locate(self, number: Any, bands: Any) -> tuple[Expr, Expr]:
-        """Set the unit's place; return its map (entry and dilation group) and its band."""
+        """Locate the unit; return the numbers of its map (entry and dilation group) and band."""
         s, unit = self.s, self.unit
         head = s.name("head", tirx.truncmod(number, unit.heads))
         quotient = s.name("quotient", tirx.truncdiv(number, unit.heads))
@@ -138,7 +138,8 @@ class _Sweep:
             self._copy_bias()
         with s.when(first < end):
             begin = s.name("first_row", unit.first_row(first))
-            # Rows from here on are not the band's before, and below that not the next one's.
+            # The previous band reaches no row from `own` on; the next band reaches no row before
+            # `own_end`.
             own = unit.first_row(first - 1) + form.rows
             own = s.name("own", tirx.Select(band > 0, own, zero()))
             own_end = tirx.Select(end < unit.rows, unit.first_row(end), unit.rows)
@@ -168,7 +169,10 @@ class _Sweep:
         return row * self.row_numbers + column * self.form.channels
 
     def _strip(self, column: tirx.Buffer, seen: tirx.Buffer) -> None:
-        """Set the next strip; seen: the columns of keys of the strips before."""
+        """Set the next strip, and advance `column` and `seen` past it.
+
+        column: its first column of queries. seen: the end of the previous strips' columns of keys.
+        """
         s, form, unit = self.s, self.form, self.unit
         first = s.let("first_column", column[0])
         first_key = s.let("first_key", unit.first_column(first))
@@ -215,7 +219,7 @@ class _Sweep:
             ring.leave(s.let("done_row", first_left + number))
 
     def _fetch(self) -> None:
-        """Fetch what the next two rows read and write into the cache."""
+        """Fetch the data that the next two rows read and write into the cache."""
         s, form, unit, tiles = self.s, self.form, self.unit, self.tiles
         width = 4 if form.spec.dtype == "float32" else 2
 

@@ -1,6 +1,6 @@
 """From products to probabilities and gradients of logits, and to the gradient of the bias.
 
-The softmax is computed anew from the logits at hand. So probabilities have the sum 1 however large
+The softmax is recomputed from the logits at hand. So probabilities have the sum 1 however large
 the logits are, and neither the forward's output nor its logsumexp is needed.
 """
 
@@ -25,7 +25,7 @@ _LOG2_HIGH = 0.693359375
 _LOG2_LOW = math.log(2.0) - _LOG2_HIGH
 # The remainder of the series is below 1.2e-7 of its value.
 _DEGREE = 6
-# Added to and taken from a small number, it leaves the nearest integer.
+# Adding this to a small number and subtracting it again rounds the number to an integer.
 _ROUNDING = 1.5 * 2.0**23
 
 
@@ -40,18 +40,19 @@ class _Query:
         in_tile = s.let("in_tile", tirx.bitwise_and(number, TILE - 1))
         is_right = s.let("is_right", tirx.bitwise_and(in_tile, 1))
         is_lower = in_tile >= TILE // 2
-        left, right = tiles.columns(pair)
+        left_column, right_column = tiles.columns(pair)
         row = s.let("row", tirx.Select(is_lower, tiles.rows[1], tiles.rows[0]))
         start = tirx.Select(is_lower, tiles.starts[1], tiles.starts[0])
-        column = s.let("column", tirx.Select(is_right > 0, right, left))
-        begin = s.let("begin", unit.first_column(left))
+        column = s.let("column", tirx.Select(is_right > 0, right_column, left_column))
+        begin = s.let("begin", unit.first_column(left_column))
         # The first lane of a row's vectors that is a tap of this query.
         self.shift = s.let("shift", unit.first_column(column) - begin)
         self.taps = [tiles.taps(which, pair, in_tile) for which in (0, 1)]
         self.row, self.column = row, column
         # The last tile of a row, or the last row, may have a query twice.
         again = tirx.Or(
-            tirx.And(is_lower, tiles.is_one_row), tirx.And(is_right > 0, right == left)
+            tirx.And(is_lower, tiles.is_one_row),
+            tirx.And(is_right > 0, right_column == left_column),
         )
         self.is_new = tirx.Not(again)
         offset = (start - row + form.rows - 1) * form.bias_row + begin - column + form.columns
@@ -76,12 +77,12 @@ class _Query:
         return self.unit.at(part, offset + table * form.bias)
 
     def inside(self, vector: int, value: Expr, otherwise: float) -> Expr:
-        """Return a vector with `otherwise` in the lanes that are no taps, whatever they hold."""
+        """Return `value` with `otherwise` in the lanes that are no taps, whatever they hold."""
         form = self.unit.form
-        one = tirx.const(1, "int32")
-        lane = tirx.Ramp(tirx.const(vector * form.lanes, "int32") - self.shift, one, form.lanes)
-        # One comparison: what is below 0 is large without a sign.
-        unsigned = lane.astype(f"uint32x{form.lanes}")
+        first_tap = tirx.const(vector * form.lanes, "int32") - self.shift
+        taps = tirx.Ramp(first_tap, tirx.const(1, "int32"), form.lanes)
+        # One comparison instead of two: as an unsigned number, a negative tap is large.
+        unsigned = taps.astype(f"uint32x{form.lanes}")
         limit = tirx.Broadcast(tirx.const(form.columns, "uint32"), form.lanes)
         return tirx.Select(unsigned < limit, value, broadcast(otherwise, form.lanes))
 
@@ -105,7 +106,7 @@ class Softmax:
                         self._clear(query)
 
     def _logits(self, query: _Query) -> None:
-        """Compute the logits, and the largest."""
+        """Compute a query's logits and the largest of them."""
         unit, s, lanes = self.unit, self.unit.s, self.unit.form.lanes
         scale = broadcast(unit.p["scale"], lanes)
         largest = s.registers("largest", 2, vector_type(lanes))
@@ -126,7 +127,7 @@ class Softmax:
         self._save("largest", query, folded(most, lanes, tirx.max))
 
     def _weights(self, query: _Query) -> None:
-        """Compute exp(logit - largest), their sum, and the sum of their gradients times them."""
+        """Compute weights exp(logit - largest), their sum, and the sum of weights x gradients."""
         unit, s, lanes = self.unit, self.unit.s, self.unit.form.lanes
         largest = s.let("largest", broadcast(self._load("largest", query), lanes))
         sums = s.registers("sums", 2, vector_type(lanes))
@@ -144,7 +145,7 @@ class Softmax:
             self._save(part, query, total)
 
     def _gradients(self, query: _Query) -> None:
-        """Compute probabilities and gradients, and add those of logits to the bias's."""
+        """Compute probabilities and gradients of logits, and add the latter to the bias's."""
         unit, s, lanes = self.unit, self.unit.s, self.unit.form.lanes
         share = s.let("share", tirx.const(1.0, "float32") / self._load("total", query))
         d_lse = unit.place("d_lse", query.row, query.column)
@@ -153,17 +154,17 @@ class Softmax:
         share = broadcast(share, lanes)
         scale = broadcast(unit.p["scale"], lanes)
         for row, vector in query.each():
-            of_weight, of_gradient = query.tap(0, row, vector), query.tap(1, row, vector)
-            probability = s.let("probability", unit.read(of_weight) * share)
-            unit.store(of_weight, 0, probability)
-            gradient = s.let("gradient", probability * (unit.read(of_gradient) - less))
-            unit.store(of_gradient, 0, gradient * scale)
+            weight_at, gradient_at = query.tap(0, row, vector), query.tap(1, row, vector)
+            probability = s.let("probability", unit.read(weight_at) * share)
+            unit.store(weight_at, 0, probability)
+            gradient = s.let("gradient", probability * (unit.read(gradient_at) - less))
+            unit.store(gradient_at, 0, gradient * scale)
             if unit.form.spec.rpb:
                 at = query.bias("d_bias", row, vector, query.table)
                 unit.store(at, 0, unit.read(at) + query.inside(vector, gradient, 0.0))
 
     def _clear(self, query: _Query) -> None:
-        """Give a query that is there twice no part in any sum the second time."""
+        """Write zeros for the second copy of a query, so that no sum counts the query twice."""
         for which in range(2):
             for row, vector in query.each():
                 nothing = broadcast(0.0, self.unit.form.lanes)
@@ -192,7 +193,7 @@ def exponential(s: Statements, x: Expr, lanes: int) -> Expr:
     is_low = x < constant(_UNDERFLOW)
     clamped = s.let("clamped", tirx.Select(is_low, constant(_UNDERFLOW), x))
     rounded = multiply_add(clamped, constant(1 / math.log(2.0)), constant(_ROUNDING), lanes)
-    # The compiler may reorder sums, and would take the number away again.
+    # Without the fence, the compiler could reorder the sums and undo the rounding.
     rounded = s.let("rounded", tirx.call_llvm_pure_intrin(kind, "llvm.arithmetic.fence", rounded))
     n = s.let("n", rounded - constant(_ROUNDING))
     r = multiply_add(n, constant(-_LOG2_HIGH), clamped, lanes)

@@ -12,7 +12,7 @@ from natc.compiler.cpu_tiles.sweep.form import TILE
 from natc.compiler.cpu_tiles.sweep.unit import Unit, least
 from natc.compiler.cpu_tiles.vectors import broadcast, save
 
-# Which row and which column of a tile a query is in.
+# The row and the column of each query in its tile.
 ROW_OF = (0, 0, 1, 1)
 COLUMN_OF = (0, 1, 0, 1)
 
@@ -40,12 +40,12 @@ class Tiles:
         self.step = s.let("step", self.starts[1] - self.starts[0])
 
     def columns(self, pair: Any) -> tuple[Expr, Expr]:
-        """Return the columns of a pair of queries, the same one twice at the end of an odd row."""
-        left = self.unit.s.let("left", self.first + pair * 2)
-        return left, self.unit.s.let("right", least(left + 1, self.end - 1))
+        """Return the columns of a pair of queries, equal ones at the end of an odd row."""
+        left_column = self.unit.s.let("left", self.first + pair * 2)
+        return left_column, self.unit.s.let("right", least(left_column + 1, self.end - 1))
 
     def key_column(self, column: Any) -> Expr:
-        """Return in which column of the panels the window of a query begins."""
+        """Return the column of the panels at which a query's window begins."""
         return self.unit.first_column(column) - self.first_key
 
     def taps(self, which: int | Expr, pair: Any, number: Any) -> At:
@@ -79,7 +79,7 @@ class Tiles:
                     unit.store(to, channel, unit.floats(at, channel))
 
     def products(self, pair: Any) -> None:
-        """Compute a tile's products with keys, and of its gradients of outputs with values."""
+        """Compute products of a tile's queries with keys, of its output gradients with values."""
         s = self.unit.s
         columns = self.columns(pair)
         start = s.let("key_column", self.key_column(columns[0]))
@@ -101,7 +101,8 @@ class Tiles:
         together = form.key_rows * TILE // len(queries)
         groups = -(-count // together)
         sizes = [count // groups + (number < count % groups) for number in range(groups)]
-        # The first and the last row serve half of the tile: not alone, if that can be avoided.
+        # Only half of the queries reach the first row and the last row. So these rows go into the
+        # larger groups, if groups differ.
         sizes = [*sizes[:1], *sizes[2:], *sizes[1:2]]
         row = 0
         for size in sizes:

@@ -13,7 +13,7 @@ from natc.compiler.cpu_tiles.products import At
 from natc.compiler.cpu_tiles.sweep.unit import Unit, most, zero
 from natc.compiler.cpu_tiles.vectors import broadcast, load, save
 
-# The parts of `open`: what the sums are gradients of.
+# The gradients in the part `open` of the scratch memory, in their order there.
 GRADIENTS = ("d_value", "d_key")
 
 
@@ -30,18 +30,25 @@ class Ring:
         self.unit, self.shared, self._side = unit, shared, side
 
     def set_band(self, first: Any, kept_rows: Any, own: tuple[Any, Any]) -> None:
-        """Set the first row of keys of a band, how many it may have, and those it has alone."""
+        """Set a band's first row of keys and the most rows that it may have.
+
+        own: (begin, end) of the rows that no other band reaches.
+        """
         self.first, self._kept_rows, self._own = first, kept_rows, own
 
     def set_strip(self, first: Any, count: Any, before: Any, after: Any) -> None:
         """Set a strip's first column of keys and their number.
 
-        before: how many of them the strip before has, too. after: the first that the next one has.
+        before: how many of them the previous strip has, too. after: the number of the first column
+        that the next strip has, too.
         """
         self.first_column, self.count, self._before, self._after = first, count, before, after
 
     def enter(self, row: Any) -> None:
-        """Copy a row of keys and values into the panels, and begin its gradients."""
+        """Copy a row of keys and values into the panels, and begin the sums of its gradients.
+
+        A sum begins with the value that the previous strip kept, or with 0.
+        """
         unit, s, form = self.unit, self.unit.s, self.unit.form
         slot = s.let("slot", unit.slot(row))
         for which, name in enumerate(("key", "value")):
@@ -96,7 +103,7 @@ class Ring:
                     save(s, unit.scratch, kept + channel, unit.read(at, channel), form.lanes)
 
     def _leave_to(self, source: At, places: Callable[..., At]) -> None:
-        """Write the columns of a row that the next strip does not have; places: where."""
+        """Write the columns of a row that the next strip lacks; places: column -> destination."""
         unit, s, form = self.unit, self.unit.s, self.unit.form
         with s.loop("column", self._after) as x:
             at = At(source.buffer, s.let("at", source.offset + x * form.channels))
@@ -106,7 +113,10 @@ class Ring:
                 unit.write(to, channel, unit.read(at, channel))
 
     def add_shared(self, which: int, row: Any, upper: Any, lower: Any) -> None:
-        """Write the gradients of a row that two bands reach; upper, lower: where its parts are."""
+        """Write the gradients of a row that two bands reach.
+
+        upper, lower: where its two parts are in `shared`.
+        """
         unit, s, form = self.unit, self.unit.s, self.unit.form
         places = unit.places(GRADIENTS[which], row)
         with s.loop("column", unit.columns) as x:
@@ -126,7 +136,7 @@ class Ring:
         return At(at.buffer, self.unit.s.let("open", at.offset))
 
     def _kept(self, which: int, row: Any, column: Any) -> At:
-        """Return where the sums of a column lie between two strips; column: of the next one."""
+        """Return where a column's sums are kept between strips; column: its number in the next."""
         form = self.unit.form
         number = (which * self._kept_rows + (row - self.first)) * form.strip + column
         return At(self.unit.scratch, self.unit.parts["end"] + number * form.channels)

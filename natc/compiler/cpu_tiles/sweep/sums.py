@@ -1,4 +1,4 @@
-"""The sums of a tile: gradients of queries, and its share in those of keys and values."""
+"""Sums the gradients of a tile's queries, and adds its share to gradients of keys and values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def of_queries(tiles: Tiles) -> None:
         first = s.let("first", tiles.first + n * together)
         columns = [s.let("column", least(first + q, tiles.end - 1)) for q in range(together)]
         starts = [s.let("start", tiles.key_column(column)) for column in columns]
-        # Windows of neighbors begin at most one column later: all ways in which they may.
+        # The window of the next query begins 0 or 1 columns later: code for every combination.
         for steps in itertools.product((0, 1), repeat=together - 1):
             shifts = [0, *itertools.accumulate(steps)]
             conditions = [start - starts[0] == by for start, by in zip(starts[1:], shifts[1:])]
@@ -39,18 +39,23 @@ def of_queries(tiles: Tiles) -> None:
 def _d_queries(
     tiles: Tiles, lower: Any, columns: list[Expr], start: Expr, shifts: list[int]
 ) -> None:
-    """Compute the gradients of neighbors; shifts: by how much their windows begin later."""
+    """Compute the gradients of adjacent queries.
+
+    start: the column at which the first window begins. shifts: columns from there to the beginning
+    of each window.
+    """
     unit, s, form = tiles.unit, tiles.unit.s, tiles.unit.form
     row = s.let("row", tiles.rows[0] + lower)
     first_key_row = s.let("first_key_row", tiles.starts[0] + lower * tiles.step)
     taps, places = [], []
     for column in columns:
         number = s.let("number", column - tiles.first)
-        right = tirx.bitwise_and(number, 1)
-        at = tiles.taps(1, tirx.truncdiv(number, 2), lower * 2 + right).offset
-        # A right query's taps begin as much later as its window does.
-        left = unit.first_column(column - right)
-        taps.append(s.let("taps", at + unit.first_column(column) - left))
+        is_right = tirx.bitwise_and(number, 1)
+        at = tiles.taps(1, tirx.truncdiv(number, 2), lower * 2 + is_right).offset
+        # A pair's rows of taps begin with the left query's window. The right query's taps begin
+        # as many numbers later as its window begins columns later.
+        left_start = unit.first_column(column - is_right)
+        taps.append(s.let("taps", at + unit.first_column(column) - left_start))
         places.append(unit.place("d_query", row, column))
     step = form.sum_vectors * form.lanes
     with s.loop("channel_block", form.channels // step) as block:
@@ -85,8 +90,8 @@ def into_open(tiles: Tiles, pair: Any) -> None:
     s, form = tiles.unit.s, tiles.unit.form
     columns = tiles.columns(pair)
     starts = [s.let("start", tiles.key_column(column)) for column in columns]
-    # Gradients of values are probabilities times gradients of outputs; of keys, those of logits
-    # times queries.
+    # d_value sums probabilities times gradients of outputs; d_key sums gradients of logits times
+    # queries.
     for which in range(2):
         vectors = [tiles.vectors(1 - which, pair, number, columns) for number in range(TILE)]
         panel = s.let(
@@ -100,17 +105,20 @@ def into_open(tiles: Tiles, pair: Any) -> None:
 def _scatter(
     tiles: Tiles, which: int, pair: Any, vectors: list[At], panel: Expr, shift: int
 ) -> None:
-    """Add weights times a tile's vectors to all keys; shift: of the right queries' windows."""
+    """Add weights times a tile's vectors to the gradients of all keys.
+
+    shift: how many columns later the right queries' windows begin.
+    """
     unit, s, form = tiles.unit, tiles.unit.s, tiles.unit.form
     count, lanes = form.scatter_vectors, form.lanes
     upper, lower = tiles.starts
-    one = tiles.is_one_row
+    is_one_row = tiles.is_one_row
     end = s.let("end", upper + form.rows)
-    # Rows of keys that only the upper queries reach, all, and only the lower ones.
+    # Rows of keys that only upper queries reach, that all reach, that only lower queries reach.
     parts = (
-        ((True, False), upper, s.let("upper_end", tirx.Select(one, end, lower))),
-        ((True, True), lower, s.let("both_end", tirx.Select(one, lower, end))),
-        ((False, True), end, s.let("lower_end", tirx.Select(one, end, lower + form.rows))),
+        ((True, False), upper, s.let("upper_end", tirx.Select(is_one_row, end, lower))),
+        ((True, True), lower, s.let("both_end", tirx.Select(is_one_row, lower, end))),
+        ((False, True), end, s.let("lower_end", tirx.Select(is_one_row, end, lower + form.rows))),
     )
     taps = [tiles.taps(which, pair, number).offset for number in range(TILE)]
     with s.loop("channel_block", form.channels // (count * lanes)) as block:

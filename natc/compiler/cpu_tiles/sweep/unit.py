@@ -15,12 +15,12 @@ from natc.compiler.statements import Statements
 
 
 def least(a: Any, b: Any) -> Expr:
-    """Return the smaller of two integers, either of which may be Python's."""
+    """Return the smaller of two integers; each may be an expression or a Python int."""
     return tirx.min(tirx.convert(a), tirx.convert(b))
 
 
 def most(a: Any, b: Any) -> Expr:
-    """Return the larger of two integers, either of which may be Python's."""
+    """Return the larger of two integers; each may be an expression or a Python int."""
     return tirx.max(tirx.convert(a), tirx.convert(b))
 
 
@@ -30,7 +30,7 @@ def zero() -> Expr:
 
 
 class Unit:
-    """What the parts of a sweep share; the variables of a unit follow `locate`.
+    """The state that all parts of a sweep share; `locate` adds the variables of a unit of work.
 
     p: the function's parameters by name.
     """

@@ -1,4 +1,4 @@
-"""Numbers that a search's model learns from, of kernels of tiles: they follow from a plan."""
+"""Facts about kernels of tiles that a search's model learns from, computed from their plans."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _FLOAT_BYTES = 4
 def facts(spec: KernelSpec, target: Target, decisions: Mapping[str, int]) -> dict[str, float]:
     """Return facts about a plan: shares of this machine's caches, sums in registers, useful lanes.
 
-    panels: of keys and values, and scores: of a row of tiles, over the L1 cache. scratch: all
-    memory of a unit, over the L2 cache. score_sums, value_sums: vectors of sums at once.
-    useful_scores: the share of the computed scores that are of a query's window.
+    panels: size of the panels of keys and values, divided by the L1 cache. scores: size of the
+    scores of a row of tiles, divided by the L1 cache. scratch: size of a unit's memory, divided by
+    the L2 cache. score_sums, value_sums: vectors of sums in registers at once. useful_scores: the
+    share of the computed scores that lie in a query's window.
     """
     plan = Plan(spec, **decisions)
     layout = plan.layout()

@@ -32,7 +32,8 @@ _MOST_SCRATCH = 1 << 20
 def covers(spec: KernelSpec, target: Target) -> bool:
     """Return whether the space has schedules for a kernel.
 
-    As the other space's; values have whole vectors of channels, too, and logits no further terms.
+    The other space must have them, too; value_dim must be whole vectors; logits have no further
+    terms; and the scratch memory of a thread is at most _MOST_SCRATCH.
     """
     return (
         rows.covers(spec)
