@@ -123,10 +123,10 @@ def main() -> None:
         print(f"{name:24}" + "".join(f"{figure:8.3f}" for figure in figures))
 
 
-def compare(log: Path, others: Sequence[Path], budget: int, seeds: int) -> dict[str, Any]:
+def compare(log: Path, taught_logs: Sequence[Path], budget: int, seeds: int) -> dict[str, Any]:
     """Return the curves of all strategies for each seed."""
     table = Table(log)
-    taught = [trial for path in others for trial in Table(path).trials.values()]
+    taught = [trial for path in taught_logs for trial in Table(path).trials.values()]
     start: dict[str, Callable[[int], Strategy]] = {
         "model": lambda seed: _model(table, seed, []),
         "random": lambda seed: Chance((t.decisions for t in table.trials.values()), seed),

@@ -334,7 +334,7 @@ def test_a_resumed_search_names_its_start() -> None:
 
 @pytest.fixture
 def rechecked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
-    """Stand for the comparison of saved schedules; return what is asked of it."""
+    """Return a function that replaces the comparison of schedules and returns its calls."""
 
     def install(*outcomes: Rechecked) -> list[Any]:
         asked: list[Any] = []

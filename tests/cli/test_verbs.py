@@ -327,7 +327,7 @@ def test_show_refuses_a_library_without_code_as_a_call_does(natc: Natc) -> None:
 
 
 def test_ctrl_c_inside_an_exec_ends_python_m_natc_with_130(tmp_path: Path) -> None:
-    # What a class decorated by dataclasses does while a module with it is imported.
+    # A dataclass calls exec while its module is imported; Ctrl-C may come then.
     (tmp_path / "stopped.py").write_text(
         "import signal, sys\n"
         "from natc.cli import main\n"

@@ -288,8 +288,8 @@ def test_the_page_has_the_saved_results(
 
 def test_searches_are_replayed_over_a_log_of_a_whole_space(tmp_path: Path) -> None:
     results = ROOT / "benchmarks" / "results"
-    log, other = (str(results / f"search_k{size}_d12.jsonl") for size in (7, 9))
-    words = ("search.py", log, "--taught", other, "--budget", "4", "--seeds", "1", "--json")
+    log, log_of_9x9 = (str(results / f"search_k{size}_d12.jsonl") for size in (7, 9))
+    words = ("search.py", log, "--taught", log_of_9x9, "--budget", "4", "--seeds", "1", "--json")
     done = benchmark(*words, libraries=tmp_path)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
@@ -297,7 +297,7 @@ def test_searches_are_replayed_over_a_log_of_a_whole_space(tmp_path: Path) -> No
     assert set(document["strategies"]) == {"model", "model, taught", "random", "MetaSchedule"}
     for strategy in document["strategies"].values():
         (curve,) = strategy["curves"]
-        # The default comes first, and what was found is never lost.
+        # The default comes first, and a curve never falls back to a slower candidate.
         assert curve[0] == 1 / document["best_ratio"] > 1
         assert len(curve) == 4 and curve == sorted(curve, reverse=True)
     part = tmp_path / "part.jsonl"

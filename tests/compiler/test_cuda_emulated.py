@@ -177,7 +177,7 @@ def same(actual: Tensor, exact: Tensor) -> None:
 
 
 MISTAKES: dict[str, tuple[str, str, str, str]] = {
-    # What: (operation, what is replaced, by what, the error)
+    # Mistake: (operation, code to replace, its replacement, the error)
     "a shuffle left out": (
         "forward_lse",
         "t0_ptr[0] = __shfl_down_sync(mask_ptr[0], red_buf0_ptr[0], 1, 32)",

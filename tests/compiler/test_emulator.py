@@ -7,7 +7,7 @@ import torch
 from support.emulator import EmulatedSource, emulate_source
 from torch import Tensor
 
-# Kernels of one argument, on 64 threads; what is wrong with each, and the first thread to say so.
+# Kernels of one argument, on 64 threads; the mistake in each, and the first thread to report it.
 WRONG = {
     "out_of_bounds_read": (
         "if (i == 63) x[0] = x[i + 1];",

@@ -1,7 +1,8 @@
 """natc's own wheel and a wheel of kernels, in an environment that has what natc asks for, no more.
 
-The environment holds links to the installed packages that natc's wheel requires, and to those that
-they require: a package that is missing from the metadata is missing there, and so is TVM.
+The environment holds links to the installed packages that natc's wheel requires, and to the
+packages that these require: a package that is missing from the metadata is missing there, and so
+is TVM.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("wheels")
 
 
-# A small kernel in place of those that natc's wheel holds, and another processor in place of all.
+# A small kernel stands for the kernels of natc's wheel, and one processor for all others.
 OWN_KERNEL = KernelSpec.make(3, head_dim=4)
 OPTIONS = "--kernel 3 --head-dim 4 --no-rpb --operations forward"
 OTHER_ARCH = {"x86_64": "aarch64", "aarch64": "x86-64-v3"}[detect.host_machine()]
@@ -280,7 +281,7 @@ def test_the_command_line_works_there(python: Path, place: Path) -> None:
     environment = clean(NATC_CACHE_DIR=str(place / "empty"))
     assert run([natc, "--version"], env=environment).split()[-1] == __version__
     result = json.loads(run([natc, "verify", "--json"], env=environment, cwd=place))
-    # One of the wheel of kernels, and two of natc's own.
+    # The wheel of kernels holds a single library, natc's own wheel two.
     assert result["ok"] and sum(len(report["libraries"]) for report in result["checked"]) == 3
     done = subprocess.run(
         [natc, "build", "--kernel", "3"], env=environment, capture_output=True, text=True

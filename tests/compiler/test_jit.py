@@ -61,7 +61,7 @@ def test_a_call_builds_its_kernel_and_says_so(
     output.sum().backward()
     natc.na2d(query, key, value, 3, rpb=rpb).sum().backward()
     assert len(caplog.records) == 2
-    # A call without gradients builds what it runs, and leaves the first library alone.
+    # A call without gradients builds its own operation, and leaves the first library alone.
     first = {library.path for library in runtime.kernels()}
     with torch.no_grad():
         natc.na2d(query, key, value, 3, rpb=rpb)

@@ -73,7 +73,7 @@ def test_a_window_of_the_whole_map_is_torchs_self_attention(
     torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-6)
 
 
-# Which numbers of a call become extreme: one of a tensor, or many.
+# The numbers of a call that become extreme: a single element of a tensor, or many.
 SPOILT: dict[str, Callable[[Inputs], Tensor]] = {
     "a query": lambda inputs: inputs.query[0, 2, 3, 1, 4],
     "a key": lambda inputs: inputs.key[0, 2, 3, 1, 4],

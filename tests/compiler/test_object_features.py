@@ -1,4 +1,4 @@
-"""What a search's model learns about machine code: counted by hand in a small function."""
+"""The features of machine code for a search's model, beside counts by hand in a small function."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_built_candidate_has_the_features_of_its_code(tmp_path: Path) -> None:
         for chains in (0, 1)
     }
     assert useful_multiply_adds(spec, "forward") == 49 * 64
-    # All multiply-adds use whole registers; those of exponentials come on top of the useful ones.
+    # All multiply-adds use whole registers; exponentials add some to the useful ones.
     assert built[0]["lanes"] == 8 and 1 < built[0]["issued"] < 1.3
     # A sum for each column of the window needs more registers than AVX2 has.
     assert built[1]["spills"] > 2 * built[0]["spills"] > 0

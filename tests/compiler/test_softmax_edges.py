@@ -54,7 +54,7 @@ def small_call(spec: KernelSpec, **options: Any) -> Call:
 
 
 class Spoil(NamedTuple):
-    """A change of a tensor: one of its elements, a head's bias, or most of a head's bias."""
+    """A change of a tensor: of a single element, a head's bias, or most of a head's bias."""
 
     name: str
     value: float

@@ -1,6 +1,6 @@
 """Random calls of kernels, and the shapes that broke others, against brute force.
 
-More of them, other ones in each run: `pytest -k sweep --hypothesis-profile=natc-long`.
+More calls, different in each run: `pytest -k sweep --hypothesis-profile=natc-long`.
 """
 
 from __future__ import annotations

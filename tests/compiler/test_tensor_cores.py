@@ -53,7 +53,7 @@ FORWARD, D_QUERY, INVERSE, D_RPB = ("forward_lse",), ("d_query",), ("d_key", "d_
 FUSED = [*FORWARD, *D_QUERY, *INVERSE]
 
 # The kernels of each operation, with decisions that are not the default. Rows of keys one by one,
-# at once, and in parts of which the last is shorter; odd numbers of products; channels in blocks
+# at once, and in parts, the last of them shorter; odd numbers of products; channels in blocks
 # of 64, 32 and 16; more offsets on the last axis than a warp has lanes; one axis, on which the
 # halves of a tile lie side by side; even windows, of another size on each axis.
 KERNELS: dict[tuple[str, ...], dict[str, dict[str, int] | None]] = {
@@ -424,7 +424,7 @@ WEIGHED = {"forward_lse": "value", "d_query": "key", "d_key": "query", "d_value"
 
 @pytest.mark.parametrize("operation", FUSED)
 def test_a_row_of_infinities(kernels: Kernels, operation: str) -> None:
-    """Tiles of which some rows see only finite numbers, and others infinities of both signs."""
+    """In a tile, some rows see only finite numbers, and others infinities of both signs."""
     tensors = draw(KernelSpec.parse(SMALL), (1, 9, 18, 2))
     weighed = tensors[WEIGHED[operation]]
     weighed[:, 4, ::2, :, 3] = INF
@@ -541,7 +541,7 @@ def test_gradients_of_logits_that_float16_cannot_hold(
     value: float,
     scale: float,
 ) -> None:
-    """They are rounded to float16 on the way; those of small or large losses must still fit.
+    """Gradients are rounded to float16 on the way; with small or large losses they must still fit.
 
     With this scale, the results fit as well.
     """

@@ -114,7 +114,7 @@ def test_a_search_from_end_to_end(scratch: Path, place: Path) -> None:
     for trial in trials:
         assert candidates.candidate(trial.decisions) == trial.decisions
         assert trial.features and trial.ratio
-    # Noise decides whether one of three is faster; what is written follows from the log.
+    # Noise decides whether a candidate is faster; the schedule must follow from the log.
     path = workspace.schedule_path(SPEC, HOST)
     assert path.exists() == (finished.outcome == "saved")
     if finished.outcome == "saved":

@@ -76,10 +76,10 @@ def check(seconds: Seconds, kernel: KernelSpec = SMALL) -> Rechecked:
     return recheck(item, None)
 
 
-def times(fast: float, other: float = 3e-3) -> Seconds:
+def times(fast: float, parallel: float = 3e-3) -> Seconds:
     """Return a clock: the default takes 3 ms."""
     return lambda decisions: (
-        fast if decisions["maximum"] else other if decisions["parallel"] else 3e-3
+        fast if decisions["maximum"] else parallel if decisions["parallel"] else 3e-3
     )
 
 
@@ -90,7 +90,7 @@ def test_a_schedule_that_wins_stays(place: Path) -> None:
     assert (outcome.path, outcome.name, outcome.outcome) == (path, SMALL.name, "faster")
     assert outcome.message == "it is 1.50 times as fast as the default, 1.50 to 1.50"
     assert outcome.gain is not None and path.read_text() == before
-    # What was measured is kept.
+    # The log keeps the measurements.
     records, _ = read_log(workspace.log_path(SMALL, HOST))
     (proof,) = [record for record in records if isinstance(record, Comparison)]
     assert (proof.speedup, proof.pairs) == (pytest.approx(1.5), 64)
@@ -149,10 +149,10 @@ def test_a_schedule_that_fails_is_removed(place: Path) -> None:
 
 
 def test_a_schedule_that_hides_a_better_one_is_removed(place: Path) -> None:
-    """The one that comes with natc, or the nearest kernel's, would be used without it."""
+    """Without it, a build would use the schedule that comes with natc, or a near kernel's."""
     schedules.save_schedule(make_host_schedule(replace(SMALL, rpb=True), decisions=OTHER))
     path = schedules.save_schedule(make_host_schedule(SMALL, decisions=FAST))
-    outcome = check(times(2e-3, other=1e-3))
+    outcome = check(times(2e-3, parallel=1e-3))
     assert outcome.outcome == "removed" and not path.exists()
     assert "0.50 times as fast as the schedule that it hides" in outcome.message
 

@@ -254,7 +254,7 @@ def test_the_log_holds_the_machine_every_trial_and_the_comparisons(search: Searc
         assert trial["environment"] == machine["id"]
         assert trial["seconds"] == {KEY: about(seconds(trial["decisions"]))}
         assert trial["ratio"] == about(seconds(trial["decisions"]) / 3e-3)
-        # What is slower than the default gets few turns.
+        # A candidate that is slower than the default gets few turns.
         assert trial["samples"] == (16 if number > 0 and trial["ratio"] <= 1 else 4)
     comparisons = search.lines("comparison")
     assert 1 <= len(comparisons) <= 4
@@ -313,7 +313,7 @@ def test_a_third_run_has_nothing_left_to_try(search: Search) -> None:
     search()
     saved = search.schedule.read_text()
     finished = search()
-    # The best candidate is in use already, so nothing beats what is in use.
+    # The schedule in use is the best candidate already, so no candidate is faster.
     assert finished.trials == 0 and finished.outcome == "not faster"
     assert search.told(Started)[0].resumed_trials == 16
     assert search.schedule.read_text() == saved

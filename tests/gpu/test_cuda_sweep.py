@@ -2,7 +2,7 @@
 
 Of every kernel found there that has all its operations. To make some, here or elsewhere:
 `natc build --kernel 7 --target cuda --arch sm_90 -o DIRECTORY`; then NATC_LIB_PATH=DIRECTORY.
-More calls, other ones in each run: `pytest -k sweep --hypothesis-profile=natc-long`.
+More calls, different in each run: `pytest -k sweep --hypothesis-profile=natc-long`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which schedule a kernel without its own may use: by what decisions gained on near kernels."""
+"""A kernel without a schedule uses a near kernel's if its decisions made near kernels faster."""
 
 from __future__ import annotations
 

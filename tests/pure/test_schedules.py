@@ -67,7 +67,7 @@ def test_the_gain_is_kept_and_is_the_speedup() -> None:
 
 
 def test_a_file_can_be_passed_over(place: Path) -> None:
-    """What a build would take without it."""
+    """With `but`, the search for a schedule ignores that file."""
     own = save_schedule(make_schedule())
     assert load_schedule(SPEC, TARGET, but=own) is None
     shipped = place / "shipped" / own.relative_to(place)

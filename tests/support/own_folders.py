@@ -1,4 +1,4 @@
-"""Folders of a test's own in place of the user's and of those that come with natc."""
+"""Empty folders for a test, in place of the user's folders and the folders that come with natc."""
 
 from __future__ import annotations
 

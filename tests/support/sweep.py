@@ -30,7 +30,7 @@ _UNFUSED = (
 
 
 def few_examples(share: int) -> Any:
-    """Return the settings of a slow test: one of `share` examples of the profile, at least one."""
+    """Return the settings of a slow test: the profile's examples over `share`, at least 1."""
     return settings(
         max_examples=max(1, settings.default.max_examples // share),
         suppress_health_check=(

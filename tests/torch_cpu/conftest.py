@@ -1,6 +1,6 @@
 """Fixtures: a place for libraries, libraries compiled from C, and doubles of kernels.
 
-No test depends on what ran before it in its process: random numbers, libraries that were loaded,
+No test depends on earlier tests in its process: random numbers, libraries that were loaded,
 and what torch.compile keeps are its own or its file's.
 """
 

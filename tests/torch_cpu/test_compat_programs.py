@@ -1,8 +1,8 @@
 """Import lines and calls of published projects: each works, and computes the right numbers.
 
 The snippets make the same imports, version checks and calls as the projects, in our own code.
-A release of None is the default, the union of all releases. The numbers of the functions and
-modules that are only imported here are tested with those of their releases.
+A release of None is the default, the union of all releases. The numbers of functions and
+modules that are only imported here are tested with the functions and modules of their releases.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def test_nothing_is_left_behind() -> None:
 
 
 def test_installed_needs_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Tiny libraries hold no kernels; their manifests say what they would serve.
+    # Tiny libraries hold no kernels; their manifests name the kernels that they would serve.
     for name, operations in {
         "na2d_k7_d32_float32": operations_of(KernelSpec.parse("na2d_k7_d32_float32"), kind="llvm"),
         "na1d_k4_d32_float16_rpb": ("forward",),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from support.fresh_process import run_fresh
 
-# Both processes are forks of one that has imported torch. Each prints a line for each check; a
-# check that fails ends it, and with it the others.
+# Both processes are forks of a process that has imported torch. Each prints a line for each check.
+# A check that fails ends its process, and with it the other process.
 PROGRAM = """
 import datetime, os, signal, sys
 import torch, torch.distributed as dist

@@ -92,7 +92,7 @@ def test_every_operator_is_here() -> None:
 
 
 # Torch traces the gradients of `backward` for ten seconds. They are always the reference's, so two
-# calls are checked: one with every tensor, and one with few.
+# calls are checked: with every tensor, and with few.
 @pytest.mark.parametrize("case", ["1D", "2D", "3D", "larger than the map"])
 @pytest.mark.parametrize("name", CALLS)
 def test_on_kernels(doubles: Doubles, name: str, case: str) -> None:

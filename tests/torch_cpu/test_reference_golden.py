@@ -35,7 +35,7 @@ ARGUMENTS = {
     "q": "query", "k": "key", "v": "value", "rpb": "rpb", "attn": "attn",
     "additional_k": "additional_keys", "additional_v": "additional_values",
 }  # fmt: skip
-# Results of brute force by their names, and those that the files have for them.
+# The name of each result of brute force, and the name of the same result in the files.
 NAMES = {"attn": "logits", "output": "out", "lse": "logsumexp"}
 NAMES |= {f"d_{name}": f"d_{short}" for short, name in ARGUMENTS.items()}
 
@@ -84,7 +84,7 @@ def test_brute_force_matches_released_versions(case: GoldenCase) -> None:
 def read(case: GoldenCase) -> tuple[Tensors, Tensor, Tensors]:
     """Return the inputs of a case, the upstream gradient, and the expected results.
 
-    Heads come last, whatever the file has; names are those of the file.
+    Heads come last, whatever the file has; names are taken from the file.
     """
     stored = case.arrays(torch.float64)
     if not case.heads_last:

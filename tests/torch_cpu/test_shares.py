@@ -86,15 +86,15 @@ def test_a_share_is_of_the_peak_in_the_same_turns(samples: Callable[..., None]) 
     )
     assert torch.get_num_threads() == before
     by_call = {(row.call, row.threads): row for row in rows}
-    one, two = by_call["forward", 1], by_call["forward", 2]
-    assert one.work == Work(7200, 3200) and one.peak == 2e9 and one.samples == 5
-    assert one.quartile_seconds is not None and one.quartile_seconds[:2] == (4e-5, 4e-5)
-    assert one.share_of_peak == pytest.approx(7200 / 4e-5 / 2e9)
-    assert one.floor_seconds == pytest.approx(7200 / 2e9)
-    assert one.sections == ["a", "b"] and one.ratio is None and one.speedup is None
-    assert two.share_of_peak == pytest.approx(7200 / 2e-5 / 4e9)
+    single, double = by_call["forward", 1], by_call["forward", 2]
+    assert single.work == Work(7200, 3200) and single.peak == 2e9 and single.samples == 5
+    assert single.quartile_seconds is not None and single.quartile_seconds[:2] == (4e-5, 4e-5)
+    assert single.share_of_peak == pytest.approx(7200 / 4e-5 / 2e9)
+    assert single.floor_seconds == pytest.approx(7200 / 2e9)
+    assert single.sections == ["a", "b"] and single.ratio is None and single.speedup is None
+    assert double.share_of_peak == pytest.approx(7200 / 2e-5 / 4e9)
     # In each turn: a slow turn slows both.
-    assert two.speedup == pytest.approx((2.0, 2.0, 2.0))
+    assert double.speedup == pytest.approx((2.0, 2.0, 2.0))
     gradients = by_call["gradients", 1]
     assert gradients.work == Work(18000, 6400)
     assert gradients.share_of_peak == pytest.approx(18000 / 1e-4 / 2e9)

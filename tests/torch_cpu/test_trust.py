@@ -125,7 +125,7 @@ def test_a_link_into_a_directory_that_others_can_write_is_followed(tmp_path: Pat
 def test_each_link_and_directory_on_the_way_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever can replace a link decides what is loaded, even if the real file is safe."""
+    """Whoever can replace a link decides which file is loaded, even if the real file is safe."""
     safe, shared = tmp_path / "safe", tmp_path / "shared"
     for directory in (safe, shared):
         directory.mkdir()

@@ -1,7 +1,7 @@
-"""What noise can do to a search: the real engine in simulated time, on machines that disturb.
+"""Noise must not mislead a search: the real engine in simulated time, on machines that disturb.
 
 The machines below disturb times in different ways. On each, a search must not save a schedule that
-is slower than the default, and must find one that is faster.
+is slower than the default, and must find a faster schedule if there is one.
 """
 
 from __future__ import annotations
