@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-import tvm_ffi
 from tvm import tirx
-from tvm.s_tir import SBlock
 
+from natc.compiler.annotations import annotated_numbers
 from natc.compiler.cpu_tiles.plan import Plan
 from natc.compiler.cpu_tiles.tiled_forward import forward
 from natc.spec import KernelSpec
@@ -24,14 +23,7 @@ ANNOTATION = "tile_of_queries."
 
 def plan_of(function: tirx.PrimFunc, spec: KernelSpec) -> Plan | None:
     """Return the decisions that a schedule recorded for a kernel of tiles; None if it has none."""
-    numbers: dict[str, int] = {}
-
-    def read(block: SBlock) -> None:
-        for key, value in block.annotations.items():
-            if str(key).startswith(ANNOTATION):
-                numbers[str(key).removeprefix(ANNOTATION)] = int(value)
-
-    tvm_ffi.structural_walk(function.body, (SBlock, read))
+    numbers = annotated_numbers(function, ANNOTATION)
     return Plan(spec, **numbers) if numbers else None
 
 

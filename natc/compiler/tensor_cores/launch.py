@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import tvm_ffi
 from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
+from natc.compiler.annotations import annotated_numbers
 from natc.compiler.tensor_cores.choice import ANNOTATION, KERNELS
 from natc.spec import KernelSpec
 
@@ -23,7 +23,7 @@ def apply_tiles(function: tirx.PrimFunc, spec: KernelSpec, operation: str) -> ti
 
     The scheduled kernel stays, for the calls that tiles cannot serve.
     """
-    numbers = _numbers(function)
+    numbers = annotated_numbers(function, ANNOTATION)
     if not numbers:
         return function
     p = {parameter.name: parameter for parameter in function.params}
@@ -36,18 +36,6 @@ def apply_tiles(function: tirx.PrimFunc, spec: KernelSpec, operation: str) -> ti
         scheduled.init, scheduled.alloc_buffers, scheduled.match_buffers, scheduled.annotations,
     )  # fmt: skip
     return function.with_body(SBlockRealize(root.iter_values, root.predicate, block))
-
-
-def _numbers(function: tirx.PrimFunc) -> dict[str, int]:
-    numbers: dict[str, int] = {}
-
-    def read(block: SBlock) -> None:
-        for key, value in block.annotations.items():
-            if str(key).startswith(ANNOTATION):
-                numbers[str(key).removeprefix(ANNOTATION)] = int(value)
-
-    tvm_ffi.structural_walk(function.body, (SBlock, read))
-    return numbers
 
 
 def _fits(p: dict[str, Any], spec: KernelSpec) -> Any:
