@@ -30,8 +30,8 @@ _DOUBT = 0.1
 WORTHWHILE = 1.02
 
 
-class MeasuredGain(NamedTuple):
-    """How many times as fast as the default some decisions are, as measured on one kernel."""
+class KernelGain(NamedTuple):
+    """How many times as fast as the default some decisions are on one kernel."""
 
     spec: KernelSpec
     decisions: Mapping[str, int]
@@ -77,7 +77,7 @@ def usable_schedules(
         if space is not None and schedule.space != space:
             outdated.append(schedule)
         elif kernel == spec:
-            return [Usable(schedule, spec, schedule.measured.speedup)], outdated
+            return [Usable(schedule, spec, schedule.speedup)], outdated
         else:
             schedules[kernel] = schedule
     if not schedules:
@@ -96,7 +96,7 @@ def usable_schedules(
 
 
 def expected_speedup(
-    spec: KernelSpec, decisions: Mapping[str, int], gains: Iterable[MeasuredGain]
+    spec: KernelSpec, decisions: Mapping[str, int], gains: Iterable[KernelGain]
 ) -> float:
     """Return the expected speedup of decisions over a kernel's default.
 
@@ -118,20 +118,23 @@ def _gains_on(
     operation: str,
     schedule: Schedule | None,
     space: SpaceVersion | None,
-) -> list[MeasuredGain]:
+) -> list[KernelGain]:
     """Return the gains in a kernel's log and schedule, one for each set of decisions.
 
     A schedule's gain replaces a trial's, and a later trial's an earlier one's, on any machine.
+    A predicted gain counts only if nothing was measured.
     """
     path = workspace.find_log(spec, target, operation)
-    gains: dict[tuple[tuple[str, int], ...], MeasuredGain] = {}
+    gains: dict[tuple[tuple[str, int], ...], KernelGain] = {}
     for record in [] if path is None else read_log(path)[0]:
         if isinstance(record, Trial) and record.ratio and record.space == (space or record.space):
             key = tuple(sorted(record.decisions.items()))
-            gains[key] = MeasuredGain(spec, record.decisions, 1 / record.ratio)
-    if schedule is not None and schedule.measured.speedup:
+            gains[key] = KernelGain(spec, record.decisions, 1 / record.ratio)
+    if schedule is not None and schedule.speedup:
         key = tuple(sorted(schedule.decisions.items()))
-        gains[key] = MeasuredGain(spec, schedule.decisions, schedule.measured.speedup)
+        gain = KernelGain(spec, schedule.decisions, schedule.speedup)
+        if schedule.measured is not None or key not in gains:
+            gains[key] = gain
     return list(gains.values())
 
 

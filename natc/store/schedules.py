@@ -75,8 +75,21 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
         return statistics.geometric_mean(ratios) if ratios else None
 
 
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model expects of decisions that no machine has timed.
+
+    speedup: how many times as fast as the default decisions. model: the model's name and version.
+    """
+
+    speedup: float
+    model: str
+
+
 class MeasuredOn(msgspec.Struct, frozen=True, kw_only=True):
-    """The machine that measured, in short; the tuning log holds the whole record by its id."""
+    """The machine that measured or predicted, in short.
+
+    A tuning log holds the whole record of a machine that measured, by its id.
+    """
 
     id: str
     cpu: str
@@ -86,11 +99,13 @@ class MeasuredOn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
-    """The fastest decisions for an operation of a kernel on a target, and their times.
+    """The fastest decisions for an operation of a kernel on a target, and the evidence for them.
 
     spec, target: names; decisions: name of a step of the space -> chosen index or value.
+    measured, predicted: the evidence; exactly one of them is set.
     operation: an operation of the spec; every forward takes the schedule of `forward`.
-    created: time, ISO 8601 in UTC. Raises NatcError for an unknown spec, target or operation.
+    created: time, ISO 8601 in UTC. Raises NatcError for an unknown spec, target or operation,
+    and ScheduleError without evidence, or with both kinds of it.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -98,7 +113,8 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     space: SpaceVersion
     decisions: dict[str, int]
-    measured: Measurement
+    measured: Measurement | None = None
+    predicted: Prediction | None = None
     environment: MeasuredOn
     created: str
     operation: str = FORWARD
@@ -108,6 +124,25 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
         Target.parse(self.target)
         if self.operation not in OPERATIONS:
             raise ScheduleError(f"operation {self.operation!r} is unknown")
+        if (self.measured is None) == (self.predicted is None):
+            raise ScheduleError("it must have either times (measured) or a prediction (predicted)")
+
+    @property
+    def evidence(self) -> str:
+        """`measured`, or `predicted by` the model."""
+        return f"predicted by {self.predicted.model}" if self.predicted else "measured"
+
+    @property
+    def origin(self) -> str:
+        """`tuned`, or `predicted` if nothing was timed."""
+        return "predicted" if self.predicted else "tuned"
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times as fast as the default it is, or is expected to be; None if unknown."""
+        if self.predicted is not None:
+            return self.predicted.speedup
+        return self.measured.speedup if self.measured else None
 
     @property
     def name(self) -> str:
@@ -138,12 +173,13 @@ def dump(schedule: Schedule) -> str:
     """Return a schedule as the text of its file: stable order, rounded numbers, a newline."""
     builtins = _rounded(msgspec.to_builtins(schedule))
     # Sorted, because their order has no meaning and another run should change few lines.
-    for field in ("seconds", "baseline_seconds"):
+    for field in ("seconds", "baseline_seconds") if schedule.measured else ():
         builtins["measured"][field] = dict(
             sorted(builtins["measured"][field].items(), key=_largest_first)
         )
-    if schedule.measured.gain is None:
+    if schedule.measured and schedule.measured.gain is None:
         del builtins["measured"]["gain"]
+    del builtins["measured" if schedule.measured is None else "predicted"]
     builtins["decisions"] = dict(sorted(builtins["decisions"].items()))
     if schedule.operation == FORWARD:
         del builtins["operation"]  # the default
@@ -155,10 +191,17 @@ def dump(schedule: Schedule) -> str:
 def save_schedule(schedule: Schedule) -> Path:
     """Write a schedule to its place in the workspace, atomically; return the file.
 
-    Raises NatcError naming the directory when it is not writable.
+    A prediction is written only where builds would take no measured schedule of the same space:
+    else returns the measured schedule's file. Raises NatcError naming the directory when it is
+    not writable, and ScheduleError if a prediction would replace a schedule that cannot be read.
     """
     spec, target = KernelSpec.parse(schedule.spec), Target.parse(schedule.target)
     path = workspace.schedule_path(spec, target, schedule.operation)
+    if schedule.predicted is not None:
+        measured_path = workspace.find_schedule(spec, target, schedule.operation)
+        earlier = read_schedule(measured_path) if measured_path else None
+        if measured_path and earlier and earlier.measured and earlier.space == schedule.space:
+            return measured_path
     write_atomically(path, dump(schedule))
     return path
 

@@ -222,6 +222,18 @@ def test_the_schedule_that_a_build_would_use_is_shown(natc: Natc) -> None:
     assert ["1x56x56x2x32", "1", "ms", "4", "ms", "4.00"] in [s.split() for s in text.splitlines()]
 
 
+def test_a_predicted_schedule_names_its_model(natc: Natc) -> None:
+    prediction = schedules.Prediction(speedup=1.25, model="a model, version 3")
+    path = schedules.save_schedule(make_schedule(measured=None, predicted=prediction))
+    (row,) = natc.json("list")["schedules"]
+    assert (row["speedup"], row["predicted_by"], row["trials"]) == (1.25, prediction.model, None)
+    assert "1.25x (predicted)" in natc("list").out
+    document = natc.json("show", str(path))["schedule"]
+    assert document["origin"] == "predicted" and document["measured"] is None
+    assert document["predicted"] == msgspec.to_builtins(prediction)
+    assert "a model, version 3 expects it to be 1.25 times" in natc("show", str(path)).out
+
+
 def test_the_schedule_of_a_library_has_times_if_its_file_is_unchanged(natc: Natc) -> None:
     schedule = make_schedule(target=f"llvm-{ARCH}")
     own = schedules.save_schedule(schedule)

@@ -10,7 +10,7 @@ from support.written_files import facts, make_schedule
 
 from natc.spec import KernelSpec
 from natc.store import schedules, workspace
-from natc.store.nearest import MeasuredGain, expected_speedup, usable_schedules
+from natc.store.nearest import KernelGain, expected_speedup, usable_schedules
 from natc.store.records import SpaceVersion, Trial, append
 from natc.targets import Target
 
@@ -77,7 +77,7 @@ def choice(spec: KernelSpec) -> tuple[KernelSpec, float]:
 def test_nearer_kernels_count_more_and_doubt_remains() -> None:
     def expected(*gains: tuple[KernelSpec, float]) -> float:
         return expected_speedup(
-            K7, WIDE, [MeasuredGain(spec, WIDE, speedup) for spec, speedup in gains]
+            K7, WIDE, [KernelGain(spec, WIDE, speedup) for spec, speedup in gains]
         )
 
     assert expected() == 1.0
@@ -85,7 +85,7 @@ def test_nearer_kernels_count_more_and_doubt_remains() -> None:
     assert expected((K9, 1.5), (K5, 1.5)) > expected((K9, 1.5))
     # Slower on the nearer kernel, faster on the farther one.
     assert expected((K9, 0.8), (K11, 1.2)) < 1.0 < expected((K9, 1.2), (K11, 0.8))
-    assert expected_speedup(K7, NARROW, [MeasuredGain(K7, WIDE, 2.0)]) == 1.0
+    assert expected_speedup(K7, NARROW, [KernelGain(K7, WIDE, 2.0)]) == 1.0
     with_bias = KernelSpec.make(7, rpb=True)
     assert 1.0 < expected((with_bias, 1.5)) < expected((K7, 1.5))
 

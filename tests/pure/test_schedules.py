@@ -15,6 +15,7 @@ from natc.store.records import SpaceVersion
 from natc.store.schedules import (
     Gain,
     Measurement,
+    Prediction,
     Schedule,
     list_schedules,
     load_schedule,
@@ -64,6 +65,42 @@ def test_the_gain_is_kept_and_is_the_speedup() -> None:
     save_schedule(msgspec.structs.replace(schedule, measured=measured))
     loaded = load_schedule(SPEC, TARGET)
     assert loaded is not None and loaded.measured.gain == gain and loaded.measured.speedup == 1.34
+
+
+PREDICTED = Prediction(speedup=1.2, model="a model, version 3")
+
+
+def predicted_schedule() -> Schedule:
+    return written_files.make_schedule(measured=None, predicted=PREDICTED)
+
+
+def test_a_predicted_schedule_names_its_model() -> None:
+    path = save_schedule(predicted_schedule())
+    assert "measured" not in json.loads(path.read_text())
+    loaded = load_schedule(SPEC, TARGET)
+    assert loaded is not None and loaded.predicted == PREDICTED and loaded.measured is None
+    assert (loaded.speedup, loaded.evidence) == (1.2, "predicted by a model, version 3")
+    assert make_schedule().evidence == "measured"
+
+
+def test_a_schedule_has_one_kind_of_evidence() -> None:
+    for evidence in ({"measured": None}, {"predicted": PREDICTED}):
+        with pytest.raises(ScheduleError, match="measured.*predicted"):
+            written_files.make_schedule(**evidence)
+
+
+def test_a_prediction_never_replaces_times(place: Path) -> None:
+    path = save_schedule(make_schedule())
+    assert save_schedule(predicted_schedule()) == path
+    loaded = load_schedule(SPEC, TARGET)
+    assert loaded is not None and loaded.predicted is None
+    # Times of another design space say nothing about these decisions.
+    newer = msgspec.structs.replace(predicted_schedule(), space=SpaceVersion("cpu", 2))
+    save_schedule(newer)
+    assert (loaded := load_schedule(SPEC, TARGET)) is not None and loaded.predicted == PREDICTED
+    # Times replace a prediction.
+    save_schedule(make_schedule())
+    assert (loaded := load_schedule(SPEC, TARGET)) is not None and loaded.measured is not None
 
 
 def test_a_file_can_be_passed_over(place: Path) -> None:

@@ -75,14 +75,16 @@ def schedule_rows() -> list[dict[str, Any]]:
     rows = []
     for path, schedule, problem in schedules.list_schedules():
         measured = schedule.measured if schedule else None
+        predicted = schedule.predicted if schedule else None
         default = _is_default(schedule) if schedule else None
         rows.append(
             {
                 **_kernel(path),
                 "target": path.parent.name,
                 "path": path,
-                "speedup": measured.speedup if measured and not default else None,
+                "speedup": schedule.speedup if schedule and not default else None,
                 "gain": measured.gain if measured else None,
+                "predicted_by": predicted.model if predicted else None,
                 "default": default,
                 "trials": measured.trials if measured else None,
                 "seconds": measured.seconds if measured else None,
@@ -99,7 +101,7 @@ def _is_default(schedule: Schedule) -> bool | None:
     It takes the compiler some seconds, so only a CPU's schedule whose gain was never proven is
     compared.
     """
-    if schedule.measured.gain is not None:
+    if schedule.measured is None or schedule.measured.gain is not None:
         return False
     if not schedule.target.startswith("llvm") or importlib.util.find_spec("tvm") is None:
         return None
@@ -169,7 +171,9 @@ def log_rows() -> list[dict[str, Any]]:
 
 
 # Fields without a column: directories are titles, times go by shape, problems come last.
-_NO_COLUMN = ("path", "from", "operation", "gain", "default", "seconds", "problems")
+_NO_COLUMN = (
+    "path", "from", "operation", "gain", "predicted_by", "default", "seconds", "problems"
+)  # fmt: skip
 _NUMBERS = ("speedup", "sessions", "trials", "failures")
 
 
@@ -206,6 +210,8 @@ def _cell(name: str, row: dict[str, Any]) -> str:
     if name == "speedup":
         gain = row["gain"]
         bounds = f"{gain.low:.2f}..{gain.high:.2f}" if gain else "not proven"
+        if row["predicted_by"]:
+            bounds = "predicted"
         return f"{value:.2f}x ({bounds})"
     if name in ("created", "built"):
         return str(value)[:10] or "-"

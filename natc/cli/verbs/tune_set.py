@@ -159,7 +159,7 @@ def _gain(row: SetRow) -> str:
     if row.gain is not None:
         return f"{row.gain.speedup:.2f} ({row.gain.low:.2f} to {row.gain.high:.2f})"
     if row.speedup is not None:
-        return f"{row.speedup:.2f} (unproven)"
+        return f"{row.speedup:.2f} ({'predicted' if row.predicted else 'unproven'})"
     if row.outcome in ("", "interrupted"):
         return "not searched yet" if not row.outcome else "stopped"
     return "default" if row.outcome == "not faster" else f"default ({row.outcome})"

@@ -43,7 +43,7 @@ def document(text: str) -> dict[str, Any]:
         )
     if path.suffix == SUFFIX and _is_schedule(path):
         schedule = read_schedule(path.absolute())
-        facts = show_schedule.of_schedule(path, schedule, "tuned")
+        facts = show_schedule.of_schedule(path, schedule, schedule.origin)
         return {"kind": _SCHEDULE, "spec": schedule.spec, "schedule": facts}
     if path.suffix not in (SUFFIX, ".so"):
         raise ArgumentError(

@@ -31,7 +31,8 @@ def of_library(library: Library, target: Target, operation: str) -> dict[str, An
     evidence = record if operation == FORWARD else (record.get("others") or {}).get(operation, {})
     origin = record.get("origin") if operation == FORWARD else "untuned"
     if operation != FORWARD and evidence:
-        origin = "tuned" if evidence.get("of") == library.spec.name else "borrowed"
+        own = "predicted" if evidence.get("predicted") else "tuned"
+        origin = own if evidence.get("of") == library.spec.name else "borrowed"
     facts = {
         "operation": operation,
         "origin": origin,
@@ -42,6 +43,7 @@ def of_library(library: Library, target: Target, operation: str) -> dict[str, An
         "created": evidence.get("created"),
         "path": None,
         "measured": None,
+        "predicted": evidence.get("predicted"),
         "environment": None,
     }
     if evidence.get("of"):
@@ -67,7 +69,8 @@ def on_file(spec: KernelSpec, target: Target, operation: str) -> dict[str, Any] 
     for schedule, kernel, speedup in usable[:1]:
         if kernel == spec or (speedup or 0.0) >= WORTHWHILE:
             path = workspace.find_schedule(kernel, target, tuned_as(operation))
-            return of_schedule(path, schedule, "tuned" if kernel == spec else "borrowed")
+            origin = schedule.origin if kernel == spec else "borrowed"
+            return of_schedule(path, schedule, origin)
     return None
 
 
@@ -97,10 +100,11 @@ def _find(spec: KernelSpec, target: Target, operation: str) -> tuple[Path | None
 
 
 def _evidence(path: Path | None, schedule: Schedule) -> dict[str, Any]:
-    measured = msgspec.to_builtins(schedule.measured)
+    measured = schedule.measured
     return {
         "path": path,
-        "measured": {**measured, "speedup": schedule.measured.speedup},
+        "measured": measured and {**msgspec.to_builtins(measured), "speedup": measured.speedup},
+        "predicted": msgspec.to_builtins(schedule.predicted),
         "environment": msgspec.to_builtins(schedule.environment),
     }
 
@@ -113,15 +117,22 @@ def show(facts: dict[str, Any]) -> None:
         # Libraries of an older natc tell less.
         console.print(f"  {facts['origin'] or 'unknown'}: no search tuned this kernel")
         return
-    whose = "" if facts["origin"] == "tuned" else f", {facts['origin']}"
+    whose = "" if facts["origin"] in ("tuned", "predicted") else f", {facts['origin']}"
     space = facts["space"] or {}
     console.print(
-        f"  of {facts['of']}{whose}, tuned {str(facts['created'])[:16]}, "
+        f"  of {facts['of']}{whose}, {'predicted' if facts['predicted'] else 'tuned'} "
+        f"{str(facts['created'])[:16]}, "
         f"in space {space.get('name')} {space.get('version')}"
     )
     chosen = ", ".join(f"{name} {value}" for name, value in (facts["decisions"] or {}).items())
     console.print(f"  decisions: {chosen}")
-    measured = facts["measured"]
+    measured, predicted = facts["measured"], facts["predicted"]
+    if predicted is not None:
+        console.print(
+            f"  not measured: {predicted['model']} expects it to be {predicted['speedup']:.2f} "
+            "times as fast as the default"
+        )
+        return
     if measured is None:
         console.print("  measured: unknown, because the file of this schedule is not here")
         return

@@ -25,9 +25,9 @@ class Chosen:
     """Decisions for one kernel on one target, and where they come from.
 
     decisions: for all operations, under the names of `natc.store.schedules.joined`.
-    origin: `tuned`, `borrowed` or `untuned`: where the forward's decisions come from. note: the
-    same in a sentence, for a person. schedule: the forward's. other_schedules: the schedules of
-    other operations, if they have any.
+    origin: `tuned`, `predicted`, `borrowed` or `untuned`: where the forward's decisions come from.
+    note: the same in a sentence, for a person. schedule: the forward's. other_schedules: the
+    schedules of other operations, if they have any.
     """
 
     decisions: dict[str, int]
@@ -73,7 +73,7 @@ def choose(
             forward = schedule
         elif schedule is not None:
             of = "" if owner == spec else f" (tuned for {owner.name}; {reason})"
-            note += f" {operation}: its tuned schedule of {schedule.created}{of}."
+            note += f" {operation}: its {schedule.origin} schedule of {schedule.created}{of}."
             other_schedules.append(schedule)
         elif reason:
             note += f" {operation}: untuned{reason}."
@@ -137,6 +137,8 @@ def _told(
     """Return (origin, note) of the forward's decisions: see `Chosen`."""
     what = f"{spec.name} for {target.name}"
     if schedule is not None and owner == spec:
+        if schedule.predicted is not None:
+            return "predicted", f"{what}: its schedule of {schedule.created}, {schedule.evidence}."
         return "tuned", f"{what}: its tuned schedule of {schedule.created}."
     if schedule is not None:
         why = f"it has none of its own, and this one is {reason}"
@@ -148,11 +150,14 @@ def _told(
 
 
 def _evidence(schedule: Schedule) -> dict[str, Any]:
-    return {
+    evidence: dict[str, Any] = {
         "of": schedule.spec,
         "space": msgspec.to_builtins(schedule.space),
         "created": schedule.created,
     }
+    if schedule.predicted is not None:
+        evidence["predicted"] = msgspec.to_builtins(schedule.predicted)
+    return evidence
 
 
 def tune_command(spec: KernelSpec, target: Target) -> str:

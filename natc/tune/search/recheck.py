@@ -119,6 +119,8 @@ def _compared(
     rival = rival_of(spec, target, operation, proposer, tell, but=path)
     if rival == decisions:
         return "not faster", "the schedule that it hides has the same decisions", None
+    if schedule.measured is None:
+        raise ScheduleError(f"it was {schedule.evidence}, not measured: search with natc tune.")
     shapes = _shapes(schedule.measured.seconds, spec)
     for note in load_note():
         tell(Note(note))

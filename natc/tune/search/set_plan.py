@@ -29,8 +29,8 @@ class SetRow:
     candidates: how many this machine measured. outcome: of the last search, as in
     `natc.tune.events.SearchFinished`, or "" before it. speedup: how many times as fast as the
     default the schedule in the kernel's own file is, None without one; gain: the proof, if the
-    schedule has one. path: the schedule, or else the log; None without both. problem: why the
-    search failed, or "".
+    schedule has one; predicted: whether a model expects it and nothing was timed. path: the
+    schedule, or else the log; None without both. problem: why the search failed, or "".
     """
 
     spec: str
@@ -39,6 +39,7 @@ class SetRow:
     outcome: str
     speedup: float | None
     gain: Gain | None
+    predicted: bool
     path: Path | None
     problem: str
 
@@ -130,18 +131,23 @@ class SetPlan:
         problem = self._problems.get(search, "")
         path = log if log.exists() else None
         gain = speedup = None
+        predicted = False
         try:
             schedule = load_schedule(spec, self._target, operation)
         except NatcError as error:
             problem = problem or str(error)
         else:
             if schedule is not None and schedule.space == space:
-                gain, speedup = schedule.measured.gain, schedule.measured.speedup
+                gain = schedule.measured.gain if schedule.measured else None
+                speedup = schedule.speedup
+                predicted = schedule.predicted is not None
                 path = workspace.find_schedule(spec, self._target, operation)
         ends = self._ends[search]
         outcome = ends[-1].outcome if ends else ""
         count = len(candidates)
-        return SetRow(spec.name, operation, count, outcome, speedup, gain, path, problem)
+        return SetRow(
+            spec.name, operation, count, outcome, speedup, gain, predicted, path, problem
+        )
 
 
 def machine_of(
