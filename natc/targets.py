@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from natc.errors import TargetError
@@ -47,6 +48,9 @@ _BY_NAME = {(entry.kind, entry.name): entry for entry in _TABLE}
 LLVM_ARCHS = tuple(entry.name for entry in _TABLE if entry.kind == "llvm")
 CUDA_ARCHS = tuple(entry.name for entry in _TABLE if entry.kind == "cuda")
 ARCHS = {"llvm": LLVM_ARCHS, "cuda": CUDA_ARCHS}
+# Names of a compute capability: 9.0, 9.0a, sm_90a, sm_120f. The suffix a stands for code of one
+# architecture alone, f for its family; natc's kernels need neither.
+_CAPABILITY = re.compile(r"(?:sm_(?P<both>\d{2,3})|(?P<major>\d{1,2})\.(?P<minor>\d))[af]?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +121,10 @@ class Target:
         machine's own. Raises TargetError for an unknown name, for two architectures that differ,
         and for a bare kind without an arch.
         """
+        arch = None if arch is None else cuda_arch_named(arch)
         if text not in ARCHS:
             kind, _, own = text.partition("-")
+            own = cuda_arch_named(own) if kind == "cuda" else own
             if kind not in ARCHS or own not in ARCHS[kind]:
                 names = [f"{k}-{a}" for k, archs in ARCHS.items() for a in archs]
                 raise TargetError(
@@ -138,16 +144,31 @@ class Target:
 
 
 def parse_archs(text: str) -> tuple[str, ...]:
-    """Return the CUDA architectures in `sm_80,sm_90`, oldest first, each once.
+    """Return the CUDA architectures in `sm_80,9.0a`, oldest first, each once.
 
     Raises TargetError for an unknown one or an empty list.
     """
-    archs = {part.strip() for part in text.split(",") if part.strip()}
+    archs = {cuda_arch_named(part.strip()) for part in text.split(",") if part.strip()}
     if not archs:
         raise TargetError(f"no architecture in {text!r}; write for example sm_80,sm_90.")
     for arch in sorted(archs):
         Target("cuda", arch)
     return tuple(sorted(archs, key=CUDA_ARCHS.index))
+
+
+def cuda_arch_named(text: str) -> str:
+    """Return the architecture whose code runs on a named compute capability, such as `12.1a`.
+
+    Any other text is returned as it is, and so is a capability that no code serves.
+    """
+    match = _CAPABILITY.fullmatch(text)
+    if match is None:
+        return text
+    number = int(match["both"] or match["major"] + match["minor"])
+    try:
+        return cuda_target_for(divmod(number, 10)).arch
+    except TargetError:
+        return text
 
 
 def cuda_target_for(capability: tuple[int, int]) -> Target:

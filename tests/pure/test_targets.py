@@ -58,6 +58,35 @@ def test_unknown_architectures_are_named() -> None:
         Target.parse("llvm", "sm_90")
 
 
+@pytest.mark.parametrize(
+    ("text", "arch"),
+    [
+        ("8.0", "sm_80"),
+        ("9.0a", "sm_90"),
+        ("sm_90a", "sm_90"),
+        ("10.0a", "sm_100"),
+        ("sm_100f", "sm_100"),
+        ("10.3", "sm_103"),
+        ("12.0f", "sm_120"),
+        # Code for 12.0 is the newest that runs on it.
+        ("12.1a", "sm_120"),
+        ("sm_121", "sm_120"),
+    ],
+)
+def test_architectures_have_the_names_that_the_field_writes(text: str, arch: str) -> None:
+    assert Target.parse("cuda", text) == Target.parse(f"cuda-{text}") == Target("cuda", arch)
+    assert parse_target("cuda", text).arch == arch
+    assert parse_archs(f"{text}, sm_80,{arch}") == tuple(dict.fromkeys(("sm_80", arch)))
+
+
+@pytest.mark.parametrize("text", ["7.5", "11.0a", "9.0b", "9", "sm_9", "10.0af", "a", "13.0f"])
+def test_a_capability_that_no_code_serves_is_named(text: str) -> None:
+    for refused in (lambda: Target.parse("cuda", text), lambda: parse_archs(text)):
+        with pytest.raises(TargetError) as caught:
+            refused()
+        assert repr(text) in str(caught.value)
+
+
 def test_two_architectures_that_differ_are_refused() -> None:
     assert Target.parse("cuda-sm_90", "sm_90").arch == "sm_90"
     with pytest.raises(TargetError, match="differ"):
