@@ -7,7 +7,7 @@ from itertools import product
 from typing import NamedTuple
 
 from natc.errors import SpecError
-from natc.operations import operations_of, tuned_as
+from natc.operations import GRADIENTS, OPERATIONS, operations_of, tuned_as
 from natc.spec import KernelSpec, compiles
 
 
@@ -73,5 +73,9 @@ def _searches(blocks: Sequence[Kernels], kind: str) -> Iterator[Tuned]:
             spec = KernelSpec.make(
                 size, rank=block.rank, head_dim=head_dim, dtype=dtype, rpb=block.rpb
             )
-            for operation in operations_of(spec, block.families, kind):
-                yield Tuned(spec, tuned_as(operation))
+            operations = operations_of(spec, block.families, kind)
+            for operation in operations:
+                # Training runs no other operation of the gradients, where a kernel has this one.
+                is_needless = GRADIENTS in operations and operation != GRADIENTS
+                if not (is_needless and OPERATIONS[operation].family == "backward"):
+                    yield Tuned(spec, tuned_as(operation))

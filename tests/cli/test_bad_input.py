@@ -42,7 +42,7 @@ BAD = [
     ("tune --set nat --target cuda --ray ray://h:1", ["ray is 'ray://h:1'"]),
     ("tune --set nat --target cuda --ray auto", ["no NVIDIA GPU", "--arch"]),
     ("tune --set nat --kernel 7 --no-rpb", ["--set takes no --kernel and no --rpb"]),
-    ("tune --set nat --minutes 0.5", ["minutes is 0.5", "searches of set nat", "at least 1"]),
+    ("tune --set nat --minutes 0.1", ["minutes is 0.1", "search of set nat", "at least 0.17"]),
     ("tune --set nat --target cuda", ["no NVIDIA GPU", "--ray ADDRESS"]),
     ("tune --kernel 7 --export x --ray auto", ["--ray takes no --export"]),
     ("tune --kernel 7 --ray host", ["ray is 'host'; it must be auto or HOST:PORT"]),

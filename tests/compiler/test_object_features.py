@@ -100,6 +100,8 @@ def test_a_built_candidate_has_the_features_of_its_code(tmp_path: Path) -> None:
         for chains in (0, 1)
     }
     assert useful_multiply_adds(spec, "forward") == 49 * 64
+    # The sweep computes the products of query and key, of d_output and value, and three gradients.
+    assert useful_multiply_adds(spec, "gradients") == 49 * 5 * 32
     # All multiply-adds use whole registers; exponentials add some to the useful ones.
     assert built[0]["lanes"] == 8 and 1 < built[0]["issued"] < 1.3
     # A sum for each column of the window needs more registers than AVX2 has.

@@ -111,6 +111,7 @@ class Listing:
     """Stands for the model: every candidate once, in an order that the seed decides."""
 
     untuned = UNTUNED
+    best_expected: float | None = None
 
     def __init__(self, *_: object, batch: int, seed: int, thorough: bool = False) -> None:
         self.thorough = thorough
@@ -201,6 +202,35 @@ def test_the_log_says_how_a_search_ended(
     assert search.lines()[-1] == end and end["environment"] == search.lines()[0]["id"]
     assert (end["limit"], end["used_up"], end["outcome"]) == (limit, used_up, finished.outcome)
     assert end["seconds"] == finished.seconds and end["shapes"] == ["1x8x8x1x1"]
+
+
+@pytest.mark.parametrize(
+    ("expected", "gives_up", "measured"),
+    [(1.0, True, 6), (0.9, True, 15), (None, True, 15), (1.0, False, 15)],
+    ids=["no gain expected", "gain expected", "nothing known", "not asked to"],
+)
+def test_a_search_gives_up_when_nothing_promises_a_gain(
+    search: Search,
+    table: Table,
+    monkeypatch: pytest.MonkeyPatch,
+    expected: float | None,
+    gives_up: bool,
+    measured: int,
+) -> None:
+    monkeypatch.setattr(engine, "_FIRST_LOOKS", 6)
+    monkeypatch.setattr(Listing, "best_expected", expected)
+    table.seconds = lambda decisions: 3e-3 if decisions == UNTUNED else 4e-3
+    finished = search(minutes=5.0, gives_up=gives_up)
+    assert (finished.trials, finished.outcome) == (measured, "not faster")
+
+
+def test_a_search_that_sees_a_gain_does_not_give_up(
+    search: Search, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_FIRST_LOOKS", 6)
+    monkeypatch.setattr(Listing, "best_expected", 1.0)
+    table.seconds = lambda decisions: 2e-3 if decisions != UNTUNED else 3e-3
+    assert search(minutes=5.0, gives_up=True).trials == 15
 
 
 def test_a_search_finds_the_fastest_and_ends_when_nothing_is_left(

@@ -62,34 +62,35 @@ def end(search: Tuned, machine: Environment = HERE, **changes: Any) -> None:
     append(log_of(search, machine), msgspec.structs.replace(record, **changes))
 
 
-def plan(minutes: float = 1.5) -> SetPlan:
+def plan(minutes: float = 0.5) -> SetPlan:
     return SetPlan(SEARCHES, HOST, minutes, HERE)
 
 
-def test_a_new_set_divides_its_time() -> None:
+def test_each_search_of_a_new_set_has_its_time() -> None:
     new = plan()
     assert new.unfinished() == SEARCHES
     assert new.minutes_for_next() == pytest.approx(0.5)
     assert [(row.outcome, row.candidates, row.path) for row in new.rows()] == [("", 0, None)] * 3
 
 
-def test_time_that_a_search_did_not_need_is_for_the_others() -> None:
+def test_a_search_that_ended_early_is_not_repeated() -> None:
     first = plan()
     end(SEARCHES[0], used_up=True, seconds=6.0)
+    end(SEARCHES[1], seconds=7.0)  # of 30: it gave up
     first.ended(SEARCHES[0])
-    assert first.unfinished() == plan().unfinished() == SEARCHES[1:]
-    assert first.minutes_for_next() == pytest.approx((90 - 6) / 2 / 60)
+    assert first.unfinished() == SEARCHES[1:] and plan().unfinished() == SEARCHES[2:]
+    assert first.minutes_for_next() == pytest.approx(0.5)
 
 
 def test_a_new_run_goes_on_where_the_last_one_was_stopped_or_killed() -> None:
     end(SEARCHES[0], seconds=31.0)
     end(SEARCHES[1], outcome="interrupted", seconds=10.0)
     assert plan().unfinished() == SEARCHES[1:]
-    assert plan().minutes_for_next() == pytest.approx((90 - 31 - 10) / 2 / 60)
+    assert plan().minutes_for_next() == pytest.approx((30 - 10) / 60)
     # With more time, a search that had its share goes on; a search that tried everything does not.
     end(SEARCHES[2], used_up=True, seconds=30.0)
-    assert plan(3.0).unfinished() == SEARCHES[:2]
-    assert plan(3.0).minutes_for_next() == pytest.approx((180 - 71) / 2 / 60)
+    assert plan(1.0).unfinished() == SEARCHES[:2]
+    assert plan(1.0).minutes_for_next() == pytest.approx((60 - 30) / 60)
 
 
 @pytest.mark.parametrize(
@@ -189,11 +190,11 @@ def test_the_table_says_what_was_gained_and_a_finished_set_is_not_searched_again
     natc: Any, search: Callable[..., list[tuple[str, float]]]
 ) -> None:
     calls = search(lambda each: (saved if each == SEARCHES[0] else slower)(each))
-    words = ("tune", "--set", "nat", "--minutes", "1.5", "--quiet")
+    words = ("tune", "--set", "nat", "--minutes", "0.5", "--quiet")
     done = natc(*words)
     assert (done.code, done.err) == (0, "")
     assert [operation for operation, _ in calls] == ["forward", "d_query", "d_key"]
-    assert sum(minutes for _, minutes in calls) == pytest.approx(1.5)
+    assert [minutes for _, minutes in calls] == pytest.approx([0.5] * 3)
     title, header, *rows = [line.split("  ") for line in done.out.splitlines()]
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
     schedule = workspace.schedule_path(SPEC, HOST)
@@ -226,13 +227,13 @@ def test_ctrl_c_ends_with_the_table_so_far(
         return finish(interrupted=True)
 
     calls = search(answer)
-    words = ("tune", "--set", "nat", "--minutes", "1.5", "--quiet")
+    words = ("tune", "--set", "nat", "--minutes", "0.5", "--quiet")
     done = natc(*words)
     assert (done.code, len(calls)) == (130, 2)
     assert "3.90 (3.85 to 3.97)" in done.out and "not searched yet" in done.out
     assert done.err == (
         "natc: stopped. Everything measured is kept; go on with: natc tune --set nat "
-        "--minutes 1.5 --quiet\n"
+        "--minutes 0.5 --quiet\n"
     )
     natc(*words)
     assert [operation for operation, _ in calls] == ["forward", "d_query", "d_query"]
@@ -247,7 +248,7 @@ def test_a_kernel_that_fails_does_not_keep_the_others_from_their_search(
         return slower(each)
 
     calls = search(answer)
-    done = natc("tune", "--set", "nat", "--minutes", "1.5", "--quiet")
+    done = natc("tune", "--set", "nat", "--minutes", "0.5", "--quiet")
     assert (done.code, len(calls)) == (1, 3)
     assert done.err == "problem: the default failed\n"
     assert "failed" in done.out and "default" in done.out
@@ -262,7 +263,7 @@ def test_an_error_of_the_machine_ends_the_set_after_its_table(
         return saved(each)
 
     calls = search(answer)
-    done = natc("tune", "--set", "nat", "--minutes", "1.5", "--quiet")
+    done = natc("tune", "--set", "nat", "--minutes", "0.5", "--quiet")
     assert (done.code, len(calls)) == (1, 2)
     assert "3.90 (3.85 to 3.97)" in done.out
     assert done.err == "natc: error: the disk is full\n"
@@ -276,6 +277,6 @@ def test_searches_without_times_are_a_failure(
         return finish()
 
     search(answer)
-    done = natc("tune", "--set", "nat", "--minutes", "1.5", "--quiet")
+    done = natc("tune", "--set", "nat", "--minutes", "0.5", "--quiet")
     assert done.code == 1 and "default (unmeasured)" in done.out
     assert "in 3 of 3 searches" in done.err and "larger --minutes" in done.err

@@ -66,14 +66,13 @@ def tune(
         ),
     ] = FORWARD,
     minutes: Annotated[
-        float | None,
+        float,
         typer.Option(
             "--minutes",
             min=0.05,
-            help="Stop each search after so many minutes; with --set, all searches together.",
-            show_default="4 for each search",
+            help="Stop each search after so many minutes.",
         ),
-    ] = None,
+    ] = _MINUTES,
     trials: Annotated[
         int | None, typer.Option("--trials", min=1, help="Stop after this many candidates.")
     ] = None,
@@ -132,7 +131,6 @@ def tune(
     if ray is not None:
         _refuse(context, "--ray", ("export", "import_", "recheck"))
         check_address(ray)
-    each = _MINUTES if minutes is None else minutes
     if recheck and (export is not None or import_ is not None):
         raise SpecError("--recheck takes no --export and no --import: it searches nothing.")
     if import_ is not None:
@@ -145,7 +143,7 @@ def tune(
         return
     if kernel is None and recheck:
         load_compiler()
-        _recheck(_measurable(target, arch, "7"), None, each, json, show=not quiet)
+        _recheck(_measurable(target, arch, "7"), None, minutes, json, show=not quiet)
         return
     if named_set is not None:
         is_here = ray is None
@@ -153,8 +151,7 @@ def tune(
         searches = sets.searches(named_set, place.kind)
         options.require_compiler("tune")
         _note_gpu(context, place)
-        whole = _MINUTES * len(searches) if minutes is None else minutes
-        tune_set(named_set, searches, place, whole, seed, ray, json=json, show=not quiet)
+        tune_set(named_set, searches, place, minutes, seed, ray, json=json, show=not quiet)
         return
     if kernel is None:
         context.fail("Missing option '--kernel' / '-k'.")
@@ -174,7 +171,7 @@ def tune(
     if recheck:
         load_compiler()
         kernels = [(spec.name, operation) for operation in wanted]
-        _recheck(place, kernels, each, json, show=not quiet)
+        _recheck(place, kernels, minutes, json, show=not quiet)
         return
     if export is not None:
         load_compiler()
@@ -201,7 +198,7 @@ def tune(
                         operation=operation,
                         shapes=shapes,
                         trials=trials,
-                        minutes=each,
+                        minutes=minutes,
                         seed=seed,
                         on_event=on_event,
                         measurer=measurer,

@@ -66,13 +66,13 @@ def tune_set(
 ) -> None:
     """Run the searches of a set that have not ended; print a table of their gains.
 
-    minutes: for all of them. address: of a Ray cluster, or None for this machine. Exits with 1 if
+    minutes: for each of them. address: of a Ray cluster, or None for this machine. Exits with 1 if
     a search failed, and with 130 if Ctrl-C stopped it.
     """
-    least = _LEAST_SECONDS * len(searches) / 60
+    least = _LEAST_SECONDS / 60
     if minutes < least:
         raise ArgumentError(
-            f"minutes is {minutes:g}, divided among the {len(searches)} searches of set {name}; "
+            f"minutes is {minutes:g}, for each search of set {name}; "
             f"it must be at least {least:.2g}."
         )
     problem: NatcError | None = None
@@ -119,7 +119,8 @@ def _run(
         spec, operation = unfinished[0]
         minutes = plan.minutes_for_next()
         if show:
-            text = f"{spec.name} {operation}, {minutes:.1f} minutes; {len(unfinished)} to go"
+            text = f"{spec.name} {operation}, at most {minutes:.1f} minutes"
+            text += f"; {len(unfinished)} searches to go"
             output.stderr().print(text)
         problem = ""
         try:
@@ -129,6 +130,7 @@ def _run(
                     target,
                     operation=operation,
                     minutes=minutes,
+                    gives_up=True,
                     seed=seed,
                     on_event=on_event,
                     measurer=measurer,

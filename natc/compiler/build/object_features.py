@@ -33,6 +33,7 @@ _KINDS = ("loads", "broadcasts", "shuffles", "stores", "spills", "arithmetic", "
 _PRODUCTS = {
     "d_query": (2, 1),
     "d_key": (2, 1),
+    "gradients": (3, 2),
     "qk": (1, 0),
     "av": (0, 1),
     "inverse_av": (0, 1),

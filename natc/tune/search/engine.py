@@ -17,6 +17,7 @@ from natc.operations import FORWARD, operations_of, tuned_as
 from natc.spec import KernelSpec
 from natc.store import workspace
 from natc.store.files import make_directory, writable
+from natc.store.nearest import WORTHWHILE
 from natc.store.records import SearchEnd, SpaceVersion, append
 from natc.store.schedules import load_schedule
 from natc.targets import Target
@@ -33,6 +34,8 @@ from natc.tune.search.model import Model
 from natc.tune.search.saving import gain_of, save_winner
 
 _BATCH = 8  # candidates that the model proposes at once
+# A search that gives up measures so many candidates first.
+_FIRST_LOOKS = 24
 # The share of a search's time that is kept for the final comparison, at most.
 _CONFIRMED = 0.3
 
@@ -45,6 +48,7 @@ def tune(
     shapes: Sequence[Shape] | None = None,
     trials: int | None = None,
     minutes: float | None = None,
+    gives_up: bool = False,
     seed: int = 0,
     on_event: Callable[[Event], None] | None = None,
     measurer: MakeMeasurer | None = None,
@@ -54,7 +58,8 @@ def tune(
     operation: `forward`, whose schedule serves all forward operations, or the name of another.
     shapes: inputs (batch, size of each axis, heads), by default NAT's four levels; the search
     minimizes the geometric mean of their times. trials, minutes: when to stop, whichever comes
-    first; with neither, when every candidate was tried. seed: makes the proposals repeatable.
+    first; with neither, when every candidate was tried. gives_up: also stop as soon as neither the
+    measured candidates nor the model promise a gain. seed: makes the proposals repeatable.
     on_event: called with each event, from Started to SearchFinished. measurer: returns what builds
     and times candidates; by default this machine does.
 
@@ -113,7 +118,7 @@ def tune(
             )
         )
         until = None if minutes is None else start + 60 * minutes
-        verdict = _run(race, proposer, rival, minutes, until, trials)
+        verdict = _run(race, proposer, rival, minutes, until, trials, gives_up=gives_up)
     path = None
     if verdict.winner is not None:
         path = save_winner(verdict.winner, machine, history.next_trial)
@@ -157,6 +162,8 @@ def _run(
     minutes: float | None,
     until: float | None,
     trials: int | None,
+    *,
+    gives_up: bool,
 ) -> Verdict:
     """Search until `until`, compare the best candidates with the default and the rival, judge."""
 
@@ -164,7 +171,18 @@ def _run(
         share = 60 * _CONFIRMED * (minutes or 0.0)
         return min(share, seconds_to_confirm(race, FINALISTS))
 
+    def is_hopeless() -> bool:
+        expected = proposer.best_expected
+        return (
+            race.measured >= _FIRST_LOOKS
+            and race.best_speedup < WORTHWHILE
+            and expected is not None
+            and 1 / expected < WORTHWHILE
+        )
+
     def is_over() -> bool:
+        if gives_up and is_hopeless():
+            return True
         return until is not None and time.monotonic() >= until - seconds_at_the_end()
 
     try:

@@ -48,7 +48,9 @@ class Example(NamedTuple):
 class Model:
     """Proposes the candidates of an operation, the most promising ones first.
 
-    candidates: all that the space has. untuned: the default decisions.
+    candidates: all that the space has. untuned: the default decisions. best_expected: the lowest
+    ratio that the model expected of a candidate when it last proposed some; None if it knew too
+    little.
     """
 
     def __init__(
@@ -68,11 +70,14 @@ class Model:
         self._spec, self._target = spec, target
         self._batch, self._thorough = batch, thorough
         self._facts = space_for(target, operation, spec).facts
+        # The inputs of the model without features: computing them takes longer than training it.
+        self._rows: dict[tuple[str, Key], dict[str, float]] = {}
         self._chance = random.Random(seed)
         self.candidates = all_decisions(spec, target, operation)
         self.untuned = self.candidates[0]
         self._keys = {key_of(candidate) for candidate in self.candidates}
         self._proposed: set[Key] = set()
+        self.best_expected: float | None = None
         # The ratio of each candidate, None for a failure.
         self._ratios: dict[tuple[str, Key], tuple[Example, float | None]] = {}
 
@@ -109,6 +114,7 @@ class Model:
         remaining = [c for c in self.candidates if key_of(c) not in self._proposed]
         self._chance.shuffle(remaining)
         ratios = self.predict([(candidate, {}) for candidate in remaining])
+        self.best_expected = min(ratios) if ratios else None
         if ratios is not None:
             order = sorted(range(len(remaining)), key=lambda index: ratios[index])
             remaining = [remaining[index] for index in self._with_chance(order)]
@@ -181,12 +187,20 @@ class Model:
 
     def _row(self, candidate: Example, use_features: bool) -> dict[str, float]:
         """Return the model's inputs for a candidate, by name."""
-        spec, decisions, features = candidate
+        key = candidate.spec.name, key_of(candidate.decisions)
+        if key not in self._rows:
+            self._rows[key] = self._facts_about(candidate.spec, candidate.decisions)
+        if not use_features:
+            return self._rows[key]
+        code = {f"code {name}": value for name, value in candidate.features.items()}
+        return {**self._rows[key], **code}
+
+    def _facts_about(self, spec: KernelSpec, decisions: Mapping[str, int]) -> dict[str, float]:
+        """Return the model's inputs that follow from a kernel and decisions, by name."""
         facts = {} if self._facts is None else self._facts(spec, self._target, decisions)
         return {
             **{f"decision {name}": value for name, value in decisions.items()},
             **{f"fact {name}": value for name, value in facts.items()},
-            **{f"code {name}": value for name, value in features.items() if use_features},
             **{f"kernel_size {axis}": size for axis, size in enumerate(spec.kernel_size[::-1])},
             "rank": spec.rank,
             "taps": math.prod(spec.kernel_size),

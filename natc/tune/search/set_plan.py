@@ -45,7 +45,7 @@ class SetRow:
 
 
 class SetPlan:
-    """Divides the time of a set among its searches; searches that ended need no more of it.
+    """Knows the unfinished searches of a set, and the time that each may still take.
 
     All that it knows is in the logs, so a new plan continues a run that was stopped or killed.
     """
@@ -53,10 +53,9 @@ class SetPlan:
     def __init__(
         self, searches: Sequence[Tuned], target: Target, minutes: float, machine: Environment
     ) -> None:
-        """minutes: for the whole set. machine: the machine that times candidates."""
+        """minutes: for each search. machine: the machine that times candidates."""
         self._target, self._machine = target, machine
-        self._seconds = 60 * minutes
-        self._share = self._seconds / len(searches)
+        self._share = 60 * minutes
         self._ends = {search: self._read_ends(search) for search in searches}
         self._problems: dict[Tuned, str] = {}
         self._ended: set[Tuned] = set()
@@ -64,16 +63,14 @@ class SetPlan:
     def unfinished(self) -> list[Tuned]:
         """Return the searches that have not ended yet, in order.
 
-        A search has ended when its space is used up, or when it had its share of the time.
+        A search has ended when its space is used up, when it had its time, or when it gave up
+        because no further candidate promised a gain.
         """
         return [search for search in self._ends if not self._is_finished(search)]
 
     def minutes_for_next(self) -> float:
-        """Return how long the next search may take: the time left, divided among those left."""
-        unfinished = self.unfinished()
-        spent = sum(end.seconds for ends in self._ends.values() for end in ends)
-        own_share = self._share - self._spent(unfinished[0])
-        seconds = max(own_share, (self._seconds - spent) / len(unfinished))
+        """Return how long the next search may take: its time, less what it has had."""
+        seconds = self._share - self._spent(self.unfinished()[0])
         return max(seconds, _LEAST_SECONDS) / 60
 
     def ended(self, search: Tuned, problem: str = "") -> None:
