@@ -130,7 +130,8 @@ _OPERATIONS = (
     ),
     # All gradients at once, if no axis has a stride or is causal, and every dilation group is as
     # long as the window. d_lse acc [B, *S, H] is the gradient of the logsumexp. d_key and d_value:
-    # one for each head of the query. d_rpb acc [H, *R].
+    # one for each query head. d_rpb acc [H, *R]. Tensors may have any strides but for rpb and
+    # d_rpb, which are compact, and channels, which are adjacent.
     Operation(
         GRADIENTS,
         (*_QKV, "d_output", "d_lse", "d_query", "d_key", "d_value", "d_rpb"),

@@ -18,7 +18,7 @@ from natc import reference
 from natc.dispatch.call import Options
 from natc.dispatch.fallback import as_new, find, report
 from natc.dispatch.launch import launch, ready
-from natc.dispatch.sweep import run_sweep, sweep_kernel
+from natc.dispatch.sweep import can_hold, run_sweep, sweep_kernel
 from natc.reference.backward import of_group
 from natc.reference.layout import accumulator, without_autocast
 from natc.runtime.load import Kernel
@@ -69,6 +69,41 @@ def backward(
     tensors = (query, key, value, output, lse, d_output)
     gradients = _on_kernels(kernels, tensors, d_lse, rpb, options)
     return _complete(gradients, wanted, query)
+
+
+def backward_packed(
+    d_output: Tensor,
+    d_lse: Tensor | None,
+    qkv: Tensor,
+    rpb: Tensor | None,
+    output: Tensor,
+    lse: Tensor,
+    wanted: Sequence[bool],
+    options: Options,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of qkv and rpb, as `backward` does for the parts of qkv.
+
+    wanted: two flags. A sweep reads the parts and writes their gradients in place.
+    """
+    query, key, value = qkv.unbind(-3)
+    of_qkv, of_rpb = wanted
+    if of_qkv and qkv.numel():
+        kernel = sweep_kernel(query, value, rpb, lse, d_lse, options)
+        if kernel is not None:
+            d_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+            results = d_qkv.unbind(-3)
+            if all(can_hold(result, kernel.alignment) for result in results):
+                *_, d_rpb = run_sweep(
+                    kernel, query, key, value, rpb, d_output, d_lse, options, results
+                )
+                if d_rpb is None or not of_rpb:
+                    d_rpb = qkv.new_empty(0)
+                return d_qkv, d_rpb
+    flags = [of_qkv] * 3 + [of_rpb]
+    *of_parts, d_bias = backward(
+        d_output, d_lse, query, key, value, rpb, output, lse, flags, options
+    )
+    return torch.stack(of_parts, -3) if of_qkv else qkv.new_empty(0), d_bias
 
 
 def composed(

@@ -81,13 +81,16 @@ def launch(
     elif readable[0].numel() > COPIED_TOGETHER and operation in _COPYING:
         tail = (*scalars, group, *extra)
         for part in _few_entries(operation, (*readable, *results), alignment):
-            _on_cpu(kernel, (*part, *tail))
+            launch_on_cpu(kernel, (*part, *tail))
     else:
-        _on_cpu(kernel, (*readable, *results, *scalars, group, *extra))
+        launch_on_cpu(kernel, (*readable, *results, *scalars, group, *extra))
 
 
-def _on_cpu(kernel: Kernel, arguments: tuple[Any, ...]) -> None:
-    """Call a kernel's function with torch's number of threads; alone in a fork."""
+def launch_on_cpu(kernel: Kernel, arguments: tuple[Any, ...]) -> None:
+    """Call a kernel's function with torch's number of threads; alone in a fork.
+
+    arguments: what the function takes, in tensors that it can read and write in place.
+    """
     if misses_its_threads():
         call_alone(kernel.function, arguments)
     else:

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from natc.dispatch.call import Options
 from natc.dispatch.fallback import find
-from natc.dispatch.launch import MOST_ELEMENTS, launch
+from natc.dispatch.launch import MOST_ELEMENTS, launch_on_cpu, ready
 from natc.operations import GRADIENTS
 from natc.reference.backward import of_group
-from natc.reference.layout import accumulator
 from natc.runtime.load import Kernel
+
+_ZERO = torch.zeros(())  # of the accumulators' dtype: kernels of float64 have no sweep
 
 
 def is_swept(
@@ -68,20 +69,52 @@ def run_sweep(
     d_output: Tensor,
     d_lse: Tensor | None,
     options: Options,
+    results: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of query, key, value and rpb; the last is None if rpb is None."""
-    acc = accumulator(query.dtype)
-    if d_lse is None:
-        d_lse = query.new_zeros(query.shape[:-1], dtype=acc)
-    results = [torch.empty(query.shape, dtype=t.dtype) for t in (query, key, value)]
-    inputs = [query, key, value]
+    """Return the gradients of query, key, value and rpb; the last is None if rpb is None.
+
+    results: where to write the first three, each with adjacent channels and aligned; by default
+    they are new.
+    """
+    # Without a gradient of lse, every query reads the same number.
+    zeros = _ZERO.expand(query.shape[:-1])
+    d_lse = zeros if d_lse is None else ready(d_lse, kernel.alignment)
+    if results is None:
+        results = [
+            torch.empty_like(query, memory_format=torch.contiguous_format) for _ in range(3)
+        ]
+    alignment = kernel.alignment
+    inputs = [_in_place(tensor, alignment) for tensor in (query, key, value)]
+    d_rpb = None
+    written = results
     if rpb is not None:
-        inputs.append(rpb)
-        results.append(torch.empty(rpb.shape, dtype=acc))
+        inputs.append(ready(rpb, alignment))
+        d_rpb = torch.empty_like(rpb, memory_format=torch.contiguous_format)
+        written = [*results, d_rpb]
+    inputs.append(_in_place(d_output, alignment))
     group = query.shape[-2] // key.shape[-2]
     tail = options.scalars(query.shape[1:-2])
-    launch(kernel, GRADIENTS, [*inputs, d_output, d_lse], results, tail, group)
-    d_query, d_key, d_value = results[:3]
+    launch_on_cpu(kernel, (*inputs, d_lse, *written, *tail, group))
+    d_query, d_key, d_value = results
     if group > 1:
         d_key, d_value = (of_group(t, key.shape[-2]).to(t.dtype) for t in (d_key, d_value))
-    return d_query, d_key, d_value, None if rpb is None else results[3]
+    return d_query, d_key, d_value, d_rpb
+
+
+def can_hold(tensor: Tensor, alignment: int) -> bool:
+    """Return whether a sweep reads or writes a tensor of `[B, *S, H, channels]` in place.
+
+    The channels of a token must be adjacent, and offsets fit into 32 bits.
+    """
+    if tensor.data_ptr() % alignment:
+        return False
+    if tensor.is_contiguous():
+        return True
+    strides = tensor.stride()
+    last = sum((length - 1) * stride for length, stride in zip(tensor.shape, strides))
+    return strides[-1] == 1 and last < MOST_ELEMENTS
+
+
+def _in_place(tensor: Tensor, alignment: int) -> Tensor:
+    """Return a tensor that a sweep can read: the same, or else a copy."""
+    return tensor if can_hold(tensor, alignment) else ready(tensor, alignment)

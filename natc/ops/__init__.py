@@ -11,6 +11,7 @@ from natc.ops import batching as _batching  # noqa: F401 -- registers
 from natc.ops import flops as _flops  # noqa: F401 -- registers
 from natc.ops.fused import backward, forward, forward_lse, run_forward, run_forward_lse
 from natc.ops.packed import (
+    backward_packed,
     forward_lse_packed,
     forward_packed,
     run_forward_lse_packed,
@@ -22,6 +23,7 @@ __all__ = [
     "NatcFallbackWarning",
     "av",
     "backward",
+    "backward_packed",
     "force_reference",
     "forward",
     "forward_lse",

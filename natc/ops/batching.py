@@ -10,7 +10,7 @@ from torch import Tensor
 
 from natc.ops.fused import backward, forward, forward_lse
 from natc.ops.library import library
-from natc.ops.packed import forward_lse_packed, forward_packed
+from natc.ops.packed import backward_packed, forward_lse_packed, forward_packed
 from natc.ops.unfused import av, inverse_av, qk, sum_rpb
 
 
@@ -84,11 +84,18 @@ def _wants_bias(*arguments: Any) -> bool:
     return rpb is not None and wanted[3]
 
 
+def _wants_packed_bias(*arguments: Any) -> bool:
+    """Return whether these arguments of `backward_packed` want the gradient of the bias."""
+    rpb, wanted = arguments[3], arguments[6]
+    return rpb is not None and wanted[1]
+
+
 _register(forward, 4, shared=3)
 _register(forward_lse, 4, shared=3)
 _register(forward_packed, 2, shared=1)
 _register(forward_lse_packed, 2, shared=1)
 _register(backward, 8, shared=5, sums=_wants_bias)
+_register(backward_packed, 6, shared=3, sums=_wants_packed_bias)
 _register(qk, 3, shared=2)
 _register(av, 2)
 _register(inverse_av, 2)

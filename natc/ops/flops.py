@@ -41,6 +41,28 @@ def _(
     *_: Any,
     **__: Any,
 ) -> int:
+    return _backward_flops(query, value, wanted, kernel_size)
+
+
+@register_flop_formula(operators.backward_packed)
+def _(
+    d_output: Any,
+    d_lse: Any,
+    qkv: Any,
+    rpb: Any,
+    output: Any,
+    lse: Any,
+    wanted: Any,
+    kernel_size: Any,
+    *_: Any,
+    **__: Any,
+) -> int:
+    part = (*qkv[:-3], *qkv[-2:])
+    return _backward_flops(part, part, [wanted[0]] * 3 + [wanted[1]], kernel_size)
+
+
+def _backward_flops(query: Any, value: Any, wanted: Sequence[bool], kernel_size: Any) -> int:
+    """Return the FLOPs of some of the gradients of query, key, value and rpb."""
     # The recomputed query key^T; a product for each of d_query, d_key and d_value; and
     # d_output value^T, unless d_value alone is wanted.
     channels = query[-1] * (1 + wanted[0] + wanted[1]) + value[-1] * wanted[2]

@@ -1,19 +1,20 @@
-"""The operators `forward_packed` and `forward_lse_packed`: query, key and value in one tensor.
+"""Operators of packed tensors: query, key and value in one.
 
-One linear layer computes such a tensor, and a kernel reads it without a copy. Derivatives run
-the operator `backward`, as for `forward_lse`.
+One linear layer computes such a tensor, and a kernel reads it without a copy. The first
+derivative runs the operator `backward_packed`, which writes one gradient of all three. Higher
+derivatives are those of `backward`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from natc.dispatch import fused_forward
+from natc.dispatch import fused_backward, fused_forward
 from natc.ops.fused import run_backward
 from natc.ops.library import (
     Function,
@@ -32,6 +33,12 @@ forward_packed = define("forward_packed", _TENSORS, "Tensor", fused_forward.forw
 forward_lse_packed = define(
     "forward_lse_packed", _TENSORS, "(Tensor, Tensor)", fused_forward.forward_lse_packed
 )
+backward_packed = define(
+    "backward_packed",
+    f"Tensor d_output, Tensor? d_lse, {_TENSORS}, Tensor output, Tensor lse, bool[] wanted",
+    "(Tensor, Tensor)",
+    fused_backward.backward_packed,
+)
 
 
 def _empty_output(qkv: Tensor) -> Tensor:
@@ -49,6 +56,22 @@ def _(qkv: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return output, fused_forward.empty_lse(output)
 
 
+@torch.library.register_fake(backward_packed, lib=library)
+def _(
+    d_output: Tensor,
+    d_lse: Tensor | None,
+    qkv: Tensor,
+    rpb: Tensor | None,
+    output: Tensor,
+    lse: Tensor,
+    wanted: Sequence[bool],
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
+    d_qkv = qkv.new_empty(qkv.shape if wanted[0] else 0)
+    d_rpb = qkv.new_empty(0) if rpb is None or not wanted[1] else rpb.new_empty(rpb.shape)
+    return d_qkv, d_rpb
+
+
 class _PackedAttentionFunction(Function):
     """`forward_lse_packed`, differentiable; it saves only its inputs and results."""
 
@@ -63,14 +86,32 @@ class _PackedAttentionFunction(Function):
             return (None,) * 4
         if d_output is None:
             d_output = torch.zeros_like(output)
-        of_qkv, of_rpb = ctx.needs_input_grad[1:3]
+        wanted = of_qkv, of_rpb = ctx.needs_input_grad[1:3]
         with as_in_the_forward(ctx):
-            *of_parts, d_rpb = run_backward(
-                d_output, d_lse, *qkv.unbind(-3), rpb, output, lse, [of_qkv] * 3 + [of_rpb],
-                ctx.options,
-            )  # fmt: skip
-        d_qkv = torch.stack(of_parts, -3) if of_qkv else None
-        return (None, d_qkv, d_rpb if of_rpb else None, None)
+            d_qkv, d_rpb = run_backward_packed(
+                d_output, d_lse, qkv, rpb, output, lse, wanted, ctx.options
+            )
+        return (None, d_qkv if of_qkv else None, d_rpb if of_rpb else None, None)
+
+
+def _of_parts(
+    run: Callable[..., Any],
+    d_output: Tensor,
+    d_lse: Tensor | None,
+    qkv: Tensor,
+    rpb: Tensor | None,
+    output: Tensor,
+    lse: Tensor,
+    wanted: Sequence[bool],
+    options: Any,
+) -> tuple[Tensor, Tensor]:
+    """Return `backward_packed` by `backward`, which has derivatives."""
+    of_qkv, of_rpb = wanted
+    flags = [of_qkv] * 3 + [of_rpb]
+    *of_parts, d_rpb = run_backward(
+        d_output, d_lse, *qkv.unbind(-3), rpb, output, lse, flags, options
+    )
+    return torch.stack(of_parts, -3) if of_qkv else qkv.new_empty(0), d_rpb
 
 
 def _composed(run: Callable[..., Any], qkv: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -97,4 +138,11 @@ run_forward_lse_packed = differentiable(
     2,
     with_gradient=functools.partial(apply, _PackedAttentionFunction),
     with_tangent=_composed,
+)
+run_backward_packed = differentiable(
+    backward_packed,
+    fused_backward.backward_packed,
+    6,
+    with_gradient=_of_parts,
+    with_tangent=_of_parts,
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,10 +15,12 @@ import torch
 from support.built_kernels import BuiltKernels
 
 import natc
+from natc import functional
 from natc.checks.operations import Call, check_operations
 from natc.dispatch import fused_backward
 from natc.dispatch import sweep as dispatch
-from natc.operations import GRADIENTS
+from natc.dispatch.call import Options
+from natc.operations import GRADIENTS, operations_of
 from natc.spec import KernelSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,6 +31,7 @@ SPECS = (
     KernelSpec.parse("na2d_k3x5_d24_float16"),
     KernelSpec.parse("na2d_k9x4_d8_bfloat16_rpb"),
 )
+BACKWARD = operations_of(SEVEN, ("backward",), "llvm")
 # As large as the window; odd ends of rows and of columns; several strips; bands; dilation.
 SIZES = ((0, 0), (1, 2), (2, 7), (0, 19), (40, 3))
 
@@ -121,6 +125,61 @@ def drawn(spec: KernelSpec, shape: tuple[int, ...]) -> tuple[list[torch.Tensor],
 def gradients(inputs: list[torch.Tensor], d_output: torch.Tensor) -> tuple[torch.Tensor, ...]:
     output = natc.na2d(*inputs[:3], 7, rpb=inputs[3])
     return torch.autograd.grad(output, inputs, d_output)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_parts_of_larger_tensors_are_read_and_written_in_place(
+    built: BuiltKernels, spec: KernelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every tensor is a part of one that is larger on each axis and NaN elsewhere."""
+    built.need_attention(spec)
+    dtype = getattr(torch, spec.dtype)
+    rows, columns = spec.kernel_size
+    inputs, d_output = drawn(spec, (2, rows + 4, 3 * columns + 1, 3))
+    *compact, rpb = (t.detach().to(dtype) for t in (*inputs[:3], d_output, inputs[3]))
+    rpb = rpb.float() if spec.rpb else None
+    options = Options(spec.kernel_size, (1, 1), (1, 1), (False, False), 0.3)
+    lse = torch.zeros(compact[0].shape[:-1])
+    monkeypatch.setattr(torch, "empty_like", lambda t, **_: t.new_full(t.shape, math.nan))
+
+    def swept(tensors: Sequence[torch.Tensor], results: Any) -> list[torch.Tensor | None]:
+        query, key, value, d_output = tensors
+        kernel = dispatch.sweep_kernel(query, value, rpb, lse, None, options)
+        assert kernel is not None
+        everything = (*(query, key, value, rpb, d_output, None, options), results)
+        return list(dispatch.run_sweep(kernel, *everything))
+
+    def part(tensor: torch.Tensor) -> torch.Tensor:
+        larger = torch.full([n + 2 for n in tensor.shape[:-1]] + [64 * 3], math.nan, dtype=dtype)
+        inner = larger[1:-1, 1:-1, 1:-1, 1:-1, 64 : 64 + spec.head_dim]
+        inner.copy_(tensor)
+        assert dispatch.can_hold(inner, 64) and not inner.is_contiguous()
+        return inner
+
+    expected = swept(compact, None)
+    results = [part(torch.full_like(compact[0], math.nan)) for _ in range(3)]
+    for result, exact in zip(swept([part(t) for t in compact], results), expected, strict=True):
+        if exact is not None:
+            assert result is not None and torch.equal(result, exact)
+            assert bool(exact.isfinite().all())
+    for result in results:
+        outside = result._base.clone()
+        outside[1:-1, 1:-1, 1:-1, 1:-1, 64 : 64 + spec.head_dim] = math.nan
+        assert bool(outside.isnan().all())
+
+
+def test_gradients_of_a_packed_tensor_are_written_to_one(
+    built: BuiltKernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built.need(SEVEN, "forward_lse_packed", "forward_lse", *BACKWARD)
+    inputs, d_output = drawn(SEVEN, (2, 9, 12, 2))
+    expected = gradients(inputs, d_output)
+    qkv = torch.stack(inputs[:3], -3).detach().requires_grad_()
+    monkeypatch.setattr(torch, "stack", None)
+    output = functional.na2d_qkvpacked(qkv, 7, rpb=inputs[3])
+    d_qkv, d_rpb = torch.autograd.grad(output, (qkv, inputs[3]), d_output)
+    for result, exact in zip((*d_qkv.unbind(-3), d_rpb), expected, strict=True):
+        assert torch.equal(result, exact)
 
 
 def test_specs_without_it() -> None:

@@ -176,6 +176,8 @@ def test_every_operator_passes_opcheck(spec: KernelSpec) -> None:
         ops.forward_lse_packed: (qkv, rpb, *options),
         ops.backward: (*upstream, query.detach(), key.detach(), value.detach(), rpb.detach(),
                        output, lse, wanted, *options),
+        ops.backward_packed: (*upstream, qkv.detach(), rpb.detach(), output, lse, [True, True],
+                              *options),
     }  # fmt: skip
     for operator, arguments in calls.items():
         outcome = torch.library.opcheck(operator, arguments)

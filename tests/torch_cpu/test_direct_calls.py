@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,6 +25,7 @@ from natc.ops import direct
 from natc.ops.direct import goes_straight
 from natc.ops.fused import run_backward
 from natc.ops.library import dispatched
+from natc.ops.packed import run_backward_packed
 from natc.ops.unfused import run_inverse_av, run_sum_rpb
 
 pytestmark = pytest.mark.quick
@@ -35,11 +37,14 @@ RUN = {
     ops.forward_packed: ops.run_forward_packed,
     ops.forward_lse_packed: ops.run_forward_lse_packed,
     ops.backward: run_backward,
+    ops.backward_packed: run_backward_packed,
     ops.qk: ops.run_qk,
     ops.av: ops.run_av,
     ops.inverse_av: run_inverse_av,
     ops.sum_rpb: run_sum_rpb,
 }
+# How many of its first tensors are variables of a backward operator; the others are results.
+VARIABLES = {ops.backward: 6, ops.backward_packed: 4}
 of_each_operator = pytest.mark.parametrize("operator", list(RUN), ids=str)
 
 
@@ -59,6 +64,7 @@ def tensors_of(operator: Any) -> list[Tensor]:
         ops.forward_packed: [packed, rpb],
         ops.forward_lse_packed: [packed, rpb],
         ops.backward: [plain(), lse + 1, plain(), plain(), plain(), rpb, plain(), lse],
+        ops.backward_packed: [plain(), lse + 1, packed, rpb, plain(), lse],
         ops.qk: [vectors, vectors + 1, rpb],
         ops.av: [attn, vectors],
         ops.inverse_av: [attn, vectors],
@@ -68,7 +74,12 @@ def tensors_of(operator: Any) -> list[Tensor]:
 
 def both_ways(operator: Any, tensors: Callable[[], list[Tensor]]) -> Iterator[tuple[Tensor, ...]]:
     """Yield the results of an operator, then of natc's call of it, each on fresh tensors."""
-    constants = {ops.backward: ((True,) * 4,), ops.qk: (0.0,), ops.sum_rpb: (4,)}
+    constants = {
+        ops.backward: ((True,) * 4,),
+        ops.backward_packed: ((True,) * 2,),
+        ops.qk: (0.0,),
+        ops.sum_rpb: (4,),
+    }
     before = constants.get(operator, ())
     options = Options((3,), (1,), (1,), (False,))
     if "scale" in {argument.name for argument in operator._schema.arguments}:
@@ -193,8 +204,9 @@ def test_one_special_tensor_is_dispatched(operator: Any, kind: str, doubles: Dou
             changed[number] = CHANGES[kind](changed[number])
             return changed
 
-        # To `backward`, the forward's results are no variables when a tangent is asked for.
-        constant = kind == "tangent" and operator is ops.backward and number >= 6
+        # To a backward operator, the forward's results are no variables when a tangent is asked
+        # for.
+        constant = kind == "tangent" and number >= VARIABLES.get(operator, math.inf)
         with forward_ad.dual_level():
             for results in both_ways(operator, tensors):
                 assert SHOWS[kind](results[0]) is not constant, number
@@ -279,11 +291,11 @@ def test_both_ways_give_the_same(operator: Any, requires_grad: bool, doubles: Do
         values = list(results)
         assert all(t.requires_grad is requires_grad for t in results)
         if requires_grad:
-            # Of the forward's results, which `backward` is given, nothing has a gradient.
-            wanted = leaves[:6]
+            # The forward's results, which a backward operator takes, have no gradient.
+            wanted = leaves[: VARIABLES.get(operator)]
             total = sum(((t * t).sum() for t in results), torch.zeros(()))
             values += torch.autograd.grad(total, wanted, create_graph=True)
-            if operator is not ops.backward:
+            if operator not in VARIABLES:
                 again = sum(((t * t).sum() for t in values[len(results) :]), torch.zeros(()))
                 values += torch.autograd.grad(again, wanted)
         values_of_both.append(values)
@@ -308,7 +320,7 @@ def test_below_autograd_are_no_gradients(operator: Any, context: Any, doubles: D
                     doubles.calls.clear()
     # On kernels; without a logsumexp unless the operator returns one.
     assert launched == [launched[0]] * 4
-    first = "delta" if operator is ops.backward else operator._schema.name.removeprefix("natc::")
+    first = "delta" if operator in VARIABLES else operator._schema.name.removeprefix("natc::")
     assert launched[0][0] == first
 
 

@@ -66,8 +66,8 @@ def test_a_dispatch_mode_sees_every_operator(doubles: Doubles) -> None:
     ours = {operator for operator in mode.seen if operator.namespace == "natc"}
     # A call that needs a gradient runs what returns the logsumexp.
     assert ours == {
-        ops.forward_lse, ops.forward_lse_packed, ops.backward, ops.qk, ops.av, ops.inverse_av,
-        ops.sum_rpb,
+        ops.forward_lse, ops.forward_lse_packed, ops.backward, ops.backward_packed, ops.qk, ops.av,
+        ops.inverse_av, ops.sum_rpb,
     }  # fmt: skip
     with Dispatched() as mode, torch.no_grad():
         natc.na1d(x, x, x, 3)

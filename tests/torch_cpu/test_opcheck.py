@@ -54,6 +54,11 @@ def calls(case: str, grad: bool) -> dict[str, tuple[Any, ...]]:
         "forward_packed": (qkv, rpb, *options),
         "forward_lse_packed": (qkv, rpb, *options),
         "backward": (d_output, d_lse, query, key, value, rpb, output, lse, wanted, *options),
+        "backward_packed": (
+            *upstream_of(qkv, rpb, options, grad),
+            [True, rpb is not None],
+            *options,
+        ),
         "backward for key": (
             d_output,
             None,
@@ -72,6 +77,16 @@ def calls(case: str, grad: bool) -> dict[str, tuple[Any, ...]]:
         "inverse_av": (attn, heads_first[0], *where),
         "sum_rpb": (attn, 5, *where),
     }
+
+
+def upstream_of(
+    qkv: Tensor, rpb: Tensor | None, options: tuple[Any, ...], grad: bool
+) -> tuple[Tensor | None, ...]:
+    """Return the tensors of `backward_packed`."""
+    with torch.no_grad(), natc.force_reference():
+        output, lse = ops.forward_lse_packed(qkv, rpb, *options)
+    d_output = torch.randn_like(output).requires_grad_(grad)
+    return d_output, torch.ones_like(lse), qkv, rpb, output, lse
 
 
 OPERATORS = [name for name in ops.__all__ if isinstance(getattr(ops, name), torch._ops.OpOverload)]

@@ -60,12 +60,25 @@ def _tensors(spec: KernelSpec) -> dict[str, tirx.Buffer]:
     floats = ("rpb", "d_rpb", "d_lse")
     return {
         name: tirx.decl_buffer(
-            shapes.get(name, (*sites, heads, spec.head_dim)),
+            shape := shapes.get(name, (*sites, heads, spec.head_dim)),
             "float32" if name in floats else spec.dtype,
             name,
+            strides=_strides(name, len(shape)),
         )
         for name in OPERATIONS[GRADIENTS].tensors_of(spec.rpb)
     }
+
+
+def _strides(name: str, axes: int) -> list[Any] | None:
+    """Return the strides of a tensor, or None if it is compact.
+
+    Only the channels of a token must be adjacent: parts of one tensor are read and written in
+    place.
+    """
+    if name in ("rpb", "d_rpb"):
+        return None
+    strides = [tirx.Var(f"{name}_stride_{axis}", "int32") for axis in range(axes)]
+    return strides if name == "d_lse" else [*strides[:-1], tirx.const(1, "int32")]
 
 
 class _Sweep:

@@ -43,6 +43,7 @@ class Unit:
         self.sizes = (height, width)
         self.dilation = (p["dilation_0"], p["dilation_1"])
         self.flat: dict[str, tirx.Buffer] = {}
+        self.strides: dict[str, Any] = {}
         for name, tensor in p.items():
             if tirx.is_buffer_var(tensor):
                 self._flatten(name, tensor)
@@ -52,6 +53,7 @@ class Unit:
         size = tensor.ty.shape[0]
         for length in tensor.ty.shape[1:]:
             size = size * length
+        self.strides[name] = tensor.ty.strides
         data = tirx.buffer_data(tensor)
         self.flat[name] = tirx.decl_buffer((size,), tensor.ty.dtype, f"{name}_flat", data=data)
         self.s.add(tirx.DeclBuffer(self.flat[name], data=data))
@@ -63,10 +65,6 @@ class Unit:
         groups = tirx.truncdiv(group, self.dilation[1]), tirx.truncmod(group, self.dilation[1])
         self.groups = [s.name("group_of_axis", number) for number in groups]
         self.kv_head = s.name("kv_head", tirx.truncdiv(head, self.p["group"]))
-        self.kv_heads = self.p["key"].ty.shape[3]
-        # Vectors from one column of the dilation group to the next.
-        steps = {"query": self.heads, "key": self.kv_heads}
-        self.steps = {name: s.let("step", n * self.dilation[1]) for name, n in steps.items()}
         # How many members the dilation group has on each axis.
         self.rows, self.columns = (
             s.name("members", tirx.truncdiv(size - 1 - number, dilation) + 1)
@@ -86,13 +84,12 @@ class Unit:
 
         Rows and columns are counted in the dilation group. A token is its channels, or one number.
         """
-        of_keys = name in ("key", "value")
-        heads, head = (self.kv_heads, self.kv_head) if of_keys else (self.heads, self.head)
-        numbers = 1 if name == "d_lse" else self.form.channels
-        row = self.entry * self.sizes[0] + row * self.dilation[0] + self.groups[0]
-        token = row * self.sizes[1] + self.groups[1]
-        begin = self.s.let("begin", (token * heads + head) * numbers)
-        step = self.steps["key" if of_keys else "query"] * numbers
+        head = self.kv_head if name in ("key", "value") else self.head
+        strides = self.strides[name]
+        begin = self.entry * strides[0] + head * strides[3] + self.groups[1] * strides[2]
+        row = row * self.dilation[0] + self.groups[0]
+        begin = self.s.let("begin", begin + row * strides[1])
+        step = self.s.let("step", self.dilation[1] * strides[2])
         return lambda column: At(self.flat[name], begin + column * step)
 
     def place(self, name: str, row: Any, column: Any) -> At:
