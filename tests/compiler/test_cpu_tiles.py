@@ -16,13 +16,16 @@ from support.special_numbers import same
 
 from natc.checks.guarded import call_guarded, scalars
 from natc.checks.inputs import Inputs, inputs_of
-from natc.compiler.build.lower import StageSizesKnown, compiler_target
+from natc.compiler.build.cpu_code import cpu_code
+from natc.compiler.build.lower import StageSizesKnown
 from natc.compiler.cpu_tiles.placement import with_tiles
 from natc.compiler.cpu_tiles.plan import Plan
+from natc.compiler.cpu_tiles.shared_function import TILES, shared_function
 from natc.compiler.space import all_decisions, space_for
 from natc.compiler.space.cpu import tiles
 from natc.errors import ScheduleError
 from natc.host.detect import detect_host_cpu
+from natc.operations import OPERATIONS, operations_of
 from natc.reference import neighborhood_attention
 from natc.spec import KernelSpec
 from natc.targets import Target
@@ -31,21 +34,27 @@ HOST = detect_host_cpu()
 SQUARE = KernelSpec.parse("na2d_k3x5_d16_float32_rpb")
 
 
-def compiled(spec: KernelSpec, decisions: Mapping[str, int]) -> Callable[..., Any]:
-    """Return a function with the kernel of tiles alone: other calls write nothing."""
+def compiled(
+    spec: KernelSpec, decisions: Mapping[str, int], *operations: str
+) -> tvm.runtime.Executable:
+    """Return forwards that have only the kernel of tiles: other calls write nothing."""
     space = space_for(HOST, "forward_lse", spec)
     assert space.name == tiles.NAME
-    function = space.definition("forward_lse", spec, space.exponential)
-    function = function.with_body(tvm.tirx.Evaluate(tvm.tirx.const(0)))
-    function = with_tiles(function, Plan(spec, **decisions))
+    plan = Plan(spec, **decisions)
+    functions = {TILES: shared_function(plan)}
+    for operation in operations:
+        function = space.definition(operation, spec, space.exponential)
+        function = function.with_body(tvm.tirx.Evaluate(tvm.tirx.const(0)))
+        function = function.with_attr("global_symbol", operation)
+        functions[operation] = with_tiles(function, plan)
     with tvm.transform.PassContext(instruments=[StageSizesKnown()]):
-        return tvm.compile(function, target=compiler_target(HOST))["main"]
+        return cpu_code(tvm.IRModule(functions), HOST)
 
 
 @functools.cache
 def kernel(spec: KernelSpec) -> Callable[..., Any]:
     """Return the kernel with the default decisions."""
-    return compiled(spec, tiles.default(spec, HOST))
+    return compiled(spec, tiles.default(spec, HOST), "forward_lse")["forward_lse"]
 
 
 def call(
@@ -94,6 +103,30 @@ def test_heads_that_share_keys() -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["na2d_k3x5_d16_float32_rpb", "na1d_k4_d24_bfloat16", "na3d_k2x3x3_d16_float32_rpb"]
+)
+def test_all_forwards_write_the_same_bits(name: str) -> None:
+    spec = KernelSpec.parse(name)
+    operations = operations_of(spec, ("forward",))
+    functions = compiled(spec, tiles.default(spec, HOST), *operations)
+    sizes = (5, 7, 13)[-spec.rank :]
+    inputs = inputs_of(spec, (2, *sizes, 3))
+    qkv = torch.stack(inputs[:3], -3)
+    expected = call(spec, inputs, functions["forward_lse"], dilation=[2] * spec.rank)
+    check_forward(expected, inputs, spec.kernel_size, scale=0.4, dilation=[2] * spec.rank)
+    for operation in operations:
+        entry = OPERATIONS[operation]
+        tensors = [qkv] if entry.packed else list(inputs[:3])
+        results = [(tensor.shape, tensor.dtype) for tensor in expected[: len(entry.results)]]
+        actual = call_guarded(
+            functions[operation], operation, [*tensors, inputs.rpb], results,
+            scalars(inputs, 0.4, [2] * spec.rank),
+        )  # fmt: skip
+        for result, number in zip(actual, expected):
+            assert torch.equal(result, number), operation
+
+
+@pytest.mark.parametrize(
     "options",
     [{"stride": (1, 2)}, {"is_causal": (True, False)}, {"dilation": (2, 1)}],
     ids=str,
@@ -132,7 +165,7 @@ def test_every_two_decisions_that_go_together() -> None:
     inputs = inputs_of(spec, (1, 7, 47, 1))
     expected: list[torch.Tensor] = []
     for decisions in covering(tiles.candidates(spec, HOST), 2):
-        results = call(spec, inputs, compiled(spec, decisions))
+        results = call(spec, inputs, compiled(spec, decisions, "forward_lse")["forward_lse"])
         check_forward(results, inputs, spec.kernel_size, scale=0.4)
         # Each sum has the same order, whatever is held at once.
         expected = expected or results

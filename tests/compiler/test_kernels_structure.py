@@ -13,7 +13,8 @@ from support.forward_checks import call_forward, check_forward
 from tvm.s_tir import Schedule
 
 from natc.checks.inputs import inputs_of
-from natc.compiler.build.lower import StageSizesKnown, compiler_target, finished, scheduled
+from natc.compiler.build.cpu_code import cpu_code
+from natc.compiler.build.lower import StageSizesKnown, finished, scheduled
 from natc.compiler.space import Decisions, combinations, read_decisions, space_for
 from natc.errors import ScheduleError
 from natc.host.detect import detect_host_cpu
@@ -69,7 +70,7 @@ def sampled(
 
 def finished_module(sch: Schedule, spec: KernelSpec, target: Target) -> tvm.IRModule:
     (function,) = sch.mod.functions.values()
-    return tvm.IRModule({"main": finished(function, spec, target)})
+    return finished(function, spec, target)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_every_structure_computes_the_same(spec: KernelSpec, together: int) -> N
 
 def check(spec: KernelSpec, module: tvm.IRModule) -> None:
     with tvm.transform.PassContext(instruments=[StageSizesKnown()]):
-        function = tvm.compile(module, target=compiler_target(HOST))["main"]
+        function = cpu_code(module, HOST)["main"]
     # Windows larger than a dilation group; a map of whole windows; dilation groups of 7 or 8, 5.
     maps = (((1, 2, 9, 1), (1, 1)), ((2, 7, 31, 3), (1, 1)), ((1, 15, 5, 1), (2, 1)))
     for shape, dilation in maps:

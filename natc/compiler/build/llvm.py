@@ -8,13 +8,8 @@ from pathlib import Path
 
 import tvm
 
-from natc.compiler.build.lower import (
-    WRITTEN,
-    NothingScheduled,
-    StageSizesKnown,
-    compiler_target,
-    entry_module,
-)
+from natc.compiler.build.cpu_code import cpu_code
+from natc.compiler.build.lower import WRITTEN, NothingScheduled, StageSizesKnown, entry_module
 from natc.host.c_compiler import link_library
 from natc.host.toolchain import machine_of
 from natc.spec import KernelSpec
@@ -72,7 +67,7 @@ def link(
             continue
         instrument = NothingScheduled() if is_written else StageSizesKnown()
         with tvm.transform.PassContext(instruments=[instrument]):
-            compiled = tvm.compile(tvm.IRModule(functions), target=compiler_target(target))
+            compiled = cpu_code(tvm.IRModule(functions), target)
         objects.append(directory / f"{'written' if is_written else 'scheduled'}.o")
         compiled.mod.write_to_file(str(objects[-1]), "o")
         if keep_assembly:

@@ -12,6 +12,7 @@ from tvm.s_tir import Schedule, transform
 from tvm.target import Target as CompilerTarget
 
 from natc.compiler.cpu_tiles.placement import plan_of, with_tiles
+from natc.compiler.cpu_tiles.shared_function import TILES, shared_function
 from natc.compiler.space import Decisions, space_for
 from natc.compiler.space.skip import apply_skips
 from natc.compiler.space.threads import apply_threads
@@ -121,20 +122,21 @@ def scheduled(
     sch = Schedule(tvm.IRModule({name: defined.with_attr("global_symbol", name)}))
     sch.work_on(name)
     space.apply(sch, spec, target, Decisions(decisions, space.name))
-    return tvm.IRModule(
-        {
-            var: finished(function, spec, target, operation)
-            for var, function in sch.mod.functions.items()
-        }
-    )
+    return finished(sch.mod[name], spec, target, operation, name=name)
 
 
 def finished(
-    function: tirx.PrimFunc, spec: KernelSpec, target: Target, operation: str = FORWARD
-) -> tirx.PrimFunc:
-    """Return a scheduled function after the steps that no schedule primitive can do.
+    function: tirx.PrimFunc,
+    spec: KernelSpec,
+    target: Target,
+    operation: str = FORWARD,
+    *,
+    name: str = "main",
+) -> tvm.IRModule:
+    """Return a module with a scheduled function after the steps that no primitive can do.
 
-    They skip taps, spread loops over threads, and add kernels for tensor cores or of tiles.
+    They skip taps, spread loops over threads, and add kernels for tensor cores. If the schedule
+    has a kernel of tiles, the module holds it, too.
     """
     plan = plan_of(function, spec) if target.kind == "llvm" else None
     # TVM infers the sizes of stages here, before loops are spread over threads: once indices are
@@ -142,7 +144,9 @@ def finished(
     passes = _WITHOUT_BLOCKS if target.kind == "llvm" else _SIZED
     (function,) = passes(tvm.IRModule({"main": apply_skips(function)})).functions.values()
     function = apply_tiles(apply_threads(function), spec, operation)
-    return function if plan is None else with_tiles(function, plan)
+    if plan is None:
+        return tvm.IRModule({name: function})
+    return tvm.IRModule({name: with_tiles(function, plan), TILES: shared_function(plan)})
 
 
 # Passes that remove statements without effect, and move conditions out of loops.

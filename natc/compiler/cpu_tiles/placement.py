@@ -1,4 +1,4 @@
-"""Adds a kernel of tiles to a scheduled function, as the last step of its schedule.
+"""Adds a call of a kernel of tiles to a scheduled function, as the last step of its schedule.
 
 A schedule only records the decisions of the kernel, which is generated once it is complete.
 """
@@ -13,7 +13,7 @@ from tvm import tirx
 
 from natc.compiler.annotations import annotated_numbers
 from natc.compiler.cpu_tiles.plan import Plan
-from natc.compiler.cpu_tiles.tiled_forward import forward
+from natc.compiler.cpu_tiles.shared_function import call_of
 from natc.spec import KernelSpec
 
 # A decision is annotated on the block `output` under this prefix and its name. Without the prefix
@@ -33,9 +33,12 @@ def decision_names() -> list[str]:
 
 
 def with_tiles(function: tirx.PrimFunc, plan: Plan) -> tirx.PrimFunc:
-    """Return a function that runs the kernel of tiles if it serves the call, else `function`."""
+    """Return a function that calls the kernel of tiles if it serves the call, else `function`.
+
+    The function's module needs the kernel, too: `shared_function.TILES`.
+    """
     p = {parameter.name: parameter for parameter in function.params}
-    body = tirx.IfThenElse(_fits(p, plan.spec), forward(p, plan), function.body)
+    body = tirx.IfThenElse(_fits(p, plan.spec), call_of(p, plan.spec), function.body)
     return function.with_body(body)
 
 

@@ -26,18 +26,16 @@ from natc.compiler.statements import Statements
 _LOG2_E = 1 / math.log(2.0)
 
 
-def forward(p: Mapping[str, Any], plan: Plan) -> tirx.Stmt:
-    """Return the statement that computes a forward; p: the function's parameters by name."""
-    s = Statements("global")
-    Forward(s, p, plan).all_units()
-    return s.statement()
-
-
 class Forward:
-    """The statements of a forward, added to `s` step by step."""
+    """The statements of a forward, added to `s` step by step.
 
-    def __init__(self, s: Statements, p: Mapping[str, Any], plan: Plan) -> None:
-        self.s, self.p, self.plan = s, p, plan
+    p: the function's parameters by name. keeps_lse: whether the call wants the logsumexp.
+    """
+
+    def __init__(
+        self, s: Statements, p: Mapping[str, Any], plan: Plan, *, keeps_lse: Expr
+    ) -> None:
+        self.s, self.p, self.plan, self.keeps_lse = s, p, plan, keeps_lse
         self.call = ForwardCall(s, p, plan.spec)
         self.parts = plan.layout()
 
@@ -135,8 +133,7 @@ class Forward:
             s.loop("c", 2 * columns - 1) as c,
         ):
             at = self._at("bias", (f * (2 * rows - 1) + r) * plan.bias_row + plan.bias_front + c)
-            index = [self.call.h, *[f, r, c][-plan.spec.rank :]]
-            value = self.p["rpb"][tuple(index)] * tirx.const(_LOG2_E, "float32")
+            value = self.call.bias([f, r, c]) * tirx.const(_LOG2_E, "float32")
             save(s, at.buffer, at.offset, value, 1)
 
     def _slot(self, frame: Any, row: Any) -> Any:
@@ -272,13 +269,13 @@ class Forward:
             query = s.let("query", column * plan.tile_rows + y)
             total = s.let("total", softmaxes.total_of(query))
             save(s, *self._at("inverse", query), tirx.const(1.0, "float32") / total, 1)
-            if "lse" in self.p:
+            with s.when(self.keeps_lse):
                 largest = s.let("largest", softmaxes.largest_of(query))
                 finite = base_of(largest) * tirx.const(math.log(2.0), "float32") + tirx.log(total)
                 is_infinite = largest == tirx.const(math.inf, "float32")
                 members = [self.frame, row + y, self.first_column + column]
                 lse, index = self.call.index("lse", members)
-                s.add(tirx.BufferStore(lse, tirx.Select(is_infinite, largest, finite), index))
+                save(s, lse, index, tirx.Select(is_infinite, largest, finite), 1)
 
     def _sums(self, row: Any, last: Any, start: Any, last_start: Any) -> None:
         """Write the output of the strip's queries in rows row .. last.
