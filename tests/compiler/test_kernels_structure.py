@@ -153,8 +153,10 @@ def test_a_decision_out_of_bounds_is_refused(target: Target) -> None:
         scheduled(SPEC, target, {"colour": 1})
 
 
-def functions(module: Any) -> str:
-    """Return the body of a module's only function, without its name and annotations."""
-    (function,) = module.functions.values()
-    plain = tvm.tirx.PrimFunc(function.params, function.body, function.ret_type)
-    return str(plain.with_attr("global_symbol", "main").script())
+def functions(module: Any) -> dict[str, str]:
+    """Return the body of each function of a module by name, without annotations."""
+    bodies = {}
+    for variable, function in module.functions.items():
+        plain = tvm.tirx.PrimFunc(function.params, function.body, function.ret_type)
+        bodies[variable.name_hint] = str(plain.with_attr("global_symbol", "main").script())
+    return bodies
