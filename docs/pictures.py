@@ -284,7 +284,8 @@ def feature_maps(path: Path) -> None:
     torch.manual_seed(0)
     model, image = natc.models.nat_mini().eval(), photograph()
     with torch.inference_mode():
-        feature_picture(image, model.forward_features(image), path)
+        maps = model.forward_intermediates(image, output_fmt="NHWC", intermediates_only=True)
+        feature_picture(image, maps, path)
 
 
 def _photograph(size: int) -> np.ndarray:

@@ -35,8 +35,8 @@ def main() -> None:
         model.load_state_dict(torch.load(options.weights, weights_only=True))
     image = read(options.photo) if options.photo else photograph()
     with torch.inference_mode():
-        maps = model.forward_features(image)
-        probabilities = model.forward_head(maps[-1]).softmax(-1)[0]
+        final, maps = model.forward_intermediates(image, output_fmt="NHWC")
+        probabilities = model.forward_head(final).softmax(-1)[0]
     for level, feature_map in enumerate(maps, 1):
         print(f"level {level}: {tuple(feature_map.shape)}")
     best = probabilities.topk(5)

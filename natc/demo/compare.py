@@ -51,11 +51,11 @@ def compare_network(model: NAT, image: Tensor) -> NetworkComparison:
     model.eval()
     try:
         with torch.inference_mode():
-            maps = model.forward_features(image)
-            logits = model.forward_head(maps[-1])
+            final, maps = model.forward_intermediates(image, output_fmt="NHWC")
+            logits = model.forward_head(final)
             with ops.force_reference():
-                expected_maps = model.forward_features(image)
-                expected_logits = model.forward_head(expected_maps[-1])
+                final, expected_maps = model.forward_intermediates(image, output_fmt="NHWC")
+                expected_logits = model.forward_head(final)
     finally:
         model.train(training)
     return NetworkComparison(

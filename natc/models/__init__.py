@@ -2,6 +2,62 @@
 
 from __future__ import annotations
 
-from natc.models.nat import NAT, nat_base, nat_mini, nat_small, nat_tiny
+from natc.models.isotropic import Isotropic
+from natc.models.nat import NAT, DiNATs
+from natc.models.network import Network
+from natc.models.registry import VARIANTS, Variant
+from natc.models.variants import (
+    dinat_base,
+    dinat_isotropic_base,
+    dinat_isotropic_small,
+    dinat_large,
+    dinat_large_384,
+    dinat_large_384_11x11,
+    dinat_mini,
+    dinat_s_base,
+    dinat_s_large,
+    dinat_s_large_384,
+    dinat_s_small,
+    dinat_s_tiny,
+    dinat_small,
+    dinat_tiny,
+    nat_base,
+    nat_isotropic_base,
+    nat_isotropic_small,
+    nat_mini,
+    nat_small,
+    nat_tiny,
+    vitrpb_base,
+    vitrpb_small,
+)
 
-__all__ = ["NAT", "nat_base", "nat_mini", "nat_small", "nat_tiny"]
+__all__ = [
+    "NAT",
+    "VARIANTS",
+    "DiNATs",
+    "Isotropic",
+    "Network",
+    "Variant",
+    "dinat_base",
+    "dinat_isotropic_base",
+    "dinat_isotropic_small",
+    "dinat_large",
+    "dinat_large_384",
+    "dinat_large_384_11x11",
+    "dinat_mini",
+    "dinat_s_base",
+    "dinat_s_large",
+    "dinat_s_large_384",
+    "dinat_s_small",
+    "dinat_s_tiny",
+    "dinat_small",
+    "dinat_tiny",
+    "nat_base",
+    "nat_isotropic_base",
+    "nat_isotropic_small",
+    "nat_mini",
+    "nat_small",
+    "nat_tiny",
+    "vitrpb_base",
+    "vitrpb_small",
+]

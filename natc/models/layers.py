@@ -1,4 +1,4 @@
-"""The building blocks of NAT: stem, downsampler, MLP, drop path and one attention block."""
+"""The building blocks of the networks: stems, downsamplers, MLP, drop path and attention block."""
 
 from __future__ import annotations
 
@@ -79,6 +79,51 @@ class ConvDownsampler(nn.Module):
         return _normalized(reduced.permute(0, 2, 3, 1), self.norm)
 
 
+class PatchEmbedding(nn.Module):
+    """The stem of DiNAT_s and isotropic networks: a linear layer on patches, then LayerNorm.
+
+    Maps an image `[batch, in_chans, height, width]` to tokens
+    `[batch, ceil(height/patch_size), ceil(width/patch_size), embed_dim]`. Zeros fill patches that
+    stick out at the right and bottom.
+    """
+
+    def __init__(self, in_chans: int, embed_dim: int, patch_size: int = 4) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the tokens, channels last."""
+        height, width = image.shape[-2:]
+        below, right = -height % self.patch_size, -width % self.patch_size
+        if below or right:
+            image = nn.functional.pad(image, (0, right, 0, below))
+        return _normalized(self.proj(image).permute(0, 2, 3, 1), self.norm)
+
+
+class PatchMerging(nn.Module):
+    """Between levels of DiNAT_s: LayerNorm and a linear layer on patches of 2x2 tokens.
+
+    Maps `[batch, height, width, dim]` to `[batch, ceil(height/2), ceil(width/2), 2*dim]`. Zeros
+    fill patches that stick out.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm = nn.LayerNorm(4 * dim, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the smaller map, channels last."""
+        height, width = x.shape[1:3]
+        if height % 2 or width % 2:
+            x = nn.functional.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        # A patch's tokens go down its columns, as in the published weights.
+        patches = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5)
+        return self.reduction(self.norm(patches.flatten(3)))
+
+
 class Mlp(nn.Module):
     """Two linear layers with a GELU between, on the last axis of `[..., dim]`."""
 
@@ -113,10 +158,11 @@ class NATBlock(nn.Module):
         drop_path: float,
         layer_scale: float | None,
         pad_small_maps: bool,
+        attention: type[NeighborhoodAttention2D] = NeighborhoodAttention2D,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = NeighborhoodAttention2D(
+        self.attn = attention(
             dim,
             num_heads,
             kernel_size,
@@ -125,6 +171,8 @@ class NATBlock(nn.Module):
             qkv_bias=qkv_bias,
             pad_small_maps=pad_small_maps,
         )
+        # Whether `Network.set_input_size` may change the dilation.
+        self.is_dilated = max(self.attn.dilation) > 1
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)

@@ -1,35 +1,41 @@
-"""NAT, the Neighborhood Attention Transformer (Hassani et al., CVPR 2023), and its sizes.
-
-Depths, widths, MLP ratios, drop path and layer scale are as published for the classification
-models; their state dicts load with `strict=True`.
-"""
+"""NAT (Hassani et al., CVPR 2023), DiNAT and DiNAT_s (Hassani and Shi, 2022)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from natc.errors import ArgumentError
-from natc.models.layers import NORM_EPS, ConvDownsampler, ConvTokenizer, NATBlock
+from natc.models.layers import (
+    NORM_EPS,
+    ConvDownsampler,
+    ConvTokenizer,
+    NATBlock,
+    PatchEmbedding,
+    PatchMerging,
+)
+from natc.models.network import Network, PerAxis, run_block
 
 
 class NATLevel(nn.Module):
     """The blocks of one resolution, and the downsampler to the next (None at the last)."""
 
-    def __init__(self, blocks: list[NATBlock], downsample: ConvDownsampler | None) -> None:
+    def __init__(self, blocks: list[NATBlock], downsample: nn.Module | None) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
+        self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the feature map `[batch, height, width, dim]` and the next level's input."""
         for block in self.blocks:
-            x = block(x)
+            x = run_block(block, x, self.grad_checkpointing)
         return x, x if self.downsample is None else self.downsample(x)
 
 
-class NAT(nn.Module):
+class NAT(Network):
     """A four-level image classifier whose attention is neighborhood attention.
 
     Level `i` works on maps of height and width `ceil(size / 2**(i+2))` with
@@ -49,16 +55,25 @@ class NAT(nn.Module):
             other values make it a DiNAT.
         drop_path_rate: drop path of the last block, in [0, 1); earlier ones rise linearly
             from 0.
+        drop_rate: dropout before the classifier.
         layer_scale: start value of the blocks' `gamma1` and `gamma2`; None means none.
         qkv_bias: bias in the query, key and value projections.
         rel_pos_bias: learned relative positional bias in every attention.
         pad_small_maps: see `natc.nn.NeighborhoodAttention2D`. True is how the published models
             behave; it makes no difference where every map is at least
             `kernel_size * dilation` on each axis, such as 224 x 224 images with a window of 7.
+        global_pool: "avg" averages the last map before the classifier; "" does not.
+        map_norms: a LayerNorm `norm0`, `norm1`, ... for each level's map instead of the final
+            norm, as backbones for detection and segmentation have; needs `num_classes=0`.
 
     Raises:
         ArgumentError: a sequence of the wrong length or a value that is not allowed.
     """
+
+    # A subclass has other ones.
+    _levels = "levels"
+    _stem: type[nn.Module] = ConvTokenizer
+    _downsampler: type[nn.Module] = ConvDownsampler
 
     def __init__(
         self,
@@ -69,13 +84,16 @@ class NAT(nn.Module):
         mlp_ratio: float,
         num_classes: int = 1000,
         in_chans: int = 3,
-        kernel_size: int | tuple[int, int] = 7,
-        dilations: Sequence[Sequence[int | tuple[int, int]]] | None = None,
+        kernel_size: PerAxis = 7,
+        dilations: Sequence[Sequence[PerAxis]] | None = None,
         drop_path_rate: float = 0.0,
+        drop_rate: float = 0.0,
         layer_scale: float | None = None,
         qkv_bias: bool = True,
         rel_pos_bias: bool = True,
         pad_small_maps: bool = True,
+        global_pool: str = "avg",
+        map_norms: bool = False,
     ) -> None:
         super().__init__()
         if embed_dim < 2 or embed_dim % 2:
@@ -92,14 +110,13 @@ class NAT(nn.Module):
                 f"dilations must hold one dilation a block, in lists of lengths {list(depths)}, "
                 f"not {dilations!r}."
             )
-        if num_classes < 0:
-            raise ArgumentError(f"num_classes must be at least 0, not {num_classes}.")
-        self.num_classes = num_classes
-        self.num_features = embed_dim * 2 ** (len(depths) - 1)
-        self.patch_embed = ConvTokenizer(in_chans, embed_dim)
+        if map_norms and num_classes:
+            raise ArgumentError(f"map_norms needs num_classes=0, not {num_classes}.")
+        self.patch_embed = self._stem(in_chans, embed_dim)
         total = sum(depths)
         rates = iter(drop_path_rate * index / max(total - 1, 1) for index in range(total))
-        self.levels = nn.ModuleList()
+        levels = nn.ModuleList()
+        self.feature_info = []
         for index, (level_dilations, heads) in enumerate(zip(dilations, num_heads, strict=True)):
             dim = embed_dim * 2**index
             blocks = [
@@ -118,128 +135,61 @@ class NAT(nn.Module):
                 for dilation in level_dilations
             ]
             last = index == len(depths) - 1
-            self.levels.append(NATLevel(blocks, None if last else ConvDownsampler(dim)))
-        self.norm = nn.LayerNorm(self.num_features, eps=NORM_EPS)
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.apply(_initialize)
+            levels.append(NATLevel(blocks, None if last else self._downsampler(dim)))
+            self.feature_info.append(
+                {"num_chs": dim, "reduction": 4 * 2**index, "module": f"{self._levels}.{index}"}
+            )
+        self.add_module(self._levels, levels)
+        self._finish(
+            num_classes=num_classes,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            num_features=embed_dim * 2 ** (len(depths) - 1),
+        )
+        self.map_norms = map_norms
+        if map_norms:
+            self.norm = nn.Identity()
+            for index, info in enumerate(self.feature_info):
+                self.add_module(f"norm{index}", nn.LayerNorm(info["num_chs"], eps=NORM_EPS))
 
-    def init_weights(self) -> None:
-        """Initialize all weights at random, as a new network from the same seed has them.
+    @property
+    def stages(self) -> nn.ModuleList:
+        """The levels."""
+        return self._modules[self._levels]  # type: ignore[return-value]
 
-        A network created on device meta needs this after `to_empty`.
-        """
-        for module in self.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()  # type: ignore[operator]
-        self.apply(_initialize)
+    def run_stage(self, stage: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the level's map `[batch, height, width, dim]` and the next level's input."""
+        return stage(x)
 
-    def forward_features(self, image: Tensor) -> list[Tensor]:
-        """Return each level's feature map `[batch, height, width, channels]`, finest first.
+    def _map_of(self, feature_map: Tensor, index: int, norm: bool) -> Tensor:
+        if self.map_norms:
+            return self._modules[f"norm{index}"](feature_map)  # type: ignore[misc]
+        return super()._map_of(feature_map, index, norm)
 
-        `image` is `[batch, in_chans, height, width]`. A map is taken after the level's last
-        block, before its downsampler and before any final normalization.
-        """
-        x = self.patch_embed(image)
-        maps = []
-        for level in self.levels:
-            feature_map, x = level(x)
-            maps.append(feature_map)
-        return maps
+    def _end_at_last_stage(self) -> None:
+        self.stages[-1].register_module("downsample", None)
 
-    def forward_head(self, feature_map: Tensor) -> Tensor:
-        """Return logits `[batch, num_classes]` of the last map `[batch, h, w, channels]`."""
-        return self.head(self.norm(feature_map).mean(dim=(1, 2)))
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return logits `[batch, num_classes]` for `image` `[batch, in_chans, height, width]`."""
-        return self.forward_head(self.forward_features(image)[-1])
-
-
-def _initialize(module: nn.Module) -> None:
-    """Initialize a linear layer at random; leave other modules alone."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def nat_mini(
-    *,
-    num_classes: int = 1000,
-    in_chans: int = 3,
-    kernel_size: int | tuple[int, int] = 7,
-    drop_path_rate: float = 0.2,
-) -> NAT:
-    """Return NAT-Mini with random weights: 19,984,174 parameters, 2.7 G multiply-adds at 224."""
-    return NAT(
-        64,
-        (3, 4, 6, 5),
-        (2, 4, 8, 16),
-        mlp_ratio=3,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        kernel_size=kernel_size,
-        drop_path_rate=drop_path_rate,
-    )
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return the patterns by which timm groups parameters: a group is a block or a level."""
+        level = rf"^{self._levels}\.(\d+)"
+        fine = [
+            (rf"{level}\.blocks\.(\d+)", None),
+            # After the level's blocks.
+            (rf"{level}\.downsample", (99998,)),
+        ]
+        return {
+            "stem": r"^patch_embed",
+            "blocks": [*([(level, None)] if coarse else fine), (r"^norm", (99999,))],
+        }
 
 
-def nat_tiny(
-    *,
-    num_classes: int = 1000,
-    in_chans: int = 3,
-    kernel_size: int | tuple[int, int] = 7,
-    drop_path_rate: float = 0.2,
-) -> NAT:
-    """Return NAT-Tiny with random weights: 27,901,582 parameters, 4.3 G multiply-adds at 224."""
-    return NAT(
-        64,
-        (3, 4, 18, 5),
-        (2, 4, 8, 16),
-        mlp_ratio=3,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        kernel_size=kernel_size,
-        drop_path_rate=drop_path_rate,
-    )
+class DiNATs(NAT):
+    """DiNAT_s: the levels of a Swin Transformer, with (dilated) neighborhood attention.
 
+    A NAT whose stem is a linear layer on patches of 4x4, and whose downsamplers are linear layers
+    on patches of 2x2. Arguments as for `NAT`.
+    """
 
-def nat_small(
-    *,
-    num_classes: int = 1000,
-    in_chans: int = 3,
-    kernel_size: int | tuple[int, int] = 7,
-    drop_path_rate: float = 0.3,
-) -> NAT:
-    """Return NAT-Small with random weights: 50,743,297 parameters, 7.8 G multiply-adds at 224."""
-    return NAT(
-        96,
-        (3, 4, 18, 5),
-        (3, 6, 12, 24),
-        mlp_ratio=2,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        kernel_size=kernel_size,
-        drop_path_rate=drop_path_rate,
-        layer_scale=1e-5,
-    )
-
-
-def nat_base(
-    *,
-    num_classes: int = 1000,
-    in_chans: int = 3,
-    kernel_size: int | tuple[int, int] = 7,
-    drop_path_rate: float = 0.5,
-) -> NAT:
-    """Return NAT-Base with random weights: 89,769,652 parameters, 13.7 G multiply-adds at 224."""
-    return NAT(
-        128,
-        (3, 4, 18, 5),
-        (4, 8, 16, 32),
-        mlp_ratio=2,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        kernel_size=kernel_size,
-        drop_path_rate=drop_path_rate,
-        layer_scale=1e-5,
-    )
+    _levels = "layers"
+    _stem = PatchEmbedding
+    _downsampler = PatchMerging

@@ -70,7 +70,7 @@ def test_picture_shows_the_photograph_and_every_level(tmp_path: Path) -> None:
 
     image = photograph(64)
     with torch.no_grad():
-        maps = tiny().forward_features(image)
+        maps = tiny().forward_intermediates(image, output_fmt="NHWC").maps
     path = feature_picture(image, maps, tmp_path / "picture.png")
     pixels = imread(path)
     assert pixels.shape[1] > 2 * pixels.shape[0] > 900

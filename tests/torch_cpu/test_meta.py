@@ -139,11 +139,11 @@ def test_a_networks_shapes_and_flops_without_its_arithmetic() -> None:
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model = models.nat_tiny()
         image = torch.empty(2, 3, 224, 224)
-        maps = model.forward_features(image)
+        final, maps = model.forward_intermediates(image, output_fmt="NHWC")
         assert [tuple(m.shape[1:]) for m in maps] == [
             (56, 56, 64), (28, 28, 128), (14, 14, 256), (7, 7, 512),
         ]  # fmt: skip
-        logits = model.forward_head(maps[-1])
+        logits = model.forward_head(final)
     assert logits.shape == (2, 1000) and logits.device.type == "meta"
     # The published 4.3 G multiply-adds of one image.
     assert counter.get_total_flops() / 2 == pytest.approx(2 * 4.3e9, rel=0.01)

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from natc import models
 from natc.checks.tolerance import relative_errors
 from natc.errors import ArgumentError
-from natc.models import NAT
-from natc.models.layers import DropPath
+from natc.models import NAT, VARIANTS, DiNATs, Isotropic, Network
+from natc.models.isotropic import GlobalAttention2D
+from natc.models.layers import DropPath, NATBlock, PatchEmbedding, PatchMerging
 
 pytestmark = [
     pytest.mark.quick,
@@ -26,12 +28,9 @@ pytestmark = [
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden_model"
 
-PARAMETERS = {
-    "nat_mini": 19_984_174,
-    "nat_tiny": 27_901_582,
-    "nat_small": 50_743_297,
-    "nat_base": 89_769_652,
-}
+INVENTORY = json.loads(gzip.decompress((GOLDEN / "model_inventory.json.gz").read_bytes()))[
+    "models"
+]
 
 
 def small(**options: Any) -> NAT:
@@ -39,14 +38,12 @@ def small(**options: Any) -> NAT:
     return NAT(8, (1, 2, 1), (1, 2, 4), **(settings | options))
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", INVENTORY)
 def test_published_sizes_and_state_dicts(name: str) -> None:
-    inventory = json.loads(gzip.decompress((GOLDEN / "model_inventory.json.gz").read_bytes()))
-    official = inventory["models"][name]
+    official = INVENTORY[name]
     with torch.device("meta"):
         model = getattr(models, name)()
-    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
-    assert official["num_parameters"] == PARAMETERS[name]
+    assert sum(p.numel() for p in model.parameters()) == official["num_parameters"]
     shapes = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
     assert shapes == official["state_dict"]
     assert list(shapes) == list(official["state_dict"])
@@ -81,7 +78,7 @@ def test_golden_network(name: str, dtype: torch.dtype, limit: float) -> None:
     model, stored = golden_network(name)
     model.to(dtype)
     x = stored["x"].to(dtype).requires_grad_()
-    maps = model.forward_features(x)
+    maps = model.forward_intermediates(x, output_fmt="NHWC").maps
     results = {"patch_embed": model.patch_embed(x), "logits": model(x)}
     results |= {f"feat{level}": feature_map for level, feature_map in enumerate(maps)}
     results["logits"].backward(stored["d_logits"].to(dtype))
@@ -128,7 +125,8 @@ def test_factory_arguments() -> None:
 def test_shapes_on_an_odd_image() -> None:
     model = small().eval()
     image = torch.randn(2, 3, 33, 50)
-    assert [tuple(m.shape) for m in model.forward_features(image)] == [
+    maps = model.forward_intermediates(image, output_fmt="NHWC", intermediates_only=True)
+    assert [tuple(m.shape) for m in maps] == [
         (2, 9, 13, 8),
         (2, 5, 7, 16),
         (2, 3, 4, 32),
@@ -156,7 +154,7 @@ def test_convolutions_of_images_leave_tokens_as_they_lie() -> None:
 def test_no_classes_gives_pooled_features() -> None:
     model = small(num_classes=0).eval()
     image = torch.randn(2, 3, 32, 32)
-    pooled = model.norm(model.forward_features(image)[-1]).mean(dim=(1, 2))
+    pooled = model.forward_features(image).mean(dim=(1, 2))
     assert torch.equal(model(image), pooled)
     assert not any(key.startswith("head") for key in model.state_dict())
 
@@ -216,3 +214,244 @@ def test_bad_sizes_are_named() -> None:
         NAT(7, (1,), (1,), mlp_ratio=2)
     with pytest.raises(ArgumentError, match="depths and num_heads must name the same levels"):
         NAT(8, (1, 1), (1,), mlp_ratio=2)
+
+
+# The published networks
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("nat_mini", 2.7),
+        ("nat_tiny", 4.3),
+        ("nat_small", 7.8),
+        ("nat_base", 13.7),
+        ("dinat_large", 30.6),
+        ("dinat_s_small", 8.7),
+        ("dinat_isotropic_base", 16.9),
+    ],
+)
+def test_published_multiply_adds(name: str, published: float) -> None:
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        getattr(models, name)()(torch.empty(1, 3, 224, 224))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(published, rel=0.01)
+
+
+def test_every_variant_is_exported_and_built_by_its_name() -> None:
+    assert set(INVENTORY) | {"dinat_large_384", "dinat_large_384_11x11", "dinat_s_large_384"} == (
+        set(VARIANTS)
+    )
+    assert set(VARIANTS) <= set(models.__all__)
+    for name, variant in VARIANTS.items():
+        assert getattr(models, name) is variant.build and variant.weights
+        assert all(url.startswith("https://") for url in variant.weights.values())
+    assert len({url for v in VARIANTS.values() for url in v.weights.values()}) == sum(
+        len(v.weights) for v in VARIANTS.values()
+    )
+
+
+def dilations(model: Network) -> list[list[int]]:
+    return [
+        [module.attn.dilation[0] for module in stage.modules() if isinstance(module, NATBlock)]
+        for stage in model.stages
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("nat_mini", [[1] * 3, [1] * 4, [1] * 6, [1] * 5]),
+        ("dinat_mini", [[1, 8, 1], [1, 4, 1, 4], [1, 2] * 3, [1] * 5]),
+        ("dinat_large_384", [[1, 13, 1], [1, 6, 1, 6], [1, 3] * 9, [1] * 5]),
+        ("dinat_large_384_11x11", [[1, 8, 1], [1, 4, 1, 4], [1, 2] * 9, [1] * 5]),
+        ("dinat_s_tiny", [[1, 8], [1, 4], [1, 2] * 3, [1, 1]]),
+        ("dinat_isotropic_small", [[1], [2]] * 6),
+    ],
+)
+def test_published_dilations(name: str, expected: list[list[int]]) -> None:
+    with torch.device("meta"):
+        model = getattr(models, name)()
+    assert dilations(model) == expected
+    size = VARIANTS[name].img_size
+    assert all(len(set(block.attn.kernel_size)) == 1 for block in model.blocks())
+    # The rule by which set_input_size finds the dilations gives the published ones.
+    model.set_input_size(size)
+    assert dilations(model) == expected
+
+
+def test_another_image_size_dilates_over_the_whole_map() -> None:
+    with torch.device("meta"):
+        model = models.dinat_mini()
+        model.set_input_size(384)
+        assert dilations(model) == [[1, 13, 1], [1, 6, 1, 6], [1, 3] * 3, [1] * 5]
+        model.set_input_size((224, 100))
+        assert model.stages[0].blocks[1].attn.dilation == (8, 3)
+        # A map smaller than the window, and back.
+        model.set_input_size(16)
+        assert model.stages[0].blocks[1].attn.dilation == (1, 1)
+        model.set_input_size(224)
+        assert dilations(model)[0] == [1, 8, 1]
+    with pytest.raises(ArgumentError, match="img_size must be one or two positive ints, not 0"):
+        model.set_input_size(0)
+
+
+def test_another_kernel_size_interpolates_biases() -> None:
+    model = small(kernel_size=7).eval()
+    offsets = torch.arange(-6.0, 7)
+    with torch.no_grad():
+        for block in model.blocks():
+            # Linear in the distance, so that the interpolation is known away from the edge.
+            block.attn.rpb.copy_((offsets[:, None] + 2 * offsets).expand_as(block.attn.rpb))
+    model.set_input_size(kernel_size=(11, 7))
+    rpb = model.blocks()[0].attn.rpb
+    assert rpb.shape == (1, 21, 13) and rpb.requires_grad
+    assert model.blocks()[0].attn.kernel_size == (11, 7)
+    expected = (torch.arange(-10.0, 11) * 13 / 21)[:, None] + 2 * offsets
+    # Cubic interpolation between whole offsets is a little off; the center lies on one.
+    torch.testing.assert_close(rpb[0, 4:-4], expected[4:-4], rtol=0, atol=0.1)
+    torch.testing.assert_close(rpb[0, 10], 2 * offsets)
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 10)
+    model.set_input_size(kernel_size=7)
+    assert model.blocks()[0].attn.rpb.shape == (1, 13, 13)
+
+
+def test_patch_merging_takes_the_tokens_of_a_patch_column_by_column() -> None:
+    layer = PatchMerging(2)
+    with torch.no_grad():
+        layer.reduction.weight.copy_(torch.eye(4, 8))
+    x = torch.randn(1, 3, 5, 2)
+    padded = torch.nn.functional.pad(x, (0, 0, 0, 1, 0, 1))
+    patch = padded[:, 2:4, 0:2]
+    tokens = [patch[:, row, column] for column in (0, 1) for row in (0, 1)]
+    expected = layer.norm(torch.cat(tokens, dim=-1))[:, :4]
+    merged = layer(x)
+    assert merged.shape == (1, 2, 3, 4)
+    torch.testing.assert_close(merged[:, 1, 0], expected)
+
+
+def test_patches_that_stick_out_are_padded() -> None:
+    stem = PatchEmbedding(3, 4, 4)
+    image = torch.randn(1, 3, 9, 8)
+    tokens = stem(image)
+    assert tokens.shape == (1, 3, 2, 4)
+    padded = torch.nn.functional.pad(image, (0, 0, 0, 3))
+    torch.testing.assert_close(tokens, stem(padded))
+
+
+def test_global_attention_is_attention_of_all_tokens_with_the_published_index() -> None:
+    layer = GlobalAttention2D(8, 2, 3)
+    x = torch.randn(2, 3, 3, 8)
+    query, key, value = layer.qkv(x).reshape(2, 9, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind()
+    bias = layer.rpb.flatten(1)[:, layer.relative_position_index]
+    attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, bias)
+    expected = layer.proj(attended.transpose(1, 2).reshape(2, 3, 3, 8))
+    torch.testing.assert_close(layer(x), expected)
+
+
+# The interface of backbones
+
+
+def networks() -> dict[str, Network]:
+    return {
+        "nat": small(layer_scale=1e-5),
+        "dinat_s": DiNATs(
+            8, (1, 2), (1, 2), mlp_ratio=2, num_classes=10, kernel_size=3, dilations=[[2], [1, 2]]
+        ),
+        "isotropic": Isotropic(8, 3, 2, patch_size=8, num_classes=10, kernel_size=3),
+    }
+
+
+@pytest.mark.parametrize("name", ["nat", "dinat_s", "isotropic"])
+def test_intermediates(name: str) -> None:
+    model = networks()[name].eval()
+    image = torch.randn(2, 3, 33, 50)
+    final, maps = model.forward_intermediates(image)
+    assert torch.equal(final, model.forward_features(image))
+    assert torch.equal(model(image), model.forward_head(final))
+    assert torch.equal(model.forward_head(final, pre_logits=True), final.mean(dim=(1, 2)))
+    for feature_map, info in zip(maps, model.feature_info, strict=True):
+        height, width = (-(-size // info["reduction"]) for size in image.shape[2:])
+        assert feature_map.shape == (2, info["num_chs"], height, width)
+    last = len(maps) - 1
+    only = model.forward_intermediates(
+        image, indices=[0, -1], norm=True, output_fmt="NHWC", intermediates_only=True
+    )
+    assert torch.equal(only[0], maps[0].permute(0, 2, 3, 1))
+    assert torch.equal(only[1], model.norm(maps[last].permute(0, 2, 3, 1)))
+    (first,) = model.forward_intermediates(
+        image, indices=[0], stop_early=True, intermediates_only=True
+    )
+    assert torch.equal(first, maps[0])
+    (one,) = model.forward_intermediates(image, indices=1, intermediates_only=True)
+    assert torch.equal(one, maps[last])
+    with pytest.raises(ArgumentError, match=rf"indices must name stages .* not \[{last + 1}\]"):
+        model.forward_intermediates(image, indices=[last + 1])
+    with pytest.raises(ArgumentError, match="output_fmt must be 'NCHW' or 'NHWC', not 'NLC'"):
+        model.forward_intermediates(image, output_fmt="NLC")
+
+
+@pytest.mark.parametrize("name", ["nat", "dinat_s", "isotropic"])
+def test_pruned_networks_give_the_same_maps_and_use_all_their_parameters(name: str) -> None:
+    model = networks()[name].eval()
+    image = torch.randn(1, 3, 32, 32)
+    (expected,) = model.forward_intermediates(image, indices=[0], intermediates_only=True)
+    assert model.prune_intermediate_layers([0]) == [0]
+    assert len(model.stages) == 1 and model.num_features == expected.shape[1]
+    (pruned,) = model.forward_intermediates(image, indices=[0], intermediates_only=True)
+    assert torch.equal(pruned, expected)
+    pruned.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["nat", "dinat_s", "isotropic"])
+def test_checkpointing_recomputes_blocks_and_changes_nothing(name: str) -> None:
+    model = networks()[name].train()
+    image = torch.randn(2, 3, 32, 32)
+    calls = []
+    for block in model.blocks():
+        block.register_forward_pre_hook(lambda *_: calls.append(1))
+    gradients = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        calls.clear()
+        model(image).square().sum().backward()
+        assert len(calls) == len(model.blocks()) * (1 + enable)
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert all(map(torch.equal, *gradients))
+
+
+@pytest.mark.parametrize("name", ["nat", "dinat_s", "isotropic"])
+def test_heads_are_replaced(name: str) -> None:
+    model = networks()[name].to(torch.float64).eval()
+    image = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    model.reset_classifier(3)
+    assert model(image).shape == (2, 3) and model.get_classifier() is model.head
+    assert 0.01 < model.head.weight.std() < 0.03 and not model.head.bias.any()
+    model.reset_classifier(0)
+    assert model.num_classes == 0 and model(image).shape == (2, model.num_features)
+    model.reset_classifier(0, "")
+    assert torch.equal(model(image), model.forward_features(image))
+    with pytest.raises(ArgumentError, match="global_pool must be 'avg' or '', not 'max'"):
+        model.reset_classifier(0, "max")
+
+
+def test_biases_are_not_decayed() -> None:
+    model = networks()["nat"]
+    names = model.no_weight_decay()
+    assert len(names) == 4 and names < set(model.state_dict())
+    assert all(name.endswith(".attn.rpb") for name in names)
+
+
+def test_backbones_have_a_norm_for_each_map() -> None:
+    model = small(num_classes=0, map_norms=True).eval()
+    keys = {key for key in model.state_dict() if key.startswith("norm")}
+    assert keys == {f"norm{i}.{part}" for i in range(3) for part in ("weight", "bias")}
+    image = torch.randn(1, 3, 32, 32)
+    maps = model.forward_intermediates(image, output_fmt="NHWC", intermediates_only=True)
+    for feature_map in maps:
+        torch.testing.assert_close(
+            feature_map.mean(-1), torch.zeros(feature_map.shape[:-1]), atol=1e-5, rtol=0
+        )
+    with pytest.raises(ArgumentError, match="map_norms needs num_classes=0, not 10"):
+        small(map_norms=True)
