@@ -5,7 +5,7 @@ from __future__ import annotations
 from natc.models.isotropic import Isotropic
 from natc.models.nat import NAT, DiNATs
 from natc.models.network import Network
-from natc.models.registry import VARIANTS, Variant
+from natc.models.variant import VARIANTS, Variant
 from natc.models.variants import (
     dinat_base,
     dinat_isotropic_base,

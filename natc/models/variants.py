@@ -12,7 +12,7 @@ from typing import Any
 
 from natc.models.isotropic import GlobalAttention2D, Isotropic
 from natc.models.nat import NAT, DiNATs
-from natc.models.registry import variant
+from natc.models.variant import variant
 
 _NAT = "https://shi-labs.com/projects/nat/checkpoints/CLS"
 _DINAT = "https://shi-labs.com/projects/dinat/checkpoints"
