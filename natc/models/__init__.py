@@ -30,6 +30,14 @@ from natc.models.variants import (
     vitrpb_base,
     vitrpb_small,
 )
+from natc.models.when_imported import when_imported
+
+
+def _register_with_timm() -> None:
+    from natc.models import timm_models  # noqa: F401
+
+
+when_imported("timm", _register_with_timm)
 
 __all__ = [
     "NAT",

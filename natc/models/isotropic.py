@@ -42,6 +42,9 @@ class Isotropic(Network):
         ArgumentError: a sequence of the wrong length or a value that is not allowed.
     """
 
+    final_reduction = 16
+    first_conv = "patch_embed.proj"
+
     def __init__(
         self,
         embed_dim: int,

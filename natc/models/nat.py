@@ -70,6 +70,8 @@ class NAT(Network):
         ArgumentError: a sequence of the wrong length or a value that is not allowed.
     """
 
+    final_reduction = 32
+    first_conv = "patch_embed.proj.0"
     # A subclass has other ones.
     _levels = "levels"
     _stem: type[nn.Module] = ConvTokenizer
@@ -167,7 +169,7 @@ class NAT(Network):
         return super()._map_of(feature_map, index, norm)
 
     def _end_at_last_stage(self) -> None:
-        self.stages[-1].register_module("downsample", None)
+        self.stages[-1].downsample = None  # type: ignore[assignment]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return the patterns by which timm groups parameters: a group is a block or a level."""
@@ -190,6 +192,7 @@ class DiNATs(NAT):
     on patches of 2x2. Arguments as for `NAT`.
     """
 
+    first_conv = "patch_embed.proj"
     _levels = "layers"
     _stem = PatchEmbedding
     _downsampler = PatchMerging

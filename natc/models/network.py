@@ -32,6 +32,10 @@ class Network(nn.Module):
     """
 
     output_fmt = "NHWC"
+    final_reduction: int
+    """The image's height by that of the last map."""
+    first_conv: str
+    """Name of the convolution that sees the image."""
 
     patch_embed: nn.Module
     norm: nn.Module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, get_type_hints
 
 from natc.models.network import Network
 
@@ -18,6 +18,8 @@ class Variant:
     """A published network."""
 
     name: str
+    network: type[Network]
+    """The class of the network."""
     build: Callable[..., Network]
     """Returns the network with random weights; takes the options of its class."""
     img_size: int
@@ -43,7 +45,7 @@ def variant(img_size: int = 224, **weights: str) -> Callable[[_Build], _Build]:
 
     def register(build: _Build) -> _Build:
         name = build.__name__
-        VARIANTS[name] = Variant(name, build, img_size, weights)
+        VARIANTS[name] = Variant(name, get_type_hints(build)["return"], build, img_size, weights)
         return build
 
     return register
