@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,17 +24,19 @@ def timm() -> Any:
 def _repair_torchvision() -> None:
     """Make torchvision importable if it was built for CUDA and torch was not.
 
-    Its compiled operators cannot be loaded then, and it fails as it describes one of them to
+    Its compiled operators cannot be loaded then, and it fails as it describes some of them to
     torch. Backbones need none of its operators.
     """
-    try:
-        import torchvision
-    except ImportError:
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None or "torchvision" in sys.modules:
         return
-    except RuntimeError:
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _LIBRARIES.append(library)
-        import torchvision  # noqa: F401
+    folder = Path(spec.origin).parent
+    try:
+        for library in folder.glob("_C*.so"):
+            torch.ops.load_library(library)
+    except OSError:
+        descriptions = (folder / "_meta_registrations.py").read_text("utf-8")
+        operators = torch.library.Library("torchvision", "FRAGMENT")
+        for name in re.findall(r"register_fake\(.torchvision::(\w+)", descriptions):
+            operators.define(f"{name}() -> ()")
+        _LIBRARIES.append(operators)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,10 @@ from support.fresh_process import run_fresh
 from support.vision import timm as import_timm
 
 from natc.models import VARIANTS, Network
+from natc.models.when_imported import when_imported
 
 pytestmark = pytest.mark.filterwarnings("ignore::natc.ops.NatcFallbackWarning")
 
-TESTS = Path(__file__).parents[1]
 SMALL = {"embed_dim": 8, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 4, 8), "kernel_size": 3}
 
 
@@ -23,19 +25,26 @@ def timm() -> Any:
     return import_timm()
 
 
-@pytest.mark.parametrize("first", ["natc", "timm"])
-def test_networks_are_registered_whichever_is_imported_first(timm: Any, first: str) -> None:
-    program = f"""
-import sys
-sys.path[:0] = [{str(TESTS)!r}, {str(Path(timm.__file__).parents[1])!r}]
-from support.vision import timm
-if {first == "timm"}:
-    timm()
-import natc.models
-assert ("timm" in sys.modules) == {first == "timm"}
-print(len(timm().list_models("nat_*")), timm().is_model("dinat_large_384_11x11"))
-"""
-    assert run_fresh(program).split() == ["6", "True"]
+def test_a_package_is_watched_until_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "watched_package.py").write_text("ready = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    finders = list(sys.meta_path)
+    states = []
+
+    def note() -> None:
+        states.append(sys.modules["watched_package"].ready)
+
+    when_imported("watched_package", note)
+    assert states == []
+    importlib.import_module("watched_package")
+    assert states == [True] and sys.meta_path == finders
+    # At once, if it is imported already.
+    when_imported("watched_package", note)
+    assert states == [True, True] and sys.meta_path == finders
+    del sys.modules["watched_package"]
 
 
 def test_every_variant_is_a_model_of_timm(timm: Any) -> None:
@@ -94,7 +103,7 @@ def test_isotropic_features(timm: Any) -> None:
 def test_learning_rates_decay_from_layer_to_layer(timm: Any) -> None:
     from timm.optim import create_optimizer_v2
 
-    model = timm.create_model("dinat_mini", **SMALL, dilations=None)
+    model = timm.create_model("nat_mini", **SMALL)
     optimizer = create_optimizer_v2(
         model, opt="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.5
     )
