@@ -1,11 +1,12 @@
 """Best candidate found against candidates measured: `python benchmarks/search.py LOG`.
 
-It replays searches over a tuning log in which every candidate of a design space was measured once,
-in alternation with the default: a search asks for candidates, and gets their times from the log.
-So all strategies see the same times, and chance is only in their proposals. Strategies are natc's
-model, MetaSchedule's evolutionary search with its own XGBoost model, and plain random choice.
+It replays searches over a log of candidates that were measured in alternation with the default: a
+search asks for candidates of the log, and gets their times from it. So all strategies see the same
+times, and chance is only in their proposals. They learn from the default, which does not count as
+found. Strategies are natc's model, MetaSchedule's evolutionary search with its own XGBoost model,
+where it can read the kernels, and plain random choice.
 
-Such a log comes from `natc.tune.search.engine.tune` without a limit of trials or minutes.
+Such a log comes from `benchmarks/search_table.py`.
 """
 
 from __future__ import annotations
@@ -76,18 +77,21 @@ class Table:
         usable = {key_of(trial.decisions): trial for trial in trials if trial.ratio or trial.error}
         kernels = {(trial.spec, trial.target, trial.operation, trial.space) for trial in trials}
         if problems or len(kernels) != 1 or not any(t.ratio == 1.0 for t in trials):
-            raise ArgumentError(f"log {path} does not hold the whole space of one kernel.")
+            raise ArgumentError(
+                f"log {path} does not hold candidates of one kernel, and its default."
+            )
         self.trials: dict[Key, Trial] = usable
         ((spec, target, self.operation, self.space),) = kernels
         self.spec, self.target = KernelSpec.parse(spec), Target.parse(target)
         self.default = next(trial for trial in trials if trial.ratio == 1.0)
-        self.best = min(trial.ratio or FAILED for trial in usable.values())
+        others = [trial for trial in usable.values() if trial.ratio != 1.0]
+        self.best = min(trial.ratio or FAILED for trial in others)
         self.machines = [record for record in records if isinstance(record, Environment)]
 
     def replay(self, strategy: Strategy, budget: int) -> list[float]:
-        """Return the best ratio after each measured candidate, over the best in the space."""
+        """Return the best ratio after each measured candidate, over the best in the log."""
         strategy.learn([self.default])
-        seen, ratios = {key_of(self.default.decisions)}, [1.0]
+        seen, ratios = {key_of(self.default.decisions)}, list[float]()
         while len(ratios) < budget:
             proposed = strategy.propose()
             if not proposed:
@@ -103,7 +107,7 @@ class Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("log", type=Path, help="a log of every candidate of a space")
+    parser.add_argument("log", type=Path, help="a log of candidates of one kernel")
     parser.add_argument(
         "--taught", type=Path, nargs="*", default=[], help="logs of other kernels of the space"
     )
@@ -160,6 +164,7 @@ def compare(log: Path, taught_logs: Sequence[Path], budget: int, seeds: int) -> 
 
 def _model(table: Table, seed: int, taught: Iterable[Trial]) -> Model:
     model = Model(table.spec, table.target, table.operation, batch=BATCH, seed=seed)
+    model.pass_over(each for each in model.candidates if key_of(each) not in table.trials)
     model.learn(taught)
     return model
 

@@ -241,33 +241,46 @@ STRATEGIES = (
 )
 
 
+# Results of benchmarks/search.py, and what they searched.
+SEARCHED = (
+    ("search_k7_d32.json", "forward, tiles"),
+    ("search_k7_d32_gradients.json", "gradients, sweep"),
+    ("search_k7_d12.json", "forward, small space"),
+)
+
+
 def searches(path: Path) -> None:
     """Draw how soon searches find fast candidates, from benchmarks/results."""
-    results = json.loads((RESULTS / "search_k7_d12.json").read_text(encoding="utf-8"))
-    figure = _figure(9.6, 4.4)
-    axes = figure.add_axes((0.075, 0.125, 0.9, 0.67))
-    longest = 0
-    for name, label, color in STRATEGIES:
-        curves = np.array(results["strategies"][name]["curves"])
-        longest = curves.shape[1]
-        measured = np.arange(1, longest + 1)
-        for curve in curves:
-            axes.step(measured, curve, where="post", color=color, linewidth=0.7, alpha=0.35)
-        mean = np.exp(np.log(curves).mean(axis=0))
-        axes.step(measured, mean, where="post", color=color, linewidth=2.4, label=label)
-    axes.set(xlim=(1, longest), ylim=(0.997, None))
-    axes.yaxis.set_major_formatter("{x:.2f}")
-    axes.tick_params(colors=QUIET, length=0, labelsize=10.5)
-    axes.grid(color=LINE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.set_xlabel("candidates measured", color=INK, fontsize=11.5)
-    axes.legend(frameon=False, fontsize=11.5, labelcolor=INK)
-    count = results["candidates"]
-    subtitle = (
-        f"time over the time of the best of all {count} candidates; thick: mean of five seeds"
-    )
+    figure = _figure(11.4, 4.4)
+    names: dict[str, Any] = {}
+    for number, (file, title) in enumerate(SEARCHED):
+        results = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+        axes = figure.add_axes((0.055 + 0.325 * number, 0.125, 0.28, 0.55))
+        longest = 1
+        for name, label, color in STRATEGIES:
+            if name not in results["strategies"]:
+                continue
+            curves = np.array(results["strategies"][name]["curves"])
+            longest = curves.shape[1]
+            measured = np.arange(1, longest + 1)
+            for curve in curves:
+                axes.step(measured, curve, where="post", color=color, linewidth=0.7, alpha=0.35)
+            (names[label],) = axes.step(
+                measured, np.median(curves, axis=0), where="post", color=color, linewidth=2.4
+            )
+        axes.set(xlim=(1, longest), ylim=(0.997, 1.25))
+        axes.yaxis.set_major_formatter("{x:.2f}")
+        axes.tick_params(colors=QUIET, length=0, labelsize=10.5)
+        axes.grid(color=LINE, linewidth=0.6)
+        axes.set_axisbelow(True)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        axes.set_xlabel("candidates measured", color=INK, fontsize=11.5)
+        count = results["candidates"]
+        axes.set_title(f"{title}: {count} candidates", color=INK, fontsize=11.5, loc="left")
+    place = {"loc": "upper right", "bbox_to_anchor": (0.99, 0.85), "ncol": len(names)}
+    figure.legend(names.values(), names.keys(), frameon=False, labelcolor=INK, **place)
+    subtitle = "time over the best candidate's; thick: median of five seeds"
     figure.text(0.015, 0.885, subtitle, color=QUIET, fontsize=11.5, va="top")
     _title(figure, "Best candidate found against candidates measured")
     _save(figure, path)

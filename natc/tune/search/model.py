@@ -25,13 +25,14 @@ from natc.tune.history import Key, key_of
 
 # With fewer measurements, the model would not generalize.
 _FEWEST = 6
-# The share of candidates that chance chooses, to try some unlike the measured ones.
-_EXPLORED = 0.2
+# The share of candidates that chance chooses, to try some unlike the measured ones; and the share
+# before the model has learned.
+_EXPLORED, _FIRST_EXPLORED = 0.2, 0.5
 # The model sees a failed candidate as this many times slower than the slowest one.
 _FAILED = 2.0
 # After so many measurements of a kernel, built candidates that are expected to take this many
 # times as long as the best one are not measured.
-_JUDGED, _HOPELESS = 24, 1.25
+_JUDGED, _HOPELESS = 24, 1.15
 _OPTIONS = {"objective": "reg:squarederror", "eta": 0.1, "max_depth": 3, "nthread": 1, "seed": 1}
 _TREES = 100
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -109,16 +110,17 @@ class Model:
     def propose(self) -> list[dict[str, int]]:
         """Return the next candidates to build, the most promising first; [] at the end.
 
-        Chance chooses some of them, and all as long as there is little to learn from.
+        Chance chooses some of them. As long as there is little to learn from, it chooses half, and
+        the others are candidates that differ from the default in the fewest decisions.
         """
         remaining = [c for c in self.candidates if key_of(c) not in self._proposed]
         self._chance.shuffle(remaining)
         ratios = self.predict([(candidate, {}) for candidate in remaining])
         self.best_expected = min(ratios) if ratios else None
-        if ratios is not None:
-            order = sorted(range(len(remaining)), key=lambda index: ratios[index])
-            remaining = [remaining[index] for index in self._with_chance(order)]
-        proposed = remaining[: self._batch]
+        ranks = ratios or [self._differences(candidate) for candidate in remaining]
+        order = sorted(range(len(remaining)), key=lambda index: ranks[index])
+        chosen = self._with_chance(order, _EXPLORED if ratios else _FIRST_EXPLORED)
+        proposed = [remaining[index] for index in chosen]
         self.pass_over(proposed)
         return proposed
 
@@ -158,15 +160,19 @@ class Model:
                 return self._expected(examples, asked, use_features)
         return None
 
+    def _differences(self, candidate: Mapping[str, int]) -> int:
+        """Return the number of decisions in which a candidate differs from the default."""
+        return sum(self.untuned.get(name) != value for name, value in candidate.items())
+
     def _own(self) -> list[tuple[Example, float | None]]:
         """Return the examples of this kernel."""
         return [each for each in self._ratios.values() if each[0].spec == self._spec]
 
-    def _with_chance(self, order: list[int]) -> list[int]:
-        """Return the first of an ordered list, one batch, some replaced by others by chance."""
+    def _with_chance(self, order: list[int], share: float) -> list[int]:
+        """Return the first of an ordered list, one batch; chance replaces a share by others."""
         first: list[int] = []
         while order and len(first) < self._batch:
-            by_chance = self._chance.random() < _EXPLORED
+            by_chance = self._chance.random() < share
             first.append(order.pop(self._chance.randrange(len(order)) if by_chance else 0))
         return first
 
