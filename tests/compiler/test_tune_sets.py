@@ -13,13 +13,14 @@ from support.search_events import GAIN, finish
 
 import natc.tune as natc_tune
 from natc.cli.main import main
-from natc.compiler.space import space_for
+from natc.compiler.space import all_decisions, space_for
 from natc.errors import NatcError, TuneError
 from natc.host import environment
 from natc.host.detect import detect_host_cpu
 from natc.spec import KernelSpec
 from natc.store import schedules, workspace
 from natc.store.records import Environment, SearchEnd, SpaceVersion, Trial, append
+from natc.targets import Target
 from natc.tune import sets
 from natc.tune.measure.workload import default_shapes, keys_of
 from natc.tune.search.set_plan import SetPlan
@@ -119,14 +120,14 @@ class Finished(NamedTuple):
 def natc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run the command line in this process, with SEARCHES as the set `nat`."""
 
-    def run(*words: str) -> Finished:
+    def run(*words: str, searches: list[Tuned] = SEARCHES) -> Finished:
         monkeypatch.setattr(sys, "argv", ["natc", *words])
+        monkeypatch.setattr(sets, "searches", lambda name, kind: searches)
         with pytest.raises(SystemExit) as stop:
             main()
         code = stop.value.code
         return Finished(code if isinstance(code, int) else 0, *capsys.readouterr())
 
-    monkeypatch.setattr(sets, "searches", lambda name, kind: SEARCHES)
     return run
 
 
@@ -280,3 +281,37 @@ def test_searches_without_times_are_a_failure(
     done = natc("tune", "--set", "nat", "--minutes", "0.5", "--quiet")
     assert done.code == 1 and "default (unmeasured)" in done.out
     assert "in 3 of 3 searches" in done.err and "larger --minutes" in done.err
+
+
+def test_schedules_for_other_cpus_are_predicted_from_trials_on_this_one(natc: Any) -> None:
+    spec = KernelSpec.make(3, head_dim=16, rpb=True)
+    trained, target = Target.parse("llvm-x86-64-v3"), Target.parse("llvm-aarch64")
+    space = space_for(trained, "forward", spec)
+    log = workspace.log_path(spec, trained, "forward")
+    append(log, HERE)
+    for number, decisions in enumerate(all_decisions(spec, trained, "forward")[:60]):
+        ratio = 0.8 if decisions["unroll"] == 4 else 1.0
+        trial = Trial(
+            spec=spec.name,
+            target=trained.name,
+            operation="forward",
+            space=SpaceVersion(space.name, space.version),
+            decisions=decisions,
+            seconds={"1x8x8x1x16": ratio},
+            error=None,
+            ratio=ratio,
+            environment=HERE.id,
+            timestamp=environment.now(),
+            trial=number,
+        )
+        append(log, trial)
+    searches = [Tuned(spec, name) for name in ("forward", "gradients")]
+    done = natc("tune", "--set", "nat", "--target", "llvm-aarch64", "--json", searches=searches)
+    assert done.code == 0, done.err
+    forward, gradients = json.loads(done.out)["searches"]
+    assert forward["predicted"] and 1.15 < forward["speedup"] < 1.3
+    schedule = schedules.load_schedule(spec, target)
+    assert schedule is not None and schedule.decisions["unroll"] == 4
+    assert schedule.predicted is not None and "60 trials" in schedule.predicted.model
+    # Nothing is known of its gradients.
+    assert (gradients["predicted"], gradients["path"]) == (False, None)

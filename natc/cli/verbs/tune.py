@@ -14,7 +14,7 @@ import typer
 
 from natc.cli import options, output
 from natc.cli.options import DtypeOption, HeadDimOption, JsonOption, RankOption
-from natc.cli.verbs.tune_set import cluster_measurer, load_compiler, tune_set
+from natc.cli.verbs.tune_set import cluster_measurer, load_compiler, predict_set, tune_set
 from natc.cli.views import search
 from natc.errors import ArgumentError, NatcError, SpecError, TargetError
 from natc.host import detect, gpu
@@ -147,6 +147,11 @@ def tune(
         return
     if named_set is not None:
         is_here = ray is None
+        if is_here and target.split("-")[0] == "llvm":
+            place = detect.parse_target(target, arch)
+            if not place.runs_on(detect.detect_host_cpu()):
+                predict_set(named_set, sets.searches(named_set, place.kind), place, json=json)
+                return
         place = _measurable(target, arch, None) if is_here else detect.parse_target(target, arch)
         searches = sets.searches(named_set, place.kind)
         options.require_compiler("tune")

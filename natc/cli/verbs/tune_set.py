@@ -108,6 +108,24 @@ def tune_set(
         raise typer.Exit(1)
 
 
+def predict_set(name: str, searches: Sequence[Tuned], target: Target, *, json: bool) -> None:
+    """Write the schedules that a model expects to be fast on a CPU that this machine is not."""
+    load_compiler()
+    from natc.host import environment
+    from natc.tune.search.predicted import predict_schedule
+    from natc.tune.search.set_plan import SetPlan
+
+    for spec, operation in searches:
+        predict_schedule(spec, target, operation)
+    rows = SetPlan(searches, target, 1.0, environment.collect()).rows()
+    if json:
+        output.print_json({"set": name, "target": target.name, "searches": rows})
+        return
+    text = f"this machine does not run code for {target.name}: nothing was timed, only predicted"
+    output.stderr().print(f"note: {text}")
+    _print_table(f"{name}, {target.name}", rows)
+
+
 def _run(
     plan: SetPlan, target: Target, seed: int, measurer: MakeMeasurer | None, *, show: bool
 ) -> bool:
