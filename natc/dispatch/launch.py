@@ -78,7 +78,7 @@ def launch(
             # A launch makes the tensors' device current and does not restore the other.
             with torch.cuda.device(first.device):
                 kernel.function(*arguments)
-    elif readable[0].numel() > COPIED_TOGETHER and operation in _COPYING:
+    elif readable[0].numel() > COPIED_TOGETHER and operation in _COPYING and len(readable[0]) > 1:
         tail = (*scalars, group, *extra)
         for part in _few_entries(operation, (*readable, *results), alignment):
             launch_on_cpu(kernel, (*part, *tail))

@@ -10,6 +10,9 @@ from natc.nn import NeighborhoodAttention2D
 
 NORM_EPS = 1e-5
 
+# Whether torch.export traces this call. Before torch 2.7, torch.compile is not told apart.
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
 
 class DropPath(nn.Module):
     """Stochastic depth (Huang et al., 2016): drops a residual branch for whole samples.
@@ -62,15 +65,41 @@ class ConvTokenizer(nn.Module):
         return _normalized(self.proj(image).permute(0, 2, 3, 1), self.norm)
 
 
+class DownsamplingConv2d(nn.Conv2d):
+    """A 3x3 convolution of stride 2 that doubles the channels, without bias."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, 2 * dim, kernel_size=3, stride=2, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution of x `[batch, dim, height, width]`."""
+        if not self._is_mostly_weight(x):
+            return super().forward(x)
+        padded = nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+        windows = padded.unfold(1, 3, 2).unfold(2, 3, 2)  # [batch, height, width, dim, 3, 3]
+        product = nn.functional.linear(windows.flatten(-3), self.weight.flatten(1))
+        return product.permute(0, 3, 1, 2)
+
+    def _is_mostly_weight(self, x: Tensor) -> bool:
+        """Return whether to compute the product of matrices: inference on a CPU with a small x.
+
+        oneDNN would copy the weight twice in each call, the second time into memory that the
+        system clears first. For a 14x14 map of 256 channels, that takes longer than the product.
+        """
+        if x.device.type != "cpu" or self.training or _is_exporting():
+            return False  # an exported program must not depend on the size that it was traced with
+        return 16 * x.numel() < self.weight.numel()
+
+
 class ConvDownsampler(nn.Module):
-    """Between levels: a 3x3 convolution of stride 2 that doubles the channels, then LayerNorm.
+    """Between levels: a convolution that halves the map and doubles its channels, then LayerNorm.
 
     Maps `[batch, height, width, dim]` to `[batch, ceil(height/2), ceil(width/2), 2*dim]`.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.reduction = nn.Conv2d(dim, 2 * dim, kernel_size=3, stride=2, padding=1, bias=False)
+        self.reduction = DownsamplingConv2d(dim)
         self.norm = nn.LayerNorm(2 * dim, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:

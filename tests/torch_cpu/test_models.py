@@ -19,7 +19,13 @@ from natc.checks.tolerance import relative_errors
 from natc.errors import ArgumentError
 from natc.models import NAT, VARIANTS, DiNATs, Isotropic, Network
 from natc.models.isotropic import GlobalAttention2D
-from natc.models.layers import DropPath, NATBlock, PatchEmbedding, PatchMerging
+from natc.models.layers import (
+    DownsamplingConv2d,
+    DropPath,
+    NATBlock,
+    PatchEmbedding,
+    PatchMerging,
+)
 
 pytestmark = [
     pytest.mark.quick,
@@ -149,6 +155,33 @@ def test_convolutions_of_images_leave_tokens_as_they_lie() -> None:
     assert layouts == [True] * 4 and tokens.is_contiguous()
     expected = model.patch_embed.proj(image).permute(0, 2, 3, 1)
     torch.testing.assert_close(tokens, model.patch_embed.norm(expected))
+
+
+@pytest.mark.parametrize("height, width", [(2, 2), (5, 4), (3, 6), (1, 1)])
+def test_small_maps_are_downsampled_by_a_product(height: int, width: int) -> None:
+    torch.manual_seed(0)
+    convolution = DownsamplingConv2d(256).double()
+    x = torch.randn(2, 256, height, width, dtype=torch.float64)
+    expected = torch.nn.functional.conv2d(x, convolution.weight, stride=2, padding=1)
+    for training in (True, False):
+        convolution.train(training)
+        with torch.profiler.profile() as profile:
+            result = convolution(x)
+        names = {event.name for event in profile.events()}
+        assert ("aten::convolution" in names) == training
+        torch.testing.assert_close(result, expected)
+    large = convolution(torch.randn(2, 256, 16, 16, dtype=torch.float64))
+    assert large.shape == (2, 512, 8, 8)
+
+
+def test_an_exported_downsampler_takes_any_batch() -> None:
+    convolution = DownsamplingConv2d(64).eval()
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(
+        convolution, (torch.randn(2, 64, 4, 4),), dynamic_shapes=({0: batch},)
+    )
+    x = torch.randn(40, 64, 4, 4)
+    torch.testing.assert_close(program.module()(x), convolution(x))
 
 
 def test_no_classes_gives_pooled_features() -> None:
