@@ -129,25 +129,22 @@ class InOrder:
         return [True] * len(built)
 
 
+def race_on(machine: Machine, records: list[Record]) -> Race:
+    """Return the race of a search on a machine; it appends to records."""
+    history = History(Path("no such log"), SPEC, SPACE, SHAPES, MACHINE)
+    problem = TunedKernel(SPEC.name, "llvm-x86-64-v3", "forward", SPACE, SHAPES)
+    default = {"number": 0}
+    recorded = machine, history, MACHINE, records.append
+    return Race(problem, default, *recorded, lambda event: None, lambda: machine.now)
+
+
 def search(
     speeds: Sequence[float], noise: Noise, seed: int, rival: int | None = None
 ) -> tuple[Verdict, Machine, list[Record]]:
     """Return the verdict of one search; candidate 0 is the default, whose speed is 1."""
-    chance = random.Random(seed)
-    machine = Machine(speeds, noise, chance)
+    machine = Machine(speeds, noise, random.Random(seed))
     records: list[Record] = []
-    history = History(Path("no such log"), SPEC, SPACE, SHAPES, MACHINE)
-    problem = TunedKernel(SPEC.name, "llvm-x86-64-v3", "forward", SPACE, SHAPES)
-    race = Race(
-        problem,
-        {"number": 0},
-        machine,
-        history,
-        MACHINE,
-        records.append,
-        lambda event: None,
-        lambda: machine.now,
-    )
+    race = race_on(machine, records)
     race.measure_default()
     end = 60 * MINUTES
 
@@ -190,3 +187,32 @@ def test_noise_hides_no_faster_schedule(name: str) -> None:
         speeds[faster] = 1.1
         wins += saved(search(speeds, MACHINES[name](), seed)[0]) == faster
     assert wins >= 190
+
+
+class SlowBuild(Future[BuiltLibrary]):
+    """A build that takes 20 seconds of a machine's time."""
+
+    machine: Machine
+
+    def result(self, timeout: float | None = None) -> BuiltLibrary:
+        self.machine.now += 20.0
+        return super().result(timeout)
+
+
+class SlowMachine(Machine):
+    def build(
+        self, decisions: Mapping[str, int], *, may_spill: bool = False
+    ) -> Future[BuiltLibrary]:
+        build = SlowBuild()
+        build.set_result(super().build(decisions).result())
+        build.machine = self
+        return build
+
+
+def test_where_builds_are_slow_few_are_built_before_they_are_measured() -> None:
+    """So that little is built in vain when time is over."""
+    machine = SlowMachine([1.0] * 25, lambda chance, now: 1.0, random.Random(1))
+    race = race_on(machine, [])
+    # Two builders: each phase builds two candidates in 40 seconds.
+    race.search(InOrder(25), lambda: machine.now > 190)
+    assert race.measured == 8

@@ -32,8 +32,9 @@ SCREENING, _SCREENING_LEVEL = (4, 8, 16), 1 / 8
 FINALISTS = 4
 # A job of the measuring process takes about so many seconds at most.
 _JOB_SECONDS = 4.0
-# Builds of one phase, for each builder; the first phase has one, so that results come soon.
-_PHASE = 4
+# Builds of one phase, for each builder: at most so many, and as many as take so long at most, so
+# that results come while there is time to measure. The first phase has one.
+_PHASE, _PHASE_SECONDS = 4, 15.0
 
 
 class CandidateSource(Protocol):
@@ -73,7 +74,7 @@ class Race:
 
     default: the default decisions. measured: number of candidates of this run; failures: the
     number of them that failed. used_up: whether every candidate of the proposer is measured.
-    seconds_a_turn: of one library, as last measured.
+    seconds_a_turn: of one library, as last measured; seconds_a_build: as in the last phase.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Race:
         self.record, self.tell, self.clock = record, tell, clock
         self.measured = self.failures = 0
         self.used_up = False
-        self.seconds_a_turn = 1.0
+        self.seconds_a_turn, self.seconds_a_build = 1.0, 0.0
         self._default: BuiltLibrary | None = None
         self._codes: dict[str, Trial] = {}
         self._started = 0
@@ -135,12 +136,13 @@ class Race:
         phase = self.measurer.builders
         pending = self._start(proposer, waiting, phase, most)
         while pending and not is_over():
-            phase = _PHASE * self.measurer.builders
+            phase = self._builds_of_a_phase()
             following = []
             if self.measurer.overlap:
                 following = self._start(proposer, waiting, phase, most)
             proposer.learn(self._screen_all(pending, proposer, is_over))
             if not following and not is_over():
+                phase = self._builds_of_a_phase()
                 following = self._start(proposer, waiting, phase, most)
             pending = following
         for _, library in pending:
@@ -189,6 +191,11 @@ class Race:
         """Record that a candidate failed."""
         return self._trial(decisions, None, None, None, None, error)
 
+    def _builds_of_a_phase(self) -> int:
+        """Return how many candidates to build before the next are measured."""
+        each = int(_PHASE_SECONDS / max(self.seconds_a_build, 1e-9))
+        return self.measurer.builders * max(1, min(_PHASE, each))
+
     def _start(
         self, proposer: CandidateSource, waiting: deque[Decisions], count: int, most: int | None
     ) -> list[tuple[Decisions, PendingLibrary]]:
@@ -222,6 +229,7 @@ class Race:
         """
         built: list[tuple[Decisions, BuiltLibrary | str]] = []
         trials = []
+        begin = self.clock()
         for index, (decisions, library) in enumerate(pending):
             if is_over():
                 for _, unneeded in pending[index:]:
@@ -236,6 +244,9 @@ class Race:
             if self.measurer.overlap:
                 trials += [self._screen(*each) for each in _worth_measuring(built, proposer)]
                 built = []
+        if not self.measurer.overlap:
+            each = math.ceil(len(pending) / self.measurer.builders)
+            self.seconds_a_build = (self.clock() - begin) / each
         # Where builds disturb, all of them come first.
         for decisions, library_or_error in _worth_measuring(built, proposer):
             if is_over():
