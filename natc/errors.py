@@ -57,3 +57,7 @@ class NotCoveredError(NatcError, RuntimeError):
 
 class CompatError(NatcError, ImportError):
     """`natc.compat` cannot serve an import: NATTEN is imported already, or a module is missing."""
+
+
+class CheckpointError(NatcError):
+    """A file of weights that cannot be read, or that belongs to another network."""

@@ -55,6 +55,11 @@ EXAMPLES = {
         "natc bench --json > results.json",
         "natc bench --from results.json --html report.html",
     ),
+    "convert": (
+        "natc convert nat_mini.pth nat-mini --to hf",
+        "natc convert shi-labs/dinat-mini-in1k-224 dinat_mini.pth --to official",
+        "natc convert checkpoint.pth.tar tiny --to timm --variant nat_tiny",
+    ),
     "doctor": (
         "natc doctor",
         "natc doctor --why",

@@ -19,6 +19,7 @@ from natc.cli.examples import epilog
 from natc.cli.verbs import (
     bench,
     build,
+    convert,
     doctor,
     list_,
     measure,
@@ -73,6 +74,7 @@ for _name, _function in (
     ("list", list_.list_),
     ("show", show.show),
     ("bench", bench.bench),
+    ("convert", convert.convert),
     ("doctor", doctor.doctor),
 ):
     app.command(_name, epilog=epilog(_name))(_function)

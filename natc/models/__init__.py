@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from natc.models.checkpoint import convert, load, save
 from natc.models.isotropic import Isotropic
 from natc.models.nat import NAT, DiNATs
 from natc.models.network import Network
@@ -46,6 +47,7 @@ __all__ = [
     "Isotropic",
     "Network",
     "Variant",
+    "convert",
     "dinat_base",
     "dinat_isotropic_base",
     "dinat_isotropic_small",
@@ -60,12 +62,14 @@ __all__ = [
     "dinat_s_tiny",
     "dinat_small",
     "dinat_tiny",
+    "load",
     "nat_base",
     "nat_isotropic_base",
     "nat_isotropic_small",
     "nat_mini",
     "nat_small",
     "nat_tiny",
+    "save",
     "vitrpb_base",
     "vitrpb_small",
 ]

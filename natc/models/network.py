@@ -47,6 +47,8 @@ class Network(nn.Module):
     global_pool: str
     grad_checkpointing: bool
     feature_info: list[dict[str, Any]]
+    checkpoint: Any = None
+    """The `Report` of `natc.models.load`; None for random weights."""
 
     @property
     def stages(self) -> nn.ModuleList:
