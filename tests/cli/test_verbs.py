@@ -346,3 +346,19 @@ def test_ctrl_c_inside_an_exec_ends_python_m_natc_with_130(tmp_path: Path) -> No
         check=False,
     )
     assert (process.returncode, process.stderr) == (130, "natc: stopped.\n")
+
+
+def test_convert(natc: Natc, tmp_path: Path) -> None:
+    from natc import models
+
+    model = models.nat_mini(num_classes=2)
+    models.save(model, tmp_path / "nat_mini_mine.pth")
+    words = ("convert", str(tmp_path / "nat_mini_mine.pth"), str(tmp_path / "new.pth"))
+    code, out, _ = natc(*words, "--to", "official")
+    assert code == 0 and "nat_mini, official layout" in out and "new.pth" in out
+    assert models.load(tmp_path / "new.pth", variant="nat_mini").num_classes == 2
+    report = json.loads(natc(*words, "--to", "official", "--json").out)
+    assert (report["network"], report["to"], report["new"]) == ("nat_mini", "official", [])
+    code, out, err = natc("convert", str(tmp_path / "absent.pth"), "new.pth", "--to", "official")
+    assert (code, out) == (1, "") and "absent.pth" in err
+    assert natc(*words, "--to", "official", "--variant", "nat_huge").code == 2

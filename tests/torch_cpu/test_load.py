@@ -185,7 +185,7 @@ def test_timm_reads_its_folder(tmp_path: Path) -> None:
     assert same(models.load(tmp_path / "folder"), model)
     # A network that is none of timm's.
     with pytest.raises(CheckpointError, match="names a published network, and this is none"):
-        models.save(small(), tmp_path / "small", "timm")
+        models.save(models.Isotropic(8, 2, 2), tmp_path / "small", "timm")
 
 
 def test_only_nat_and_dinat_are_in_transformers(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
     message = str(caught.value)
     assert "unexpected: levels.0.blocks.0.gamma1" in message and "w.pth" in message
     assert "mismatched: levels.0.blocks.0.mlp.fc1.weight [24, 8] instead of [16, 8]" in message
-    with pytest.raises(CheckpointError, match=r"missing: levels\.0\.blocks\.1\.norm1\.weight"):
+    with pytest.raises(CheckpointError, match=r"missing: .*levels\.0\.blocks\.1\.norm1\.weight"):
         load(tmp_path / "w.pth", depths=(2, 2, 1, 1))
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"no weights of a NAT: fc\.weight"):
