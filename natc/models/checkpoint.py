@@ -22,7 +22,7 @@ _SHOWN = 8
 
 
 @dataclass
-class Report:
+class LoadReport:
     """What `load` recognized in a checkpoint, and what it changed to fit the network."""
 
     source: str
@@ -60,7 +60,7 @@ def load(
     model: Network | None = None,
     **options: Any,
 ) -> Network:
-    """Return a network with the weights of a checkpoint; its attribute `checkpoint` is a `Report`.
+    """Return a network with the weights of a checkpoint; `.checkpoint` is a `LoadReport`.
 
     Args:
         source: a file (`.pth`, or `.safetensors`), a folder of Transformers or timm (config.json
@@ -90,7 +90,7 @@ def load(
         name, model = _network(content, variant, is_hf, {**known, **options})
     else:
         name = type(model).__name__
-    report = Report(content.source, name, "hf" if is_hf else "official", part, ignored)
+    report = LoadReport(content.source, name, "hf" if is_hf else "official", part, ignored)
     _fit(weights, model, report)
     model.checkpoint = report
     return model
@@ -120,7 +120,7 @@ def _network(
     return variant, VARIANTS[variant].build(**options)
 
 
-def _fit(weights: Mapping[str, Tensor], model: Network, report: Report) -> None:
+def _fit(weights: Mapping[str, Tensor], model: Network, report: LoadReport) -> None:
     """Load weights into a network; replace a head and interpolate biases where sizes differ."""
     own = model.state_dict()
     fitted: dict[str, Tensor] = {}
@@ -196,7 +196,7 @@ def save(model: Network, path: str | Path, layout: str = "official") -> None:
 def _timm_config(model: Network) -> dict[str, Any]:
     """Return the config.json of a local folder of timm."""
     report = getattr(model, "checkpoint", None)
-    name = report.network if isinstance(report, Report) else None
+    name = report.network if isinstance(report, LoadReport) else None
     if name not in VARIANTS:
         name = next(
             (

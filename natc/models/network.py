@@ -48,7 +48,7 @@ class Network(nn.Module):
     grad_checkpointing: bool
     feature_info: list[dict[str, Any]]
     checkpoint: Any = None
-    """The `Report` of `natc.models.load`; None for random weights."""
+    """The `LoadReport` of `natc.models.load`; None for random weights."""
 
     @property
     def stages(self) -> nn.ModuleList:
