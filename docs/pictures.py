@@ -286,6 +286,38 @@ def searches(path: Path) -> None:
     _save(figure, path)
 
 
+def gpu_model(path: Path) -> None:
+    """Draw predicted against measured times of candidates on an H100, from benchmarks/results."""
+    results = json.loads((RESULTS / "gpu_model_sm_90.json").read_text(encoding="utf-8"))
+    figure = _figure(7.2, 6.0)
+    axes = figure.add_axes((0.11, 0.1, 0.86, 0.74))
+    colors = dict(zip(("latency", "L1", "issue", "memory"), (NATC, QUERY, "#43a047", INK)))
+    for limiter, color in colors.items():
+        points = [each for each in results["points"] if each["limiter"] == limiter]
+        if points:
+            measured = [each["measured_us"] for each in points]
+            predicted = [each["predicted_us"] for each in points]
+            label = f"limited by {limiter} (predicted)"
+            axes.plot(measured, predicted, "o", color=color, markersize=4, alpha=0.7, label=label)
+    ends = (600, 9000)
+    axes.plot(ends, ends, color=QUIET, linewidth=1)
+    axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+    axes.set_xticks((1000, 2000, 5000), ("1000", "2000", "5000"))
+    axes.set_yticks((1000, 2000, 5000), ("1000", "2000", "5000"))
+    axes.minorticks_off()
+    axes.tick_params(colors=QUIET, length=0, labelsize=10.5)
+    axes.grid(color=LINE, linewidth=0.6)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_xlabel("measured, microseconds", color=INK, fontsize=11.5)
+    axes.set_ylabel("predicted, microseconds", color=INK, fontsize=11.5)
+    axes.legend(frameon=False, fontsize=11, labelcolor=INK)
+    subtitle = f"{len(results['points'])} candidates, each predicted without its own tile's times"
+    figure.text(0.015, 0.9, subtitle, color=QUIET, fontsize=11.5, va="top")
+    _title(figure, "Forward of 7x7 on CUDA cores, H100")
+    _save(figure, path)
+
+
 def feature_maps(path: Path) -> None:
     """Draw a photograph and the feature maps of a NAT-Mini with random weights."""
     import torch
@@ -333,6 +365,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "times.svg": times,
     "shares.svg": shares,
     "searches.svg": searches,
+    "gpu-model.svg": gpu_model,
     "feature-maps.png": feature_maps,
 }
 

@@ -35,6 +35,10 @@ class LibraryError(NatcError):
     """A kernel library that cannot be trusted or loaded."""
 
 
+class ModelError(NatcError):
+    """The model of a GPU cannot predict a kernel: its machine code or its inputs are not known."""
+
+
 class BuildError(NatcError):
     """A library that could not be built."""
 

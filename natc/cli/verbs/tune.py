@@ -14,6 +14,7 @@ import typer
 
 from natc.cli import options, output
 from natc.cli.options import DtypeOption, HeadDimOption, JsonOption, RankOption
+from natc.cli.verbs.tune_predict import tune_predict
 from natc.cli.verbs.tune_set import cluster_measurer, load_compiler, predict_set, tune_set
 from natc.cli.views import search
 from natc.errors import ArgumentError, NatcError, SpecError, TargetError
@@ -37,6 +38,10 @@ _MINUTES = 4.0  # of one search
 _SET_EXCLUDES = (
     "kernel", "head_dim", "dtype", "rank", "rpb", "operations", "trials", "shape", "export",
     "candidates", "import_", "recheck",
+)  # fmt: skip
+# A prediction measures nothing and keeps nothing.
+_PREDICT_EXCLUDES = (
+    "minutes", "trials", "export", "import_", "recheck", "named_set", "ray",
 )  # fmt: skip
 _RECHECKED = {
     "faster": "kept",
@@ -87,7 +92,10 @@ def tune(
         ),
     ] = None,
     candidates: Annotated[
-        int, typer.Option("--candidates", min=2, help="With --export: how many for each search.")
+        int,
+        typer.Option(
+            "--candidates", min=2, help="With --export, --predict: how many for each search."
+        ),
     ] = 64,
     import_: Annotated[
         Path | None,
@@ -103,6 +111,14 @@ def tune(
             "--recheck",
             help="Search nothing: compare the saved schedules of this kernel (without --kernel, "
             "of all kernels) with the default, and remove each schedule that is not faster.",
+        ),
+    ] = False,
+    predict: Annotated[
+        bool,
+        typer.Option(
+            "--predict",
+            help="Measure nothing: rank candidates for a GPU by predicted times. Needs nvcc, "
+            "cuobjdump and no GPU.",
         ),
     ] = False,
     named_set: Annotated[
@@ -131,6 +147,8 @@ def tune(
     if ray is not None:
         _refuse(context, "--ray", ("export", "import_", "recheck"))
         check_address(ray)
+    if predict:
+        _refuse(context, "--predict", _PREDICT_EXCLUDES)
     if recheck and (export is not None or import_ is not None):
         raise SpecError("--recheck takes no --export and no --import: it searches nothing.")
     if import_ is not None:
@@ -160,7 +178,7 @@ def tune(
         return
     if kernel is None:
         context.fail("Missing option '--kernel' / '-k'.")
-    is_here = export is None and ray is None
+    is_here = export is None and ray is None and not predict
     place = _measurable(target, arch, kernel) if is_here else detect.parse_target(target, arch)
     spec = options.make_spec(
         kernel, kind=place.kind, rank=rank, head_dim=head_dim, dtype=dtype, rpb=rpb
@@ -177,6 +195,9 @@ def tune(
         load_compiler()
         kernels = [(spec.name, operation) for operation in wanted]
         _recheck(place, kernels, minutes, json, show=not quiet)
+        return
+    if predict:
+        tune_predict(spec, place, wanted, shapes, candidates, seed, json=json, show=not quiet)
         return
     if export is not None:
         load_compiler()

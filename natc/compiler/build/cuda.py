@@ -114,7 +114,7 @@ def compile_arch(
     with_ptx: add PTX, which drivers of newer GPUs compile when they load it.
     """
     code = generate(spec, target, decisions, directory, entries)
-    _copy(_HEADER, directory)
+    copy_header(directory)
     source = directory / f"{target.arch}.cu"
     source.write_text(code.source)
     image = directory / f"{target.arch}.fatbin"
@@ -152,10 +152,20 @@ def generate(
         _device_kernel(var.name_hint, function) for var, function in device.functions.items()
     )
     whole = compiler_target(target)
-    source = _INCLUDE + codegen_build(device, whole).inspect_source("cuda")
+    source = cuda_source(device, target)
     host_object = directory / f"{target.arch}.o"
     codegen_build(host, whole.host).write_to_file(str(host_object), "o")
     return Generated(source, kernels, host_object)
+
+
+def cuda_source(device: IRModule, target: Target) -> str:
+    """Return the CUDA source of finished device functions."""
+    return _INCLUDE + str(codegen_build(device, compiler_target(target)).inspect_source("cuda"))
+
+
+def copy_header(directory: Path) -> None:
+    """Copy the header that CUDA sources include into a directory."""
+    _copy(_HEADER, directory)
 
 
 def launcher(
@@ -191,13 +201,22 @@ def _compression() -> str:
 
 def lower(module: IRModule, target: Target) -> tuple[IRModule, IRModule]:
     """Return host and device functions of a module, ready for code generation."""
+    host, device = split(module, target)
     whole = compiler_target(target)
-    pipeline, finish_host, finish_device = tvm.tirx.get_default_tir_pipeline(whole)
+    _, finish_host, _ = tvm.tirx.get_default_tir_pipeline(whole)
+    with whole, tvm.transform.PassContext(instruments=[StageSizesKnown()]):
+        return finish_host()(host), device
+
+
+def split(module: IRModule, target: Target) -> tuple[IRModule, IRModule]:
+    """Return host functions, whose launches can still be read, and finished device functions."""
+    whole = compiler_target(target)
+    pipeline, _, finish_device = tvm.tirx.get_default_tir_pipeline(whole)
     with whole, tvm.transform.PassContext(instruments=[StageSizesKnown()]):
         module = pipeline(tvm.tirx.transform.BindTarget(whole)(module))
         host, devices = split_host_device_mods(module)
         (device,) = devices.values()
-        return finish_host()(host), finish_device()(device)
+        return host, finish_device()(device)
 
 
 def _device_kernel(name: str, function: tvm.tirx.PrimFunc) -> DeviceKernel:
