@@ -25,7 +25,7 @@ from natc.cli import output
 from natc.compiler.gpu_model.architectures import architecture
 from natc.compiler.gpu_model.calibrated import COEFFICIENTS, NVCC
 from natc.compiler.gpu_model.timing import VERSION, Coefficients, predict
-from natc.compiler.gpu_model.work import Work
+from natc.compiler.gpu_model.work import LaunchWork
 from natc.errors import NatcError
 from natc.store.records import Trial, read_log
 
@@ -50,7 +50,7 @@ class Sample:
     spec: str
     decisions: Mapping[str, int]
     shape: str
-    work: Work
+    work: LaunchWork
     seconds: float
 
     @property
@@ -65,7 +65,7 @@ def samples(work: Path = WORK, logs: Path = LOGS) -> list[Sample]:
     rows = {}
     for line in work.read_text().splitlines():
         row = json.loads(line)
-        rows[_key(row["spec"], row["decisions"], row["shape"])] = Work(**row["work"])
+        rows[_key(row["spec"], row["decisions"], row["shape"])] = LaunchWork(**row["work"])
     found = []
     for trial in _trials(logs):
         for shape, seconds in (trial.seconds or {}).items():
@@ -225,7 +225,7 @@ def collect(shapes: Sequence[str], work: Path = WORK) -> int:
     return added
 
 
-def rounded(work: Work) -> dict[str, Any]:
+def rounded(work: LaunchWork) -> dict[str, Any]:
     """Return a candidate's work as JSON values of few digits."""
 
     def short(value: Any) -> Any:

@@ -12,9 +12,9 @@ import pytest
 from natc.compiler.gpu_model import work as work_module
 from natc.compiler.gpu_model.architectures import ARCHITECTURES, Latencies, architecture
 from natc.compiler.gpu_model.disassembly import Instruction, parse
-from natc.compiler.gpu_model.machine import Launch, Machine
+from natc.compiler.gpu_model.machine import BlockState, Launch
 from natc.compiler.gpu_model.timing import LIMITERS, Coefficients, predict
-from natc.compiler.gpu_model.work import Work, chain, count, resident_blocks
+from natc.compiler.gpu_model.work import LaunchWork, chain, count, resident_blocks
 from natc.errors import ModelError
 
 # Stall of one clock, no barrier set, none awaited.
@@ -35,11 +35,11 @@ def program(text: str) -> list[Instruction]:
     return code
 
 
-def run(text: str, *numbers: int, threads: int = 32) -> Machine:
+def run(text: str, *numbers: int, threads: int = 32) -> BlockState:
     """Execute a program; numbers: its parameters, 32 bits each. Return the machine at its end."""
     parameters = b"".join(struct.pack("<I", number & 0xFFFFFFFF) for number in numbers)
     launch = Launch(parameters, (8, 1, 1), (threads, 1, 1), (3, 0, 0))
-    machine = Machine(program(text), launch, 90)
+    machine = BlockState(program(text), launch, 90)
     with np.errstate(all="ignore"):
         machine.run()
     return machine
@@ -257,10 +257,10 @@ def test_machine_code_is_read_with_its_barriers() -> None:
     assert chain({each.pc: each for each in code}, [0, 16], Latencies(l1=33)) == 33 + 5
 
 
-def work(**changes: object) -> Work:
+def work(**changes: object) -> LaunchWork:
     """Return the work of a launch that nothing limits much."""
     counts = {"fma": 100.0, "alu": 100.0, "mufu": 10.0, "load": 10.0}
-    plain = Work(
+    plain = LaunchWork(
         blocks=100_000, threads=128, registers=64, shared_bytes=0, counts=counts, requests=10,
         sectors=40, wavefronts=10, local_wavefronts=0, local_bytes=0, read_sectors=10,
         written_sectors=10, chain=100, waits={"l1": 1.0}, code_bytes=1000, bytes=1e6,

@@ -16,7 +16,7 @@ from natc.compiler.build.resources import Resources, resources
 from natc.compiler.gpu_model.architectures import architecture
 from natc.compiler.gpu_model.disassembly import Instruction, disassemble
 from natc.compiler.gpu_model.launches import KernelLaunch, launches
-from natc.compiler.gpu_model.work import Work, count
+from natc.compiler.gpu_model.work import LaunchWork, count
 from natc.errors import ModelError
 from natc.host.c_compiler import run
 from natc.host.toolchain import find_nvcc
@@ -31,7 +31,7 @@ _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CompiledCandidate:
     """A compiled candidate: the instructions and resources of its kernels, and their launches.
 
     launches: of a call of each shape (batch, *sizes, heads).
@@ -49,7 +49,7 @@ class Candidate:
         names = {each.kernel for calls in self.launches.values() for each in calls}
         return sum(self.resources[name].spilled_bytes for name in names)
 
-    def work(self, shape: tuple[int, ...]) -> list[Work]:
+    def work(self, shape: tuple[int, ...]) -> list[LaunchWork]:
         """Return the work of each launch of a call; raises ModelError for unknown code."""
         chip = architecture(self.target.arch)
         major, minor = self.target.compute_capability
@@ -78,7 +78,7 @@ def compile_candidate(
     decisions: Mapping[str, int],
     shapes: Sequence[tuple[int, ...]],
     directory: Path,
-) -> Candidate:
+) -> CompiledCandidate:
     """Compile an operation with some decisions; files go into `directory`.
 
     Raises BuildError, CompilerNotFound, or ModelError for launches that the model cannot find.
@@ -100,7 +100,7 @@ def compile_candidate(
     for each in (launch for call in calls.values() for launch in call):
         if each.kernel not in code or each.kernel not in needed:
             raise ModelError(f"{cubin} has no kernel {each.kernel}, which the host code launches.")
-    return Candidate(spec, target, code, needed, calls)
+    return CompiledCandidate(spec, target, code, needed, calls)
 
 
 def call_values(spec: KernelSpec, shape: Sequence[int]) -> dict[str, float]:

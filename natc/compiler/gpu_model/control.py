@@ -10,13 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from natc.compiler.gpu_model.disassembly import Instruction
-from natc.compiler.gpu_model.machine import WARP, Machine, Mask
+from natc.compiler.gpu_model.machine import WARP, BlockState, Mask
 from natc.compiler.gpu_model.operands import integer, is_predicate, write, write_predicate
 
-Handler: TypeAlias = Callable[[Machine, Instruction, Mask], "int | npt.NDArray[np.int64] | None"]
+Handler: TypeAlias = Callable[
+    [BlockState, Instruction, Mask], "int | npt.NDArray[np.int64] | None"
+]
 
 
-def _predicate_logic(m: Machine, i: Instruction, mask: Mask) -> None:
+def _predicate_logic(m: BlockState, i: Instruction, mask: Mask) -> None:
     """PLOP3: any function of three predicates, by its table."""
     first, second, a, b, c, table, other = i.operands
     values = [m.guard(text) for text in (a, b, c)]
@@ -25,7 +27,7 @@ def _predicate_logic(m: Machine, i: Instruction, mask: Mask) -> None:
         write_predicate(m, target, (lut >> index & 1).astype(np.bool_), mask)
 
 
-def _pack_predicates(m: Machine, i: Instruction, mask: Mask) -> None:
+def _pack_predicates(m: BlockState, i: Instruction, mask: Mask) -> None:
     """P2R: predicates as the bits of a register."""
     target, _, source, which = i.operands
     bits = np.zeros(m.threads, np.uint32)
@@ -38,7 +40,7 @@ def _pack_predicates(m: Machine, i: Instruction, mask: Mask) -> None:
     write(m, target, result, mask)
 
 
-def _unpack_predicates(m: Machine, i: Instruction, mask: Mask) -> None:
+def _unpack_predicates(m: BlockState, i: Instruction, mask: Mask) -> None:
     """R2P: the bits of a register as predicates."""
     _, source, which = i.operands
     suffix = re.search(r"\.B(\d)", source)
@@ -50,7 +52,7 @@ def _unpack_predicates(m: Machine, i: Instruction, mask: Mask) -> None:
             )
 
 
-def _vote(m: Machine, i: Instruction, mask: Mask) -> None:
+def _vote(m: BlockState, i: Instruction, mask: Mask) -> None:
     """VOTE: whether a predicate holds in any or all active lanes of a warp; the lanes as bits."""
     *targets, source = i.operands
     lanes, active = (m.guard(source) & mask).reshape(-1, WARP), mask.reshape(-1, WARP)
@@ -63,7 +65,7 @@ def _vote(m: Machine, i: Instruction, mask: Mask) -> None:
             write(m, target, np.repeat(ballot, WARP), mask)
 
 
-def _shuffle(m: Machine, i: Instruction, mask: Mask) -> None:
+def _shuffle(m: BlockState, i: Instruction, mask: Mask) -> None:
     """SHFL: each lane reads a register of another (PTX ISA, shfl.sync)."""
     valid, target, source, b, c = i.operands
     lane = m.lane.astype(np.int64)
@@ -90,7 +92,7 @@ def _shuffle(m: Machine, i: Instruction, mask: Mask) -> None:
     write_predicate(m, valid, inside, mask)
 
 
-def _branch(m: Machine, i: Instruction, mask: Mask) -> int | None:
+def _branch(m: BlockState, i: Instruction, mask: Mask) -> int | None:
     """BRA: further predicates stand before the address. `.DIV` is for lanes that have parted."""
     if "DIV" in i.modifiers or "CONV" in i.modifiers:
         return None
@@ -101,16 +103,16 @@ def _branch(m: Machine, i: Instruction, mask: Mask) -> int | None:
     return int(place.split()[-1].strip("`()"), 16)
 
 
-def _return(m: Machine, i: Instruction, mask: Mask) -> npt.NDArray[np.int64]:
+def _return(m: BlockState, i: Instruction, mask: Mask) -> npt.NDArray[np.int64]:
     register = i.operands[-1].split()[0]
     return integer(m, register).astype(np.int64)[mask]
 
 
-def _exit(m: Machine, i: Instruction, mask: Mask) -> None:
+def _exit(m: BlockState, i: Instruction, mask: Mask) -> None:
     m.alive &= ~mask
 
 
-def _nothing(m: Machine, i: Instruction, mask: Mask) -> None:
+def _nothing(m: BlockState, i: Instruction, mask: Mask) -> None:
     """Barriers and hints: all threads of a block advance together."""
 
 

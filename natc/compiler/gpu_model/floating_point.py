@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from natc.compiler.gpu_model.disassembly import Instruction
-from natc.compiler.gpu_model.machine import Machine, Mask
+from natc.compiler.gpu_model.machine import BlockState, Mask
 from natc.compiler.gpu_model.operands import (
     ZERO,
     Floats,
@@ -23,27 +23,27 @@ from natc.compiler.gpu_model.operands import (
 from natc.errors import ModelError
 
 
-def _add(m: Machine, i: Instruction, mask: Mask) -> None:
+def _add(m: BlockState, i: Instruction, mask: Mask) -> None:
     write(m, i.operands[0], floating(m, i.operands[1]) + floating(m, i.operands[2]), mask)
 
 
-def _multiply(m: Machine, i: Instruction, mask: Mask) -> None:
+def _multiply(m: BlockState, i: Instruction, mask: Mask) -> None:
     write(m, i.operands[0], floating(m, i.operands[1]) * floating(m, i.operands[2]), mask)
 
 
-def _multiply_add(m: Machine, i: Instruction, mask: Mask) -> None:
+def _multiply_add(m: BlockState, i: Instruction, mask: Mask) -> None:
     a, b, c = (floating(m, text) for text in i.operands[1:4])
     write(m, i.operands[0], a * b + c, mask)
 
 
-def _min_or_max(m: Machine, i: Instruction, mask: Mask) -> None:
+def _min_or_max(m: BlockState, i: Instruction, mask: Mask) -> None:
     """FMNMX: the smallest number if the last predicate holds, else the largest."""
     numbers = [floating(m, text) for text in i.operands[1:] if not is_predicate(text)]
     smallest, largest = np.fmin.reduce(numbers), np.fmax.reduce(numbers)
     write(m, i.operands[0], np.asarray(np.where(m.guard(i.operands[-1]), smallest, largest)), mask)
 
 
-def _select(m: Machine, i: Instruction, mask: Mask) -> None:
+def _select(m: BlockState, i: Instruction, mask: Mask) -> None:
     a, b = floating(m, i.operands[1]), floating(m, i.operands[2])
     write(m, i.operands[0], np.where(m.guard(i.operands[3]), a, b), mask)
 
@@ -57,7 +57,7 @@ _COMBINE: dict[str, Callable[..., Mask]] = {
 }  # fmt: skip
 
 
-def _compare(m: Machine, i: Instruction, mask: Mask) -> None:
+def _compare(m: BlockState, i: Instruction, mask: Mask) -> None:
     """FSETP: a comparison, of which a trailing U says that it holds for NaN, too."""
     first, second, a, b, other = i.operands[:5]
     x, y, name = floating(m, a), floating(m, b), i.modifiers[0]
@@ -73,7 +73,7 @@ def _compare(m: Machine, i: Instruction, mask: Mask) -> None:
     write_predicate(m, second, combine(~result, m.guard(other)), mask)
 
 
-def _special_function(m: Machine, i: Instruction, mask: Mask) -> None:
+def _special_function(m: BlockState, i: Instruction, mask: Mask) -> None:
     x = floating(m, i.operands[1])
     functions: dict[str, Callable[[Floats], Floats]] = {
         "EX2": np.exp2, "RCP": np.reciprocal, "LG2": np.log2, "SQRT": np.sqrt,
@@ -84,7 +84,7 @@ def _special_function(m: Machine, i: Instruction, mask: Mask) -> None:
     write(m, i.operands[0], functions[i.modifiers[0]](x).astype(np.float32), mask)
 
 
-def _from_integer(m: Machine, i: Instruction, mask: Mask) -> None:
+def _from_integer(m: BlockState, i: Instruction, mask: Mask) -> None:
     """I2F: rounded to nearest, or up (`.RP`), as divisions of integers need it."""
     source = i.operands[1]
     exact = (integer if "U32" in i.modifiers else signed)(m, source).astype(np.float64)
@@ -94,7 +94,7 @@ def _from_integer(m: Machine, i: Instruction, mask: Mask) -> None:
     write(m, i.operands[0], result.astype(np.float32), mask)
 
 
-def _to_integer(m: Machine, i: Instruction, mask: Mask) -> None:
+def _to_integer(m: BlockState, i: Instruction, mask: Mask) -> None:
     x = np.nan_to_num(floating(m, i.operands[1]).astype(np.float64))
     whole = (
         np.trunc(x)
@@ -107,7 +107,7 @@ def _to_integer(m: Machine, i: Instruction, mask: Mask) -> None:
     write(m, i.operands[0], np.clip(whole, low, high).astype(np.int64).astype(np.uint32), mask)
 
 
-def _pack(m: Machine, i: Instruction, mask: Mask) -> None:
+def _pack(m: BlockState, i: Instruction, mask: Mask) -> None:
     """F2FP: two float32 as one word of 16-bit numbers."""
     *_, upper, lower = i.operands[:3]
     words = []
@@ -120,7 +120,7 @@ def _pack(m: Machine, i: Instruction, mask: Mask) -> None:
     write(m, i.operands[0], words[0] << np.uint32(16) | words[1], mask)
 
 
-def _convert(m: Machine, i: Instruction, mask: Mask) -> None:
+def _convert(m: BlockState, i: Instruction, mask: Mask) -> None:
     """F2F, FRND: natc's kernels convert single numbers only where they store them."""
     value = floating(m, i.operands[1])
     if i.modifiers[:2] == ("F16", "F32"):
@@ -131,7 +131,7 @@ def _convert(m: Machine, i: Instruction, mask: Mask) -> None:
         write(m, i.operands[0], np.rint(value).astype(np.float32), mask)
 
 
-def _packed(m: Machine, i: Instruction, mask: Mask) -> None:
+def _packed(m: BlockState, i: Instruction, mask: Mask) -> None:
     """HADD2, HMUL2, HFMA2: on 16-bit numbers of tensors, which are 0, or a constant.
 
     Compilers write an integer constant as the sum of a product with RZ and two float16.
@@ -147,7 +147,7 @@ def _packed(m: Machine, i: Instruction, mask: Mask) -> None:
     write_number(m, i.operands[0], bits, mask)
 
 
-def _product(m: Machine, i: Instruction, mask: Mask) -> None:
+def _product(m: BlockState, i: Instruction, mask: Mask) -> None:
     """HMMA: products of zeros leave the sums as they are."""
     target, _, _, sums = i.operands[:4]
     which = operand(sums)
@@ -157,18 +157,18 @@ def _product(m: Machine, i: Instruction, mask: Mask) -> None:
         write(m, target, values, mask, number)
 
 
-def _needs_slow_division(m: Machine, i: Instruction, mask: Mask) -> None:
+def _needs_slow_division(m: BlockState, i: Instruction, mask: Mask) -> None:
     """FCHK: no divisor is so small or large that the fast division is inexact."""
     write_predicate(m, i.operands[0], np.zeros(m.threads, np.bool_), mask)
 
 
-def _two(m: Machine, i: Instruction, mask: Mask) -> None:
+def _two(m: BlockState, i: Instruction, mask: Mask) -> None:
     """FADD2, FMUL2, FFMA2: on pairs of float32, which are taken to be 0."""
     for number in (0, 1):
         write_number(m, i.operands[0], np.uint32(0), mask, number)
 
 
-FLOATING: dict[str, Callable[[Machine, Instruction, Mask], None]] = {
+FLOATING: dict[str, Callable[[BlockState, Instruction, Mask], None]] = {
     "FADD": _add, "FMUL": _multiply, "FFMA": _multiply_add, "FMNMX": _min_or_max,
     "FMNMX3": _min_or_max, "FSEL": _select, "FSETP": _compare, "MUFU": _special_function,
     "I2F": _from_integer, "I2FP": _from_integer, "F2I": _to_integer, "F2IP": _to_integer,

@@ -68,7 +68,7 @@ class Execution:
     local_bytes: int = 0
 
 
-class Machine:
+class BlockState:
     """The state of a block: registers, predicates, memory and what was counted."""
 
     def __init__(self, code: Sequence[Instruction], launch: Launch, capability: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from natc.compiler.gpu_model.disassembly import Instruction
-from natc.compiler.gpu_model.machine import Machine, Mask
+from natc.compiler.gpu_model.machine import BlockState, Mask
 from natc.compiler.gpu_model.operands import address, integer, write
 from natc.errors import ModelError
 
@@ -23,7 +23,7 @@ def _register(text: str, offset: int) -> str:
     return name if name.endswith("Z") or not offset else f"R{int(name[1:]) + offset}"
 
 
-def _load_global(m: Machine, i: Instruction, mask: Mask) -> None:
+def _load_global(m: BlockState, i: Instruction, mask: Mask) -> None:
     target, place = i.operands[0], i.operands[1]
     size = _size(i)
     m.count_access(i.pc, address(m, place), mask, size, "global")
@@ -31,12 +31,12 @@ def _load_global(m: Machine, i: Instruction, mask: Mask) -> None:
         write(m, target, np.zeros(m.threads, np.uint32), mask, word)
 
 
-def _store_global(m: Machine, i: Instruction, mask: Mask) -> None:
+def _store_global(m: BlockState, i: Instruction, mask: Mask) -> None:
     m.count_access(i.pc, address(m, i.operands[0]), mask, _size(i), "global")
 
 
 def _words(
-    m: Machine, i: Instruction, mask: Mask, place: str, kind: str
+    m: BlockState, i: Instruction, mask: Mask, place: str, kind: str
 ) -> tuple[np.ndarray, int]:
     """Return the index of the first word that each thread accesses, and the number of words."""
     at, size = address(m, place), _size(i)
@@ -51,33 +51,33 @@ def _words(
     return words, max(1, size // 4)
 
 
-def _load_local(m: Machine, i: Instruction, mask: Mask) -> None:
+def _load_local(m: BlockState, i: Instruction, mask: Mask) -> None:
     first, count = _words(m, i, mask, i.operands[1], "local")
     rows = np.arange(m.threads)
     for word in range(count):
         write(m, i.operands[0], m.local[rows, first + word], mask, word)
 
 
-def _store_local(m: Machine, i: Instruction, mask: Mask) -> None:
+def _store_local(m: BlockState, i: Instruction, mask: Mask) -> None:
     first, count = _words(m, i, mask, i.operands[0], "local")
     rows = np.arange(m.threads)[mask]
     for word in range(count):
         m.local[rows, first[mask] + word] = integer(m, _register(i.operands[1], word))[mask]
 
 
-def _load_shared(m: Machine, i: Instruction, mask: Mask) -> None:
+def _load_shared(m: BlockState, i: Instruction, mask: Mask) -> None:
     first, count = _words(m, i, mask, i.operands[1], "shared")
     for word in range(count):
         write(m, i.operands[0], m.shared[first + word], mask, word)
 
 
-def _store_shared(m: Machine, i: Instruction, mask: Mask) -> None:
+def _store_shared(m: BlockState, i: Instruction, mask: Mask) -> None:
     first, count = _words(m, i, mask, i.operands[0], "shared")
     for word in range(count):
         m.shared[first[mask] + word] = integer(m, _register(i.operands[1], word))[mask]
 
 
-def _load_matrix(m: Machine, i: Instruction, mask: Mask) -> None:
+def _load_matrix(m: BlockState, i: Instruction, mask: Mask) -> None:
     """LDSM: each lane names a row of 16 bytes; what is loaded are numbers of tensors, zeros."""
     number = next((int(word) for word in i.modifiers if word in ("2", "4")), 1)
     rows = mask & (m.lane < 8 * number)
@@ -86,13 +86,13 @@ def _load_matrix(m: Machine, i: Instruction, mask: Mask) -> None:
         write(m, i.operands[0], np.zeros(m.threads, np.uint32), mask, word)
 
 
-def _copy_to_shared(m: Machine, i: Instruction, mask: Mask) -> None:
+def _copy_to_shared(m: BlockState, i: Instruction, mask: Mask) -> None:
     """LDGSTS: from global to shared memory."""
     _, place = i.operands[:2]
     m.count_access(i.pc, address(m, place), mask, _size(i), "global")
 
 
-MEMORY: dict[str, Callable[[Machine, Instruction, Mask], None]] = {
+MEMORY: dict[str, Callable[[BlockState, Instruction, Mask], None]] = {
     "LDG": _load_global, "LD": _load_global, "STG": _store_global, "ST": _store_global,
     "RED": _store_global, "REDG": _store_global, "LDL": _load_local, "STL": _store_local,
     "LDS": _load_shared, "STS": _store_shared, "LDSM": _load_matrix, "LDGSTS": _copy_to_shared,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from natc.errors import ModelError
 
 if TYPE_CHECKING:
-    from natc.compiler.gpu_model.machine import Machine, Mask
+    from natc.compiler.gpu_model.machine import BlockState, Mask
 
 Bits = npt.NDArray[np.uint32]
 Wide = npt.NDArray[np.uint64]
@@ -78,7 +78,7 @@ def is_predicate(text: str) -> bool:
     return re.fullmatch(r"!?U?P[T\d]", text) is not None
 
 
-def _stored(m: Machine, which: Operand, offset: int = 0) -> Bits:
+def _stored(m: BlockState, which: Operand, offset: int = 0) -> Bits:
     if which.kind == "register":
         return m.registers[ZERO if which.place == ZERO else which.place + offset]
     if which.kind == "uniform":
@@ -89,7 +89,7 @@ def _stored(m: Machine, which: Operand, offset: int = 0) -> Bits:
     return m.fixed[key]
 
 
-def _fixed(m: Machine, which: Operand, offset: int) -> Bits:
+def _fixed(m: BlockState, which: Operand, offset: int) -> Bits:
     """Return a constant, or a number of the instruction, in each thread."""
     if which.kind == "constant":
         # Other banks hold addresses of variables, which natc's kernels do not have.
@@ -101,7 +101,7 @@ def _fixed(m: Machine, which: Operand, offset: int) -> Bits:
     return np.full(m.threads, which.number >> 32 * offset & 0xFFFFFFFF, np.uint32)
 
 
-def integer(m: Machine, text: str) -> Bits:
+def integer(m: BlockState, text: str) -> Bits:
     """Return an operand of 32 bits in each thread."""
     which = operand(text)
     value = _stored(m, which)
@@ -110,12 +110,12 @@ def integer(m: Machine, text: str) -> Bits:
     return ~value if which.inverted else value
 
 
-def signed(m: Machine, text: str) -> npt.NDArray[np.int64]:
+def signed(m: BlockState, text: str) -> npt.NDArray[np.int64]:
     """Return an operand of 32 bits in each thread, as a signed number."""
     return integer(m, text).view(np.int32).astype(np.int64)
 
 
-def wide(m: Machine, text: str) -> Wide:
+def wide(m: BlockState, text: str) -> Wide:
     """Return an operand of 64 bits in each thread: a pair of registers, or of constants."""
     which = operand(text)
     if which.kind == "number" and not isinstance(which.number, float):
@@ -126,7 +126,7 @@ def wide(m: Machine, text: str) -> Wide:
     return np.negative(value) if which.negated else ~value if which.inverted else value
 
 
-def floating(m: Machine, text: str) -> Floats:
+def floating(m: BlockState, text: str) -> Floats:
     """Return an operand in each thread as a float32; halves are selected by its suffix."""
     which = operand(text)
     if which.kind == "number":
@@ -146,7 +146,7 @@ def half(bits: Bits, upper: bool) -> Floats:
 
 
 def write(
-    m: Machine, text: str, values: npt.NDArray[np.generic], mask: Mask, offset: int = 0
+    m: BlockState, text: str, values: npt.NDArray[np.generic], mask: Mask, offset: int = 0
 ) -> None:
     """Write a 32-bit result where `mask` holds; registers that are always zero stay so."""
     which = operand(text)
@@ -157,7 +157,7 @@ def write(
     np.copyto(file[which.place + offset], bits, where=mask)
 
 
-def write_number(m: Machine, text: str, bits: np.uint32, mask: Mask, offset: int = 0) -> None:
+def write_number(m: BlockState, text: str, bits: np.uint32, mask: Mask, offset: int = 0) -> None:
     """Write the same 32 bits where `mask` holds."""
     which = operand(text)
     if which.place != ZERO:
@@ -165,20 +165,20 @@ def write_number(m: Machine, text: str, bits: np.uint32, mask: Mask, offset: int
         np.copyto(file[which.place + offset], bits, where=mask)
 
 
-def write_wide(m: Machine, text: str, values: Wide, mask: Mask) -> None:
+def write_wide(m: BlockState, text: str, values: Wide, mask: Mask) -> None:
     """Write a 64-bit result into a pair of registers."""
     write(m, text, (values & np.uint64(0xFFFFFFFF)).astype(np.uint32), mask)
     write(m, text, (values >> np.uint64(32)).astype(np.uint32), mask, 1)
 
 
-def write_predicate(m: Machine, text: str, values: Mask, mask: Mask) -> None:
+def write_predicate(m: BlockState, text: str, values: Mask, mask: Mask) -> None:
     """Write a predicate where `mask` holds; `PT` stays true."""
     if not text.endswith("T"):
         file = m.uniform_predicates if text.startswith("U") else m.predicates
         np.copyto(file[int(text[-1])], values, where=mask)
 
 
-def address(m: Machine, text: str) -> npt.NDArray[np.int64]:
+def address(m: BlockState, text: str) -> npt.NDArray[np.int64]:
     """Return the address of an access in each thread: `[R2.64+0x10]`, `desc[UR4][R2.64]`."""
     match = _ADDRESS.search(text)
     if match is None:

@@ -14,7 +14,7 @@ import numpy as np
 from natc.compiler.gpu_model.control import CONTROL, Handler
 from natc.compiler.gpu_model.disassembly import Instruction
 from natc.compiler.gpu_model.floating_point import FLOATING
-from natc.compiler.gpu_model.machine import Machine, Mask
+from natc.compiler.gpu_model.machine import BlockState, Mask
 from natc.compiler.gpu_model.memory_access import MEMORY
 from natc.compiler.gpu_model.operands import (
     integer,
@@ -30,7 +30,7 @@ from natc.errors import ModelError
 _LOW = np.uint64(0xFFFFFFFF)
 
 
-def _add(m: Machine, i: Instruction, mask: Mask) -> None:
+def _add(m: BlockState, i: Instruction, mask: Mask) -> None:
     """IADD3: the sum of three numbers, with carries in (`.X`) and out."""
     target, *others = i.operands
     out = []
@@ -58,7 +58,7 @@ def _add(m: Machine, i: Instruction, mask: Mask) -> None:
         write_predicate(m, text, (total >> np.uint64(32)) > 0, mask)
 
 
-def _multiply_add(m: Machine, i: Instruction, mask: Mask) -> None:
+def _multiply_add(m: BlockState, i: Instruction, mask: Mask) -> None:
     """IMAD: a * b + c, its low or high half, or all 64 bits."""
     target, *others = i.operands
     out = []
@@ -90,7 +90,7 @@ def _multiply_add(m: Machine, i: Instruction, mask: Mask) -> None:
     write(m, target, total32, mask)
 
 
-def _lea(m: Machine, i: Instruction, mask: Mask) -> None:
+def _lea(m: BlockState, i: Instruction, mask: Mask) -> None:
     """LEA: (a << shift) + b, or with `.HI` the bits of a that this shifts out."""
     target, *others = i.operands
     out = others.pop(0) if is_predicate(others[0]) else None
@@ -119,7 +119,7 @@ def _lea(m: Machine, i: Instruction, mask: Mask) -> None:
         write_predicate(m, out, total > _LOW, mask)
 
 
-def _shift(m: Machine, i: Instruction, mask: Mask) -> None:
+def _shift(m: BlockState, i: Instruction, mask: Mask) -> None:
     """SHF: a shift of the 64 bits (c, a), of which the low or high half is taken."""
     target, a, b, c = i.operands
     low, high = integer(m, a).astype(np.uint64), integer(m, c).astype(np.uint64) << np.uint64(32)
@@ -136,7 +136,7 @@ def _shift(m: Machine, i: Instruction, mask: Mask) -> None:
     write(m, target, (result & _LOW).astype(np.uint32), mask)
 
 
-def _logic(m: Machine, i: Instruction, mask: Mask) -> None:
+def _logic(m: BlockState, i: Instruction, mask: Mask) -> None:
     """LOP3: any function of three bits, by its table."""
     operands = list(i.operands)
     out = operands.pop(0) if is_predicate(operands[0]) else None
@@ -162,7 +162,7 @@ _COMBINE: dict[str, Callable[..., Mask]] = {
 }  # fmt: skip
 
 
-def _compare(m: Machine, i: Instruction, mask: Mask) -> None:
+def _compare(m: BlockState, i: Instruction, mask: Mask) -> None:
     """ISETP: a comparison, combined with a predicate."""
     first, second, a, b, other, *extended = i.operands
     read = integer if "U32" in i.modifiers else signed
@@ -183,12 +183,12 @@ def _compare(m: Machine, i: Instruction, mask: Mask) -> None:
     write_predicate(m, second, combine(~result, m.guard(other)), mask)
 
 
-def _select(m: Machine, i: Instruction, mask: Mask) -> None:
+def _select(m: BlockState, i: Instruction, mask: Mask) -> None:
     target, a, b, which = i.operands
     write(m, target, np.where(m.guard(which), integer(m, a), integer(m, b)), mask)
 
 
-def _min_or_max(m: Machine, i: Instruction, mask: Mask) -> None:
+def _min_or_max(m: BlockState, i: Instruction, mask: Mask) -> None:
     """IMNMX, VIMNMX: the smaller of two numbers if a predicate holds, else the larger.
 
     VIADDMNMX adds two numbers first.
@@ -208,19 +208,19 @@ def _min_or_max(m: Machine, i: Instruction, mask: Mask) -> None:
     write(m, target, result.astype(np.uint32), mask)
 
 
-def _move(m: Machine, i: Instruction, mask: Mask) -> None:
+def _move(m: BlockState, i: Instruction, mask: Mask) -> None:
     if "64" in i.modifiers:
         write_wide(m, i.operands[0], wide(m, i.operands[1]), mask)
     else:
         write(m, i.operands[0], integer(m, i.operands[1]), mask)
 
 
-def _clear(m: Machine, i: Instruction, mask: Mask) -> None:
+def _clear(m: BlockState, i: Instruction, mask: Mask) -> None:
     """CS2R: natc's kernels read no clocks, only zeros."""
     write_wide(m, i.operands[0], np.zeros(m.threads, np.uint64), mask)
 
 
-def _special(m: Machine, i: Instruction, mask: Mask) -> None:
+def _special(m: BlockState, i: Instruction, mask: Mask) -> None:
     """S2R: the numbers of the thread and the block."""
     target, name = i.operands
     kind, _, axis = name.removeprefix("SR_").partition(".")
@@ -238,7 +238,7 @@ def _special(m: Machine, i: Instruction, mask: Mask) -> None:
     write(m, target, value, mask)
 
 
-def _permute(m: Machine, i: Instruction, mask: Mask) -> None:
+def _permute(m: BlockState, i: Instruction, mask: Mask) -> None:
     """PRMT: each byte one of eight."""
     target, a, b, c = i.operands
     whole = integer(m, a).astype(np.uint64) | integer(m, c).astype(np.uint64) << np.uint64(32)
@@ -253,15 +253,15 @@ def _permute(m: Machine, i: Instruction, mask: Mask) -> None:
     write(m, target, result, mask)
 
 
-def _absolute(m: Machine, i: Instruction, mask: Mask) -> None:
+def _absolute(m: BlockState, i: Instruction, mask: Mask) -> None:
     write(m, i.operands[0], np.abs(signed(m, i.operands[1])).astype(np.uint32), mask)
 
 
-def _count_bits(m: Machine, i: Instruction, mask: Mask) -> None:
+def _count_bits(m: BlockState, i: Instruction, mask: Mask) -> None:
     write(m, i.operands[0], np.bitwise_count(integer(m, i.operands[1])).astype(np.uint32), mask)
 
 
-def _find_leading_one(m: Machine, i: Instruction, mask: Mask) -> None:
+def _find_leading_one(m: BlockState, i: Instruction, mask: Mask) -> None:
     value = integer(m, i.operands[-1]).astype(np.float64)
     with np.errstate(divide="ignore"):
         position = np.where(value > 0, np.floor(np.log2(np.maximum(value, 1))), 0xFFFFFFFF)

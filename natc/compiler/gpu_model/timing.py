@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from natc.compiler.gpu_model.architectures import SCHEDULERS, Architecture
 from natc.compiler.gpu_model.machine import WARP
-from natc.compiler.gpu_model.work import Work, resident_blocks
+from natc.compiler.gpu_model.work import LaunchWork, resident_blocks
 
 # A prediction names it. It changes whenever the same work gets another time.
 VERSION = 1
@@ -37,7 +37,7 @@ class Coefficients:
     launch: float = 3e-6
 
 
-class Prediction(NamedTuple):
+class PredictedTime(NamedTuple):
     """A predicted time, what limits it, and the seconds that each part alone would take."""
 
     seconds: float
@@ -54,7 +54,7 @@ _LIMITERS = {
 LIMITERS = tuple(dict.fromkeys(_LIMITERS.values()))
 
 
-def predict(work: Work, chip: Architecture, coefficients: Coefficients) -> Prediction:
+def predict(work: LaunchWork, chip: Architecture, coefficients: Coefficients) -> PredictedTime:
     """Return the predicted time of a launch."""
     resident = resident_blocks(work, chip)
     blocks = work.blocks / chip.multiprocessors
@@ -69,10 +69,10 @@ def predict(work: Work, chip: Architecture, coefficients: Coefficients) -> Predi
     power = coefficients.overlap
     total = sum(value**power for value in parts.values()) ** (1 / power)
     longest = max(parts, key=lambda name: parts[name])
-    return Prediction(total + coefficients.launch, _LIMITERS[longest], parts)
+    return PredictedTime(total + coefficients.launch, _LIMITERS[longest], parts)
 
 
-def _pipes(work: Work, chip: Architecture, coefficients: Coefficients) -> dict[str, float]:
+def _pipes(work: LaunchWork, chip: Architecture, coefficients: Coefficients) -> dict[str, float]:
     """Return the clocks that each pipe of a multiprocessor needs for a block."""
     clocks = {"issue": sum(work.counts.values()) / SCHEDULERS}
     for kind in ("fma", "alu", "half", "mufu", "shuffle", "product"):

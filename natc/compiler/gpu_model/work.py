@@ -13,7 +13,7 @@ import numpy as np
 from natc.compiler.gpu_model.architectures import Architecture, Latencies
 from natc.compiler.gpu_model.classes import class_of
 from natc.compiler.gpu_model.disassembly import INSTRUCTION_BYTES, Instruction
-from natc.compiler.gpu_model.machine import WARP, Execution, Launch, Machine
+from natc.compiler.gpu_model.machine import WARP, BlockState, Execution, Launch
 
 # Blocks are alike if they issue the same number of instructions up to this share.
 _ALIKE = 0.02
@@ -24,7 +24,7 @@ _LONGER = 100.0
 
 
 @dataclass(frozen=True)
-class Work:
+class LaunchWork:
     """A launch: its blocks, and what one of them does on average.
 
     registers: of a thread; shared_bytes: of a block. counts: instructions of warps by class.
@@ -64,7 +64,7 @@ def count(
     shared_bytes: int,
     local_bytes: int,
     tensor_bytes: float,
-) -> Work:
+) -> LaunchWork:
     """Execute one block of each kind of a launch and return the work of an average block.
 
     launch: its place is not used. local_bytes: of a thread. tensor_bytes: all tensors, read or
@@ -89,7 +89,7 @@ def count(
     longest = max((execution.trace for execution, _ in executions), key=len)
     alone = chain(by_pc, longest, latencies)
     threads = math.prod(launch.block)
-    return Work(
+    return LaunchWork(
         blocks=math.prod(launch.grid),
         threads=threads,
         registers=registers,
@@ -126,7 +126,7 @@ def _executions(
     def run(place: Sequence[int]) -> Execution:
         x, y, z = place
         with np.errstate(all="ignore"):
-            return Machine(code, replace(launch, place=(x, y, z)), capability).run()
+            return BlockState(code, replace(launch, place=(x, y, z)), capability).run()
 
     middle = run([size // 2 for size in launch.grid])
     corner = run([size - 1 for size in launch.grid])
@@ -166,7 +166,7 @@ def chain(code: Mapping[int, Instruction], trace: Sequence[int], latencies: Late
     return clock
 
 
-def resident_blocks(work: Work, chip: Architecture) -> int:
+def resident_blocks(work: LaunchWork, chip: Architecture) -> int:
     """Return how many blocks of a launch a multiprocessor holds at once.
 
     CUDA programming guide, "Hardware multithreading" and "Technical Specifications".

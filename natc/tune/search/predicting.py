@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from natc.compiler.gpu_model.architectures import architecture
 from natc.compiler.gpu_model.calibrated import COEFFICIENTS, NVCC
-from natc.compiler.gpu_model.candidates import Candidate, compile_candidate
+from natc.compiler.gpu_model.candidates import CompiledCandidate, compile_candidate
 from natc.compiler.gpu_model.timing import VERSION, predict
 from natc.compiler.space import all_decisions, space_for
 from natc.errors import BuildError, CompilerNotFound, ModelError, TargetError
@@ -144,7 +144,7 @@ def _predicted(
 
 
 def times(
-    candidate: Candidate, shapes: Sequence[tuple[int, ...]]
+    candidate: CompiledCandidate, shapes: Sequence[tuple[int, ...]]
 ) -> tuple[list[float], list[str]]:
     """Return the predicted seconds of a call of each shape, and what limits its longest launch."""
     chip = architecture(candidate.target.arch)
