@@ -55,11 +55,11 @@ def test_cuda_cores_load_each_key_and_value_of_the_window(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_120"])
 def test_machine_code_of_other_architectures_is_known(tmp_path: Path, arch: str) -> None:
-    spec, shape = KernelSpec.parse("na2d_k3_d16_float16"), (2, 9, 10, 2)
+    spec, shape = KernelSpec.parse("na2d_k3_d16_float16"), (2, 16, 16, 2)
     compiled = compile_candidate(spec, Target("cuda", arch), "forward", {}, [shape], tmp_path)
     (work,) = compiled.work(shape)
     assert work.counts["product"] > 0
-    assert work.blocks * work.written_sectors * 32 == pytest.approx(2 * 9 * 10 * 2 * 16 * 2)
+    assert work.blocks * work.written_sectors * 32 == pytest.approx(2 * 16 * 16 * 2 * 16 * 2)
 
 
 def test_candidates_are_ranked_and_labelled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -336,6 +336,16 @@ def test_blocks_at_the_border_count_with_their_share() -> None:
     assert counted.counts["load"] == 0.75 and counted.local_bytes == 256
 
 
+def test_two_blocks_of_an_axis_count_apart() -> None:
+    code = program("S2R R1, SR_CTAID.Y\nISETP.GE.AND P0, PT, R1, 0x1, PT\n@P0 EXIT\nNOP\nEXIT")
+    launch = Launch(b"", (1, 2, 1), (32, 1, 1))
+    counted = count(
+        code, launch, 90, Latencies(),
+        registers=32, shared_bytes=0, local_bytes=0, tensor_bytes=1.0,
+    )  # fmt: skip
+    assert sum(counted.counts.values()) == (5 + 3) / 2
+
+
 def test_no_module_of_the_model_but_two_needs_tvm() -> None:
     folder = Path(work_module.__file__).parent
     need = {path.stem for path in folder.glob("*.py") if "import tvm" in path.read_text()}

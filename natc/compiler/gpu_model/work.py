@@ -128,12 +128,14 @@ def _executions(
         with np.errstate(all="ignore"):
             return BlockState(code, replace(launch, place=(x, y, z)), capability).run()
 
-    middle = run([size // 2 for size in launch.grid])
+    middle = run([(size - 1) // 2 for size in launch.grid])
     corner = run([size - 1 for size in launch.grid])
     if all(abs(a - b) <= _ALIKE * a for a, b in zip(_amounts(middle), _amounts(corner))):
         return [(middle, math.prod(launch.grid))]
     kinds = [
-        [(size // 2, size - 1), (size - 1, 1)] if 1 < size <= _MOST_TILES else [(size // 2, size)]
+        [((size - 1) // 2, size - 1), (size - 1, 1)]
+        if 1 < size <= _MOST_TILES
+        else [((size - 1) // 2, size)]
         for size in launch.grid
     ]
     return [
