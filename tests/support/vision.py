@@ -17,11 +17,11 @@ _LIBRARIES: list[torch.library.Library] = []
 
 def timm() -> Any:
     """Return the package timm; skip the test that asks if it is not installed."""
-    _repair_torchvision()
+    repair_torchvision()
     return pytest.importorskip("timm", reason="needs timm: pip install 'natc[timm]'")
 
 
-def _repair_torchvision() -> None:
+def repair_torchvision() -> None:
     """Make torchvision importable if it was built for CUDA and torch was not.
 
     Its compiled operators cannot be loaded then, and it fails as it describes some of them to
