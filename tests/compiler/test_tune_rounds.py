@@ -20,7 +20,7 @@ from support.library_files import edit_json
 from support.round_jobs import crash_hang_or_err, refuse, spill
 
 from natc.compiler.build.chosen import choose
-from natc.compiler.space import space_for
+from natc.compiler.space import all_decisions, space_for
 from natc.errors import ArgumentError, SpecError, TargetError, TuneError
 from natc.host import environment
 from natc.host.detect import detect_host_cpu
@@ -547,8 +547,12 @@ def test_a_schedule_that_was_not_compared_stays(copied: Path) -> None:
     place = place_in(copied)
     measuring.measure(place, with_=Fixed(4, 2))
     round_ = rounds.read(place)
-    newer = {**round_.candidates[1].decisions, "lanes": 1}
-    assert newer not in [each.decisions for each in round_.candidates]
+    exported_decisions = [each.decisions for each in round_.candidates]
+    newer = next(
+        decisions
+        for decisions in all_decisions(SPEC, HOST, OPERATION)
+        if decisions not in exported_decisions
+    )
     path = schedules.save_schedule(schedule_of(SPEC, OPERATION, newer))
     before = path.read_text()
     imported = import_round(place)
