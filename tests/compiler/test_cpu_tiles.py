@@ -19,7 +19,7 @@ from natc.checks.inputs import Inputs, inputs_of
 from natc.compiler.build.cpu_code import cpu_code
 from natc.compiler.build.lower import StageSizesKnown
 from natc.compiler.cpu_tiles.placement import with_tiles
-from natc.compiler.cpu_tiles.plan import Plan
+from natc.compiler.cpu_tiles.plan import KEYS, QUERIES, plan_for
 from natc.compiler.cpu_tiles.shared_function import TILES, shared_function
 from natc.compiler.space import all_decisions, space_for
 from natc.compiler.space.cpu import tiles
@@ -40,7 +40,7 @@ def compiled(
     """Return forwards that have only the kernel of tiles: other calls write nothing."""
     space = space_for(HOST, "forward_lse", spec)
     assert space.name == tiles.NAME
-    plan = Plan(spec, **decisions)
+    plan = plan_for(spec, decisions)
     functions = {TILES: shared_function(plan)}
     for operation in operations:
         function = space.definition(operation, spec, space.exponential)
@@ -52,22 +52,30 @@ def compiled(
 
 
 @functools.cache
-def kernel(spec: KernelSpec) -> Callable[..., Any]:
-    """Return the kernel with the default decisions."""
-    return compiled(spec, tiles.default(spec, HOST), "forward_lse")["forward_lse"]
+def kernel(spec: KernelSpec, lanes_of: int) -> Callable[..., Any]:
+    """Return the kernel with the default decisions for keys or queries in lanes."""
+    return compiled(spec, tiles.default_of(lanes_of, spec, HOST), "forward_lse")["forward_lse"]
+
+
+@pytest.fixture(params=[KEYS, QUERIES], ids=["keys", "queries"])
+def square(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Return the kernel of SQUARE, once with keys and once with queries in lanes."""
+    if request.param not in tiles.structure(SQUARE, HOST)["lanes_of"]:
+        pytest.skip(f"{HOST.name} has no kernel with queries in lanes")
+    return kernel(SQUARE, request.param)
 
 
 def call(
     spec: KernelSpec,
     inputs: Inputs,
-    function: Callable[..., Any] | None = None,
+    function: Callable[..., Any],
     **options: Any,
 ) -> list[torch.Tensor]:
     """Return the output and the lse of a call, NaN where the kernel wrote nothing."""
     shape = inputs.query.shape[:-1]
     results = [((*shape, spec.value_dim), inputs.query.dtype), (shape, torch.float32)]
     numbers = scalars(inputs, 0.4, **options)
-    return call_guarded(function or kernel(spec), "forward_lse", inputs, results, numbers)
+    return call_guarded(function, "forward_lse", inputs, results, numbers)
 
 
 @pytest.mark.parametrize(
@@ -75,31 +83,35 @@ def call(
     [
         # Maps of one window, strips that just end and just begin, single rows and columns more.
         ("na2d_k3x5_d16_float32_rpb", [(3, 5), (4, 6), (7, 16), (5, 17), (6, 28), (3, 41)]),
-        ("na2d_k4_d24v40_float32", [(4, 4), (5, 9), (9, 30)]),
+        ("na2d_k4_d24v40_float32", [(4, 4), (5, 9), (9, 30), (4, 18)]),
         ("na2d_k3x9_d16_bfloat16_rpb", [(3, 9), (8, 37)]),
         ("na2d_k7x3_d16_float16", [(7, 3), (19, 20)]),
-        ("na1d_k7_d16_float32_rpb", [(7,), (8,), (45,)]),
+        ("na2d_k2x8_d16_float32_rpb", [(2, 8), (5, 11), (4, 19)]),
+        ("na1d_k7_d16_float32_rpb", [(7,), (8,), (45,), (68,)]),
         ("na1d_k19_d16v32_float32", [(19,), (57,)]),
         ("na3d_k3x2x3_d16_float32_rpb", [(3, 2, 3), (4, 5, 19)]),
     ],
 )
 def test_maps_of_all_sizes(name: str, maps: list[tuple[int, ...]]) -> None:
     spec = KernelSpec.parse(name)
-    for sizes in maps:
-        inputs = inputs_of(spec, (2, *sizes, 2))
-        check_forward(call(spec, inputs), inputs, spec.kernel_size, scale=0.4)
+    for lanes_of in tiles.structure(spec, HOST)["lanes_of"]:
+        function = kernel(spec, lanes_of)
+        for sizes in maps:
+            inputs = inputs_of(spec, (2, *sizes, 2))
+            results = call(spec, inputs, function)
+            check_forward(results, inputs, spec.kernel_size, scale=0.4)
 
 
-def test_dilation_groups_are_maps_of_their_own() -> None:
+def test_dilation_groups_are_maps_of_their_own(square: Callable[..., Any]) -> None:
     # Groups of 3 or 4 rows and of 6 or 7 columns.
     inputs = inputs_of(SQUARE, (1, 7, 20, 2))
-    results = call(SQUARE, inputs, dilation=(2, 3))
+    results = call(SQUARE, inputs, square, dilation=(2, 3))
     check_forward(results, inputs, (3, 5), scale=0.4, dilation=(2, 3))
 
 
-def test_heads_that_share_keys() -> None:
+def test_heads_that_share_keys(square: Callable[..., Any]) -> None:
     inputs = inputs_of(SQUARE, (1, 5, 9, 6), heads_kv=2)
-    check_forward(call(SQUARE, inputs), inputs, (3, 5), scale=0.4)
+    check_forward(call(SQUARE, inputs, square), inputs, (3, 5), scale=0.4)
 
 
 @pytest.mark.parametrize(
@@ -131,15 +143,20 @@ def test_all_forwards_write_the_same_bits(name: str) -> None:
     [{"stride": (1, 2)}, {"is_causal": (True, False)}, {"dilation": (2, 1)}],
     ids=str,
 )
-def test_calls_that_tiles_do_not_serve(options: dict[str, Any]) -> None:
+def test_calls_that_tiles_do_not_serve(
+    options: dict[str, Any], square: Callable[..., Any]
+) -> None:
     """With dilation 2, a group of five rows has two: fewer than a window."""
     inputs = inputs_of(SQUARE, (1, 5, 9, 1))
-    assert all(result.isnan().all() for result in call(SQUARE, inputs, **options))
+    results = call(SQUARE, inputs, square, **options)
+    assert all(result.isnan().all() for result in results)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf], ids=str)
 @pytest.mark.parametrize("tensor", ["query", "key", "value", "rpb"])
-def test_numbers_beside_a_window_stay_out(tensor: str, number: float) -> None:
+def test_numbers_beside_a_window_stay_out(
+    tensor: str, number: float, square: Callable[..., Any]
+) -> None:
     for at in ((0, 2, 8), (0, 0, 0), (0, 6, 18), (0, 3, 15)):
         inputs = inputs_of(SQUARE, (1, 7, 19, 1))
         spoilt = getattr(inputs, tensor)
@@ -147,29 +164,52 @@ def test_numbers_beside_a_window_stay_out(tensor: str, number: float) -> None:
         output, lse = neighborhood_attention(
             *inputs[:3], (3, 5), scale=0.4, rpb=inputs.rpb, return_lse=True
         )
-        actual = call(SQUARE, inputs)
+        actual = call(SQUARE, inputs, square)
         same(actual[0], output, 1e-5, "output")
         same(actual[1], lse, 1e-5, "lse")
 
 
-def test_rows_of_logits_of_minus_infinity() -> None:
+def test_rows_of_logits_of_minus_infinity(square: Callable[..., Any]) -> None:
     inputs = inputs_of(SQUARE, (1, 3, 5, 1))
     inputs.rpb.fill_(-math.inf)
-    output, lse = call(SQUARE, inputs)
+    output, lse = call(SQUARE, inputs, square)
     assert output.isnan().all()
     assert (lse == -math.inf).all()
 
 
-def test_every_two_decisions_that_go_together() -> None:
-    spec = KernelSpec.parse("na2d_k3x10_d16_float32_rpb")
+@pytest.mark.parametrize(
+    # With queries in lanes, fewer decisions depend on each other.
+    "name, lanes_of, together",
+    [("na2d_k3x10_d16_float32_rpb", KEYS, 2), ("na2d_k3x6_d16_float32_rpb", QUERIES, 1)],
+)
+def test_decisions_that_go_together(name: str, lanes_of: int, together: int) -> None:
+    spec = KernelSpec.parse(name)
     inputs = inputs_of(spec, (1, 7, 47, 1))
     expected: list[torch.Tensor] = []
-    for decisions in covering(tiles.candidates(spec, HOST), 2):
+    candidates = [each for each in tiles.candidates(spec, HOST) if each["lanes_of"] == lanes_of]
+    if not candidates:
+        pytest.skip(f"{HOST.name} has no kernel with queries in lanes")
+    for decisions in covering(candidates, together):
         results = call(spec, inputs, compiled(spec, decisions, "forward_lse")["forward_lse"])
         check_forward(results, inputs, spec.kernel_size, scale=0.4)
         # Each sum has the same order, whatever is held at once.
         expected = expected or results
         assert torch.equal(results[0], expected[0]), decisions
+
+
+def test_queries_are_in_lanes_for_rows_of_few_taps() -> None:
+    def lanes_of(name: str, arch: str) -> int:
+        return tiles.default(KernelSpec.parse(name), Target("llvm", arch))["lanes_of"]
+
+    for arch in ("x86-64-v3", "x86-64-v4"):
+        assert lanes_of("na2d_k3_d32_float32", arch) == QUERIES
+        assert lanes_of("na2d_k9x3_d32_float32", arch) == QUERIES
+        assert lanes_of("na1d_k7_d32_float32", arch) == QUERIES
+        assert lanes_of("na2d_k13_d32_float32", arch) == KEYS
+        assert lanes_of("na1d_k9_d32_float32", arch) == KEYS
+    # Lanes cannot be permuted.
+    assert lanes_of("na2d_k3_d32_float32", "aarch64") == KEYS
+    assert lanes_of("na2d_k3_d32_float32", "x86-64-v2") == KEYS
 
 
 def test_candidates_are_many_and_the_default_is_first() -> None:
@@ -190,8 +230,9 @@ def test_every_kernel_that_the_space_covers_has_a_valid_default() -> None:
                 for head_dim in (16, 24, 64, 256):
                     spec = KernelSpec.make(kernel_size, rank=rank, head_dim=head_dim)
                     if tiles.covers(spec, target):
-                        default = tiles.default(spec, target)
-                        assert not tiles.objection(spec, target, default), (spec, arch)
+                        for lanes_of in tiles.structure(spec, target)["lanes_of"]:
+                            default = tiles.default_of(lanes_of, spec, target)
+                            assert not tiles.objection(spec, target, default), (spec, arch)
 
 
 def test_decisions_that_exclude_each_other_are_refused() -> None:

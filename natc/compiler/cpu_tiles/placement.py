@@ -12,7 +12,7 @@ from typing import Any
 from tvm import tirx
 
 from natc.compiler.annotations import annotated_numbers
-from natc.compiler.cpu_tiles.plan import Plan
+from natc.compiler.cpu_tiles.plan import Plan, plan_for
 from natc.compiler.cpu_tiles.shared_function import call_of
 from natc.spec import KernelSpec
 
@@ -24,7 +24,7 @@ ANNOTATION = "tile_of_queries."
 def plan_of(function: tirx.PrimFunc, spec: KernelSpec) -> Plan | None:
     """Return the decisions that a schedule recorded for a kernel of tiles; None if it has none."""
     numbers = annotated_numbers(function, ANNOTATION)
-    return Plan(spec, **numbers) if numbers else None
+    return plan_for(spec, numbers) if numbers else None
 
 
 def decision_names() -> list[str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from natc.spec import KernelSpec
 
+# Values of the decision lanes_of.
+KEYS, QUERIES = 0, 1
 _LINE = 16  # float32 numbers in a cache line
 
 
@@ -16,15 +19,17 @@ class Plan:
     A window has three axes here: frames, rows and columns. An axis that the spec lacks has
     length 1.
 
-    lanes: numbers in a vector. tile_rows, tile_columns: the size of a tile, whose queries share
-    the keys they load. key_vectors: vectors of keys held in registers at once. sum_queries:
-    queries whose weighted sums are held at once; sum_vectors: vectors of channels of each of these
-    queries. strip: columns of a panel of keys and values. unroll: channels that one step of a dot
-    product multiplies. units: if there are fewer heads and strips than this, rows are divided as
-    well.
+    lanes_of: what lies in the lanes of a vector of scores: KEYS, adjacent keys of a row, or
+    QUERIES, adjacent queries (`QueryLanePlan`). lanes: numbers in a vector. tile_rows,
+    tile_columns: the size of a tile, whose queries share the keys they load. key_vectors: vectors
+    of keys held in registers at once. sum_queries: queries whose weighted sums are held at once;
+    sum_vectors: vectors of channels of each of these queries. strip: columns of a panel of keys
+    and values. unroll: channels that one step of a dot product multiplies. units: if there are
+    fewer heads and strips than this, rows are divided as well.
     """
 
     spec: KernelSpec
+    lanes_of: int
     lanes: int
     tile_rows: int
     tile_columns: int
@@ -57,6 +62,16 @@ class Plan:
         return self.strip - self.window[2] + 1
 
     @property
+    def key_width(self) -> int:
+        """Columns of the panels of keys and values."""
+        return self.strip
+
+    @property
+    def weight_stride(self) -> int:
+        """How far apart the weights of a query's adjacent taps are."""
+        return 1
+
+    @property
     def ring(self) -> int:
         """Rows of keys that a panel holds of each frame: a power of two."""
         return 1 << (self.window[1] + self.tile_rows - 2).bit_length()
@@ -74,9 +89,20 @@ class Plan:
         return frames * rows * self.padded
 
     @property
+    def useful_lanes(self) -> float:
+        """The share of a query's vectors of scores that lies in its window."""
+        return self.window[2] / self.padded
+
+    @property
     def bias_row(self) -> int:
         """Numbers in a row of the bias: `bias_front`, 2K-1, and room for vectors behind."""
         return _whole(self.bias_front + self.window[2] - 1 + self.padded, self.lanes)
+
+    @property
+    def bias_size(self) -> int:
+        """Numbers of a head's bias with room around each row; 0 without a bias."""
+        frames, rows, _ = self.window
+        return (2 * frames - 1) * (2 * rows - 1) * self.bias_row if self.spec.rpb else 0
 
     @property
     def bias_front(self) -> int:
@@ -85,15 +111,15 @@ class Plan:
 
     def layout(self) -> dict[str, int]:
         """Return where each part of a unit's scratch memory begins; `end` is its size."""
-        frames, rows, _ = self.window
+        frames = self.window[0]
         slots = self.strip_queries * self.tile_rows
-        panel = frames * self.ring * self.strip
+        panel = frames * self.ring * self.key_width
         sizes = {
             # Vectors reach beyond the last key and tap.
             "keys": panel * self.spec.head_dim + self.padded,
             "values": panel * self.spec.value_dim,
             "queries": slots * self.spec.head_dim,
-            "bias": (2 * frames - 1) * (2 * rows - 1) * self.bias_row if self.spec.rpb else 0,
+            "bias": self.bias_size,
             # The first row's vectors may begin before it.
             "before": self.tile_columns - 1,
             "scores": slots * self.query_scores,
@@ -101,11 +127,75 @@ class Plan:
             "totals": slots * self.lanes,
             "inverse": slots,
         }
-        starts, end = {}, 0
-        for name, size in sizes.items():
-            starts[name] = end
-            end = _whole(end + size, _LINE)
-        return {**starts, "end": end}
+        return _starts(sizes)
+
+
+@dataclass(frozen=True)
+class QueryLanePlan(Plan):
+    """A plan with adjacent queries in the lanes of vectors: a tile has as many columns as lanes.
+
+    tile_columns: 1, since tiles have one vector of queries in each row. key_vectors: taps whose
+    dot products are computed at once. strip: columns of queries, in whole tiles.
+    """
+
+    @property
+    def key_width(self) -> int:
+        """Columns of the panels: all keys of a strip's queries."""
+        return _whole(self.strip + self.window[2] - 1, self.lanes)
+
+    @property
+    def weight_stride(self) -> int:
+        """How far apart the weights of a query's adjacent taps are."""
+        return self.strip
+
+    @property
+    def strip_queries(self) -> int:
+        """The most columns of queries in a strip."""
+        return self.strip
+
+    @property
+    def query_scores(self) -> int:
+        """Numbers of one query's scores."""
+        frames, rows, columns = self.window
+        return frames * rows * columns
+
+    @property
+    def useful_lanes(self) -> float:
+        """The share of a query's vectors of scores that lies in its window: all of them."""
+        return 1.0
+
+    def layout(self) -> dict[str, int]:
+        """Return where each part of a unit's scratch memory begins; `end` is its size."""
+        frames = self.window[0]
+        slots = self.strip * self.tile_rows
+        panel = frames * self.ring * self.key_width
+        return _starts(
+            {
+                # Lanes that no query uses reach beyond the last key.
+                "keys": panel * self.spec.head_dim + 2 * self.lanes,
+                "values": panel * self.spec.value_dim,
+                "queries": slots * self.spec.head_dim,
+                "bias": self.bias_size,
+                "scores": slots * self.query_scores,
+                "largest": slots,
+                "inverse": slots,
+            }
+        )
+
+
+def plan_for(spec: KernelSpec, decisions: Mapping[str, int]) -> Plan:
+    """Return the plan of decisions, which name all fields but the spec."""
+    plan = QueryLanePlan if decisions["lanes_of"] == QUERIES else Plan
+    return plan(spec, **decisions)
+
+
+def _starts(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return where each part of the memory begins, and its size as `end`; parts begin lines."""
+    starts, end = {}, 0
+    for name, size in sizes.items():
+        starts[name] = end
+        end = _whole(end + size, _LINE)
+    return {**starts, "end": end}
 
 
 def _whole(number: int, step: int) -> int:

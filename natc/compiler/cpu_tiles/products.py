@@ -41,6 +41,43 @@ def scores(
     first(query, key): the vector that the pair's sum starts with. result(query, key, sum): takes
     the sum. unroll: channels of a step of the loop; it must divide `channels`.
     """
+
+    def key_vector(at: At) -> Callable[[Any], Expr]:
+        return lambda c: load(at.buffer, at.offset + c * channel_stride, lanes)
+
+    def element(at: At) -> Callable[[Any], Expr]:
+        return lambda c: broadcast(at.buffer[at.offset + c], lanes)
+
+    dot_products(
+        s,
+        {key: key_vector(at) for key, at in keys.items()},
+        {query: element(at) for query, at in queries.items()},
+        [(key, query) for query, key in pairs],
+        first=lambda key, query: first(query, key),
+        result=lambda key, query, value: result(query, key, value),
+        channels=channels,
+        lanes=lanes,
+        unroll=unroll,
+    )
+
+
+def dot_products(
+    s: Statements,
+    held: Mapping[Key, Callable[[Any], Expr]],
+    in_turn: Mapping[Query, Callable[[Any], Expr]],
+    pairs: Sequence[tuple[Key, Query]],
+    *,
+    first: Callable[[Key, Query], Expr],
+    result: Callable[[Key, Query, Expr], None],
+    channels: int,
+    lanes: int,
+    unroll: int,
+) -> None:
+    """Compute sums over channels of the products of two vectors, for each pair of vectors.
+
+    held, in_turn: the vectors, as functions of a channel; those of `held` are loaded first. first,
+    result, unroll: as in `scores`.
+    """
     number = {pair: n for n, pair in enumerate(pairs)}
     sums = s.registers("scores", len(pairs), vector_type(lanes))
     for pair in pairs:
@@ -48,16 +85,13 @@ def scores(
     with s.loop("step", channels // unroll) as step:
         for u in range(unroll):
             c = s.let("c", step * unroll + u)
-            vectors = {
-                key: s.let("key", load(at.buffer, at.offset + c * channel_stride, lanes))
-                for key, at in keys.items()
-            }
-            for query, at in queries.items():
-                element = s.let("query", broadcast(at.buffer[at.offset + c], lanes))
-                for key in keys:
-                    if (query, key) in number:
-                        n = number[query, key]
-                        s.store(sums, n, multiply_add(element, vectors[key], sums[n], lanes))
+            vectors = {name: s.let("held", vector(c)) for name, vector in held.items()}
+            for second, vector in in_turn.items():
+                factor = s.let("factor", vector(c))
+                for name in held:
+                    if (name, second) in number:
+                        n = number[name, second]
+                        s.store(sums, n, multiply_add(factor, vectors[name], sums[n], lanes))
     for pair in pairs:
         result(*pair, sums[number[pair]])
 
@@ -73,12 +107,14 @@ def weighted_sum(
     vectors: int,
     value_stride: int,
     lanes: int,
+    weight_stride: int = 1,
 ) -> None:
     """Add up weight times value over rows of `taps` adjacent taps, all in registers.
 
     weights: for each query, the tap of the windows' union at which its own taps begin, and a
-    function that returns where its weights of a row are. values(row): where the union's values
-    are, tokens `value_stride` apart. Values outside a query's taps are not multiplied.
+    function that returns where its weights of a row are, `weight_stride` apart. values(row): where
+    the union's values are, tokens `value_stride` apart. Values outside a query's taps are not
+    multiplied.
     result(query, vector, sum): takes the sum.
     """
     queries = range(len(weights))
@@ -96,7 +132,7 @@ def weighted_sum(
                 return s.let("value", load(value.buffer, offset, lanes))
 
             def weight_at(q: int, tap: int = tap) -> Expr:
-                offset = places[q].offset + (tap - weights[q][0])
+                offset = places[q].offset + (tap - weights[q][0]) * weight_stride
                 return s.let("weight", broadcast(places[q].buffer[offset], lanes))
 
             # Whichever are fewer, weights or vectors of values, stay in registers; the others are

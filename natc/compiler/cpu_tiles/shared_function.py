@@ -14,7 +14,8 @@ from typing import Any
 from tvm import tirx
 from tvm.ir import Call, GlobalVar, PointerType, PrimType
 
-from natc.compiler.cpu_tiles.plan import Plan
+from natc.compiler.cpu_tiles.plan import QUERIES, Plan
+from natc.compiler.cpu_tiles.query_lanes import QueryLanes
 from natc.compiler.cpu_tiles.tiled_forward import Forward
 from natc.compiler.statements import Statements
 from natc.spec import KernelSpec
@@ -39,7 +40,8 @@ def shared_function(plan: Plan) -> tirx.PrimFunc:
         dtype = _tensors(spec)[name]
         p[name] = tirx.decl_buffer((1,), dtype, name, data=address)
         s.add(tirx.DeclBuffer(p[name], data=address))
-    Forward(s, p, plan, keeps_lse=tirx.Not(tirx.isnullptr(addresses["lse"]))).all_units()
+    kernel = QueryLanes if plan.lanes_of == QUERIES else Forward
+    kernel(s, p, plan, keeps_lse=tirx.Not(tirx.isnullptr(addresses["lse"]))).all_units()
     parameters = [*addresses.values(), *numbers.values()]
     return tirx.PrimFunc(parameters, s.statement(), ret_type=PrimType("int32"))
 

@@ -63,8 +63,8 @@ class Softmaxes:
         """Write a query's largest logit, which may ignore a NaN."""
         s, lanes = self.s, self.lanes
         most = self._of_each_column("most", -math.inf)
-        self._each(query, lambda n, _, logits: s.store(most, n, _larger(logits, most[n])))
-        largest = self._without_padding(most, -math.inf, _larger)
+        self._each(query, lambda n, _, logits: s.store(most, n, larger(logits, most[n])))
+        largest = self._without_padding(most, -math.inf, larger)
         save(s, *self.largest(query), folded(largest, lanes, tirx.max), 1)
 
     def weigh(self, query: Expr) -> None:
@@ -121,10 +121,10 @@ class Softmaxes:
                 use(v % max(self.vectors, 2), place, load(*place, lanes))
 
 
-def base_of(largest: Expr) -> Expr:
+def base_of(largest: Expr, lanes: int = 1) -> Expr:
     """Return the number to subtract from logits: the largest logit, or 0 if that is -inf."""
-    infinite = largest == tirx.const(-math.inf, "float32")
-    return tirx.Select(infinite, tirx.const(0.0, "float32"), largest)
+    infinite = largest == broadcast(-math.inf, lanes)
+    return tirx.Select(infinite, broadcast(0.0, lanes), largest)
 
 
 def exp2(s: Statements, x: Expr, lanes: int) -> Expr:
@@ -144,7 +144,8 @@ def exp2(s: Statements, x: Expr, lanes: int) -> Expr:
     return power * tirx.reinterpret(vector_type(lanes), exponent)
 
 
-def _larger(a: Expr, b: Expr) -> Expr:
+def larger(a: Expr, b: Expr) -> Expr:
+    """Return the larger of two numbers, or of vectors lane by lane; b if one is NaN."""
     return tirx.Select(a > b, a, b)
 
 

@@ -42,15 +42,10 @@ class Forward:
     def all_units(self) -> None:
         """Compute everything, divided among threads."""
         s, call, plan = self.s, self.call, self.plan
-        frames, rows, columns = plan.window
+        rows = plan.window[1]
         shortest = [tirx.truncdiv(n, d) for n, d in zip(call.sizes, call.dilation)]
         longest = [tirx.truncdiv(n + (d - 1), d) for n, d in zip(call.sizes, call.dilation)]
-        starts = s.let("starts", longest[2] - (columns - 1))
-        strips = s.let("strips", tirx.truncdiv(starts + (plan.starts - 1), plan.starts))
-        # As many in each strip, in whole tiles.
-        share = tirx.truncdiv(starts + (strips - 1), strips)
-        tiles = tirx.truncdiv(share + (plan.tile_columns - 1), plan.tile_columns)
-        self.starts_each = s.let("starts_each", tirx.min(tiles * plan.tile_columns, plan.starts))
+        strips = self._divide(longest[2])
         units = call.batch * call.heads * longest[0] * strips
         for dilation in call.dilation:
             units = units * dilation
@@ -66,11 +61,12 @@ class Forward:
         with s.parallel("unit", units * bands) as unit:
             quotient = unit
             indices = []
-            counts = [strips, bands, longest[0], *reversed(call.dilation), call.heads]
+            # Heads first: their tokens are neighbors in memory.
+            counts = [call.heads, strips, bands, longest[0], *reversed(call.dilation)]
             for count in counts:
                 indices.append(s.let("index", tirx.truncmod(quotient, count)))
                 quotient = s.let("quotient", tirx.truncdiv(quotient, count))
-            strip, band, frame, group_2, group_1, group_0, head = indices
+            head, strip, band, frame, group_2, group_1, group_0 = indices
             call.locate(quotient, head, [group_0, group_1, group_2])
             self.scratch = tirx.decl_buffer((self.parts["end"],), "float32", "scratch")
             s.add(tirx.AllocBuffer(self.scratch))
@@ -84,6 +80,17 @@ class Forward:
 
     def _at(self, part: str, offset: Any = 0) -> At:
         return At(self.scratch, self.parts[part] + offset)
+
+    def _divide(self, longest: Any) -> Any:
+        """Return the number of strips of a row of `longest` columns."""
+        s, plan, columns = self.s, self.plan, self.plan.window[2]
+        starts = s.let("starts", longest - (columns - 1))
+        strips = s.let("strips", tirx.truncdiv(starts + (plan.starts - 1), plan.starts))
+        # As many in each strip, in whole tiles.
+        share = tirx.truncdiv(starts + (strips - 1), strips)
+        tiles = tirx.truncdiv(share + (plan.tile_columns - 1), plan.tile_columns)
+        self.starts_each = s.let("starts_each", tirx.min(tiles * plan.tile_columns, plan.starts))
+        return strips
 
     def _strip(self, strip: Any) -> None:
         """Set the columns of a strip's keys, and of the queries whose windows begin there."""
@@ -150,19 +157,23 @@ class Forward:
 
             def source(name: str) -> Source:
                 return lambda token, channel: call.vector(
-                    name, [self.first_frame + f, r, self.first_key + token], channel, lanes
+                    name, [self.first_frame + f, r, self._key_column(token)], channel, lanes
                 )
 
-            keys = self._at("keys", slot * (plan.strip * spec.head_dim))
+            keys = self._at("keys", slot * (plan.key_width * spec.head_dim))
             pack_channels(
                 s, source("key"), keys,
-                tokens=self.tokens, channels=spec.head_dim, width=plan.strip, lanes=lanes,
+                tokens=self.tokens, channels=spec.head_dim, width=plan.key_width, lanes=lanes,
             )  # fmt: skip
-            values = self._at("values", slot * (plan.strip * spec.value_dim))
+            values = self._at("values", slot * (plan.key_width * spec.value_dim))
             pack_tokens(
                 s, source("value"), values,
                 tokens=self.tokens, channels=spec.value_dim, lanes=lanes,
             )  # fmt: skip
+
+    def _key_column(self, token: Any) -> Any:
+        """Return the column of a token of the panels."""
+        return self.first_key + token
 
     def _scores(self, row: Any, last: Any, start: Any, last_start: Any) -> None:
         """Compute the logits of the strip's queries in rows row .. last."""
@@ -222,7 +233,7 @@ class Forward:
 
                 def key_at(key: tuple[int, int]) -> At:
                     slot = self._slot(f, begin[0] + key[0])
-                    offset = slot * (plan.strip * plan.spec.head_dim) + first_lane
+                    offset = slot * (plan.key_width * plan.spec.head_dim) + first_lane
                     at = self._at("keys", offset + key[1] * lanes)
                     return At(at.buffer, s.let("key_at", at.offset))
 
@@ -248,7 +259,7 @@ class Forward:
                     s, queries, {key: key_at(key) for key in keys},
                     [(q, key) for q in queries for key in keys if in_window(q, key)],
                     first=bias, result=store, channels=plan.spec.head_dim,
-                    channel_stride=plan.strip, lanes=lanes, unroll=plan.unroll,
+                    channel_stride=plan.key_width, lanes=lanes, unroll=plan.unroll,
                 )  # fmt: skip
 
     def _softmax(self, row: Any, last: Any) -> None:
@@ -312,21 +323,33 @@ class Forward:
                 with s.when(size == queries):
                     self._group(i, y, begin, j, queries, shift)
 
-    def _group(self, i: Any, y: Any, begin: Any, j: Any, queries: int, shift: int) -> None:
-        s, plan, spec, lanes = self.s, self.plan, self.plan.spec, self.plan.lanes
-        frames, height, width = plan.window
-        start = s.let("start", window_start(j, self.call.members[2], width) - self.first_key)
-        number = s.let("number", (j - self.first_column) * plan.tile_rows + y)
+    def _weights(
+        self, column: Any, y: Any
+    ) -> tuple[Callable[[int], Callable[[Any], At]], Callable[[int], At]]:
+        """Return where the weights, by row, and the inverse of their sum are, of a query.
+
+        A query is q columns beside column `column` of the strip, in row y of the tiles.
+        """
+        plan = self.plan
+        number = self.s.let("number", column * plan.tile_rows + y)
 
         def weights(q: int) -> Callable[[Any], At]:
             slot = number + q * plan.tile_rows
             return lambda r: self._at("scores", slot * plan.query_scores + r * plan.padded)
 
+        return weights, lambda q: self._at("inverse", number + q * plan.tile_rows)
+
+    def _group(self, i: Any, y: Any, begin: Any, j: Any, queries: int, shift: int) -> None:
+        s, plan, spec, lanes = self.s, self.plan, self.plan.spec, self.plan.lanes
+        frames, height, width = plan.window
+        start = s.let("start", window_start(j, self.call.members[2], width) - self.first_key)
+        weights, inverse = self._weights(j - self.first_column, y)
+
         def values(channel: int) -> Callable[[Any], At]:
             def of_row(r: Any) -> At:
                 frame = tirx.truncdiv(r, height) if frames > 1 else tirx.const(0, "int32")
                 slot = self._slot(frame, begin + (r - frame * height))
-                offset = (slot * plan.strip + start) * spec.value_dim + channel
+                offset = (slot * plan.key_width + start) * spec.value_dim + channel
                 at = self._at("values", offset)
                 return At(at.buffer, s.let("values_at", at.offset))
 
@@ -336,17 +359,17 @@ class Forward:
             vectors = min(plan.sum_vectors, (spec.value_dim - channel) // lanes)
 
             def result(q: int, v: int, total: Expr, channel: int = channel) -> None:
-                inverse = self._at("inverse", number + q * plan.tile_rows)
-                scaled = total * broadcast(inverse.buffer[inverse.offset], lanes)
-                at = channel + v * lanes
-                tensor, index = self.call.index("output", [self.frame, i, j + q], at)
+                at = inverse(q)
+                scaled = total * broadcast(at.buffer[at.offset], lanes)
+                members = [self.frame, i, j + q]
+                tensor, index = self.call.index("output", members, channel + v * lanes)
                 dtype = spec.dtype if lanes == 1 else f"{spec.dtype}x{lanes}"
                 save(s, tensor, index, scaled.astype(dtype), lanes)
 
             weighted_sum(
                 s, [(q * shift, weights(q)) for q in range(queries)], values(channel),
                 rows=frames * height, taps=width, result=result, vectors=vectors,
-                value_stride=spec.value_dim, lanes=lanes,
+                value_stride=spec.value_dim, weight_stride=plan.weight_stride, lanes=lanes,
             )  # fmt: skip
 
 

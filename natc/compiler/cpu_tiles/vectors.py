@@ -57,6 +57,11 @@ def shuffled(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
     return tirx.Shuffle(list(vectors), [tirx.const(lane, "int32") for lane in lanes])
 
 
+def permuted(vector: Expr, lanes: Expr) -> Expr:
+    """Return a vector of 8 float32 with lane lanes[i] of `vector` in lane i; needs AVX2."""
+    return tirx.call_llvm_pure_intrin("float32x8", "llvm.x86.avx2.permps", vector, lanes)
+
+
 def folded(vector: Expr, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
     """Return the combination of all lanes of a vector as a scalar.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from natc.compiler.cpu_tiles.plan import Plan
+from natc.compiler.cpu_tiles.plan import plan_for
 from natc.host.detect import cache_bytes
 from natc.spec import KernelSpec
 from natc.targets import Target
@@ -20,9 +20,9 @@ def facts(spec: KernelSpec, target: Target, decisions: Mapping[str, int]) -> dic
     the L2 cache. score_sums, value_sums: vectors of sums in registers at once. useful_scores: the
     share of the computed scores that lie in a query's window.
     """
-    plan = Plan(spec, **decisions)
+    plan = plan_for(spec, decisions)
     layout = plan.layout()
-    _, rows, columns = plan.window
+    rows = plan.window[1]
     slots = plan.strip_queries * plan.tile_rows
     level_1, level_2 = (cache_bytes(level) / _FLOAT_BYTES for level in (1, 2))
     return {
@@ -31,5 +31,5 @@ def facts(spec: KernelSpec, target: Target, decisions: Mapping[str, int]) -> dic
         "scratch": layout["end"] / level_2,
         "score_sums": plan.tile_rows * plan.tile_columns * plan.key_vectors,
         "value_sums": plan.sum_queries * plan.sum_vectors,
-        "useful_scores": rows / (rows + plan.tile_rows - 1) * columns / plan.padded,
+        "useful_scores": rows / (rows + plan.tile_rows - 1) * plan.useful_lanes,
     }

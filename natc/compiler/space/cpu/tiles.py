@@ -13,7 +13,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 
 from natc.compiler.cpu_tiles.placement import ANNOTATION
-from natc.compiler.cpu_tiles.plan import Plan
+from natc.compiler.cpu_tiles.plan import KEYS, QUERIES, plan_for
 from natc.compiler.space.cpu import rows
 from natc.compiler.space.decisions import Candidates, Decisions, Untuned
 from natc.compiler.te.exponential import Exponential
@@ -22,8 +22,12 @@ from natc.spec import KernelSpec
 from natc.targets import Target
 
 NAME = "llvm_tiles"
-VERSION = 1
+VERSION = 2
 
+# Rows of more taps fill vectors of keys well enough.
+_FEW_TAPS = 6
+# They can permute the lanes of 8 float32.
+_PERMUTING = ("x86-64-v3", "x86-64-v4")
 _MANY_REGISTERS = ("x86-64-v4", "aarch64")
 # The most float32 of scratch memory of a thread: 4 MiB.
 _MOST_SCRATCH = 1 << 20
@@ -39,21 +43,30 @@ def covers(spec: KernelSpec, target: Target) -> bool:
         rows.covers(spec)
         and spec.value_dim % _lanes(target) == 0
         and not spec.terms
-        and Plan(spec, **default(spec, target)).layout()["end"] <= _MOST_SCRATCH
+        and plan_for(spec, default(spec, target)).layout()["end"] <= _MOST_SCRATCH
     )
 
 
 def default(spec: KernelSpec, target: Target) -> dict[str, int]:
     """Return the untuned decisions: the best that were measured for kernels of their kind."""
+    few_taps = spec.kernel_size[-1] <= _FEW_TAPS or spec.rank == 1
+    of_queries = few_taps and _allows_query_lanes(spec, target)
+    return default_of(QUERIES if of_queries else KEYS, spec, target)
+
+
+def default_of(lanes_of: int, spec: KernelSpec, target: Target) -> dict[str, int]:
+    """Return the untuned decisions with keys or queries in lanes."""
     many, lanes = target.arch in _MANY_REGISTERS, _lanes(target)
     height, width = 2, 2
-    if spec.rank == 1:
+    if lanes_of == QUERIES:
+        height, width = 1 if spec.rank == 1 else 2, 1
+    elif spec.rank == 1:
         # No rows share keys: more columns do, at the price of lanes without a key of the window.
         height, width = 1, 6
     elif spec.kernel_size[-1] + 2 < lanes - 1:
         # There are lanes for one more column.
         width = 3
-    keys = 3
+    keys = 10 if lanes_of == QUERIES else 3
     while not _fit(height * width, keys, many):
         keys -= 1
     while many and keys < 4 and _fit(height * width, keys + 1, many):
@@ -63,13 +76,14 @@ def default(spec: KernelSpec, target: Target) -> dict[str, int]:
     while not _fit(queries, vectors, many) or queries * vectors > 20:
         queries -= 1
     return {
+        "lanes_of": lanes_of,
         "lanes": lanes,
         "tile_rows": height,
         "tile_columns": width,
         "key_vectors": keys,
         "sum_queries": queries,
         "sum_vectors": vectors,
-        "strip": _strips(spec)[0],
+        "strip": _values(lanes_of, spec)["strip"][0],
         "unroll": 2,
         "units": 16,
     }
@@ -81,21 +95,24 @@ def structure(spec: KernelSpec, target: Target) -> Candidates:
     Not all of them go together: see `candidates`.
     """
     first = default(spec, target)
+    forms = (KEYS, QUERIES) if _allows_query_lanes(spec, target) else (KEYS,)
+
+    def of_forms(name: str) -> tuple[int, ...]:
+        return tuple(value for form in forms for value in _values(form, spec)[name])
+
     values: dict[str, tuple[int, ...]] = {
+        "lanes_of": forms,
         "lanes": (first["lanes"],),
         "tile_rows": (1,) if spec.rank == 1 else (2, 1),
-        "tile_columns": (1, 2, 3, 4, 6),
-        "key_vectors": (1, 2, 3, 4, 5, 6, 7),
+        "tile_columns": of_forms("tile_columns"),
+        "key_vectors": of_forms("key_vectors"),
         "sum_queries": (1, 2, 3, 4, 5, 6),
         "sum_vectors": (4, 2, 1),
-        "strip": _strips(spec),
+        "strip": of_forms("strip"),
         "unroll": (2, 4),
         "units": (16, 64),
     }
-    return {
-        name: (first[name], *(value for value in each if value != first[name]))
-        for name, each in values.items()
-    }
+    return {name: tuple(dict.fromkeys((first[name], *each))) for name, each in values.items()}
 
 
 def candidates(spec: KernelSpec, target: Target) -> list[dict[str, int]]:
@@ -140,13 +157,37 @@ def _strips(spec: KernelSpec) -> tuple[int, ...]:
     return least, least + 8, least + 16
 
 
+def _values(lanes_of: int, spec: KernelSpec) -> dict[str, tuple[int, ...]]:
+    """Return the candidates of decisions that differ between keys and queries in lanes.
+
+    The first strip is the default.
+    """
+    if lanes_of == KEYS:
+        columns, keys, strips = (1, 2, 3, 4, 6), (1, 2, 3, 4, 5, 6, 7), _strips(spec)
+    else:
+        columns, keys = (1,), (4, 6, 7, 10)
+        strips = (64, 32, 128) if spec.rank == 1 else (16, 24, 32)
+    return {"tile_columns": columns, "key_vectors": keys, "strip": strips}
+
+
+def _allows_query_lanes(spec: KernelSpec, target: Target) -> bool:
+    """Return whether queries may be in lanes.
+
+    Near borders, lanes are permuted, and lanes of the bias begin at up to `kernel_size` places.
+    """
+    return target.arch in _PERMUTING and spec.kernel_size[-1] <= 8 and spec.head_dim % 8 == 0
+
+
 def objection(spec: KernelSpec, target: Target, decisions: Mapping[str, int]) -> str:
     """Return why decisions do not go together, or "" if they do."""
-    plan = Plan(spec, **decisions)
+    plan = plan_for(spec, decisions)
     many = target.arch in _MANY_REGISTERS
     queries, keys = plan.tile_rows * plan.tile_columns, plan.key_vectors
     if not _fit(queries, keys, many):
         return f"decision key_vectors is {keys}; the CPU has no registers for {queries} queries."
+    for name, values in _values(plan.lanes_of, spec).items():
+        if decisions[name] not in values:
+            return f"decision {name} is {decisions[name]}; for this lanes_of it may be {values}."
     sums, vectors = plan.sum_queries, plan.sum_vectors
     if not _fit(sums, vectors, many):
         return f"decision sum_vectors is {vectors}; the CPU has no registers for {sums} queries."
