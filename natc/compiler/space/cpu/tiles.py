@@ -162,12 +162,14 @@ def _values(lanes_of: int, spec: KernelSpec) -> dict[str, tuple[int, ...]]:
 
     The first strip is the default.
     """
-    if lanes_of == KEYS:
-        columns, keys, strips = (1, 2, 3, 4, 6), (1, 2, 3, 4, 5, 6, 7), _strips(spec)
-    else:
-        columns, keys = (1,), (4, 6, 7, 10)
+    if lanes_of == QUERIES:
         strips = (64, 32, 128) if spec.rank == 1 else (16, 24, 32)
-    return {"tile_columns": columns, "key_vectors": keys, "strip": strips}
+        return {"tile_columns": (1,), "key_vectors": (4, 6, 7, 10), "strip": strips}
+    return {
+        "tile_columns": (1, 2, 3, 4, 6),
+        "key_vectors": (1, 2, 3, 4, 5, 6, 7),
+        "strip": _strips(spec),
+    }
 
 
 def _allows_query_lanes(spec: KernelSpec, target: Target) -> bool:
