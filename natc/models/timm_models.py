@@ -15,7 +15,13 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from natc.models.isotropic import GlobalAttention2D
-from natc.models.layers import ConvTokenizer, DropPath, PatchEmbedding, PatchMerging
+from natc.models.layers import (
+    ConvTokenizer,
+    DownsamplingConv2d,
+    DropPath,
+    PatchEmbedding,
+    PatchMerging,
+)
 from natc.models.network import Network, PerAxis
 from natc.models.variant import VARIANTS, Variant
 from natc.models.windows import resized_bias
@@ -24,6 +30,7 @@ from natc.nn import NeighborhoodAttention2D
 # Their forward depends on shapes and devices, which torch.fx cannot trace.
 for _module in (
     ConvTokenizer,
+    DownsamplingConv2d,
     DropPath,
     GlobalAttention2D,
     NeighborhoodAttention2D,
