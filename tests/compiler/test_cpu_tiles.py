@@ -17,7 +17,7 @@ from support.special_numbers import same
 from natc.checks.guarded import call_guarded, scalars
 from natc.checks.inputs import Inputs, inputs_of
 from natc.compiler.build.cpu_code import cpu_code
-from natc.compiler.build.lower import StageSizesKnown
+from natc.compiler.build.lower import WRITTEN
 from natc.compiler.cpu_tiles.placement import with_tiles
 from natc.compiler.cpu_tiles.plan import KEYS, QUERIES, plan_for
 from natc.compiler.cpu_tiles.shared_function import TILES, shared_function
@@ -41,14 +41,13 @@ def compiled(
     space = space_for(HOST, "forward_lse", spec)
     assert space.name == tiles.NAME
     plan = plan_for(spec, decisions)
-    functions = {TILES: shared_function(plan)}
+    functions = {TILES: shared_function(plan).with_attr(WRITTEN, True)}
     for operation in operations:
         function = space.definition(operation, spec, space.exponential)
         function = function.with_body(tvm.tirx.Evaluate(tvm.tirx.const(0)))
         function = function.with_attr("global_symbol", operation)
         functions[operation] = with_tiles(function, plan)
-    with tvm.transform.PassContext(instruments=[StageSizesKnown()]):
-        return cpu_code(tvm.IRModule(functions), HOST)
+    return cpu_code(tvm.IRModule(functions), HOST)
 
 
 @functools.cache

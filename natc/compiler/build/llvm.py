@@ -9,7 +9,7 @@ from pathlib import Path
 import tvm
 
 from natc.compiler.build.cpu_code import cpu_code
-from natc.compiler.build.lower import WRITTEN, NothingScheduled, StageSizesKnown, entry_module
+from natc.compiler.build.lower import entry_module
 from natc.host.c_compiler import link_library
 from natc.host.toolchain import machine_of
 from natc.spec import KernelSpec
@@ -56,30 +56,17 @@ def link(
 
     `build_llvm` explains the other arguments.
     """
-    objects, texts = [], []
-    for is_written in (False, True):
-        functions = {
-            name: function
-            for name, function in module.functions.items()
-            if (WRITTEN in (function.attrs or {})) == is_written
-        }
-        if not functions:
-            continue
-        instrument = NothingScheduled() if is_written else StageSizesKnown()
-        with tvm.transform.PassContext(instruments=[instrument]):
-            compiled = cpu_code(tvm.IRModule(functions), target)
-        objects.append(directory / f"{'written' if is_written else 'scheduled'}.o")
-        compiled.mod.write_to_file(str(objects[-1]), "o")
-        if keep_assembly:
-            texts.append(compiled.mod.inspect_source("asm"))
+    code = cpu_code(module, target).mod
+    kernels = directory / "kernels.o"
+    code.write_to_file(str(kernels), "o")
     if keep_assembly:
-        (directory / ASSEMBLY).write_text("\n".join(texts))
+        (directory / ASSEMBLY).write_text(code.inspect_source("asm"))
     with resources.as_file(
         resources.files("natc.compiler.build") / "launcher" / "threads.c"
     ) as threads:
         link_library(
             output,
-            [threads, *objects],
+            [threads, kernels],
             exported=[f"__tvm_ffi_{name}" for name in names],
             directory=directory,
             machine=machine_of(target),

@@ -146,31 +146,12 @@ def finished(
     function = apply_tiles(apply_threads(function), spec, operation)
     if plan is None:
         return tvm.IRModule({name: function})
-    return tvm.IRModule({name: with_tiles(function, plan), TILES: shared_function(plan)})
+    tiles = shared_function(plan).with_attr(WRITTEN, True)
+    return tvm.IRModule({name: with_tiles(function, plan), TILES: tiles})
 
 
 # Passes that remove statements without effect, and move conditions out of loops.
 _LEFT_TO_LLVM = ("tirx.RemoveNoOp", "s_tir.HoistIfThenElse")
-
-# Passes that look through a whole function for what written functions do not have, and take most
-# of the time of a build.
-_FOR_SCHEDULED = frozenset(
-    (
-        "s_tir.CompactBufferAllocation", "s_tir.HoistIfThenElse", "s_tir.InjectPermutedLayout",
-        "s_tir.InjectVirtualThread",
-        "s_tir.PlanAndUpdateBufferAllocationLocation", "s_tir.RenormalizeSplitPattern",
-        "tirx.NarrowDataType", "tirx.RemoveNoOp", "tirx.StmtSimplify",
-    )
-)  # fmt: skip
-
-
-@tvm.ir.instrument.pass_instrument
-class NothingScheduled:
-    """Leaves out passes that written functions do not need."""
-
-    def should_run(self, module: tvm.IRModule, info: tvm.transform.PassInfo) -> bool:
-        """Return whether to run a pass."""
-        return str(info.name) not in _FOR_SCHEDULED
 
 
 @tvm.ir.instrument.pass_instrument

@@ -2,7 +2,7 @@
 
 A forward with the logsumexp passes an address for it, and a forward without it passes none. If
 query, key and value are one tensor, all three addresses are the same; a token then has three times
-as many heads, of which keys and values are not the first ones.
+as many heads: those of the query, of the key and of the value.
 """
 
 from __future__ import annotations
