@@ -393,3 +393,26 @@ def test_rechecking_nothing_says_so(natc: Natc, rechecked: Callable[..., list[An
     assert natc("tune", "--recheck").out == f"There is no schedule for {HOST} to compare.\n"
     refused = natc("tune", "--recheck", "--export", "x", "--kernel", "7")
     assert refused.code != 0 and "--recheck takes no --export" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (("--target", "llvm"), "llvm"),
+        (("--export", "x"), "--predict takes no --export"),
+        (("--minutes", "2"), "--predict takes no --minutes"),
+        (("--recheck",), "--predict takes no --recheck"),
+    ],
+)
+def test_a_prediction_refuses_what_measures(
+    natc: Natc, words: tuple[str, ...], names: str
+) -> None:
+    refused = natc("tune", "--kernel", "7", "--predict", *words)
+    assert refused.code == 2 and names in refused.err and "Traceback" not in refused.err
+
+
+def test_a_prediction_needs_nvcc(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    words = ("--target", "cuda", "--arch", "9.0a", "--predict")
+    refused = natc("tune", "--kernel", "7", *words)
+    assert refused.code == 1 and "nvcc was not found" in refused.err

@@ -8,7 +8,8 @@ device-to-device copy, measured. product: multiply-adds of tensor cores in a clo
 white papers of each architecture; what mma.sync reaches of it on sm_90 is 63 % (arXiv 2402.13499
 and 2501.12084), and is taken as all elsewhere. l2: 4472 bytes a clock on the H100 (arXiv
 2501.12084); elsewhere 34 a multiprocessor as there. clock is the highest: under load of the
-tensor cores an H100 falls to 1.75-1.83 GHz. Only sm_90 has been compared with measured times.
+tensor cores an H100 falls to 1.75-1.83 GHz. Only sm_90 has been
+compared with measured times; the figures of the others were not checked again in these documents.
 """
 
 from __future__ import annotations
