@@ -24,6 +24,8 @@ from natc.spec import KernelSpec
 # windows high, because its first rows of keys are copied, and their gradients added, once more.
 _PARTS, _WINDOWS_OF_A_BAND = 16, 4
 _LINE_BYTES = 64
+# Into the second cache: the first one is full of panels.
+_SECOND_CACHE = 2
 
 
 def gradients(form: Form) -> tirx.PrimFunc:
@@ -212,57 +214,94 @@ class _Sweep:
             tiles.set_rows(row, end)
             there = unit.first_row(row - 1) + form.rows
             there = s.let("there", tirx.Select(number > 0, there, begin))
-            with s.loop("new_row", tiles.starts[1] + form.rows - there) as new:
+            new_rows = s.let("new_rows", tiles.starts[1] + form.rows - there)
+            with s.loop("new_row", new_rows) as new:
                 key_row = s.let("key_row", there + new)
+                if form.prefetch:
+                    with s.when(new + 1 < new_rows):
+                        self._fetch(("key", "value"), key_row + 1, self._keys())
                 with s.when(key_row >= begin + form.ring):
                     ring.leave(s.let("done_row", key_row - form.ring))
                 ring.enter(key_row)
-            if form.prefetch:
-                self._fetch()
             with s.loop("pair", tiles.pairs) as pair:
+                if form.prefetch:
+                    self._fetch_inputs(pair)
                 tiles.copy_queries(pair)
                 tiles.products(pair)
             self.softmax.compute()
             of_queries(tiles)
             with s.loop("pair", tiles.pairs) as pair:
+                if form.prefetch:
+                    self._fetch_results(pair)
                 into_open(tiles, pair)
         all_rows = unit.first_row(end - 1) + form.rows
         first_left = s.let("first_left", most(all_rows - form.ring, begin))
         with s.loop("left_row", all_rows - first_left) as number:
-            ring.leave(s.let("done_row", first_left + number))
+            done_row = s.let("done_row", first_left + number)
+            if form.prefetch:
+                next_row = s.let("next", least(done_row + 1, all_rows - 1))
+                self._fetch(OPEN, next_row, self._keys(), is_write=1)
+            ring.leave(done_row)
 
-    def _fetch(self) -> None:
-        """Fetch the data that the next two rows read and write into the cache."""
+    def _fetch_inputs(self, pair: Any) -> None:
+        """Fetch a pair's share of what the next two rows read into the cache.
+
+        A processor keeps some 20 requests to memory at a time. A request for all rows at once
+        would make it wait for them.
+        """
         s, form, unit, tiles = self.s, self.form, self.unit, self.tiles
-        width = 4 if form.spec.dtype == "float32" else 2
-
-        def each(
-            names: tuple[str, ...], row: Any, columns: tuple[Any, Any], is_write: int
-        ) -> None:
-            begin, count = columns
-            places = [unit.places(name, row) for name in names]
-            with s.loop("column", count) as column:
-                for place in places:
-                    at = place(begin + column)
-                    start = s.let("fetched", at.offset)
-                    for channel in range(0, form.channels, _LINE_BYTES // width):
-                        address = tirx.address_of(at.buffer[start + channel])
-                        numbers = (tirx.const(n, "int32") for n in (is_write, 3, 1))
-                        s.add(
-                            tirx.Evaluate(
-                                tirx.call_llvm_intrin("void", "llvm.prefetch", address, *numbers)
-                            )
-                        )
-
-        keys = (self.ring.first_column, self.ring.count)
-        queries = (tiles.first, tiles.end - tiles.first)
         for number in range(2):
             row = s.let("next", least(tiles.starts[1] + form.rows + number, unit.rows - 1))
-            each(("key", "value"), row, keys, 0)
+            self._fetch(("key", "value"), row, self._keys(), pair)
             row = s.let("next", least(tiles.rows[0] + 2 + number, unit.rows - 1))
-            each(("query", "d_output"), row, queries, 0)
-            each(("d_query",), row, queries, 1)
-            each(OPEN, s.let("next", tiles.starts[0] + number), keys, 1)
+            self._fetch(("query", "d_output"), row, self._queries(), pair)
+
+    def _fetch_results(self, pair: Any) -> None:
+        """Fetch a pair's share of what the next two rows write into the cache."""
+        s, unit, tiles = self.s, self.unit, self.tiles
+        for number in range(2):
+            row = s.let("next", least(tiles.rows[0] + 2 + number, unit.rows - 1))
+            self._fetch(("d_query",), row, self._queries(), pair, 1)
+            self._fetch(OPEN, s.let("next", tiles.starts[0] + number), self._keys(), pair, 1)
+
+    def _keys(self) -> tuple[Expr, Expr]:
+        """Return the strip's first column of keys and their number."""
+        return self.ring.first_column, self.ring.count
+
+    def _queries(self) -> tuple[Expr, Expr]:
+        """Return the strip's first column of queries and their number."""
+        return self.tiles.first, self.tiles.end - self.tiles.first
+
+    def _fetch(
+        self,
+        names: tuple[str, ...],
+        row: Any,
+        columns: tuple[Expr, Expr],
+        pair: Any = None,
+        is_write: int = 0,
+    ) -> None:
+        """Fetch the columns of a row, (first, number); only a pair's share if there is a pair."""
+        s, form, unit = self.s, self.form, self.unit
+        begin, count = columns
+        if pair is not None:
+            pairs = self.tiles.pairs
+            share = s.let("share", tirx.truncdiv(count + pairs - 1, pairs))
+            first = s.let("first", pair * share)
+            begin, count = begin + first, s.let("count", least(share, count - first))
+        width = 4 if form.spec.dtype == "float32" else 2
+        places = [unit.places(name, row) for name in names]
+        with s.loop("column", count) as column:
+            for place in places:
+                at = place(begin + column)
+                start = s.let("fetched", at.offset)
+                for channel in range(0, form.channels, _LINE_BYTES // width):
+                    address = tirx.address_of(at.buffer[start + channel])
+                    numbers = (tirx.const(n, "int32") for n in (is_write, _SECOND_CACHE, 1))
+                    s.add(
+                        tirx.Evaluate(
+                            tirx.call_llvm_intrin("void", "llvm.prefetch", address, *numbers)
+                        )
+                    )
 
     def _border(self, number: Any) -> None:
         """Add the two parts of each row that a band and the next one share."""
