@@ -105,7 +105,7 @@ def test_a_call_beyond_32_bits_is_made_in_parts(
 def entries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Each launch of a kernel that copies, in order: its operation, and entries of the batch."""
     launched: list[tuple[str, int]] = []
-    few_entries, on_cpu = launch._few_entries, launch._on_cpu
+    few_entries, on_cpu = launch._few_entries, launch.launch_on_cpu
     operations = [""]
 
     def noting(operation: str, *arguments: Any) -> Any:
@@ -121,7 +121,7 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
     monkeypatch.setattr(launch, "COPIED_TOGETHER", 2**30)
     monkeypatch.setattr(launch, "_few_entries", noting)
-    monkeypatch.setattr(launch, "_on_cpu", counting)
+    monkeypatch.setattr(launch, "launch_on_cpu", counting)
     return launched
 
 
