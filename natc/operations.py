@@ -27,6 +27,13 @@ SCALARS = ("scale", "terms", "dilation", "stride", "is_causal", "group")
 EXACT_BELOW = 128.0
 
 
+# The partial sums of a bias's gradient take at most this many bytes, or as many as the tensor that
+# has an entry for each query if that is more.
+_PARTIAL_BYTES = 4 * 2**20
+# More chunks do not keep more processors busy, and a chunk has at least so many queries.
+_MOST_CHUNKS = {"llvm": 64, "cuda": 8192}
+_QUERIES_OF_A_CHUNK = 32
+
 # Tensors that only kernels with a bias have.
 _OF_BIAS = ("rpb", "d_rpb")
 
@@ -159,6 +166,17 @@ _OPERATIONS = (
 OPERATIONS = {operation.name: operation for operation in _OPERATIONS}
 FAMILIES = ("forward", "backward", "unfused")
 KINDS = ("llvm", "cuda")
+
+
+def chunks_of(kind: str, queries: int, query_bytes: int, chunk_bytes: int) -> int:
+    """Return how many chunks the queries are cut into for the gradient of a bias.
+
+    It depends only on sizes and the kind of target, so that the order of additions, hence every
+    bit, is the same on every run. query_bytes: size of the tensor that has an entry for each
+    query. chunk_bytes: size of the sum over one chunk.
+    """
+    room = max(_PARTIAL_BYTES, query_bytes) // max(chunk_bytes, 1)
+    return max(1, min(_MOST_CHUNKS[kind], queries // _QUERIES_OF_A_CHUNK, room))
 
 
 def tuned_as(operation: str) -> str:

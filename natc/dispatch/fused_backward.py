@@ -19,17 +19,12 @@ from natc.dispatch.call import Options
 from natc.dispatch.fallback import as_new, find, report
 from natc.dispatch.launch import launch, ready
 from natc.dispatch.sweep import can_hold, run_sweep, sweep_kernel
+from natc.operations import chunks_of
 from natc.reference.backward import of_group
 from natc.reference.layout import accumulator, without_autocast
 from natc.runtime.load import Kernel
 
 GRADIENTS = ("d_query", "d_key", "d_value", "d_rpb")
-
-# The sums over chunks take at most this many bytes, or as many as the query if that is more.
-_PARTIAL_BYTES = 4 * 2**20
-# More chunks do not keep more processors busy, and a chunk has at least so many queries.
-_MOST_CHUNKS, _MOST_CHUNKS_CUDA = 64, 8192
-_QUERIES_OF_A_CHUNK = 32
 
 
 def backward(
@@ -248,10 +243,8 @@ def _on_kernels(
 def chunks(query: Tensor, chunk_bytes: int) -> int:
     """Return how many chunks the queries are cut into for the gradient of a bias.
 
-    It depends only on sizes and the kind of device, so that the order of additions, hence every
-    bit, is the same on every run. chunk_bytes: size of the sum over one chunk.
+    chunk_bytes: size of the sum over one chunk.
     """
-    room = max(_PARTIAL_BYTES, query.numel() * query.element_size()) // max(chunk_bytes, 1)
-    queries = math.prod(query.shape[:-2])
-    most = _MOST_CHUNKS_CUDA if query.is_cuda else _MOST_CHUNKS
-    return max(1, min(most, queries // _QUERIES_OF_A_CHUNK, room))
+    kind = "cuda" if query.is_cuda else "llvm"
+    query_bytes = query.numel() * query.element_size()
+    return chunks_of(kind, math.prod(query.shape[:-2]), query_bytes, chunk_bytes)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from natc.compiler.gpu_model import candidates as candidates_module
-from natc.compiler.gpu_model.candidates import compile_candidate, tensor_bytes
+from natc.compiler.gpu_model.candidates import compile_candidate
 from natc.errors import CompilerNotFound, ModelError, NatcError, TargetError
 from natc.host import toolchain
 from natc.spec import KernelSpec
@@ -38,7 +38,8 @@ def test_a_warp_of_tensor_cores_takes_its_fast_path_once(tmp_path: Path) -> None
     assert 800 < sum(work.counts.values()) / warps < 1300
     # Every query's output is written once, in whole sectors.
     assert work.blocks * work.written_sectors * 32 == pytest.approx(128 * 56 * 56 * 2 * 32 * 2)
-    assert work.bytes == tensor_bytes(SPEC, SHAPE, launch.tensors) == 4 * 128 * 56 * 56 * 2 * 64
+    bias_bytes = 2 * 13 * 13 * 4
+    assert work.bytes == launch.tensor_bytes == 4 * 128 * 56 * 56 * 2 * 64 + bias_bytes
     assert work.local_bytes == compiled.spilled_bytes == 0
 
 

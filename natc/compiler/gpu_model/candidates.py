@@ -24,11 +24,6 @@ from natc.spec import KernelSpec
 from natc.store.schedules import joined
 from natc.targets import Target
 
-# Tensors that hold a vector for each query or key, a number for each query, or neither.
-_VECTORS = ("query", "key", "value", "output", "d_output", "d_query", "d_key", "d_value")
-_NUMBERS = ("lse", "delta", "correction", "d_lse")
-_ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
-
 
 @dataclass(frozen=True)
 class CompiledCandidate:
@@ -65,7 +60,7 @@ class CompiledCandidate:
                     registers=kernel.registers,
                     shared_bytes=kernel.shared_bytes,
                     local_bytes=kernel.stack_bytes,
-                    tensor_bytes=tensor_bytes(self.spec, shape, each.tensors),
+                    tensor_bytes=each.tensor_bytes,
                 )
             )
         return works
@@ -86,7 +81,9 @@ def compile_candidate(
     name = f"natc_{operation}"
     module = entry_module(spec, target, joined(decisions, operation), {operation: name})
     host, device = split(module, target)
-    calls = {tuple(shape): launches(host, call_values(spec, shape)) for shape in shapes}
+    calls = {
+        tuple(shape): launches(module[name], host, call_values(spec, shape)) for shape in shapes
+    }
     copy_header(directory)
     source, cubin = directory / "candidate.cu", directory / "candidate.cubin"
     source.write_text(cuda_source(device, target))
@@ -108,7 +105,7 @@ def call_values(spec: KernelSpec, shape: Sequence[int]) -> dict[str, float]:
     batch, *sizes, heads = shape
     values: dict[str, float] = {
         "batch": batch, "heads": heads, "heads_kv": heads, "group": 1,
-        "scale": spec.head_dim**-0.5,
+        "scale": spec.head_dim**-0.5, "fill": -math.inf,
     }  # fmt: skip
     for axis, size in enumerate(sizes):
         values |= {
@@ -116,20 +113,3 @@ def call_values(spec: KernelSpec, shape: Sequence[int]) -> dict[str, float]:
             f"is_causal_{axis}": 0,
         }  # fmt: skip
     return values | dict.fromkeys(spec.terms, 1.0)
-
-
-def tensor_bytes(spec: KernelSpec, shape: Sequence[int], tensors: Sequence[str]) -> float:
-    """Return the bytes of a call's tensors, each counted once."""
-    sites = math.prod(shape)
-    total = 0.0
-    for name in tensors:
-        if name in _VECTORS:
-            dim = (
-                spec.value_dim
-                if name in ("value", "output", "d_output", "d_value")
-                else spec.head_dim
-            )
-            total += sites * dim * _ITEM_BYTES[spec.dtype]
-        elif name in _NUMBERS:
-            total += sites * 4
-    return total

@@ -11,6 +11,7 @@ _NAMES = {
         "IADD3", "IADD", "VIADD", "LOP3", "SHF", "ISETP", "FSETP", "SEL", "FSEL", "FMNMX",
         "FMNMX3", "PRMT", "LEA", "VIMNMX", "VIMNMX3", "IMNMX", "VIADDMNMX", "MOV", "PLOP3", "IABS",
         "P2R", "R2P", "FCHK", "VOTE", "CS2R", "F2FP", "I2FP", "UMOV",
+        "HMNMX2", "VHMNMX",
     ),
     "half": ("HADD2", "HFMA2", "HMUL2"),
     "mufu": ("MUFU", "I2F", "F2I", "F2F", "FRND", "POPC", "FLO"),

@@ -80,10 +80,14 @@ def find_cuobjdump() -> str:
     return path
 
 
-def disassemble(path: Path) -> dict[str, list[Instruction]]:
-    """Return the instructions of each kernel in a cubin, fatbin or library, by kernel."""
+def disassemble(path: Path, arch: str | None = None) -> dict[str, list[Instruction]]:
+    """Return the instructions of each kernel in a cubin, fatbin or library, by kernel.
+
+    arch: of the kernels; None takes those of all architectures.
+    """
+    chosen = ["-arch", arch] if arch else []
     return parse(
-        run([find_cuobjdump(), "-sass", str(path)], f"reading the machine code of {path}")
+        run([find_cuobjdump(), *chosen, "-sass", str(path)], f"reading the machine code of {path}")
     )
 
 

@@ -147,6 +147,11 @@ def _packed(m: BlockState, i: Instruction, mask: Mask) -> None:
     write_number(m, i.operands[0], bits, mask)
 
 
+def _of_halves(m: BlockState, i: Instruction, mask: Mask) -> None:
+    """HMNMX2, VHMNMX: the largest or smallest of 16-bit numbers of tensors, which are 0."""
+    write_number(m, i.operands[0], np.uint32(0), mask)
+
+
 def _product(m: BlockState, i: Instruction, mask: Mask) -> None:
     """HMMA: products of zeros leave the sums as they are."""
     target, _, _, sums = i.operands[:4]
@@ -173,7 +178,8 @@ FLOATING: dict[str, Callable[[BlockState, Instruction, Mask], None]] = {
     "FMNMX3": _min_or_max, "FSEL": _select, "FSETP": _compare, "MUFU": _special_function,
     "I2F": _from_integer, "I2FP": _from_integer, "F2I": _to_integer, "F2IP": _to_integer,
     "F2FP": _pack, "F2F": _convert, "FRND": _convert, "HADD2": _packed, "HMUL2": _packed,
-    "HFMA2": _packed, "HMMA": _product, "FCHK": _needs_slow_division,
+    "HFMA2": _packed, "HMNMX2": _of_halves, "VHMNMX": _of_halves, "HMMA": _product,
+    "FCHK": _needs_slow_division,
     "UFADD": _add, "UFMUL": _multiply, "UFFMA": _multiply_add, "UFSEL": _select,
     "UFSETP": _compare, "UFMNMX": _min_or_max, "UI2F": _from_integer, "UI2FP": _from_integer,
     "UF2I": _to_integer, "UF2FP": _pack,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 import struct
@@ -12,6 +13,7 @@ import tvm
 
 from natc.compiler.gpu_model.machine import Launch
 from natc.errors import ModelError
+from natc.operations import chunks_of
 
 _AXES = tuple(f"{kind}Idx.{axis}" for kind in ("block", "thread") for axis in "xyz")
 # Tensors lie further apart than any tensor is long.
@@ -29,21 +31,29 @@ _BINARY: dict[str, Callable[[Any, Any], Any]] = {
 
 
 class KernelLaunch(NamedTuple):
-    """The launch of a kernel: its name, what it is launched with, and the names of its tensors."""
+    """The launch of a kernel: its name, what it is launched with, and its tensors.
+
+    tensor_bytes: of all its tensors together.
+    """
 
     kernel: str
     launch: Launch
     tensors: tuple[str, ...]
+    tensor_bytes: int
 
 
-def launches(host: tvm.IRModule, values: Mapping[str, float]) -> list[KernelLaunch]:
+def launches(
+    entry: tvm.tirx.PrimFunc, host: tvm.IRModule, values: Mapping[str, float]
+) -> list[KernelLaunch]:
     """Return the launches that host code makes in one call.
 
-    host: functions for the host, before their calls are lowered. values: the sizes and scalars
-    of the call by name, such as batch, size_0, heads, dilation_0, scale. Raises ModelError for
-    host code whose launches depend on more than that.
+    entry: the function of an operation, before it is split. host: its functions for the host,
+    before their calls are lowered. values: the sizes and scalars of the call by name, such as
+    batch, size_0, heads, dilation_0, scale. If a result has an axis of chunks, their number is
+    the one that calls choose. Raises ModelError for host code whose launches depend on more.
     """
     walk = _Walk(values)
+    walk.read_tensors(entry)
     for function in host.functions.values():
         walk.visit(function.body)
     if not walk.launches:
@@ -56,7 +66,23 @@ class _Walk:
 
     def __init__(self, values: Mapping[str, float]) -> None:
         self._values: dict[str, Any] = dict(values)
+        self._tensor_bytes: dict[str, int] = {}
         self.launches: list[KernelLaunch] = []
+
+    def read_tensors(self, entry: tvm.tirx.PrimFunc) -> None:
+        """Learn the sizes of the tensors that are a function's parameters."""
+        for parameter in filter(tvm.tirx.is_buffer_var, entry.params):
+            name, shape = str(parameter.name), list(parameter.ty.shape)
+            item_bytes = tvm.DataType(str(parameter.ty.dtype).removeprefix("T.")).itemsize
+            if str(shape[0]) == "chunks":
+                chunk_bytes = item_bytes * math.prod(int(self._known(n)) for n in shape[1:])
+                # The first parameter has an entry for each query.
+                query_bytes = next(iter(self._tensor_bytes.values()))
+                sites = ("batch", *(n for n in self._values if n.startswith("size_")))
+                queries = math.prod(int(self._values[n]) for n in sites)
+                self._values["chunks"] = chunks_of("cuda", queries, query_bytes, chunk_bytes)
+            sizes = [int(self._known(n)) for n in shape]
+            self._tensor_bytes[name] = item_bytes * math.prod(sizes)
 
     def visit(self, node: Any) -> None:
         """Visit a statement and what it contains."""
@@ -124,7 +150,12 @@ class _Walk:
         sizes = [extents[axis] for axis in _AXES]
         grid, block = (sizes[0], sizes[1], sizes[2]), (sizes[3], sizes[4], sizes[5])
         self.launches.append(
-            KernelLaunch(str(name.value), Launch(data, grid, block), tuple(tensors))
+            KernelLaunch(
+                str(name.value),
+                Launch(data, grid, block),
+                tuple(tensors),
+                sum(self._tensor_bytes[each] for each in set(tensors)),
+            )
         )
 
     def _known(self, node: Any) -> Any:

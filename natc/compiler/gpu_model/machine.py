@@ -29,6 +29,12 @@ U32 = npt.NDArray[np.uint32]
 Mask = npt.NDArray[np.bool_]
 
 
+def parameters_at(compute_capability: tuple[int, int]) -> int:
+    """Return where a kernel's parameters begin in constant bank 0."""
+    major, minor = compute_capability
+    return next(at for first, at in _PARAMETERS if 10 * major + minor >= first)
+
+
 @dataclass(frozen=True)
 class Launch:
     """What a block is executed with: parameters as bytes, grid, block, and its place in it."""
@@ -89,7 +95,7 @@ class BlockState:
         x, y = np.uint32(launch.block[0]), np.uint32(launch.block[1])
         self.thread = (index % x, index // x % y, index // (x * y))
         self.lane = index % np.uint32(WARP)
-        self.parameters = next(at for first, at in _PARAMETERS if capability >= first)
+        self.parameters = parameters_at(divmod(capability, 10))
         self.constants = self._constants()
         self.pc = np.full(self.threads, min(self.code), np.int64)
         # The address at which all threads are, or None if they have parted.

@@ -221,11 +221,13 @@ def _clear(m: BlockState, i: Instruction, mask: Mask) -> None:
 
 
 def _special(m: BlockState, i: Instruction, mask: Mask) -> None:
-    """S2R: the numbers of the thread and the block."""
+    """S2R: the numbers of the thread and the block; a block is the only one of its cluster."""
     target, name = i.operands
     kind, _, axis = name.removeprefix("SR_").partition(".")
     if kind == "LANEID":
         value = m.lane
+    elif kind == "CgaCtaId":
+        value = np.zeros(m.threads, np.uint32)
     elif kind in ("TID", "CTAID"):
         number = "XYZ".index(axis)
         value = (
