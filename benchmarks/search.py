@@ -84,8 +84,8 @@ class Table:
         ((spec, target, self.operation, self.space),) = kernels
         self.spec, self.target = KernelSpec.parse(spec), Target.parse(target)
         self.default = next(trial for trial in trials if trial.ratio == 1.0)
-        others = [trial for trial in usable.values() if trial.ratio != 1.0]
-        self.best = min(trial.ratio or FAILED for trial in others)
+        tuned = [trial for trial in usable.values() if trial.ratio != 1.0]
+        self.best = min(trial.ratio or FAILED for trial in tuned)
         self.machines = [record for record in records if isinstance(record, Environment)]
 
     def replay(self, strategy: Strategy, budget: int) -> list[float]:

@@ -155,9 +155,9 @@ def choose(candidates: Sequence[dict[str, int]], count: int, seed: int) -> list[
         return sum(value != default[name] for name, value in candidate.items())
 
     near = [each for each in candidates if differences(each) == 1]
-    others = sorted((each for each in candidates if differences(each) > 1), key=key_of)
-    random.Random(seed).shuffle(others)
-    return [default, *near, *others][:count]
+    far = sorted((each for each in candidates if differences(each) > 1), key=key_of)
+    random.Random(seed).shuffle(far)
+    return [default, *near, *far][:count]
 
 
 def time_alone(

@@ -89,7 +89,7 @@ def launch(
 def launch_on_cpu(kernel: Kernel, arguments: tuple[Any, ...]) -> None:
     """Call a kernel's function with torch's number of threads; alone in a fork.
 
-    arguments: what the function takes, in tensors that it can read and write in place.
+    arguments: the function's arguments; it can read and write their tensors in place.
     """
     if misses_its_threads():
         call_alone(kernel.function, arguments)

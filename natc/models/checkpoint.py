@@ -23,7 +23,7 @@ _SHOWN = 8
 
 @dataclass
 class LoadReport:
-    """What `load` recognized in a checkpoint, and what it changed to fit the network."""
+    """The layout and network that `load` recognized, and the weights that it changed to fit."""
 
     source: str
     network: str
@@ -80,14 +80,14 @@ def load(
         ArgumentError: a variant that does not exist, or cannot be told.
     """
     content = files.read(source)
-    found, part = layouts.unwrapped(content.content)
-    weights, ignored = layouts.backbone_of(found)
+    unwrapped, part = layouts.unwrapped(content.content)
+    weights, ignored = layouts.backbone_of(unwrapped)
     is_hf = layouts.is_hf(weights)
     if is_hf:
         weights = layouts.from_hf(weights)
-    known = settings.from_weights(weights)
+    in_weights = settings.from_weights(weights)
     if model is None:
-        name, model = _network(content, variant, is_hf, {**known, **options})
+        name, model = _network(content, variant, is_hf, {**in_weights, **options})
     else:
         name = type(model).__name__
     report = LoadReport(content.source, name, "hf" if is_hf else "official", part, ignored)
@@ -234,12 +234,12 @@ def _timm_config(model: Network) -> dict[str, Any]:
 def _same_shapes(model: Network, variant: Variant) -> bool:
     """Return whether a published network has the blocks of `model`, dilations included."""
     with torch.device("meta"):
-        other = variant.build()
-    mine, theirs = model.blocks(), other.blocks()
+        published = variant.build()
+    mine, theirs = model.blocks(), published.blocks()
     return (
-        type(model) is type(other)
+        type(model) is type(published)
         and [i["num_chs"] for i in model.feature_info]
-        == [i["num_chs"] for i in other.feature_info]
+        == [i["num_chs"] for i in published.feature_info]
         and len(mine) == len(theirs)
         and all(
             a.attn.dilation == b.attn.dilation

@@ -21,7 +21,7 @@ _HF_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class Content(NamedTuple):
-    """What a checkpoint holds."""
+    """The content of a checkpoint, with the name of its file."""
 
     source: str
     content: Mapping[str, Any]
@@ -95,7 +95,7 @@ def _read_folder(folder: Path, name: str) -> Content:
 
 
 def _read_file(path: Path) -> Mapping[str, Any]:
-    """Return what a file holds; it may hold tensors and plain values, but no code."""
+    """Return a file's content: tensors and plain values. A file with code is refused."""
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)

@@ -35,8 +35,8 @@ from natc.models.nat import NAT
 class NatConfig(PretrainedConfig):
     """The configuration of a NAT, with the names and defaults of Transformers.
 
-    Stages are named "stem", "stage1", "stage2", ...; `out_features` of them are what a
-    backbone returns, the last one by default.
+    Stages are named "stem", "stage1", "stage2", ...; a backbone returns the maps of the
+    stages in `out_features`, by default the last one.
     """
 
     model_type = "nat"
@@ -89,7 +89,7 @@ class DinatConfig(NatConfig):
 
 
 class _Pretrained(PreTrainedModel):
-    """What the models share: a NAT inside, read and written in Transformers' layout."""
+    """The base class of the models: a NAT inside, read and written in Transformers' layout."""
 
     config_class: type[NatConfig] = NatConfig
     base_model_prefix = "nat"

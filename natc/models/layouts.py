@@ -66,7 +66,7 @@ def unwrapped(content: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def is_hf(weights: Mapping[str, Any]) -> bool:
-    """Return whether the names are those of Transformers."""
+    """Return whether the weights have Transformers' names."""
     return any(name.endswith("attention.self.query.weight") for name in weights)
 
 

@@ -33,7 +33,7 @@ class Network(nn.Module):
 
     output_fmt = "NHWC"
     final_reduction: int
-    """The image's height by that of the last map."""
+    """How many times as high as the last map the image is."""
     first_conv: str
     """Name of the convolution that sees the image."""
 
@@ -99,7 +99,7 @@ class Network(nn.Module):
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return logits `[batch, num_classes]` of what `forward_features` returns.
+        """Return logits `[batch, num_classes]` of the map that `forward_features` returns.
 
         With `pre_logits`, returns the mean over the map instead, `[batch, channels]`. Without
         classes that is also the result of `forward`. With `global_pool=""` nothing is averaged.

@@ -1,4 +1,4 @@
-"""What a network's weights say about its settings, and a network's settings as a table."""
+"""Reads a network's settings from its weights, and lists the settings of a network."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def _register(variant: Variant) -> None:
         if variant.network.final_reduction == 32:
             features["out_indices"] = (0, 1, 2, 3)
         else:
-            # Of twelve maps of one size, those of every third block.
+            # All twelve maps have one size: take every third.
             features["out_indices"] = (2, 5, 8, 11)
         return build_model_with_cfg(
             network,

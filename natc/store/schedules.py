@@ -76,7 +76,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model expects of decisions that no machine has timed.
+    """The speedup that a model expects of decisions that no machine has timed.
 
     speedup: how many times as fast as the default decisions. model: the model's name and version.
     """
@@ -102,7 +102,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """The fastest decisions for an operation of a kernel on a target, and the evidence for them.
 
     spec, target: names; decisions: name of a step of the space -> chosen index or value.
-    measured, predicted: the evidence; exactly one of them is set.
+    measured, predicted: the evidence; one is set, the other is None.
     operation: an operation of the spec; every forward takes the schedule of `forward`.
     created: time, ISO 8601 in UTC. Raises NatcError for an unknown spec, target or operation,
     and ScheduleError without evidence, or with both kinds of it.

@@ -1,4 +1,4 @@
-"""timm, where it is installed and can be imported."""
+"""Imports timm, also beside a torchvision built for another torch; skips tests without it."""
 
 from __future__ import annotations
 

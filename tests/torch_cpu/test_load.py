@@ -1,4 +1,4 @@
-"""Checkpoints: layouts, what is recognized in them, and files that are not what they should be."""
+"""Checkpoints: layouts, the report of what was recognized, and damaged or foreign files."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def small(**options: Any) -> NAT:
     return models.nat_mini(**{**SMALL, "num_classes": 5, "layer_scale": 0.5, **options}).eval()
 
 
-def same(one: models.Network, other: models.Network) -> bool:
-    ours, theirs = one.state_dict(), other.state_dict()
+def same(left: models.Network, right: models.Network) -> bool:
+    ours, theirs = left.state_dict(), right.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 

@@ -31,8 +31,8 @@ def convert(
         str | None,
         typer.Option(
             "--variant",
-            help="The published network that IN is, such as dinat_tiny.",
-            show_default="what the name and the content of IN say",
+            help="The network whose weights IN holds, such as dinat_tiny.",
+            show_default="read from the name and the content of IN",
         ),
     ] = None,
     json: JsonOption = False,

@@ -52,7 +52,7 @@ def cpu_code(module: tvm.IRModule, target: Target) -> tvm.runtime.Executable:
     lowered = tvm.IRModule({})
     for part, instrument in (
         ({**scheduled, **called} if scheduled else {}, StageSizesKnown()),
-        (written, NothingScheduled()),  # also in place of what was called
+        (written, NothingScheduled()),  # also where it replaces a function that is called
     ):
         if part:
             with tvm.transform.PassContext(instruments=[instrument]):

@@ -75,7 +75,7 @@ def dot_products(
 ) -> None:
     """Compute sums over channels of the products of two vectors, for each pair of vectors.
 
-    held, in_turn: the vectors, as functions of a channel; those of `held` are loaded first. first,
+    held, in_turn: the vectors, as functions of a channel; `held` is loaded first. first,
     result, unroll: as in `scores`.
     """
     number = {pair: n for n, pair in enumerate(pairs)}

@@ -232,7 +232,7 @@ class _Inner:
         return vector
 
     def bias(self, at: At) -> Expr:
-        """Return a tap's bias; at: where that of a window is that begins at its query."""
+        """Return a tap's bias; at: the place of the bias of a window that begins at its query."""
         return broadcast(at.buffer[at.offset - self.half], self.lanes)
 
 
@@ -266,7 +266,7 @@ class _Border(_Inner):
         return permuted(vector, self.key_lanes)
 
     def bias(self, at: At) -> Expr:
-        """Return a tap's bias; at: where that of a window is that begins at its query."""
+        """Return a tap's bias; at: the place of the bias of a window that begins at its query."""
         return permuted(load(at.buffer, at.offset + self.least, self.lanes), self.bias_lanes)
 
 

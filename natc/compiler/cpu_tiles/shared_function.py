@@ -2,7 +2,7 @@
 
 A forward with the logsumexp passes an address for it, and a forward without it passes none. If
 query, key and value are one tensor, all three addresses are the same; a token then has three times
-as many heads: those of the query, of the key and of the value.
+as many heads: first the query's, then the key's, then the value's.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from natc.version import __version__
 
 
 def predict_schedule(spec: KernelSpec, target: Target, operation: str) -> Prediction | None:
-    """Write the schedule that the model expects to be the fastest; return what it expects.
+    """Write the schedule that the model expects to be the fastest; return the expected speedup.
 
     The model learns from all trials of the operation's design space in the logs of CPUs. None, and
     nothing is written, if they are too few, or if no candidate is expected to gain 2 percent.
@@ -35,7 +35,7 @@ def predict_schedule(spec: KernelSpec, target: Target, operation: str) -> Predic
     if ratios is None:
         return None
     best = min(range(len(ratios)), key=lambda index: ratios[index])
-    # The default is the first candidate, and what the model expects of it is not exactly 1.
+    # The default is the first candidate; its own prediction is not exactly 1.
     speedup = ratios[0] / ratios[best]
     if speedup < WORTHWHILE:
         return None

@@ -43,10 +43,10 @@ class PredictedCandidate:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Candidates of an operation, those with the shortest predicted times first.
+    """Candidates of an operation, sorted by predicted time, the shortest first.
 
     model: the version of the model; nvcc: the compiler that compiled the candidates.
-    candidates_in_space: how many there are, of which `candidates` may be a part.
+    candidates_in_space: how many the space has; `candidates` may be a part of them.
     """
 
     spec: str
@@ -91,9 +91,9 @@ def rank(
     chosen = [tuple(shape) for shape in shapes or default_shapes(spec, target)]
     design = space_for(target, operation, spec)
     everything = all_decisions(spec, target, operation)
-    others = everything[1:]
-    random.Random(seed).shuffle(others)
-    wanted = [everything[0], *others[: candidates - 1]]
+    tuned = everything[1:]
+    random.Random(seed).shuffle(tuned)
+    wanted = [everything[0], *tuned[: candidates - 1]]
     ranked = []
     for number, decisions in enumerate(wanted, 1):
         ranked.append(_predicted(spec, target, operation, decisions, chosen))

@@ -69,7 +69,7 @@ class SetPlan:
         return [search for search in self._ends if not self._is_finished(search)]
 
     def minutes_for_next(self) -> float:
-        """Return how long the next search may take: its time, less what it has had."""
+        """Return how long the next search may take: its limit less the time it has taken."""
         seconds = self._share - self._spent(self.unfinished()[0])
         return max(seconds, _LEAST_SECONDS) / 60
 

@@ -244,7 +244,7 @@ class _Sweep:
             ring.leave(done_row)
 
     def _fetch_inputs(self, pair: Any) -> None:
-        """Fetch a pair's share of what the next two rows read into the cache.
+        """Bring a pair's share of the next two rows' inputs into the cache.
 
         A processor keeps some 20 requests to memory at a time. A request for all rows at once
         would make it wait for them.
@@ -257,7 +257,7 @@ class _Sweep:
             self._fetch(("query", "d_output"), row, self._queries(), pair)
 
     def _fetch_results(self, pair: Any) -> None:
-        """Fetch a pair's share of what the next two rows write into the cache."""
+        """Bring a pair's share of the next two rows' results into the cache."""
         s, unit, tiles = self.s, self.unit, self.tiles
         for number in range(2):
             row = s.let("next", least(tiles.rows[0] + 2 + number, unit.rows - 1))
