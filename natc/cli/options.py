@@ -258,7 +258,11 @@ def require_compiler(verb: str) -> None:
 
     verb: for the message, such as `tune`. Imports neither TVM nor xgboost.
     """
-    needed = ["tvm"] if verb == "build" else ["tvm", "xgboost", "cloudpickle", "psutil", "tornado"]
+    needed = (
+        ["tvm"]
+        if verb in ("build", "show")
+        else ["tvm", "xgboost", "cloudpickle", "psutil", "tornado"]
+    )
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise NatcError(

@@ -10,7 +10,7 @@ import msgspec
 
 from natc import runtime
 from natc.cli import output
-from natc.cli.views import show_schedule, why
+from natc.cli.views import predicted_times, show_schedule, why
 from natc.errors import ArgumentError, LibraryError
 from natc.operations import contents
 from natc.runtime import Library
@@ -101,6 +101,8 @@ def _library(library: Library) -> dict[str, Any]:
             for target in library.targets
             for schedule in show_schedule.all_of_library(library, target)
         ],
+        # A file that the manifest does not vouch for may be anything.
+        "predicted_times": [] if problem else predicted_times.of_library(library),
         "manifest": msgspec.to_builtins(library.manifest),
     }
 
@@ -169,5 +171,7 @@ def show(facts: dict[str, Any]) -> None:
             console.print(f"  {line}")
     for schedule in facts["schedules"]:
         show_schedule.show(schedule)
+    for predicted in facts["predicted_times"]:
+        predicted_times.show(predicted)
     if facts["problem"]:
         console.print(f"problem: {facts['problem']}", style="red")

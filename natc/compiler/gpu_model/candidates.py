@@ -6,7 +6,7 @@ Needs nvcc and cuobjdump, and no GPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from natc.compiler.build.cuda import copy_header, cuda_source, split
 from natc.compiler.build.lower import entry_module
 from natc.compiler.build.resources import Resources, resources
 from natc.compiler.gpu_model.architectures import architecture
+from natc.compiler.gpu_model.classes import class_of
 from natc.compiler.gpu_model.disassembly import Instruction, disassemble
 from natc.compiler.gpu_model.launches import KernelLaunch, launches
 from natc.compiler.gpu_model.work import LaunchWork, count
@@ -44,8 +45,13 @@ class CompiledCandidate:
         names = {each.kernel for calls in self.launches.values() for each in calls}
         return sum(self.resources[name].spilled_bytes for name in names)
 
-    def work(self, shape: tuple[int, ...]) -> list[LaunchWork]:
-        """Return the work of each launch of a call; raises ModelError for unknown code."""
+    def work(
+        self, shape: tuple[int, ...], kind_of: Callable[[Instruction], str] = class_of
+    ) -> list[LaunchWork]:
+        """Return the work of each launch of a call; raises ModelError for unknown code.
+
+        kind_of: see `natc.compiler.gpu_model.work.count`.
+        """
         chip = architecture(self.target.arch)
         major, minor = self.target.compute_capability
         works = []
@@ -61,6 +67,7 @@ class CompiledCandidate:
                     shared_bytes=kernel.shared_bytes,
                     local_bytes=kernel.stack_bytes,
                     tensor_bytes=each.tensor_bytes,
+                    kind_of=kind_of,
                 )
             )
         return works

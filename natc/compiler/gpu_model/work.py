@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,11 +64,13 @@ def count(
     shared_bytes: int,
     local_bytes: int,
     tensor_bytes: float,
+    kind_of: Callable[[Instruction], str] = class_of,
 ) -> LaunchWork:
     """Execute one block of each kind of a launch and return the work of an average block.
 
     launch: its place is not used. local_bytes: of a thread. tensor_bytes: all tensors, read or
-    written once. Raises ModelError.
+    written once. kind_of: by what instructions are counted; a time is predicted from their
+    classes. Raises ModelError.
     """
     executions = _executions(code, launch, capability)
     total = sum(number for _, number in executions)
@@ -78,7 +80,7 @@ def count(
     for execution, number in executions:
         share = number / total
         for pc, warps in execution.warps.items():
-            counts[class_of(by_pc[pc])] += warps * share
+            counts[kind_of(by_pc[pc])] += warps * share
         for pc, memory in execution.memory.items():
             sums["requests"] += memory.requests * share
             sums["sectors"] += memory.sectors * share
