@@ -286,6 +286,10 @@ def searches(path: Path) -> None:
     _save(figure, path)
 
 
+def _measured_and_predicted(results: dict[str, Any]) -> list[tuple[float, float]]:
+    return [(each["measured_us"], each["predicted_us"]) for each in results["points"]]
+
+
 def gpu_model(path: Path) -> None:
     """Draw predicted against measured times of candidates on an H100, from benchmarks/results."""
     results = json.loads((RESULTS / "gpu_model_sm_90.json").read_text(encoding="utf-8"))
@@ -301,6 +305,12 @@ def gpu_model(path: Path) -> None:
             axes.plot(measured, predicted, "o", color=color, markersize=4, alpha=0.7, label=label)
     ends = (600, 9000)
     axes.plot(ends, ends, color=QUIET, linewidth=1)
+    low, high = ([share * end for end in ends] for share in (0.75, 1.25))
+    label = "within 25% of the measured time"
+    axes.fill_between(ends, low, high, color=LINE, alpha=0.5, linewidth=0, label=label)
+    x, y = max((m / p, (m, p)) for m, p in _measured_and_predicted(results))[1]
+    note = "8x16 queries, two lanes each"
+    axes.annotate(note, (x, y), (7, -3), textcoords="offset points", color=QUIET, fontsize=10.5)
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
     axes.set_xticks((1000, 2000, 5000), ("1000", "2000", "5000"))
     axes.set_yticks((1000, 2000, 5000), ("1000", "2000", "5000"))

@@ -25,6 +25,8 @@ SCHEMA_VERSION = 1
 # Timings repeat to about 1 %: more digits would only be noise in a diff.
 _SIGNIFICANT_DIGITS = 4
 _HALVES = {"float16": "bfloat16", "bfloat16": "float16"}
+# A prediction replaces a measured schedule if its times are below this share of the measured ones.
+_REPLACES = 0.5
 # A kernel may use the schedule of another whose window is at most this much longer or shorter.
 _NEAR = 4
 
@@ -79,10 +81,24 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """The speedup that a model expects of decisions that no machine has timed.
 
     speedup: how many times as fast as the default decisions. model: the model's name and version.
+    seconds: as in `Measurement`, if the model predicts times.
     """
 
     speedup: float
     model: str
+    seconds: dict[str, float] | None = None
+
+    def replaces(self, measured: Measurement) -> bool:
+        """Return whether the predicted times are below half of measured ones.
+
+        Models err, measured times do not. It is the geometric mean over the shapes that both have.
+        """
+        ratios = [
+            seconds / measured.seconds[shape]
+            for shape, seconds in (self.seconds or {}).items()
+            if shape in measured.seconds
+        ]
+        return bool(ratios) and statistics.geometric_mean(ratios) < _REPLACES
 
 
 class MeasuredOn(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,14 +188,15 @@ def measured_on(environment: Environment) -> MeasuredOn:
 def dump(schedule: Schedule) -> str:
     """Return a schedule as the text of its file: stable order, rounded numbers, a newline."""
     builtins = _rounded(msgspec.to_builtins(schedule))
-    # Sorted, because their order has no meaning and another run should change few lines.
-    for field in ("seconds", "baseline_seconds") if schedule.measured else ():
-        builtins["measured"][field] = dict(
-            sorted(builtins["measured"][field].items(), key=_largest_first)
-        )
-    if schedule.measured and schedule.measured.gain is None:
-        del builtins["measured"]["gain"]
     del builtins["measured" if schedule.measured is None else "predicted"]
+    evidence = builtins["measured" if schedule.measured else "predicted"]
+    for field in ("gain", "seconds"):
+        if field in evidence and evidence[field] is None:
+            del evidence[field]
+    # Sorted, because their order has no meaning and another run should change few lines.
+    for field in ("seconds", "baseline_seconds"):
+        if field in evidence:
+            evidence[field] = dict(sorted(evidence[field].items(), key=_largest_first))
     builtins["decisions"] = dict(sorted(builtins["decisions"].items()))
     if schedule.operation == FORWARD:
         del builtins["operation"]  # the default
@@ -191,16 +208,23 @@ def dump(schedule: Schedule) -> str:
 def save_schedule(schedule: Schedule) -> Path:
     """Write a schedule to its place in the workspace, atomically; return the file.
 
-    A prediction is written only where builds would take no measured schedule of the same space:
-    else returns the measured schedule's file. Raises NatcError naming the directory when it is
-    not writable, and ScheduleError if a prediction would replace a schedule that cannot be read.
+    A prediction is written only where builds would take no measured schedule of the same space,
+    or if its times replace the measured ones: else returns the measured schedule's file. Raises
+    NatcError naming the directory when it is not writable, and ScheduleError if a prediction
+    would replace a schedule that cannot be read.
     """
     spec, target = KernelSpec.parse(schedule.spec), Target.parse(schedule.target)
     path = workspace.schedule_path(spec, target, schedule.operation)
     if schedule.predicted is not None:
         measured_path = workspace.find_schedule(spec, target, schedule.operation)
         earlier = read_schedule(measured_path) if measured_path else None
-        if measured_path and earlier and earlier.measured and earlier.space == schedule.space:
+        if (
+            measured_path
+            and earlier
+            and earlier.measured
+            and earlier.space == schedule.space
+            and not schedule.predicted.replaces(earlier.measured)
+        ):
             return measured_path
     write_atomically(path, dump(schedule))
     return path

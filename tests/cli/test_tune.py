@@ -411,6 +411,11 @@ def test_a_prediction_refuses_what_measures(
     assert refused.code == 2 and names in refused.err and "Traceback" not in refused.err
 
 
+def test_only_a_prediction_is_saved_on_request(natc: Natc) -> None:
+    refused = natc("tune", "--kernel", "7", "--save")
+    assert refused.code == 2 and "--save goes with --predict" in refused.err
+
+
 def test_a_prediction_needs_nvcc(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     words = ("--target", "cuda", "--arch", "9.0a", "--predict")

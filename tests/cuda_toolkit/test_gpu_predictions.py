@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from natc.compiler.build.chosen import choose
 from natc.compiler.gpu_model import candidates as candidates_module
 from natc.compiler.gpu_model.candidates import compile_candidate
 from natc.errors import CompilerNotFound, ModelError, NatcError, TargetError
 from natc.host import toolchain
 from natc.spec import KernelSpec
+from natc.store.schedules import Measurement, read_schedule, save_schedule
 from natc.targets import Target
 from natc.tune.events import Event, Note
 from natc.tune.search import predicting
@@ -75,6 +79,33 @@ def test_candidates_are_ranked_and_labelled(monkeypatch: pytest.MonkeyPatch) -> 
     assert scores == sorted(score for score in scores if score is not None)
     warning = notes[0]
     assert isinstance(warning, Note) and "nvcc 1.0" in warning.message
+    check_saved(ranking, spec)
+
+
+def check_saved(ranking: predicting.Ranking, spec: KernelSpec) -> None:
+    """Builds take a saved prediction, and it stays a prediction beside measured times."""
+    best = ranking.candidates[0]
+    saved = predicting.save_best(ranking)
+    assert saved.path is not None and saved.reason is None
+    schedule = read_schedule(saved.path)
+    assert schedule.predicted is not None and schedule.measured is None
+    assert schedule.decisions == best.decisions
+    assert schedule.evidence.startswith("predicted by model of a GPU, version")
+    assert schedule.predicted.seconds == pytest.approx(best.seconds, rel=1e-3)
+    assert ranking.default_score is not None and best.score is not None
+    assert schedule.speedup == pytest.approx(ranking.default_score / best.score, rel=1e-3)
+    assert choose(spec, H100, operations=["forward"]).origin == "predicted"
+    for times, is_kept in ((1.9, True), (2.1, False)):
+        seconds = {shape: times * value for shape, value in best.seconds.items()}
+        measured = Measurement(
+            seconds=seconds, baseline_seconds=seconds, score=1.0, objective="seconds", trials=1
+        )
+        save_schedule(msgspec.structs.replace(schedule, predicted=None, measured=measured))
+        again = predicting.save_best(ranking)
+        assert (again.path is None) == is_kept
+        assert again.reason is None or "not below half" in again.reason
+    unknown = predicting.save_best(replace(ranking, default_score=None))
+    assert unknown.path is None and "no prediction" in str(unknown.reason)
 
 
 def test_a_cubin_without_the_kernel_is_refused(

@@ -103,6 +103,23 @@ def test_a_prediction_never_replaces_times(place: Path) -> None:
     assert (loaded := load_schedule(SPEC, TARGET)) is not None and loaded.measured is not None
 
 
+@pytest.mark.parametrize(
+    ("share", "shapes", "replaces"),
+    [(0.49, 2, True), (0.51, 2, False), (0.49, 1, True), (0.01, 0, False)],
+)
+def test_a_prediction_far_below_replaces_times(share: float, shapes: int, replaces: bool) -> None:
+    """Below half of the measured time, over the shapes that both have."""
+    save_schedule(make_schedule())
+    seconds = {key: share * value for key, value in list(SECONDS.items())[:shapes]}
+    seconds["1x9x9x1x32"] = 1e-9
+    prediction = Prediction(speedup=1.0, model="a model", seconds=seconds)
+    save_schedule(written_files.make_schedule(measured=None, predicted=prediction))
+    loaded = load_schedule(SPEC, TARGET)
+    assert loaded is not None and (loaded.predicted is not None) == replaces
+    if replaces:
+        assert loaded.predicted.seconds == pytest.approx(seconds, rel=1e-3)
+
+
 def test_a_file_can_be_passed_over(place: Path) -> None:
     """With `but`, the search for a schedule ignores that file."""
     own = save_schedule(make_schedule())

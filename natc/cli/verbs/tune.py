@@ -39,7 +39,7 @@ _SET_EXCLUDES = (
     "kernel", "head_dim", "dtype", "rank", "rpb", "operations", "trials", "shape", "export",
     "candidates", "import_", "recheck",
 )  # fmt: skip
-# A prediction measures nothing and keeps nothing.
+# A prediction measures nothing.
 _PREDICT_EXCLUDES = (
     "minutes", "trials", "export", "import_", "recheck", "named_set", "ray",
 )  # fmt: skip
@@ -121,6 +121,14 @@ def tune(
             "cuobjdump and no GPU.",
         ),
     ] = False,
+    save: Annotated[
+        bool,
+        typer.Option(
+            "--save",
+            help="With --predict: write the best as a schedule, unless a measured one takes less "
+            "than twice its predicted time.",
+        ),
+    ] = False,
     named_set: Annotated[
         str | None,
         typer.Option(
@@ -149,6 +157,10 @@ def tune(
         check_address(ray)
     if predict:
         _refuse(context, "--predict", _PREDICT_EXCLUDES)
+    elif save:
+        raise ArgumentError(
+            "--save goes with --predict; a search saves the schedule that it measured anyway."
+        )
     if recheck and (export is not None or import_ is not None):
         raise SpecError("--recheck takes no --export and no --import: it searches nothing.")
     if import_ is not None:
@@ -197,7 +209,9 @@ def tune(
         _recheck(place, kernels, minutes, json, show=not quiet)
         return
     if predict:
-        tune_predict(spec, place, wanted, shapes, candidates, seed, json=json, show=not quiet)
+        tune_predict(
+            spec, place, wanted, shapes, candidates, seed, save=save, json=json, show=not quiet
+        )
         return
     if export is not None:
         load_compiler()

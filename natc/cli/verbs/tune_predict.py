@@ -13,7 +13,7 @@ from natc.targets import Target
 
 if TYPE_CHECKING:
     from natc.tune.events import Event
-    from natc.tune.search.predicting import Ranking
+    from natc.tune.search.predicting import Ranking, SavedPrediction
 
 _SHOWN = 10
 
@@ -26,19 +26,24 @@ def tune_predict(
     candidates: int,
     seed: int,
     *,
+    save: bool,
     json: bool,
     show: bool,
 ) -> None:
-    """Print the candidates of each operation, the fastest predicted ones first."""
+    """Print the candidates of each operation, the fastest predicted ones first.
+
+    save: write the best of each as a schedule, where no measured schedule forbids it.
+    """
     if target.kind == "cuda":
         find_nvcc()
     from natc.compiler.import_tvm import import_tvm_alone
 
     import_tvm_alone(target.kind)
-    from natc.tune.search.predicting import rank
+    from natc.tune.search.predicting import rank, save_best
 
-    rankings = [
-        rank(
+    documents = []
+    for operation in operations:
+        ranking = rank(
             spec,
             target,
             operation=operation,
@@ -47,14 +52,12 @@ def tune_predict(
             seed=seed,
             on_event=_tell if show else None,
         )
-        for operation in operations
-    ]
+        saved = save_best(ranking) if save else None
+        documents.append({**asdict(ranking), "saved": saved and asdict(saved)})
+        if not json:
+            _print(ranking, saved)
     if json:
-        documents = [asdict(ranking) for ranking in rankings]
         output.print_json(documents[0] if len(documents) == 1 else {"predictions": documents})
-        return
-    for ranking in rankings:
-        _print(ranking)
 
 
 def _tell(event: Event) -> None:
@@ -64,7 +67,7 @@ def _tell(event: Event) -> None:
         output.stderr().print(f"note: {message}")
 
 
-def _print(ranking: Ranking) -> None:
+def _print(ranking: Ranking, saved: SavedPrediction | None) -> None:
     console = output.stdout()
     number = len(ranking.candidates)
     console.print(
@@ -85,3 +88,7 @@ def _print(ranking: Ranking) -> None:
         )
     if number > _SHOWN:
         console.print(f"  and {number - _SHOWN} more; --json lists all")
+    if saved is not None and saved.reason is not None:
+        console.print(f"no schedule was written: {saved.reason}")
+    elif saved is not None:
+        console.print(f"schedule: {saved.path} (predicted, not measured)")

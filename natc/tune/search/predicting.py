@@ -1,4 +1,7 @@
-"""Ranks candidates for a GPU by predicted times; needs nvcc and cuobjdump, and no GPU."""
+"""Ranks candidates for a GPU by predicted times; needs nvcc and cuobjdump, and no GPU.
+
+The best may become a schedule, whose evidence is then a prediction.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from natc.compiler.gpu_model.architectures import architecture
 from natc.compiler.gpu_model.calibrated import COEFFICIENTS, NVCC
@@ -13,10 +17,18 @@ from natc.compiler.gpu_model.candidates import CompiledCandidate, compile_candid
 from natc.compiler.gpu_model.timing import VERSION, predict
 from natc.compiler.space import all_decisions, space_for
 from natc.errors import BuildError, CompilerNotFound, ModelError, TargetError
+from natc.host import environment
 from natc.host.c_compiler import cuda_version
 from natc.operations import FORWARD
 from natc.spec import KernelSpec
 from natc.store.records import SpaceVersion
+from natc.store.schedules import (
+    Prediction,
+    Schedule,
+    measured_on,
+    read_schedule,
+    save_schedule,
+)
 from natc.store.temporary import temporary_directory
 from natc.targets import Target
 from natc.tune.events import Event, Note
@@ -57,6 +69,7 @@ class Ranking:
     model: int
     nvcc: str
     candidates_in_space: int
+    default_score: float | None
     candidates: list[PredictedCandidate]
 
 
@@ -70,7 +83,7 @@ def rank(
     seed: int = 0,
     on_event: Callable[[Event], None] | None = None,
 ) -> Ranking:
-    """Compile candidates and return them ranked by predicted time; nothing is measured or written.
+    """Compile candidates and return them ranked by predicted time; nothing is measured.
 
     candidates: how many to compile: the default, and others that chance chooses. shapes: as in
     `natc.tune.tune`. Raises TargetError for a CPU, CompilerNotFound without nvcc or cuobjdump, and
@@ -102,6 +115,7 @@ def rank(
         raise ModelError(
             f"no candidate of {spec.name} {operation} has a prediction: {ranked[0].error}"
         )
+    default_score = ranked[0].score
     ranked.sort(key=lambda each: (each.score is None, each.score or 0.0))
     return Ranking(
         spec=spec.name,
@@ -112,8 +126,51 @@ def rank(
         model=VERSION,
         nvcc=version,
         candidates_in_space=len(everything),
+        default_score=default_score,
         candidates=ranked,
     )
+
+
+@dataclass(frozen=True)
+class SavedPrediction:
+    """The file of the schedule that a prediction became, or the reason why it became none."""
+
+    path: Path | None
+    reason: str | None = None
+
+
+def save_best(ranking: Ranking) -> SavedPrediction:
+    """Write the candidate with the shortest predicted time as a schedule, labelled predicted.
+
+    Nothing is written if the default has no prediction to compare with, or over a measured
+    schedule whose time is not more than twice the predicted one. Raises NatcError as
+    `save_schedule` does.
+    """
+    best = ranking.candidates[0]
+    if ranking.default_score is None or best.score is None:
+        return SavedPrediction(None, "the default decisions have no prediction to compare with")
+    prediction = Prediction(
+        speedup=ranking.default_score / best.score,
+        model=f"model of a GPU, version {ranking.model}, nvcc {ranking.nvcc}",
+        seconds=best.seconds,
+    )
+    path = save_schedule(
+        Schedule(
+            spec=ranking.spec,
+            target=ranking.target,
+            operation=ranking.operation,
+            space=ranking.space,
+            decisions=best.decisions,
+            predicted=prediction,
+            environment=measured_on(environment.collect()),
+            created=environment.now(),
+        )
+    )
+    if read_schedule(path).measured is not None:
+        return SavedPrediction(
+            None, f"{path} was measured, and the predicted time is not below half of its time"
+        )
+    return SavedPrediction(path)
 
 
 def _predicted(
