@@ -1,4 +1,4 @@
-"""What the host code of a GPU's operation launches, read without a GPU."""
+"""The launches of host code for a GPU, read without a GPU."""
 
 from __future__ import annotations
 
