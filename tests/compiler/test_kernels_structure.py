@@ -147,7 +147,7 @@ def test_a_decision_out_of_bounds_is_refused(target: Target) -> None:
     for name in read_decisions(sampled(SPEC, target, {}, 1).trace):
         with pytest.raises(ScheduleError, match=f"{name} is 12345; space {space.name} allows"):
             scheduled(SPEC, target, {name: 12345})
-    message = f"decision colour is not of space {space.name}, which has lanes, "
+    message = f"decision colour is not of space {space.name}, which has "
     with pytest.raises(ScheduleError, match=message):
         scheduled(SPEC, target, {"colour": 1})
 
