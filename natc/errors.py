@@ -65,3 +65,11 @@ class CompatError(NatcError, ImportError):
 
 class CheckpointError(NatcError):
     """A file of weights that cannot be read, or that belongs to another network."""
+
+
+class DataError(NatcError):
+    """A dataset, or an image in it, that cannot be used."""
+
+
+class TrainingError(NatcError):
+    """A training that cannot start or continue."""

@@ -14,7 +14,17 @@ import pytest
 from hypothesis import settings
 
 TESTS = Path(__file__).parent
-LONGEST_FIRST = ("compiler", "cuda_toolkit", "gpu", "torch_cpu", "cli", "trust", "tune", "pure")
+LONGEST_FIRST = (
+    "compiler",
+    "cuda_toolkit",
+    "gpu",
+    "torch_cpu",
+    "cli",
+    "vision",
+    "trust",
+    "tune",
+    "pure",
+)
 
 # A slow machine is not a failure, and a red run must be red again when it is repeated.
 settings.register_profile("natc", deadline=None, derandomize=True)
@@ -34,7 +44,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 @functools.cache
 def _missing(folder: str) -> str | None:
     """Return the requirement of a folder that this machine does not meet, or None."""
-    if folder in ("torch_cpu", "trust", "gpu") and importlib.util.find_spec("torch") is None:
+    if (
+        folder in ("torch_cpu", "trust", "gpu", "vision")
+        and importlib.util.find_spec("torch") is None
+    ):
         return "torch is not installed"
     if folder in ("compiler", "cuda_toolkit") and importlib.util.find_spec("tvm") is None:
         return "apache-tvm is not installed"
@@ -98,7 +111,7 @@ def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     """
     folder = request.path.relative_to(TESTS).parts[0]
     torch = sys.modules.get("torch")
-    if folder not in ("torch_cpu", "cli") or torch is None:
+    if folder not in ("torch_cpu", "cli", "vision") or torch is None:
         yield
         return
     before = torch.get_num_threads()

@@ -60,6 +60,18 @@ EXAMPLES = {
         "natc convert shi-labs/dinat-mini-in1k-224 dinat_mini.pth --to official",
         "natc convert checkpoint.pth.tar tiny --to timm --variant nat_tiny",
     ),
+    "train": (
+        "natc train examples/digits.yaml",
+        "natc train examples/imagenet_nat_mini.yaml --output runs/second",
+    ),
+    "eval": (
+        "natc eval runs/digits",
+        "natc eval nat_mini.pth imagenet/val --batch-size 128 --workers 8",
+    ),
+    "predict": (
+        "natc predict cat.jpg dog.jpg --model runs/pets",
+        "natc predict cat.jpg --model nat_mini --output cat-classes.png",
+    ),
     "doctor": (
         "natc doctor",
         "natc doctor --why",

@@ -21,11 +21,14 @@ from natc.cli.verbs import (
     build,
     convert,
     doctor,
+    eval_,
     list_,
     measure,
     package,
+    predict,
     quickstart,
     show,
+    train,
     tune,
     verify,
 )
@@ -75,6 +78,9 @@ for _name, _function in (
     ("show", show.show),
     ("bench", bench.bench),
     ("convert", convert.convert),
+    ("train", train.train),
+    ("eval", eval_.eval_),
+    ("predict", predict.predict),
     ("doctor", doctor.doctor),
 ):
     app.command(_name, epilog=epilog(_name))(_function)

@@ -154,6 +154,14 @@ WaitOption = Annotated[
         show_default="until it is free",
     ),
 ]
+VariantOption = Annotated[
+    str | None,
+    typer.Option(
+        "--variant",
+        help="The published network of the weights, such as dinat_tiny.",
+        show_default="what their name and content say",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
@@ -251,6 +259,17 @@ def parse_per_axis(name: str, text: str, rank: int) -> tuple[int, ...]:
             "for each axis."
         )
     return tuple(map(int, numbers)) if len(numbers) == rank else (int(text),) * rank
+
+
+def require_vision(verb: str) -> None:
+    """Raise NatcError, with the command that helps, unless the extra `vision` is installed."""
+    needed = ("timm", "accelerate", "yaml", "matplotlib")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise NatcError(
+            f"natc {verb} needs {', '.join(missing)}, which is not installed: "
+            "pip install 'natc[vision]'."
+        )
 
 
 def require_compiler(verb: str) -> None:
