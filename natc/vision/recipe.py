@@ -5,6 +5,7 @@ The defaults are the published recipe of NAT for ImageNet.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,13 +128,22 @@ class Recipe(Section, frozen=True):
 _WITHOUT_EFFECT = {"output", "data.workers", "training.checkpoint_minutes"}
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as a number; YAML 1.1, which PyYAML reads, takes it for text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def read(path: Path) -> Recipe:
     """Return the recipe in a YAML file.
 
     Raises ArgumentError naming the file, the entry and what is allowed.
     """
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = yaml.load(path.read_text("utf-8"), _Loader)
     except OSError as error:
         raise ArgumentError(f"recipe {path} cannot be read: {reason(error)}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -145,7 +155,7 @@ def read(path: Path) -> Recipe:
 def from_builtins(content: Any, source: str) -> Recipe:
     """Return the recipe in dicts and lists; `source` names it in the ArgumentError."""
     try:
-        recipe = msgspec.convert(_with_numbers(content), Recipe)
+        recipe = msgspec.convert(content, Recipe)
     except msgspec.ValidationError as error:
         raise ArgumentError(f"{source}: {error}.") from error
     for name, value, lowest, highest in (
@@ -183,20 +193,6 @@ def from_builtins(content: Any, source: str) -> Recipe:
             "mix pairs of images, so it must be even."
         )
     return recipe
-
-
-def _with_numbers(value: Any) -> Any:
-    """Return YAML's content with numbers such as 1e-3, which YAML 1.1 takes for text."""
-    if isinstance(value, dict):
-        return {name: _with_numbers(entry) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [_with_numbers(entry) for entry in value]
-    if isinstance(value, str) and value[:1].isdigit() and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def to_builtins(recipe: Recipe) -> dict[str, Any]:

@@ -81,9 +81,12 @@ def test_numbers_with_exponents(tmp_path: Path) -> None:
 
     path = tmp_path / "recipe.yaml"
     path.write_text(
-        "model: {name: nat_mini}\ndata: {train: 1e3}\noptimizer: {learning_rate: 1e-4}\n"
+        "model: {name: nat_mini, options: {layer_scale: 1e-5}}\n"
+        'data: {train: "1e3"}\noptimizer: {learning_rate: 1.5E-4}\n'
     )
-    assert recipe.read(path).optimizer.learning_rate == 1e-4
+    chosen = recipe.read(path)
+    assert (chosen.optimizer.learning_rate, chosen.data.train) == (1.5e-4, "1e3")
+    assert chosen.model.options == {"layer_scale": 1e-5}
 
 
 def test_differences_that_change_the_result(content: dict[str, Any]) -> None:
