@@ -63,7 +63,7 @@ def _load(
 def training_batches(
     dataset: ImageDataset, sharing: Sharing, epoch: int, first_step: int, workers: int
 ) -> Iterator[Batch]:
-    """Yield this process's batches of an epoch, from one of its steps on, in random order.
+    """Yield this process's batches of an epoch in random order, starting at `first_step`.
 
     There are `sharing.accumulation` batches for each step.
     """

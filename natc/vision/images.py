@@ -42,7 +42,7 @@ class Damaged(NamedTuple):
 def open_images(source: str, classes: Sequence[str] | None = None) -> LabelledImages:
     """Return the images of a folder, or of `digits:train` and `digits:test`.
 
-    classes: the classes that labels index; without, those of the images, sorted by name.
+    classes: the classes that labels index; None means all classes of the images, sorted by name.
     Raises DataError for a folder that is missing or has no images, and for a class that is none of
     `classes`.
     """

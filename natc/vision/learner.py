@@ -88,7 +88,7 @@ class Learner:
         losses = []
         for part in range(self.recipe.training.accumulation):
             images, labels = (tensor.to(self.accelerator.device) for tensor in next(batches))
-            # The numbers of mixup and drop path are those of this step, whatever came before.
+            # Mixup and drop path draw the same numbers in this step, whatever came before.
             process = self.accelerator.process_index
             seed_everything(self.recipe.seed, self.step_number, part, process)
             if self.mixup is not None:

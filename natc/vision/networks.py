@@ -14,7 +14,7 @@ MODEL_FILE = "model.pth"
 
 
 def build(section: ModelSection, num_classes: int) -> Network:
-    """Return the network of a recipe, with random weights or those that the recipe names."""
+    """Return the network of a recipe, with random weights or the weights that the recipe names."""
     if section.name not in VARIANTS:
         raise ArgumentError(
             f"model.name is {section.name!r}; it must be one of {', '.join(sorted(VARIANTS))}."
@@ -69,7 +69,7 @@ def open_trained(source: str, variant: str | None = None) -> Trained:
 def _of_training(path: Path, content: Any) -> Trained:
     recipe = recipes.from_builtins(content["recipe"], f"the recipe in {path}")
     classes = list(content["classes"])
-    # Its weights follow at once: those that training began with need not exist any more.
+    # Without model.weights: the file that training started from may be gone.
     section = ModelSection(name=recipe.model.name, options=recipe.model.options)
     network = build(section, len(classes))
     load(path, model=network)

@@ -140,7 +140,7 @@ _Loader.add_implicit_resolver(
 def read(path: Path) -> Recipe:
     """Return the recipe in a YAML file.
 
-    Raises ArgumentError naming the file, the entry and what is allowed.
+    Raises ArgumentError naming the file, the entry and the allowed values.
     """
     try:
         content = yaml.load(path.read_text("utf-8"), _Loader)

@@ -1,7 +1,7 @@
 """The training of a classifier: epochs, validation, log and checkpoints.
 
-Random numbers and images of a step depend on the recipe and on the step's number. So a training
-that continues from a checkpoint computes what it would have computed without the stop.
+Random numbers and images of a step depend on the recipe and on the step's number alone. So a
+stopped training that continues from a checkpoint has the same losses as one without the stop.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _STEPS_A_FETCH = 20
 
 
 class Progress(NamedTuple):
-    """Where a training is; the top1 is that of the best epoch."""
+    """The step that a training has reached, its last loss, and the top-1 of its best epoch."""
 
     step: int
     steps: int
@@ -48,7 +48,7 @@ class Progress(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What a training ended with; the shares are those of the best epoch."""
+    """The folder and length of a training, and the accuracy of its best epoch."""
 
     folder: Path
     steps: int
