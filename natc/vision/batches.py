@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from natc.errors import DataError
-from natc.vision.images import Damaged, ImageDataset
+from natc.vision.images import DamagedImage, ImageDataset
 
 Batch = tuple[Tensor, Tensor]
 
@@ -36,9 +36,9 @@ class Sharing:
         return images // self.images_a_step
 
 
-def _collate(samples: list[Any]) -> Batch | Damaged:
+def _collate(samples: list[Any]) -> Batch | DamagedImage:
     for sample in samples:
-        if isinstance(sample, Damaged):
+        if isinstance(sample, DamagedImage):
             return sample
     images, labels = default_collate(samples)
     return images, labels
@@ -55,7 +55,7 @@ def _load(
         pin_memory=torch.cuda.is_available(),
     )
     for batch in loader:
-        if isinstance(batch, Damaged):
+        if isinstance(batch, DamagedImage):
             raise DataError(batch.message)
         yield batch
 

@@ -33,7 +33,7 @@ class LabelledImages(NamedTuple):
     classes: list[str]
 
 
-class Damaged(NamedTuple):
+class DamagedImage(NamedTuple):
     """An image that cannot be read; an exception from another process would lose its form."""
 
     message: str
@@ -157,7 +157,7 @@ class ImageDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.images.labels)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | Damaged:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | DamagedImage:
         epoch, index = key
         seed_everything(self.seed, epoch, index)
         image = self.images.images[index]
@@ -165,7 +165,7 @@ class ImageDataset(Dataset[Any]):
             try:
                 picture = open_image(image)
             except DataError as error:
-                return Damaged(str(error))
+                return DamagedImage(str(error))
         else:
             picture = Image.fromarray(image).convert("RGB")
         return self.transform(picture), self.images.labels[index]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from natc.store.files import write_atomically
 from natc.vision.images import open_image
-from natc.vision.predict import Prediction
+from natc.vision.predict import ImageClasses
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +76,7 @@ def confusion(counts: Tensor, classes: Sequence[str], title: str, path: Path) ->
     _write(figure, path)
 
 
-def predictions(results: Sequence[Prediction], path: Path) -> None:
+def predictions(results: Sequence[ImageClasses], path: Path) -> None:
     """Draw each image beside its likeliest classes."""
     from matplotlib.figure import Figure
 

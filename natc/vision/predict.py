@@ -11,7 +11,7 @@ from natc.vision.images import evaluation_transform, open_image
 from natc.vision.networks import Trained
 
 
-class Prediction(NamedTuple):
+class ImageClasses(NamedTuple):
     """The likeliest classes of an image, the first one first."""
 
     image: str
@@ -19,7 +19,7 @@ class Prediction(NamedTuple):
     probabilities: list[float]
 
 
-def predict(trained: Trained, paths: list[str], count: int = 5) -> list[Prediction]:
+def predict(trained: Trained, paths: list[str], count: int = 5) -> list[ImageClasses]:
     """Return the `count` likeliest classes of each image.
 
     Raises DataError, before the network runs, if an image cannot be read.
@@ -35,7 +35,7 @@ def predict(trained: Trained, paths: list[str], count: int = 5) -> list[Predicti
             shares = trained.network(image[None])[0].double().softmax(0)
             best = shares.topk(min(count, len(names)))
             classes = [names[index] for index in best.indices.tolist()]
-            predictions.append(Prediction(path, classes, best.values.tolist()))
+            predictions.append(ImageClasses(path, classes, best.values.tolist()))
     return predictions
 
 

@@ -128,11 +128,11 @@ class Recipe(Section, frozen=True):
 _WITHOUT_EFFECT = {"output", "data.workers", "training.checkpoint_minutes"}
 
 
-class _Loader(yaml.SafeLoader):
+class _RecipeLoader(yaml.SafeLoader):
     """Reads 1e-3 as a number; YAML 1.1, which PyYAML reads, takes it for text."""
 
 
-_Loader.add_implicit_resolver(
+_RecipeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
 
@@ -143,7 +143,7 @@ def read(path: Path) -> Recipe:
     Raises ArgumentError naming the file, the entry and the allowed values.
     """
     try:
-        content = yaml.load(path.read_text("utf-8"), _Loader)
+        content = yaml.load(path.read_text("utf-8"), _RecipeLoader)
     except OSError as error:
         raise ArgumentError(f"recipe {path} cannot be read: {reason(error)}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

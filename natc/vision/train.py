@@ -47,7 +47,7 @@ class Progress(NamedTuple):
     top1: float | None
 
 
-class Summary(NamedTuple):
+class TrainingSummary(NamedTuple):
     """The folder and length of a training, and the accuracy of its best epoch."""
 
     folder: Path
@@ -67,7 +67,7 @@ def train(
     *,
     on_progress: Callable[[Progress], None] = _ignore,
     note: Callable[[str], None] = _ignore,
-) -> Summary:
+) -> TrainingSummary:
     """Train to the last epoch of a recipe, from the checkpoint in its folder if there is one.
 
     on_progress is called after every few steps; note takes a line of text for the user.
@@ -88,7 +88,7 @@ def train(
     with locked(folder, wait=False) if main else contextlib.nullcontext():
         training.run(note if main else _ignore)
     best = training.best
-    return Summary(
+    return TrainingSummary(
         folder,
         training.steps,
         training.continued_from,
