@@ -220,6 +220,31 @@ def test_local_memory_keeps_words_of_each_thread() -> None:
     assert machine.execution.memory[0x40].wavefronts == 1
 
 
+def test_addresses_of_shared_memory_have_32_bits() -> None:
+    """A base below zero, with an offset that brings the address into the memory."""
+    machine = run(
+        """
+        S2R R1, SR_TID.X
+        LEA R2, R1, RZ, 0x2
+        IADD3 R2, R2, -0x4, RZ
+        STS [R2+0x8], R1
+        LDS R4, [R2+0x8]
+        EXIT
+        """
+    )
+    assert machine.registers[4].tolist() == list(range(32))
+    assert machine.shared[1:33].tolist() == list(range(32))
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    ["VHMNMX R2, R1, RZ.H0_H0, R1, !PT", "HMNMX2 R2, R1, R1, !PT", "S2R R2, SR_CgaCtaId"],
+)
+def test_numbers_of_tensors_and_of_clusters_are_zero(instruction: str) -> None:
+    machine = run(f"S2R R2, SR_TID.X\n{instruction}\nEXIT")
+    assert set(machine.registers[2]) == {0}
+
+
 def test_what_the_model_does_not_know_is_named() -> None:
     with pytest.raises(ModelError, match="WGMMA"):
         run("WGMMA R0, R1\nEXIT")

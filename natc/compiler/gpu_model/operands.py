@@ -179,7 +179,10 @@ def write_predicate(m: BlockState, text: str, values: Mask, mask: Mask) -> None:
 
 
 def address(m: BlockState, text: str) -> npt.NDArray[np.int64]:
-    """Return the address of an access in each thread: `[R2.64+0x10]`, `desc[UR4][R2.64]`."""
+    """Return the address of an access in each thread: `[R2.64+0x10]`, `desc[UR4][R2.64]`.
+
+    A sum without a part of 64 bits has 32 bits: a register may hold a negative number.
+    """
     match = _ADDRESS.search(text)
     if match is None:
         raise ModelError(f"address {text!r} of an instruction is not known to the model.")
@@ -195,4 +198,4 @@ def address(m: BlockState, text: str) -> npt.NDArray[np.int64]:
             total += integer(m, name).astype(np.int64) * scale
         else:
             total += int(name, 16)
-    return total
+    return total if ".64" in match["parts"] else total & 0xFFFFFFFF
