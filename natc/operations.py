@@ -37,17 +37,18 @@ _QUERIES_OF_A_CHUNK = 32
 # Tensors that only kernels with a bias have.
 _OF_BIAS = ("rpb", "d_rpb")
 
-# The longest window on an axis, and the most channels, of kernels that have `gradients`.
+# The longest window on an axis, and the most channels, of kernels that have `gradients`. On maps
+# of rank 1, windows of any length have it.
 _SWEPT_WINDOW, _SWEPT_CHANNELS = 15, 128
 
 
 def _is_swept(spec: KernelSpec) -> bool:
     """Return whether kernels of a spec have `gradients`."""
     return (
-        spec.rank == 2
-        and spec.dtype != "float64"
+        spec.dtype != "float64"
         and not spec.terms
-        and all(2 <= k <= _SWEPT_WINDOW for k in spec.kernel_size)
+        and min(spec.kernel_size) > 1
+        and (spec.rank == 1 or max(spec.kernel_size) <= _SWEPT_WINDOW)
         and spec.head_dim % 8 == 0
         and spec.head_dim <= _SWEPT_CHANNELS
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from natc.spec import KernelSpec
 
 _LINE = 16  # float32 numbers in a cache line
-TILE = 4  # queries of a tile: 2 rows x 2 columns
+_COLUMNS = 2  # columns of queries in a tile
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,39 @@ class Form:
     prefetch: int
 
     @property
+    def planes(self) -> int:
+        """Planes of a window: 1 but on maps of rank 3."""
+        return self.spec.kernel_size[0] if self.spec.rank == 3 else 1
+
+    @property
     def rows(self) -> int:
-        """Rows of a window."""
-        return self.spec.kernel_size[0]
+        """Rows of a window in a plane: 1 on maps of rank 1, which are a row."""
+        return self.spec.kernel_size[-2] if self.spec.rank > 1 else 1
 
     @property
     def columns(self) -> int:
         """Columns of a window."""
-        return self.spec.kernel_size[1]
+        return self.spec.kernel_size[-1]
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of queries in a tile: 2, or the only one of a map."""
+        return min(2, self.spec.rank)
+
+    @property
+    def tile(self) -> int:
+        """Queries of a tile."""
+        return self.tile_rows * _COLUMNS
 
     @property
     def channels(self) -> int:
         """Channels of a query, key or value."""
         return self.spec.head_dim
+
+    @property
+    def copies_queries(self) -> bool:
+        """Whether queries are converted to float32 first, since they are of 16 bits."""
+        return self.spec.dtype != "float32"
 
     @property
     def padded(self) -> int:
@@ -58,8 +78,8 @@ class Form:
 
     @property
     def ring(self) -> int:
-        """Rows that a panel holds: all that the windows of two adjacent rows of queries reach."""
-        return self.rows + 1
+        """Rows of a plane that a panel holds: all that the windows of a tile's queries reach."""
+        return self.rows + self.tile_rows - 1
 
     @property
     def pairs(self) -> int:
@@ -67,8 +87,8 @@ class Form:
         return (self.strip - self.padded + self.columns + 2) // 2
 
     @property
-    def row_taps(self) -> int:
-        """Numbers for the taps of one query."""
+    def plane_taps(self) -> int:
+        """Numbers for the taps of one query in a plane."""
         return self.rows * self.padded
 
     @property
@@ -77,20 +97,24 @@ class Form:
         return whole(self.columns + self.padded, self.lanes)
 
     @property
+    def bias_plane(self) -> int:
+        """Numbers in a plane of the bias."""
+        return (2 * self.rows - 1) * self.bias_row
+
+    @property
     def bias(self) -> int:
         """Numbers of a bias in this form."""
-        return (2 * self.rows - 1) * self.bias_row
+        return (2 * self.planes - 1) * self.bias_plane
 
     @property
     def panel(self) -> int:
         """Numbers of a panel."""
-        return self.ring * self.strip * self.channels
+        return self.planes * self.ring * self.strip * self.channels
 
     def layout(self) -> dict[str, int]:
         """Return where each part of a thread's scratch memory begins; `end` is its size."""
-        queries = self.pairs * TILE
+        queries = self.pairs * self.tile
         has_bias = self.spec.rpb
-        copied = self.spec.dtype != "float32"
         sizes = {
             # Keys, then values, channel by channel; vectors reach beyond the last.
             "channels": 2 * self.panel + self.padded,
@@ -98,10 +122,10 @@ class Form:
             # Gradients of values, then of keys, which are not complete yet.
             "open": 2 * self.panel,
             # Queries, then gradients of outputs, as float32.
-            "queries": 2 * queries * self.channels if copied else 0,
+            "queries": 2 * queries * self.channels if self.copies_queries else 0,
             # First logits, which weights and then probabilities replace; behind them gradients of
             # probabilities, which gradients of logits replace.
-            "taps": 2 * queries * self.row_taps,
+            "taps": 2 * queries * self.planes * self.plane_taps,
             "bias": self.bias if has_bias else 0,
             # Even and odd columns have a table each, so that no store overlaps the next load.
             "d_bias": 2 * self.bias if has_bias else 0,

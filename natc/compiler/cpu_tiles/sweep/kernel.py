@@ -50,9 +50,8 @@ def gradients(form: Form) -> tirx.PrimFunc:
 
 def _tensors(spec: KernelSpec) -> dict[str, tirx.Buffer]:
     """Return the function's tensors by name, in order."""
-    names = ("batch", "size_0", "size_1", "heads", "heads_kv")
-    batch, height, width, heads, heads_kv = (tirx.Var(name, "int32") for name in names)
-    sites = (batch, height, width)
+    batch, heads, heads_kv = (tirx.Var(n, "int32") for n in ("batch", "heads", "heads_kv"))
+    sites = (batch, *(tirx.Var(f"size_{axis}", "int32") for axis in range(spec.rank)))
     offsets = [2 * k - 1 for k in spec.kernel_size]
     shapes = {
         **dict.fromkeys(("key", "value"), (*sites, heads_kv, spec.head_dim)),
@@ -93,20 +92,22 @@ class _Sweep:
     def all_units(self) -> None:
         """Compute everything, divided among threads."""
         s, form, unit = self.s, self.form, self.unit
-        groups = s.name("groups", unit.dilation[0] * unit.dilation[1])
-        shortest = tirx.truncdiv(unit.sizes[0], unit.dilation[0])
-        longest = tirx.truncdiv(unit.sizes[0] - 1, unit.dilation[0]) + 1
+        groups = s.name("groups", self._groups())
+        shortest = tirx.truncdiv(unit.sizes[1], unit.dilation[1])
+        self.planes, longest, columns = (
+            tirx.truncdiv(size - 1, dilation) + 1
+            for size, dilation in zip(unit.sizes, unit.dilation)
+        )
         maps = s.name("maps", unit.batch * groups)
         wanted = tirx.truncdiv(_PARTS - 1, maps * unit.heads) + 1
         bands = least(tirx.truncdiv(shortest, _WINDOWS_OF_A_BAND * form.rows), wanted)
         self.bands = s.name("bands", most(bands, 1))
         tall = tirx.truncdiv(longest + self.bands - 1, self.bands)
         self.tall = s.name("band_rows", tirx.truncdiv(tall + 1, 2) * 2)
-        self.row_numbers = s.name(
-            "row_numbers", (tirx.truncdiv(unit.sizes[1] - 1, unit.dilation[1]) + 1) * form.channels
-        )
+        self.row_numbers = s.name("row_numbers", columns * form.channels)
         units = s.name("units", maps * self.bands * unit.heads)
-        shared = units * (self._sides() * len(OPEN) * (form.rows - 1)) * self.row_numbers
+        shared_rows = self._sides() * len(OPEN) * self.planes * (form.rows - 1)
+        shared = units * shared_rows * self.row_numbers
         self.shared = self._scratch("shared", shared)
         self.sums = self._scratch("bias_sums", units * form.bias) if form.spec.rpb else None
         with s.parallel("unit", units) as number:
@@ -119,6 +120,11 @@ class _Sweep:
         if form.spec.rpb:
             with s.parallel("head", unit.heads) as head:
                 self._d_rpb(head, maps * self.bands)
+
+    def _groups(self) -> Expr:
+        """Return the number of dilation groups."""
+        planes, rows, columns = self.unit.dilation
+        return planes * rows * columns
 
     def _sides(self) -> Expr:
         """Return how many sides a band may share rows at: none if it is the only one."""
@@ -137,7 +143,7 @@ class _Sweep:
         quotient = s.name("quotient", tirx.truncdiv(number, unit.heads))
         band = s.name("band", tirx.truncmod(quotient, bands))
         whole = s.name("map", tirx.truncdiv(quotient, bands))
-        groups = unit.dilation[0] * unit.dilation[1]
+        groups = self._groups()
         entry = s.name("entry", tirx.truncdiv(whole, groups))
         unit.locate(entry, tirx.truncmod(whole, groups), head)
         return whole, band
@@ -160,9 +166,9 @@ class _Sweep:
             own_end = tirx.Select(end < unit.rows, unit.first_row(end), unit.rows)
             own_end = s.name("own_end", own_end)
 
-            def side(which: int, row: Any, column: Any) -> Expr:
+            def side(which: int, plane: Any, row: Any, column: Any) -> Expr:
                 below = row >= own_end
-                place = tirx.Select(below, row - own_end, row - begin)
+                place = plane, tirx.Select(below, row - own_end, row - begin)
                 return self._shared_at(number, below.astype("int32"), which, place, column)
 
             self.ring = Ring(unit, self.shared, side)
@@ -170,17 +176,25 @@ class _Sweep:
             self.tiles = Tiles(unit)
             self.softmax = Softmax(self.tiles)
             column, seen = (s.registers(name, 1, "int32") for name in ("next_column", "seen"))
-            s.store(column, 0, zero())
-            s.store(seen, 0, zero())
-            with s.repeat_while(column[0] < unit.columns):
-                self._strip(column, seen)
-                self._rows(first, end, begin)
+            with s.loop("plane", unit.planes) as plane:
+                unit.set_plane(plane)
+                s.store(column, 0, zero())
+                s.store(seen, 0, zero())
+                with s.repeat_while(column[0] < unit.columns):
+                    self._strip(column, seen)
+                    self._rows(first, end, begin)
         if form.spec.rpb:
             self._keep_bias(number)
 
-    def _shared_at(self, unit: Any, below: Any, which: int, place: Any, column: Any) -> Expr:
-        """Return where a token of a row that two bands share is in `shared`."""
-        row = ((unit * 2 + below) * len(OPEN) + which) * (self.form.rows - 1) + place
+    def _shared_at(
+        self, unit: Any, below: Any, which: int, place: tuple[Any, Any], column: Any
+    ) -> Expr:
+        """Return where a token of a row that two bands share is in `shared`.
+
+        place: the row's plane, and its number among the rows that the bands share.
+        """
+        plane = ((unit * 2 + below) * len(OPEN) + which) * self.planes + place[0]
+        row = plane * (self.form.rows - 1) + place[1]
         return row * self.row_numbers + column * self.form.channels
 
     def _strip(self, column: tirx.Buffer, seen: tirx.Buffer) -> None:
@@ -209,8 +223,9 @@ class _Sweep:
     def _rows(self, first: Any, end: Any, begin: Any) -> None:
         """Go down the rows of a strip; begin: the first row of keys."""
         s, form, unit, ring, tiles = self.s, self.form, self.unit, self.ring, self.tiles
-        with s.loop("tile_row", tirx.truncdiv(end - first + 1, 2)) as number:
-            row = s.let("query_row", first + number * 2)
+        tall = form.tile_rows
+        with s.loop("tile_row", tirx.truncdiv(end - first + (tall - 1), tall)) as number:
+            row = s.let("query_row", first + number * tall)
             tiles.set_rows(row, end)
             there = unit.first_row(row - 1) + form.rows
             there = s.let("there", tirx.Select(number > 0, there, begin))
@@ -223,14 +238,16 @@ class _Sweep:
                 with s.when(key_row >= begin + form.ring):
                     ring.leave(s.let("done_row", key_row - form.ring))
                 ring.enter(key_row)
-            with s.loop("pair", tiles.pairs) as pair:
+            with tiles.each_pair() as (plane, pair):
                 if form.prefetch:
                     self._fetch_inputs(pair)
-                tiles.copy_queries(pair)
+                if form.copies_queries:
+                    with s.when(plane == 0):
+                        tiles.copy_queries(pair)
                 tiles.products(pair)
             self.softmax.compute()
             of_queries(tiles)
-            with s.loop("pair", tiles.pairs) as pair:
+            with tiles.each_pair() as (_, pair):
                 if form.prefetch:
                     self._fetch_results(pair)
                 into_open(tiles, pair)
@@ -289,7 +306,7 @@ class _Sweep:
             first = s.let("first", pair * share)
             begin, count = begin + first, s.let("count", least(share, count - first))
         width = 4 if form.spec.dtype == "float32" else 2
-        places = [unit.places(name, row) for name in names]
+        places = [unit.places(name, unit.plane, row) for name in names]
         with s.loop("column", count) as column:
             for place in places:
                 at = place(begin + column)
@@ -311,12 +328,14 @@ class _Sweep:
         upper = s.let("upper", (whole * self.bands + band) * unit.heads + unit.head)
         with s.when(row < unit.rows):
             begin = s.let("begin", unit.first_row(row))
-            ring = Ring(unit, self.shared, lambda which, row, column: zero())
+            ring = Ring(unit, self.shared, lambda which, plane, row, column: zero())
+            count = unit.first_row(row - 1) + form.rows - begin
             for which in range(len(OPEN)):
-                with s.loop("row", unit.first_row(row - 1) + form.rows - begin) as n:
-                    above = s.let("above", self._shared_at(upper, 1, which, n, 0))
-                    below = self._shared_at(upper + unit.heads, 0, which, n, 0)
-                    ring.add_shared(which, begin + n, above, s.let("below", below))
+                with s.loop("plane", unit.planes) as plane, s.loop("row", count) as n:
+                    above = self._shared_at(upper, 1, which, (plane, n), 0)
+                    below = self._shared_at(upper + unit.heads, 0, which, (plane, n), 0)
+                    parts = s.let("above", above), s.let("below", below)
+                    ring.add_shared(which, plane, begin + n, *parts)
 
     def _copy_bias(self) -> None:
         """Copy the head's bias, with room around each row, and clear the sums of its gradient."""
@@ -324,10 +343,15 @@ class _Sweep:
         for part, size in (("bias", form.bias), ("d_bias", 2 * form.bias)):
             with s.loop("vector", size // form.lanes) as n:
                 unit.store(unit.at(part), n * form.lanes, broadcast(0.0, form.lanes))
-        with s.loop("r", 2 * form.rows - 1) as r, s.loop("c", 2 * form.columns - 1) as c:
+        rows = self._bias_rows()
+        with s.loop("r", rows) as r, s.loop("c", 2 * form.columns - 1) as c:
             at = unit.at("bias", r * form.bias_row + 1 + c)
-            index = (unit.head * (2 * form.rows - 1) + r) * (2 * form.columns - 1) + c
+            index = (unit.head * rows + r) * (2 * form.columns - 1) + c
             save(s, at.buffer, at.offset, unit.flat["rpb"][index], 1)
+
+    def _bias_rows(self) -> int:
+        """Return the rows of a head's bias."""
+        return (2 * self.form.planes - 1) * (2 * self.form.rows - 1)
 
     def _keep_bias(self, number: Any) -> None:
         """Keep a unit's sums of the bias's gradient."""
@@ -348,7 +372,8 @@ class _Sweep:
             value = load(self.sums, start + n * form.lanes, form.lanes)
             value = load(self.sums, to, form.lanes) + value
             save(s, self.sums, to, value, form.lanes)
-        with s.loop("r", 2 * form.rows - 1) as r, s.loop("c", 2 * form.columns - 1) as c:
+        rows = self._bias_rows()
+        with s.loop("r", rows) as r, s.loop("c", 2 * form.columns - 1) as c:
             total = load(self.sums, head * form.bias + r * form.bias_row + 1 + c, 1)
-            index = (head * (2 * form.rows - 1) + r) * (2 * form.columns - 1) + c
+            index = (head * rows + r) * (2 * form.columns - 1) + c
             save(s, unit.flat["d_rpb"], index, total, 1)

@@ -7,13 +7,14 @@ the logits are, and neither the forward's output nor its logsumexp is needed.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tvm import tirx
 from tvm.ir import Expr
 
 from natc.compiler.cpu_tiles.products import At
-from natc.compiler.cpu_tiles.sweep.form import TILE
 from natc.compiler.cpu_tiles.sweep.query_tiles import Tiles
 from natc.compiler.cpu_tiles.vectors import broadcast, folded, multiply_add, save, vector_type
 from natc.compiler.statements import Statements
@@ -36,10 +37,10 @@ class _Query:
         unit = self.unit = tiles.unit
         s, form = unit.s, unit.form
         self.number = number
-        pair = s.let("pair", tirx.truncdiv(number, TILE))
-        in_tile = s.let("in_tile", tirx.bitwise_and(number, TILE - 1))
+        pair = s.let("pair", tirx.truncdiv(number, form.tile))
+        in_tile = s.let("in_tile", tirx.bitwise_and(number, form.tile - 1))
         is_right = s.let("is_right", tirx.bitwise_and(in_tile, 1))
-        is_lower = in_tile >= TILE // 2
+        is_lower = in_tile >= 2
         left_column, right_column = tiles.columns(pair)
         row = s.let("row", tirx.Select(is_lower, tiles.rows[1], tiles.rows[0]))
         start = tirx.Select(is_lower, tiles.starts[1], tiles.starts[0])
@@ -56,11 +57,18 @@ class _Query:
         )
         self.is_new = tirx.Not(again)
         offset = (start - row + form.rows - 1) * form.bias_row + begin - column + form.columns
+        offset += (unit.first_plane - unit.plane + form.planes - 1) * form.bias_plane
         self.offset = s.let("offset", offset)
         self.table = is_right
 
+    @contextmanager
+    def each_plane(self) -> Iterator[None]:
+        """Repeat the block for each plane of the window."""
+        with self.unit.s.loop("window_plane", self.unit.form.planes) as self.plane:
+            yield
+
     def each(self) -> list[tuple[int, int]]:
-        """Return row and vector of each vector of taps."""
+        """Return row and vector of each vector of taps of a plane."""
         form = self.unit.form
         return [(row, vector) for row in range(form.rows) for vector in range(form.vectors)]
 
@@ -68,12 +76,14 @@ class _Query:
         """Return where a vector of taps is."""
         form = self.unit.form
         at = self.taps[which]
-        return At(at.buffer, at.offset + (row * form.padded + vector * form.lanes))
+        offset = at.offset + self.plane * form.plane_taps
+        return At(at.buffer, offset + (row * form.padded + vector * form.lanes))
 
     def bias(self, part: str, row: int, vector: int, table: Any = 0) -> At:
         """Return where the bias of a vector of taps is, or its gradient."""
         form = self.unit.form
-        offset = self.offset + (row * form.bias_row + vector * form.lanes)
+        offset = self.offset + self.plane * form.bias_plane
+        offset += row * form.bias_row + vector * form.lanes
         return self.unit.at(part, offset + table * form.bias)
 
     def inside(self, vector: int, value: Expr, otherwise: float) -> Expr:
@@ -88,7 +98,7 @@ class _Query:
 
 
 class Softmax:
-    """The softmax of all queries of two rows, in three steps, so that no step waits for sums."""
+    """The softmax of all queries at hand, in three steps, so that no step waits for sums."""
 
     def __init__(self, tiles: Tiles) -> None:
         self.tiles, self.unit = tiles, tiles.unit
@@ -97,7 +107,7 @@ class Softmax:
         """Replace the tiles' products by probabilities and gradients of scaled products."""
         s = self.unit.s
         for step in (self._logits, self._weights, self._gradients):
-            with s.loop("query", self.tiles.pairs * TILE) as number:
+            with s.loop("query", self.tiles.pairs * self.unit.form.tile) as number:
                 query = _Query(self.tiles, number)
                 with s.when(query.is_new):
                     step(query)
@@ -112,17 +122,18 @@ class Softmax:
         largest = s.registers("largest", 2, vector_type(lanes))
         for half in range(2):
             s.store(largest, half, broadcast(-math.inf, lanes))
-        for count, (row, vector) in enumerate(query.each()):
-            at = query.tap(0, row, vector)
-            logit = unit.read(at)
-            if unit.form.spec.rpb:
-                bias = unit.read(query.bias("bias", row, vector))
-                logit = multiply_add(logit, scale, bias, lanes)
-            else:
-                logit = logit * scale
-            logit = s.let("logit", query.inside(vector, logit, -math.inf))
-            unit.store(at, 0, logit)
-            s.store(largest, count % 2, tirx.max(logit, largest[count % 2]))
+        with query.each_plane():
+            for count, (row, vector) in enumerate(query.each()):
+                at = query.tap(0, row, vector)
+                logit = unit.read(at)
+                if unit.form.spec.rpb:
+                    bias = unit.read(query.bias("bias", row, vector))
+                    logit = multiply_add(logit, scale, bias, lanes)
+                else:
+                    logit = logit * scale
+                logit = s.let("logit", query.inside(vector, logit, -math.inf))
+                unit.store(at, 0, logit)
+                s.store(largest, count % 2, tirx.max(logit, largest[count % 2]))
         most = s.let("most", tirx.max(largest[0], largest[1]))
         self._save("largest", query, folded(most, lanes, tirx.max))
 
@@ -133,13 +144,14 @@ class Softmax:
         sums = s.registers("sums", 2, vector_type(lanes))
         for number in range(2):
             s.store(sums, number, broadcast(0.0, lanes))
-        for row, vector in query.each():
-            at = query.tap(0, row, vector)
-            weight = s.let("weight", exponential(s, unit.read(at) - largest, lanes))
-            unit.store(at, 0, weight)
-            s.store(sums, 0, sums[0] + weight)
-            gradient = query.inside(vector, unit.read(query.tap(1, row, vector)), 0.0)
-            s.store(sums, 1, multiply_add(weight, gradient, sums[1], lanes))
+        with query.each_plane():
+            for row, vector in query.each():
+                at = query.tap(0, row, vector)
+                weight = s.let("weight", exponential(s, unit.read(at) - largest, lanes))
+                unit.store(at, 0, weight)
+                s.store(sums, 0, sums[0] + weight)
+                gradient = query.inside(vector, unit.read(query.tap(1, row, vector)), 0.0)
+                s.store(sums, 1, multiply_add(weight, gradient, sums[1], lanes))
         for number, part in enumerate(("total", "mean")):
             total = folded(s.let("sum", sums[number]), lanes, lambda a, b: a + b)
             self._save(part, query, total)
@@ -153,22 +165,24 @@ class Softmax:
         less = s.let("less", broadcast(less, lanes))
         share = broadcast(share, lanes)
         scale = broadcast(unit.p["scale"], lanes)
-        for row, vector in query.each():
-            weight_at, gradient_at = query.tap(0, row, vector), query.tap(1, row, vector)
-            probability = s.let("probability", unit.read(weight_at) * share)
-            unit.store(weight_at, 0, probability)
-            gradient = s.let("gradient", probability * (unit.read(gradient_at) - less))
-            unit.store(gradient_at, 0, gradient * scale)
-            if unit.form.spec.rpb:
-                at = query.bias("d_bias", row, vector, query.table)
-                unit.store(at, 0, unit.read(at) + query.inside(vector, gradient, 0.0))
+        with query.each_plane():
+            for row, vector in query.each():
+                weight_at, gradient_at = query.tap(0, row, vector), query.tap(1, row, vector)
+                probability = s.let("probability", unit.read(weight_at) * share)
+                unit.store(weight_at, 0, probability)
+                gradient = s.let("gradient", probability * (unit.read(gradient_at) - less))
+                unit.store(gradient_at, 0, gradient * scale)
+                if unit.form.spec.rpb:
+                    at = query.bias("d_bias", row, vector, query.table)
+                    unit.store(at, 0, unit.read(at) + query.inside(vector, gradient, 0.0))
 
     def _clear(self, query: _Query) -> None:
         """Write zeros for the second copy of a query, so that no sum counts the query twice."""
         for which in range(2):
-            for row, vector in query.each():
-                nothing = broadcast(0.0, self.unit.form.lanes)
-                self.unit.store(query.tap(which, row, vector), 0, nothing)
+            with query.each_plane():
+                for row, vector in query.each():
+                    nothing = broadcast(0.0, self.unit.form.lanes)
+                    self.unit.store(query.tap(which, row, vector), 0, nothing)
 
     def _save(self, part: str, query: _Query, value: Expr) -> None:
         at = self.unit.at(part, query.number)

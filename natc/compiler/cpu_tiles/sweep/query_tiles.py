@@ -1,24 +1,28 @@
-"""The two rows of queries at hand, in tiles of 2 x 2, and their products with keys and values."""
+"""The rows of queries at hand, in tiles of 2 columns, and their products with keys and values."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tvm import tirx
 from tvm.ir import Expr
 
 from natc.compiler.cpu_tiles.products import At, scores
-from natc.compiler.cpu_tiles.sweep.form import TILE
 from natc.compiler.cpu_tiles.sweep.unit import Unit, least
 from natc.compiler.cpu_tiles.vectors import broadcast, save
 
-# The row and the column of each query in its tile.
+# More vectors of keys and their sums do not fit into registers.
+_MOST_VECTORS = 4
+# The row and the column of each query in its tile; a tile of one row has the first two.
 ROW_OF = (0, 0, 1, 1)
 COLUMN_OF = (0, 1, 0, 1)
 
 
 class Tiles:
-    """The queries of two rows of a strip; a tile at the end may hold a query twice."""
+    """The queries of one or two rows of a strip; a tile at the end may hold a query twice."""
 
     def __init__(self, unit: Unit) -> None:
         self.unit = unit
@@ -32,12 +36,26 @@ class Tiles:
         """Set the rows of queries: `row` and the next one, unless that is `end`."""
         unit, s = self.unit, self.unit.s
         upper = s.let("upper", row)
-        lower = s.let("lower", least(row + 1, end - 1))
+        lower = s.let("lower", least(row + (unit.form.tile_rows - 1), end - 1))
         self.rows = (upper, lower)
         self.starts = tuple(s.let("start", unit.first_row(r)) for r in self.rows)
         self.is_one_row = upper == lower
         # By how much the lower row's windows begin later: 0 or 1.
         self.step = s.let("step", self.starts[1] - self.starts[0])
+
+    @contextmanager
+    def each_pair(self) -> Iterator[tuple[Any, Any]]:
+        """Repeat the block for each plane of the windows, and there for each pair of columns.
+
+        `window_plane` is the number of the plane, counted from the first of the windows.
+        """
+        s = self.unit.s
+        with (
+            s.loop("window_plane", self.unit.form.planes) as plane,
+            s.loop("pair", self.pairs) as pair,
+        ):
+            self.window_plane = plane
+            yield plane, pair
 
     def columns(self, pair: Any) -> tuple[Expr, Expr]:
         """Return the columns of a pair of queries, equal ones at the end of an odd row."""
@@ -51,28 +69,26 @@ class Tiles:
     def taps(self, which: int | Expr, pair: Any, number: Any) -> At:
         """Return where a query's taps are; which: 0 for probabilities, 1 for their gradients."""
         form = self.unit.form
-        index = (which * form.pairs + pair) * TILE + number
-        at = self.unit.at("taps", index * form.row_taps)
+        index = (which * form.pairs + pair) * form.tile + number
+        at = self.unit.at("taps", index * (form.planes * form.plane_taps))
         return At(at.buffer, self.unit.s.let("taps", at.offset))
 
     def vectors(self, which: int, pair: Any, number: int, columns: tuple[Any, Any]) -> At:
         """Return where a query (which = 0) or the gradient of its output (1) is, as float32."""
         unit, form = self.unit, self.unit.form
-        if form.spec.dtype == "float32":
+        if not form.copies_queries:
             name = ("query", "d_output")[which]
             return unit.place(name, self.rows[ROW_OF[number]], columns[COLUMN_OF[number]])
-        index = (which * form.pairs + pair) * TILE + number
+        index = (which * form.pairs + pair) * form.tile + number
         at = unit.at("queries", index * form.channels)
         return At(at.buffer, unit.s.let("place", at.offset))
 
     def copy_queries(self, pair: Any) -> None:
-        """Convert the vectors of a tile's queries to float32, unless they are."""
+        """Convert the vectors of a tile's queries to float32."""
         unit, form = self.unit, self.unit.form
-        if form.spec.dtype == "float32":
-            return
         columns = self.columns(pair)
         for which, name in enumerate(("query", "d_output")):
-            for number in range(TILE):
+            for number in range(form.tile):
                 at = unit.place(name, self.rows[ROW_OF[number]], columns[COLUMN_OF[number]])
                 to = self.vectors(which, pair, number, columns)
                 for channel in range(0, form.channels, form.lanes):
@@ -80,11 +96,14 @@ class Tiles:
 
     def products(self, pair: Any) -> None:
         """Compute products of a tile's queries with keys, of its output gradients with values."""
-        s = self.unit.s
+        s, tile = self.unit.s, self.unit.form.tile
         columns = self.columns(pair)
         start = s.let("key_column", self.key_column(columns[0]))
         for which in range(2):
-            queries = [self.vectors(which, pair, number, columns) for number in range(TILE)]
+            queries = [self.vectors(which, pair, number, columns) for number in range(tile)]
+            if self.unit.form.tile_rows == 1:
+                self._rows_of_products(which, pair, queries, start, False)
+                continue
             with s.when(self.is_one_row):
                 self._rows_of_products(which, pair, queries[:2], start, False)
             with s.when(tirx.And(tirx.Not(self.is_one_row), self.step == 0)):
@@ -98,7 +117,7 @@ class Tiles:
         """Compute products with all rows of keys; is_stepped: lower windows begin a row later."""
         form = self.unit.form
         count = form.rows + is_stepped
-        together = form.key_rows * TILE // len(queries)
+        together = form.key_rows * form.tile // len(queries)
         groups = -(-count // together)
         sizes = [count // groups + (number < count % groups) for number in range(groups)]
         # Only half of the queries reach the first row and the last row. So these rows go into the
@@ -106,7 +125,10 @@ class Tiles:
         sizes = [*sizes[:1], *sizes[2:], *sizes[1:2]]
         row = 0
         for size in sizes:
-            self._products(which, pair, queries, start, (row, size), is_stepped)
+            for first in range(0, form.vectors, _MOST_VECTORS):
+                vectors = range(first, min(first + _MOST_VECTORS, form.vectors))
+                keys = itertools.product(range(row, row + size), vectors)
+                self._products(which, pair, queries, start, list(keys), is_stepped)
             row += size
 
     def _products(
@@ -115,21 +137,24 @@ class Tiles:
         pair: Any,
         queries: list[At],
         start: Any,
-        rows: tuple[int, int],
+        vectors: list[tuple[int, int]],
         is_stepped: bool,
     ) -> None:
-        """Compute products with some rows of keys; rows: (first, number)."""
+        """Compute products with some vectors of keys; vectors: row and number of each."""
         unit, s, form = self.unit, self.unit.s, self.unit.form
         panel = form.channels * form.strip
-        keys, taps = {}, {}
-        for row in range(rows[0], sum(rows)):
-            slot = unit.slot(self.starts[0] + row)
+        begins, taps = {}, {}
+        for row in dict.fromkeys(row for row, _ in vectors):
+            slot = unit.slot(self.window_plane, self.starts[0] + row)
             begin = unit.at("channels", which * form.panel + start).offset
-            begin = s.let("keys", begin + slot * panel)
-            for vector in range(form.vectors):
-                keys[row, vector] = At(unit.scratch, begin + vector * form.lanes)
+            begins[row] = s.let("keys", begin + slot * panel)
+        keys = {
+            (row, vector): At(unit.scratch, begins[row] + vector * form.lanes)
+            for row, vector in vectors
+        }
         for number in range(len(queries)):
-            taps[number] = self.taps(which, pair, number).offset
+            at = self.taps(which, pair, number).offset
+            taps[number] = s.let("taps", at + self.window_plane * form.plane_taps)
 
         def tap_row(number: int, row: int) -> int:
             return row - (is_stepped and ROW_OF[number])

@@ -10,7 +10,6 @@ from tvm import tirx
 from tvm.ir import Expr
 
 from natc.compiler.cpu_tiles.products import At, weighted_sum
-from natc.compiler.cpu_tiles.sweep.form import TILE
 from natc.compiler.cpu_tiles.sweep.query_tiles import COLUMN_OF, ROW_OF, Tiles
 from natc.compiler.cpu_tiles.sweep.unit import least
 from natc.compiler.cpu_tiles.vectors import broadcast, multiply_add
@@ -21,7 +20,7 @@ def of_queries(tiles: Tiles) -> None:
     s, form = tiles.unit.s, tiles.unit.form
     together = form.sum_queries
     count = tirx.truncdiv(tiles.end - tiles.first + (together - 1), together)
-    with s.loop("row", tirx.Select(tiles.is_one_row, 1, 2)) as lower, s.loop("group", count) as n:
+    with s.loop("row", tiles.rows[1] - tiles.rows[0] + 1) as lower, s.loop("group", count) as n:
         first = s.let("first", tiles.first + n * together)
         columns = [s.let("column", least(first + q, tiles.end - 1)) for q in range(together)]
         starts = [s.let("start", tiles.key_column(column)) for column in columns]
@@ -62,7 +61,8 @@ def _d_queries(
         channel = s.let("channel", block * step)
 
         def keys(tap_row: Any) -> At:
-            slot = unit.slot(first_key_row + tap_row)
+            plane = tirx.truncdiv(tap_row, form.rows)
+            slot = unit.slot(plane, first_key_row + tirx.truncmod(tap_row, form.rows))
             offset = (slot * form.strip + start) * form.channels + channel
             return At(unit.scratch, s.let("keys", unit.at("keys", offset).offset))
 
@@ -76,7 +76,7 @@ def _d_queries(
             s,
             [(shift, weights_at(at)) for shift, at in zip(shifts, taps)],
             keys,
-            rows=form.rows,
+            rows=form.planes * form.rows,
             taps=form.columns,
             result=result,
             vectors=form.sum_vectors,
@@ -86,14 +86,14 @@ def _d_queries(
 
 
 def into_open(tiles: Tiles, pair: Any) -> None:
-    """Add a tile's share to the gradients of values and keys in the panels."""
+    """Add a tile's share to the gradients of values and keys of a plane in the panels."""
     s, form = tiles.unit.s, tiles.unit.form
     columns = tiles.columns(pair)
     starts = [s.let("start", tiles.key_column(column)) for column in columns]
     # d_value sums probabilities times gradients of outputs; d_key sums gradients of logits times
     # queries.
     for which in range(2):
-        vectors = [tiles.vectors(1 - which, pair, number, columns) for number in range(TILE)]
+        vectors = [tiles.vectors(1 - which, pair, number, columns) for number in range(form.tile)]
         panel = s.let(
             "panel", tiles.unit.at("open", which * form.panel + starts[0] * form.channels).offset
         )
@@ -105,7 +105,7 @@ def into_open(tiles: Tiles, pair: Any) -> None:
 def _scatter(
     tiles: Tiles, which: int, pair: Any, vectors: list[At], panel: Expr, shift: int
 ) -> None:
-    """Add weights times a tile's vectors to the gradients of all keys.
+    """Add weights times a tile's vectors to the gradients of all keys of a plane.
 
     shift: how many columns later the right queries' windows begin.
     """
@@ -115,12 +115,18 @@ def _scatter(
     is_one_row = tiles.is_one_row
     end = s.let("end", upper + form.rows)
     # Rows of keys that only upper queries reach, that all reach, that only lower queries reach.
-    parts = (
+    parts: tuple[tuple[tuple[bool, bool], Expr, Expr], ...] = (
         ((True, False), upper, s.let("upper_end", tirx.Select(is_one_row, end, lower))),
         ((True, True), lower, s.let("both_end", tirx.Select(is_one_row, lower, end))),
         ((False, True), end, s.let("lower_end", tirx.Select(is_one_row, end, lower + form.rows))),
     )
-    taps = [tiles.taps(which, pair, number).offset for number in range(TILE)]
+    if form.tile_rows == 1:
+        parts = (((True, False), upper, end),)
+    plane_taps = tiles.window_plane * form.plane_taps
+    taps = [
+        s.let("taps", tiles.taps(which, pair, number).offset + plane_taps)
+        for number in range(form.tile)
+    ]
     with s.loop("channel_block", form.channels // (count * lanes)) as block:
         channel = s.let("channel", block * (count * lanes))
         held = [
@@ -130,7 +136,7 @@ def _scatter(
         for used, begin, stop in parts:
             with s.loop("key_row", stop - begin) as number:
                 row = s.let("row", begin + number)
-                slot = unit.slot(row)
+                slot = unit.slot(tiles.window_plane, row)
                 to = s.let("to", panel + slot * (form.strip * form.channels) + channel)
                 weights = [
                     s.let("weights", at + (row - (upper, lower)[ROW_OF[q]]) * form.padded)

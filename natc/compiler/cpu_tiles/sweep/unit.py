@@ -39,9 +39,12 @@ class Unit:
         self.s, self.p, self.form = s, p, form
         self.parts = form.layout()
         self.scratch: Any = None  # set by the sweep, for each unit
-        self.batch, height, width, self.heads, _ = p["query"].ty.shape
-        self.sizes = (height, width)
-        self.dilation = (p["dilation_0"], p["dilation_1"])
+        self.batch, *sizes, self.heads, _ = p["query"].ty.shape
+        # Every map has planes, rows and columns; an axis that it lacks has the length 1.
+        self._lacking = 3 - form.spec.rank
+        lacking = [tirx.const(1, "int32")] * self._lacking
+        self.sizes = [*lacking, *sizes]
+        self.dilation = [*lacking, *(p[f"dilation_{axis}"] for axis in range(form.spec.rank))]
         self.flat: dict[str, tirx.Buffer] = {}
         self.strides: dict[str, Any] = {}
         for name, tensor in p.items():
@@ -53,23 +56,38 @@ class Unit:
         size = tensor.ty.shape[0]
         for length in tensor.ty.shape[1:]:
             size = size * length
-        self.strides[name] = tensor.ty.strides
+        if tensor.ty.strides:
+            batch, *strides = tensor.ty.strides
+            self.strides[name] = [batch, *[zero()] * self._lacking, *strides]
         data = tirx.buffer_data(tensor)
         self.flat[name] = tirx.decl_buffer((size,), tensor.ty.dtype, f"{name}_flat", data=data)
         self.s.add(tirx.DeclBuffer(self.flat[name], data=data))
 
     def locate(self, batch: Any, group: Any, head: Any) -> None:
         """Set the entry of the batch, the dilation group and the head of the unit at hand."""
-        s, (height, width) = self.s, self.sizes
+        s = self.s
         self.entry, self.head = batch, head
-        groups = tirx.truncdiv(group, self.dilation[1]), tirx.truncmod(group, self.dilation[1])
+        groups = []
+        for dilation in reversed(self.dilation[self._lacking :]):
+            groups.append(tirx.truncmod(group, dilation))
+            group = s.name("group", tirx.truncdiv(group, dilation))
+        groups = [*[zero()] * self._lacking, *reversed(groups)]
         self.groups = [s.name("group_of_axis", number) for number in groups]
         self.kv_head = s.name("kv_head", tirx.truncdiv(head, self.p["group"]))
         # How many members the dilation group has on each axis.
-        self.rows, self.columns = (
+        self.planes, self.rows, self.columns = (
             s.name("members", tirx.truncdiv(size - 1 - number, dilation) + 1)
-            for size, number, dilation in zip((height, width), self.groups, self.dilation)
+            for size, number, dilation in zip(self.sizes, self.groups, self.dilation)
         )
+
+    def set_plane(self, plane: Any) -> None:
+        """Set the plane of the queries at hand."""
+        self.plane = self.s.let("query_plane", plane)
+        self.first_plane = self.s.let("first_plane", self.first_plane_of(plane))
+
+    def first_plane_of(self, plane: Any) -> Expr:
+        """Return the first plane of the window of a query's plane."""
+        return least(most(plane - self.form.planes // 2, 0), self.planes - self.form.planes)
 
     def first_row(self, row: Any) -> Expr:
         """Return the first row of the window of a query's row."""
@@ -79,22 +97,24 @@ class Unit:
         """Return the first column of the window of a query's column."""
         return least(most(column - self.form.columns // 2, 0), self.columns - self.form.columns)
 
-    def places(self, name: str, row: Any) -> Callable[[Any], At]:
+    def places(self, name: str, plane: Any, row: Any) -> Callable[[Any], At]:
         """Return a function of a column: where that token of a row is in a tensor.
 
-        Rows and columns are counted in the dilation group. A token is its channels, or one number.
+        Planes, rows and columns are counted in the dilation group. A token is its channels, or one
+        number.
         """
         head = self.kv_head if name in ("key", "value") else self.head
         strides = self.strides[name]
-        begin = self.entry * strides[0] + head * strides[3] + self.groups[1] * strides[2]
-        row = row * self.dilation[0] + self.groups[0]
-        begin = self.s.let("begin", begin + row * strides[1])
-        step = self.s.let("step", self.dilation[1] * strides[2])
+        begin = self.entry * strides[0] + head * strides[4] + self.groups[2] * strides[3]
+        for axis, number in enumerate((plane, row)):
+            begin += (number * self.dilation[axis] + self.groups[axis]) * strides[1 + axis]
+        begin = self.s.let("begin", begin)
+        step = self.s.let("step", self.dilation[2] * strides[3])
         return lambda column: At(self.flat[name], begin + column * step)
 
     def place(self, name: str, row: Any, column: Any) -> At:
-        """Return where one token is in a tensor (`places`)."""
-        at = self.places(name, row)(column)
+        """Return where a query of the plane at hand is in a tensor (`places`)."""
+        at = self.places(name, self.plane, row)(column)
         return At(at.buffer, self.s.let("place", at.offset))
 
     def floats(self, at: At, channel: Any) -> Expr:
@@ -120,9 +140,13 @@ class Unit:
         """Write a vector of the scratch memory."""
         save(self.s, at.buffer, at.offset + offset, value, self.form.lanes)
 
-    def slot(self, row: Any) -> Expr:
-        """Return the number of a row of keys in the panels."""
+    def slot(self, window_plane: Any, row: Any) -> Expr:
+        """Return the number of a row of keys in the panels.
+
+        window_plane: the number of its plane in the windows at hand.
+        """
         ring = self.form.ring
+        slot = tirx.truncmod(row, ring)
         if ring & (ring - 1) == 0:
-            return tirx.bitwise_and(row, ring - 1)
-        return tirx.truncmod(row, ring)
+            slot = tirx.bitwise_and(row, ring - 1)
+        return window_plane * ring + slot

@@ -9,7 +9,7 @@ from typing import Any
 
 from tvm import tirx
 
-from natc.compiler.cpu_tiles.sweep.form import TILE, Form, whole
+from natc.compiler.cpu_tiles.sweep.form import Form, whole
 from natc.compiler.cpu_tiles.sweep.kernel import gradients
 from natc.compiler.space.decisions import Candidates, Decisions, combinations
 from natc.operations import GRADIENTS
@@ -19,6 +19,7 @@ from natc.targets import Target
 NAME = "llvm_sweep"
 VERSION = 1
 
+_TILE = 4  # queries of a tile of two rows
 _MANY_REGISTERS = ("x86-64-v4", "aarch64")  # 32; other CPUs have 16
 
 
@@ -26,19 +27,22 @@ def structure(spec: KernelSpec, target: Target) -> Candidates:
     """Return the candidates of each decision; the first of each is the untuned kernel's."""
     many = target.arch in _MANY_REGISTERS
     lanes = min(8, target.vector_bytes // 4)
-    padded = whole(spec.kernel_size[1] + 1, lanes)
-    # Sums that a tile holds in registers, beside rows of keys and an element of a query.
-    held = (24 if many else 12) // (TILE * (padded // lanes))
-    most_rows = max(1, min(held, spec.kernel_size[0] + 1))
+    padded = whole(spec.kernel_size[-1] + 1, lanes)
+    most_rows, strips = 1, [n for n in (32, 64, 128) if n >= 2 * padded]
+    if spec.rank > 1:
+        # Sums that a tile holds in registers, beside rows of keys and an element of a query.
+        held = (24 if many else 12) // (_TILE * (padded // lanes))
+        most_rows = max(1, min(held, spec.kernel_size[-2] + 1))
+        strips = [n for n in (16, 24, 32, 48) if n >= padded + 4]
     vectors = [n for n in (4, 2, 1) if spec.head_dim // lanes % n == 0]
     return {
         "lanes": [lanes],
-        "strip": [n for n in (16, 24, 32, 48) if n >= padded + 4],
+        "strip": strips,
         "key_rows": [most_rows, *(n for n in (4, 3, 2, 1) if n < most_rows)],
         "sum_queries": [2, 3],
         "sum_vectors": vectors,
         "scatter_vectors": vectors if many else [n for n in vectors if n <= 2],
-        "prefetch": [1, 0],
+        "prefetch": [1, 0] if spec.rank == 2 else [0],
     }
 
 
