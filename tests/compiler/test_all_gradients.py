@@ -30,31 +30,74 @@ SPECS = (
     SEVEN,
     KernelSpec.parse("na2d_k3x5_d24_float16"),
     KernelSpec.parse("na2d_k9x4_d8_bfloat16_rpb"),
+    # Windows of three vectors of taps, and of so many that their sums do not fit into registers.
+    KernelSpec.parse("na1d_k21_d16_bfloat16_rpb"),
+    KernelSpec.parse("na1d_k63_d8_float32"),
+    KernelSpec.parse("na3d_k3x2x5_d8_float32_rpb"),
+    KernelSpec.parse("na3d_k2x3x2_d16_float16"),
 )
 BACKWARD = operations_of(SEVEN, ("backward",), "llvm")
-# As large as the window; odd ends of rows and of columns; several strips; bands; dilation.
-SIZES = ((0, 0), (1, 2), (2, 7), (0, 19), (40, 3))
+# By how much a map is larger than the window: as large; odd ends of rows and of columns; several
+# strips; bands; planes that more and fewer planes of queries reach than a window has.
+SIZES = {
+    1: ((0,), (1,), (2,), (7,), (19,), (200,)),
+    2: ((0, 0), (1, 2), (2, 7), (0, 19), (40, 3)),
+    3: ((0, 0, 0), (1, 1, 2), (6, 2, 7), (2, 0, 19), (1, 22, 3)),
+}
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_maps_of_every_form(built: BuiltKernels, spec: KernelSpec) -> None:
-    rows, columns = spec.kernel_size
-    for more_rows, more_columns in SIZES:
-        sizes = (rows + more_rows, columns + more_columns)
+    for more in SIZES[spec.rank]:
+        sizes = tuple(k + n for k, n in zip(spec.kernel_size, more))
         call = Call(sizes, batch=1, heads=2, heads_kv=1)
         check_operations(lambda name: built.function(spec, name), spec, call, [GRADIENTS])
-    call = Call((3 * rows + 2, 2 * columns + 1), batch=2, heads=1, heads_kv=1, dilation=(3, 2))
+    dilation = (2, 3, 2)[-spec.rank :]
+    sizes = tuple(k * d + d - 1 for k, d in zip(spec.kernel_size, dilation))
+    call = Call(sizes, batch=2, heads=1, heads_kv=1, dilation=dilation)
     check_operations(lambda name: built.function(spec, name), spec, call, [GRADIENTS])
 
 
-def test_threads_change_no_bit(built: BuiltKernels) -> None:
-    built.need_attention(SEVEN)
-    inputs, d_output = drawn(SEVEN, (2, 58, 23, 2))
-    expected = gradients(inputs, d_output)
+@pytest.mark.parametrize(
+    ("spec", "sizes"),
+    [(SEVEN, (58, 23)), (SPECS[3], (140,)), (SPECS[5], (5, 21, 17))],
+    ids=str,
+)
+def test_threads_change_no_bit(
+    built: BuiltKernels, spec: KernelSpec, sizes: tuple[int, ...]
+) -> None:
+    built.need(spec, GRADIENTS)
+    tensors, rpb = compact(spec, (2, *sizes, 2))
+    expected = swept(spec, tensors, rpb)
     for threads in (2, 3, 7):
         torch.set_num_threads(threads)
-        for result, exact in zip(gradients(inputs, d_output), expected, strict=True):
+        for result, exact in zip(swept(spec, tensors, rpb), expected, strict=True):
             assert torch.equal(result, exact)
+
+
+@pytest.mark.parametrize(("spec", "sizes"), [(SPECS[4], (70,)), (SPECS[5], (4, 5, 9))], ids=str)
+def test_training_runs_it_on_maps_of_other_ranks(
+    built: BuiltKernels,
+    spec: KernelSpec,
+    sizes: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    built.need(spec, "forward_lse", GRADIENTS)
+    inputs, d_output = drawn(spec, (1, *sizes, 2))
+    leaves = inputs if spec.rpb else inputs[:3]
+    of_reference = natc.reference.neighborhood_attention
+    attention = natc.neighborhood_attention
+    results = []
+    for call, dtype in ((attention, torch.float32), (of_reference, torch.float64)):
+        own = [t.detach().to(dtype).requires_grad_() for t in leaves]
+        bias = own[3] if spec.rpb else None
+        output = call(*own[:3], spec.kernel_size, rpb=bias)
+        with monkeypatch.context() as patch:
+            for name in ("_kernels", "composed"):  # other ways to compute gradients
+                patch.setattr(fused_backward, name, None)
+            results.append(torch.autograd.grad(output, own, d_output.to(dtype)))
+    for result, exact in zip(*results, strict=True):
+        torch.testing.assert_close(result.double(), exact, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -122,6 +165,33 @@ def drawn(spec: KernelSpec, shape: tuple[int, ...]) -> tuple[list[torch.Tensor],
     return [t.requires_grad_() for t in (*vectors, rpb)], d_output
 
 
+def compact(
+    spec: KernelSpec, shape: tuple[int, ...]
+) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """Return query, key, value and d_output in the kernel's dtype, and a bias if it has one."""
+    inputs, d_output = drawn(spec, shape)
+    dtype = getattr(torch, spec.dtype)
+    tensors = [t.detach().to(dtype) for t in (*inputs[:3], d_output)]
+    return tensors, inputs[3].detach() if spec.rpb else None
+
+
+def swept(
+    spec: KernelSpec,
+    tensors: Sequence[torch.Tensor],
+    rpb: torch.Tensor | None,
+    results: Any = None,
+) -> list[torch.Tensor]:
+    """Return all gradients, as dispatch computes them with the kernel of `gradients`."""
+    query, key, value, d_output = tensors
+    ones, flags = (1,) * spec.rank, (False,) * spec.rank
+    options = Options(spec.kernel_size, ones, ones, flags, 0.3)
+    lse = torch.zeros(query.shape[:-1])
+    kernel = dispatch.sweep_kernel(query, value, rpb, lse, None, options)
+    assert kernel is not None
+    everything = (query, key, value, rpb, d_output, None, options, results)
+    return [t for t in dispatch.run_sweep(kernel, *everything) if t is not None]
+
+
 def gradients(inputs: list[torch.Tensor], d_output: torch.Tensor) -> tuple[torch.Tensor, ...]:
     output = natc.na2d(*inputs[:3], 7, rpb=inputs[3])
     return torch.autograd.grad(output, inputs, d_output)
@@ -132,39 +202,28 @@ def test_parts_of_larger_tensors_are_read_and_written_in_place(
     built: BuiltKernels, spec: KernelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every tensor is a part of one that is larger on each axis and NaN elsewhere."""
-    built.need_attention(spec)
-    dtype = getattr(torch, spec.dtype)
-    rows, columns = spec.kernel_size
-    inputs, d_output = drawn(spec, (2, rows + 4, 3 * columns + 1, 3))
-    *compact, rpb = (t.detach().to(dtype) for t in (*inputs[:3], d_output, inputs[3]))
-    rpb = rpb.float() if spec.rpb else None
-    options = Options(spec.kernel_size, (1, 1), (1, 1), (False, False), 0.3)
-    lse = torch.zeros(compact[0].shape[:-1])
+    built.need(spec, GRADIENTS)
+    sizes = [k + 4 for k in spec.kernel_size[:-1]] + [3 * spec.kernel_size[-1] + 1]
+    tensors, rpb = compact(spec, (2, *sizes, 3))
     monkeypatch.setattr(torch, "empty_like", lambda t, **_: t.new_full(t.shape, math.nan))
-
-    def swept(tensors: Sequence[torch.Tensor], results: Any) -> list[torch.Tensor | None]:
-        query, key, value, d_output = tensors
-        kernel = dispatch.sweep_kernel(query, value, rpb, lse, None, options)
-        assert kernel is not None
-        everything = (*(query, key, value, rpb, d_output, None, options), results)
-        return list(dispatch.run_sweep(kernel, *everything))
+    inside = (*[slice(1, -1)] * (spec.rank + 2), slice(64, 64 + spec.head_dim))
 
     def part(tensor: torch.Tensor) -> torch.Tensor:
-        larger = torch.full([n + 2 for n in tensor.shape[:-1]] + [64 * 3], math.nan, dtype=dtype)
-        inner = larger[1:-1, 1:-1, 1:-1, 1:-1, 64 : 64 + spec.head_dim]
-        inner.copy_(tensor)
+        larger = tensor.new_full([n + 2 for n in tensor.shape[:-1]] + [64 * 3], math.nan)
+        larger[inside] = tensor
+        inner = larger[inside]
         assert dispatch.can_hold(inner, 64) and not inner.is_contiguous()
         return inner
 
-    expected = swept(compact, None)
-    results = [part(torch.full_like(compact[0], math.nan)) for _ in range(3)]
-    for result, exact in zip(swept([part(t) for t in compact], results), expected, strict=True):
-        if exact is not None:
-            assert result is not None and torch.equal(result, exact)
-            assert bool(exact.isfinite().all())
-    for result in results:
-        outside = result._base.clone()
-        outside[1:-1, 1:-1, 1:-1, 1:-1, 64 : 64 + spec.head_dim] = math.nan
+    expected = swept(spec, tensors, rpb)
+    places = [part(torch.full_like(tensors[0], math.nan)) for _ in range(3)]
+    results = swept(spec, [part(t) for t in tensors], rpb, places)
+    for result, exact in zip(results, expected, strict=True):
+        assert torch.equal(result, exact)
+        assert bool(exact.isfinite().all())
+    for place in places:
+        outside = place._base.clone()
+        outside[inside] = math.nan
         assert bool(outside.isnan().all())
 
 
@@ -182,8 +241,28 @@ def test_gradients_of_a_packed_tensor_are_written_to_one(
         assert torch.equal(result, exact)
 
 
+def test_volumes_of_more_sums_than_32_bits_count_take_a_kernel_for_each(
+    built: BuiltKernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = SPECS[5]
+    built.need(spec, GRADIENTS)
+    tensors, rpb = compact(spec, (1, 4, 5, 9, 1))
+    elements = tensors[0].numel()
+    monkeypatch.setattr(dispatch, "MOST_ELEMENTS", 4 * elements)
+    assert swept(spec, tensors, rpb)
+    monkeypatch.setattr(dispatch, "MOST_ELEMENTS", 4 * elements - 1)
+    with pytest.raises(AssertionError):
+        swept(spec, tensors, rpb)
+
+
 def test_specs_without_it() -> None:
-    for name in ("na1d_k7_d32_float32", "na2d_k7_d32_float64", "na2d_k7_d20_float32"):
+    for name in (
+        "na1d_k1_d32_float32",
+        "na3d_k1x7x7_d32_float32",
+        "na3d_k3x3x17_d32_float32",
+        "na2d_k7_d32_float64",
+        "na2d_k7_d20_float32",
+    ):
         assert GRADIENTS not in natc.operations.operations_of(KernelSpec.parse(name), kind="llvm")
     assert GRADIENTS not in natc.operations.operations_of(
         dataclasses.replace(SEVEN, rpb=False), kind="cuda"

@@ -17,9 +17,10 @@ class Form:
     lanes: numbers in a vector. strip: columns of keys in a panel. key_rows: rows of keys whose
     scores a tile holds at once. sum_queries: queries whose gradients are summed at once;
     sum_vectors: vectors of channels of each of these queries that are summed at once.
-    scatter_vectors: vectors of channels of each of a tile's four queries that are held in
+    scatter_vectors: vectors of channels of each of a tile's queries that are held in
     registers while their shares are added to the gradients of all keys. prefetch: 1
-    to fetch the data of the next tiles into the cache ahead of time, else 0.
+    to fetch the data of the next tiles into the cache ahead of time, else 0; 0 but on maps of
+    rank 2.
     """
 
     spec: KernelSpec
