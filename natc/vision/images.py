@@ -179,5 +179,5 @@ def open_image(path: str) -> Image.Image:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(
             f"image {path} cannot be read: {str(error) or type(error).__name__}. Replace or "
-            "remove it; the same command then continues."
+            "remove it, and run the same command again."
         ) from error

@@ -67,26 +67,30 @@ def train(
     *,
     on_progress: Callable[[Progress], None] = _ignore,
     note: Callable[[str], None] = _ignore,
-) -> TrainingSummary:
+) -> TrainingSummary | None:
     """Train to the last epoch of a recipe, from the checkpoint in its folder if there is one.
 
+    If several processes train, the first one returns the summary and calls on_progress and note,
+    and the others return None.
     on_progress is called after every few steps; note takes a line of text for the user.
     Raises DataError, CheckpointError, ArgumentError or TrainingError.
     """
     begin = time.monotonic()
     accelerator = _accelerator(recipe)
-    if accelerator.device.type == "cpu" and recipe.training.precision == "bfloat16":
+    main = accelerator.is_main_process
+    if main and accelerator.device.type == "cpu" and recipe.training.precision == "bfloat16":
         flags = cpu_flags()
         if flags and not flags & {"avx512_bf16", "amx_bf16"}:
             note(
                 "this CPU has no instructions for bfloat16, so that linear layers are slower "
                 "than in float32; set training.precision to float32."
             )
-    training = _Training(recipe, accelerator, on_progress)
-    main = accelerator.is_main_process
+    training = _Training(recipe, accelerator, on_progress if main else _ignore)
     folder = training.folder.path
     with locked(folder, wait=False) if main else contextlib.nullcontext():
         training.run(note if main else _ignore)
+    if not main:
+        return None
     best = training.best
     return TrainingSummary(
         folder,

@@ -33,7 +33,7 @@ def train(
     """Train a classifier of images, or continue to.
 
     If the folder holds a checkpoint of the same recipe, training continues from it, with the
-    losses that it would have had. For several GPUs: accelerate launch -m natc train RECIPE.
+    losses that it would have had. For several GPUs: torchrun --nproc-per-node 8 -m natc train RECIPE.
     """
     require_vision("train")
     from natc.vision import recipe as recipes
@@ -46,6 +46,8 @@ def train(
     console = output.stderr()
     with _shown() as on_progress:
         summary = run(chosen, on_progress=on_progress, note=console.print)
+    if summary is None:
+        return
     if json:
         output.print_json(summary._asdict())
         return
