@@ -33,7 +33,8 @@ def train(
     """Train a classifier of images, or continue to.
 
     If the folder holds a checkpoint of the same recipe, training continues from it, with the
-    losses that it would have had. For several GPUs: torchrun --nproc-per-node 8 -m natc train RECIPE.
+    losses that it would have had. For eight GPUs: torchrun --nproc-per-node 8 -m natc train
+    RECIPE.
     """
     require_vision("train")
     from natc.vision import recipe as recipes
