@@ -52,7 +52,7 @@ def test_maps_of_every_form(built: BuiltKernels, spec: KernelSpec) -> None:
         sizes = tuple(k + n for k, n in zip(spec.kernel_size, more))
         call = Call(sizes, batch=1, heads=2, heads_kv=1)
         check_operations(lambda name: built.function(spec, name), spec, call, [GRADIENTS])
-    dilation = (2, 3, 2)[-spec.rank :]
+    dilation = (4, 3, 2)[-spec.rank :]
     sizes = tuple(k * d + d - 1 for k, d in zip(spec.kernel_size, dilation))
     call = Call(sizes, batch=2, heads=1, heads_kv=1, dilation=dilation)
     check_operations(lambda name: built.function(spec, name), spec, call, [GRADIENTS])
@@ -183,8 +183,8 @@ def swept(
 ) -> list[torch.Tensor]:
     """Return all gradients, as dispatch computes them with the kernel of `gradients`."""
     query, key, value, d_output = tensors
-    ones, flags = (1,) * spec.rank, (False,) * spec.rank
-    options = Options(spec.kernel_size, ones, ones, flags, 0.3)
+    unit_steps, not_causal = (1,) * spec.rank, (False,) * spec.rank
+    options = Options(spec.kernel_size, unit_steps, unit_steps, not_causal, 0.3)
     lse = torch.zeros(query.shape[:-1])
     kernel = dispatch.sweep_kernel(query, value, rpb, lse, None, options)
     assert kernel is not None

@@ -49,7 +49,7 @@ class Form:
 
     @property
     def tile_rows(self) -> int:
-        """Rows of queries in a tile: 2, or the only one of a map."""
+        """Rows of queries in a tile: 2, or 1 where a map is one row."""
         return min(2, self.spec.rank)
 
     @property
@@ -64,7 +64,7 @@ class Form:
 
     @property
     def copies_queries(self) -> bool:
-        """Whether queries are converted to float32 first, since they are of 16 bits."""
+        """Whether 16-bit queries are converted to float32 first."""
         return self.spec.dtype != "float32"
 
     @property

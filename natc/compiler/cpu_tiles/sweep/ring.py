@@ -98,7 +98,7 @@ class Ring:
     def leave(self, row: Any) -> None:
         """Write the gradients of a row that no further query of the strip reaches.
 
-        Those that other strips or planes of queries reach are kept.
+        Sums to which other strips or planes of queries add are kept.
         """
         unit, s = self.unit, self.unit.s
         with s.loop("window_plane", unit.form.planes) as number:
