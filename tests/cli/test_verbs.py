@@ -362,3 +362,9 @@ def test_convert(natc: Natc, tmp_path: Path) -> None:
     code, out, err = natc("convert", str(tmp_path / "absent.pth"), "new.pth", "--to", "official")
     assert (code, out) == (1, "") and "absent.pth" in err
     assert natc(*words, "--to", "official", "--variant", "nat_huge").code == 2
+
+
+def test_verbs_for_images_name_the_extra(natc: Natc, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for words in (("train", "a.yaml"), ("eval", "runs/a"), ("predict", "a.png", "--model", "a")):
+        assert "pip install 'natc[vision]'" in natc.refused(*words, code=1)
