@@ -66,13 +66,13 @@ def samples(work: Path = WORK, logs: Path = LOGS) -> list[Sample]:
     for line in work.read_text().splitlines():
         row = json.loads(line)
         rows[_key(row["spec"], row["decisions"], row["shape"])] = LaunchWork(**row["work"])
-    found = []
+    measured = []
     for trial in _trials(logs):
         for shape, seconds in (trial.seconds or {}).items():
             counted = rows.get(_key(trial.spec, trial.decisions, shape))
             if counted is not None:
-                found.append(Sample(trial.spec, trial.decisions, shape, counted, seconds))
-    return found
+                measured.append(Sample(trial.spec, trial.decisions, shape, counted, seconds))
+    return measured
 
 
 def _key(spec: str, decisions: Mapping[str, int], shape: str) -> str:
@@ -131,7 +131,7 @@ def judge(pairs: Iterable[tuple[Sample, float]]) -> dict[str, Any]:
 
 
 def best_in_top(pairs: Sequence[tuple[Sample, float]]) -> dict[str, Any]:
-    """Return at which predicted place the fastest candidate is, and what the first places cost."""
+    """Return the predicted place of the fastest candidate, and times as multiples of its time."""
     order = sorted(pairs, key=lambda pair: pair[1])
     best = min(sample.seconds for sample, _ in pairs)
     place = next(n for n, (sample, _) in enumerate(order, 1) if sample.seconds == best)

@@ -241,7 +241,7 @@ STRATEGIES = (
 )
 
 
-# Results of benchmarks/search.py, and what they searched.
+# Results of benchmarks/search.py, and the operation and kernel of each.
 SEARCHED = (
     ("search_k7_d32.json", "forward, tiles"),
     ("search_k7_d32_gradients.json", "gradients, sweep"),

@@ -97,7 +97,7 @@ class RunFolder:
             log.write("".join(json.dumps(row) + "\n" for row in rows))
 
     def rows(self) -> list[Row]:
-        """Return the lines of the log, without one that was cut off."""
+        """Return the lines of the log; a line that was cut off is left out."""
         rows = []
         if self.log_path.is_file():
             for line in self.log_path.read_text("utf-8", errors="replace").splitlines():

@@ -1,4 +1,4 @@
-"""Training: the log, stops and checkpoints; evaluation and predictions of what was trained."""
+"""Training: the log, stops and checkpoints; evaluation and predictions of a trained network."""
 
 from __future__ import annotations
 

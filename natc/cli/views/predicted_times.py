@@ -61,7 +61,7 @@ def show(facts: dict[str, Any]) -> None:
     """Print one of the items that `of_library` returned on stdout."""
     console = output.stdout()
     if facts["problem"]:
-        # What a program printed may have several lines.
+        # The output of a program may have several lines.
         problem = " ".join(facts["problem"].split())
         console.print(f"no predicted times for {facts['target']}: {problem}")
         return

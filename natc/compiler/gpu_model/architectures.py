@@ -1,4 +1,4 @@
-"""What a multiprocessor of each architecture can do in a clock, and the chip around it: one table.
+"""One table: the throughputs of a multiprocessor of each architecture, and its chip's memory.
 
 Sources, by field. lanes of fma, alu, mufu, shuffle: CUDA C++ programming guide, table
 "Throughput of Native Arithmetic Instructions". warps, blocks, shared_bytes, l1_bytes: same
@@ -35,7 +35,7 @@ class Latencies:
     other: float = 14.0
 
     def each_longer(self, clocks: float) -> list[tuple[str, Latencies]]:
-        """Return the latencies with one of them longer, for each, by name."""
+        """Return a copy for each latency, with that one longer, and its name."""
         return [
             (each.name, replace(self, **{each.name: getattr(self, each.name) + clocks}))
             for each in fields(self)
@@ -54,7 +54,7 @@ class Latencies:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A chip: what one multiprocessor does in a clock, and how many there are.
+    """A chip: the throughputs of one multiprocessor, and how many multiprocessors there are.
 
     lanes: results of a class in a clock, for a whole multiprocessor (`classes.CLASSES`). product:
     multiply-adds of tensor cores in a clock. l1_bytes: the L1 cache with shared memory. memory:

@@ -27,7 +27,7 @@ class Instruction:
     """One instruction of a kernel.
 
     guard: the predicate that must hold, such as `!P0`, or "". high: the upper half of its
-    encoding, which holds what the compiler tells the scheduler (Jia et al., arXiv 1804.06826,
+    encoding; it holds stalls and barriers for the scheduler (Jia et al., arXiv 1804.06826,
     section 2.1).
     """
 

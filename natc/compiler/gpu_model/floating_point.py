@@ -58,7 +58,7 @@ _COMBINE: dict[str, Callable[..., Mask]] = {
 
 
 def _compare(m: BlockState, i: Instruction, mask: Mask) -> None:
-    """FSETP: a comparison, of which a trailing U says that it holds for NaN, too."""
+    """FSETP: a comparison; a trailing U in its name says that it holds for NaN, too."""
     first, second, a, b, other = i.operands[:5]
     x, y, name = floating(m, a), floating(m, b), i.modifiers[0]
     unordered = np.isnan(x) | np.isnan(y)
@@ -153,7 +153,7 @@ def _of_halves(m: BlockState, i: Instruction, mask: Mask) -> None:
 
 
 def _product(m: BlockState, i: Instruction, mask: Mask) -> None:
-    """HMMA: products of zeros leave the sums as they are."""
+    """HMMA: products of zeros do not change the sums."""
     target, _, _, sums = i.operands[:4]
     which = operand(sums)
     for number in range(4 if "F32" in i.modifiers else 2):

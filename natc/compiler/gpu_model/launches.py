@@ -31,7 +31,7 @@ _BINARY: dict[str, Callable[[Any, Any], Any]] = {
 
 
 class KernelLaunch(NamedTuple):
-    """The launch of a kernel: its name, what it is launched with, and its tensors.
+    """The launch of a kernel: its name, grid, block, parameters and tensors.
 
     tensor_bytes: of all its tensors together.
     """
@@ -62,7 +62,7 @@ def launches(
 
 
 class _Walk:
-    """Goes through statements in order and evaluates what they bind."""
+    """Goes through statements in order and evaluates the variables that they bind."""
 
     def __init__(self, values: Mapping[str, float]) -> None:
         self._values: dict[str, Any] = dict(values)
@@ -85,7 +85,7 @@ class _Walk:
             self._tensor_bytes[name] = item_bytes * math.prod(sizes)
 
     def visit(self, node: Any) -> None:
-        """Visit a statement and what it contains."""
+        """Visit a statement and the statements inside of it."""
         kind = type(node).__name__
         if kind == "SeqStmt":
             for each in node.seq:
@@ -109,7 +109,7 @@ class _Walk:
             self.visit(node.body)
 
     def number(self, node: Any) -> Any:
-        """Return the value of an expression, or None if it depends on what is not known."""
+        """Return the value of an expression, or None if a variable in it has no value."""
         kind = type(node).__name__
         if kind in ("IntImm", "FloatImm"):
             return node.value

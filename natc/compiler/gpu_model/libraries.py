@@ -55,7 +55,7 @@ def predict_library(
 ) -> Iterator[PredictedOperation]:
     """Yield the predicted time of each operation of a library on one of its targets.
 
-    decisions: those that the library was built with. functions: operation -> its function in the
+    decisions: the library was built with them. functions: operation -> its function in the
     library. shape: (batch, size of each axis, heads). Raises CompilerNotFound without cuobjdump,
     BuildError for a file that it cannot read, and ModelError for an architecture without figures.
     """

@@ -1,4 +1,4 @@
-"""Executes the machine code of a block of threads, on tensors of zeros, and counts what it does.
+"""Executes the machine code of a block of threads, on tensors of zeros, and counts its work.
 
 Integers, predicates and addresses are exact. Numbers loaded from memory are 0, so that products
 of matrices add nothing: control flow must not depend on the values of tensors, and in natc's
@@ -37,7 +37,7 @@ def parameters_at(compute_capability: tuple[int, int]) -> int:
 
 @dataclass(frozen=True)
 class Launch:
-    """What a block is executed with: parameters as bytes, grid, block, and its place in it."""
+    """A block's inputs: parameters as bytes, sizes of grid and block, its place in the grid."""
 
     parameters: bytes
     grid: tuple[int, int, int]
@@ -60,7 +60,7 @@ class Memory:
 
 @dataclass
 class Execution:
-    """What a block did. warps: how many warps issued each instruction, by its address.
+    """The work of a block. warps: how many warps issued each instruction, by its address.
 
     trace: the addresses that its first warp issued, in order. sectors: the distinct 32-byte
     sectors of global memory that were read and written.
@@ -75,7 +75,7 @@ class Execution:
 
 
 class BlockState:
-    """The state of a block: registers, predicates, memory and what was counted."""
+    """The state of a block: registers, predicates, memory and counts."""
 
     def __init__(self, code: Sequence[Instruction], launch: Launch, capability: int) -> None:
         from natc.compiler.gpu_model.semantics import HANDLERS
@@ -98,7 +98,7 @@ class BlockState:
         self.parameters = parameters_at(divmod(capability, 10))
         self.constants = self._constants()
         self.pc = np.full(self.threads, min(self.code), np.int64)
-        # The address at which all threads are, or None if they have parted.
+        # The address of the next instruction of all threads, or None if threads differ.
         self._together: int | None = None
         self.alive: Mask = np.asarray(index < threads)
         self._warps: Mask = np.asarray(self.alive.reshape(-1, WARP).any(1))

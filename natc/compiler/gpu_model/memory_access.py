@@ -78,7 +78,7 @@ def _store_shared(m: BlockState, i: Instruction, mask: Mask) -> None:
 
 
 def _load_matrix(m: BlockState, i: Instruction, mask: Mask) -> None:
-    """LDSM: each lane names a row of 16 bytes; what is loaded are numbers of tensors, zeros."""
+    """LDSM: each lane names a row of 16 bytes; the loaded numbers are zeros, as in all tensors."""
     number = next((int(word) for word in i.modifiers if word in ("2", "4")), 1)
     rows = mask & (m.lane < 8 * number)
     m.count_access(i.pc, address(m, i.operands[1]), rows, 16, "shared")

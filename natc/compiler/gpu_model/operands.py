@@ -45,7 +45,7 @@ class Operand(NamedTuple):
 
 @cache
 def operand(text: str) -> Operand:
-    """Return an operand as it is written; raise ModelError for one that is none."""
+    """Parse an operand; raise ModelError if the text is no operand."""
     match = _OPERAND.fullmatch(text.replace(" ", ""))
     if match is None:
         raise ModelError(f"operand {text!r} of an instruction is not known to the model.")

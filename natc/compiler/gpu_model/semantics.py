@@ -1,4 +1,4 @@
-"""What each instruction does to the state of a block (`natc.compiler.gpu_model.machine`).
+"""Executes each instruction on the state of a block (`natc.compiler.gpu_model.machine`).
 
 A handler returns the address at which the active threads go on, or None for the next
 instruction. NVIDIA documents the names of instructions (CUDA Binary Utilities, "Instruction Set
@@ -120,7 +120,7 @@ def _lea(m: BlockState, i: Instruction, mask: Mask) -> None:
 
 
 def _shift(m: BlockState, i: Instruction, mask: Mask) -> None:
-    """SHF: a shift of the 64 bits (c, a), of which the low or high half is taken."""
+    """SHF: a shift of the 64 bits (c, a); the result is the low or the high half."""
     target, a, b, c = i.operands
     low, high = integer(m, a).astype(np.uint64), integer(m, c).astype(np.uint64) << np.uint64(32)
     by = np.minimum(integer(m, b), 63).astype(np.uint64)
@@ -241,7 +241,7 @@ def _special(m: BlockState, i: Instruction, mask: Mask) -> None:
 
 
 def _permute(m: BlockState, i: Instruction, mask: Mask) -> None:
-    """PRMT: each byte one of eight."""
+    """PRMT: each byte of the result is one of eight bytes."""
     target, a, b, c = i.operands
     whole = integer(m, a).astype(np.uint64) | integer(m, c).astype(np.uint64) << np.uint64(32)
     selector, result = integer(m, b), np.zeros(m.threads, np.uint32)

@@ -23,7 +23,7 @@ _SECTOR = 32
 
 @dataclass(frozen=True)
 class Coefficients:
-    """What no data sheet says. `benchmarks/gpu_model.py` calibrates it on measured times.
+    """Figures that no data sheet has; `benchmarks/gpu_model.py` fits them to measured times.
 
     wavefront: clocks of the L1 cache for a pass. load_wait, shuffle_wait: the clocks that a load
     and a shuffle take beyond those on an idle multiprocessor. overlap: the exponent of the norm

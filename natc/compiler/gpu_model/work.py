@@ -25,7 +25,7 @@ _LONGER = 100.0
 
 @dataclass(frozen=True)
 class LaunchWork:
-    """A launch: its blocks, and what one of them does on average.
+    """A launch: its blocks, and the average work of a block.
 
     registers: of a thread; shared_bytes: of a block. counts: instructions of warps by class.
     requests, sectors, wavefronts: of warps' accesses to the L1 cache and shared memory (see
@@ -119,7 +119,7 @@ def count(
 def _executions(
     code: Sequence[Instruction], launch: Launch, capability: int
 ) -> list[tuple[Execution, int]]:
-    """Return what a block of each kind does, and how many blocks are of that kind.
+    """Return the work of a block of each kind, and the number of such blocks.
 
     On each axis of the grid the last block may be partly outside of the map. If the block that is
     last on all axes issues and accesses as much as one in the middle, all blocks are alike.
