@@ -261,10 +261,14 @@ def parse_per_axis(name: str, text: str, rank: int) -> tuple[int, ...]:
     return tuple(map(int, numbers)) if len(numbers) == rank else (int(text),) * rank
 
 
+def _missing(*modules: str) -> list[str]:
+    """Return the modules that are not installed; imports none."""
+    return [name for name in modules if importlib.util.find_spec(name) is None]
+
+
 def require_vision(verb: str) -> None:
     """Raise NatcError, with the command that helps, unless the extra `vision` is installed."""
-    needed = ("timm", "accelerate", "yaml", "matplotlib")
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    missing = _missing("timm", "accelerate", "yaml", "matplotlib")
     if missing:
         raise NatcError(
             f"natc {verb} needs {', '.join(missing)}, which is not installed: "
@@ -277,12 +281,10 @@ def require_compiler(verb: str) -> None:
 
     verb: for the message, such as `tune`. Imports neither TVM nor xgboost.
     """
-    needed = (
-        ["tvm"]
-        if verb in ("build", "show")
-        else ["tvm", "xgboost", "cloudpickle", "psutil", "tornado"]
+    searching = (
+        () if verb in ("build", "show") else ("xgboost", "cloudpickle", "psutil", "tornado")
     )
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    missing = _missing("tvm", *searching)
     if missing:
         raise NatcError(
             f"natc {verb} needs the compiler, which is not installed (no {', '.join(missing)}): "

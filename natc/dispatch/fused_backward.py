@@ -9,7 +9,7 @@ gradient. So every sum has one order, and two runs give the same bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -94,11 +94,25 @@ def backward_packed(
                 if d_rpb is None or not of_rpb:
                     d_rpb = qkv.new_empty(0)
                 return d_qkv, d_rpb
+    return packed_by_parts(backward, d_output, d_lse, qkv, rpb, output, lse, wanted, options)
+
+
+def packed_by_parts(
+    run: Callable[..., tuple[Tensor, ...]],
+    d_output: Tensor,
+    d_lse: Tensor | None,
+    qkv: Tensor,
+    rpb: Tensor | None,
+    output: Tensor,
+    lse: Tensor,
+    wanted: Sequence[bool],
+    options: Options,
+) -> tuple[Tensor, Tensor]:
+    """Return what `backward_packed` returns, with copies of the parts; run: as `backward`."""
+    of_qkv, of_rpb = wanted
     flags = [of_qkv] * 3 + [of_rpb]
-    *of_parts, d_bias = backward(
-        d_output, d_lse, query, key, value, rpb, output, lse, flags, options
-    )
-    return torch.stack(of_parts, -3) if of_qkv else qkv.new_empty(0), d_bias
+    *of_parts, d_rpb = run(d_output, d_lse, *qkv.unbind(-3), rpb, output, lse, flags, options)
+    return torch.stack(of_parts, -3) if of_qkv else qkv.new_empty(0), d_rpb
 
 
 def composed(

@@ -63,15 +63,13 @@ class Network(nn.Module):
         self, *, num_classes: int, global_pool: str, drop_rate: float, num_features: int
     ) -> None:
         """Add norm and head, and initialize all linear layers; the end of each constructor."""
-        if num_classes < 0:
-            raise ArgumentError(f"num_classes must be at least 0, not {num_classes}.")
         self.num_features = self.head_hidden_size = num_features
         self.num_classes = num_classes
         self.grad_checkpointing = False
         self.global_pool = _checked_pool(global_pool)
         self.norm = nn.LayerNorm(num_features, eps=NORM_EPS)
         self.head_drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(num_features, num_classes) if num_classes else nn.Identity()
+        self.head = _head(num_features, num_classes)
         self.apply(_initialize)
 
     def init_weights(self) -> None:
@@ -208,17 +206,12 @@ class Network(nn.Module):
             num_classes: classes of the new head.
             global_pool: "avg" for the mean over the map, "" for no pooling; None keeps it.
         """
-        if num_classes < 0:
-            raise ArgumentError(f"num_classes must be at least 0, not {num_classes}.")
+        like = next(self.parameters())
+        head = _head(self.num_features, num_classes, device=like.device, dtype=like.dtype)
         if global_pool is not None:
             self.global_pool = _checked_pool(global_pool)
         self.num_classes = num_classes
-        like = next(self.parameters())
-        self.head = (
-            nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
-            if num_classes
-            else nn.Identity()
-        )
+        self.head = head
         self.head.apply(_initialize)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -277,6 +270,13 @@ def run_block(block: nn.Module, x: Tensor, recompute: bool) -> Tensor:
     if recompute and block.training and torch.is_grad_enabled():
         return checkpoint(block, x, use_reentrant=False)
     return block(x)
+
+
+def _head(num_features: int, num_classes: int, **place: Any) -> nn.Module:
+    """Return a new classifier; place: device and dtype of its weights."""
+    if num_classes < 0:
+        raise ArgumentError(f"num_classes must be at least 0, not {num_classes}.")
+    return nn.Linear(num_features, num_classes, **place) if num_classes else nn.Identity()
 
 
 def _checked_pool(global_pool: str) -> str:

@@ -8,12 +8,13 @@ such as `num_classes`, `in_chans`, `kernel_size` and `drop_path_rate`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from natc.models.isotropic import GlobalAttention2D, Isotropic
 from natc.models.nat import NAT, DiNATs
 from natc.models.variant import variant
 
+_N = TypeVar("_N", NAT, DiNATs)
 _NAT = "https://shi-labs.com/projects/nat/checkpoints/CLS"
 _DINAT = "https://shi-labs.com/projects/dinat/checkpoints"
 _1K = f"{_DINAT}/imagenet1k"
@@ -49,16 +50,15 @@ def _nat(size: dict[str, Any], options: dict[str, Any], **settings: Any) -> NAT:
     return NAT(**{**size, **settings, **options})
 
 
-def _dinat(size: dict[str, Any], options: dict[str, Any], *dilations: int, **settings: Any) -> NAT:
-    dilated = _alternating(size["depths"], *(dilations or (8, 4, 2)))
-    return NAT(**{**size, "dilations": dilated, **settings, **options})
-
-
-def _dinat_s(
-    size: dict[str, Any], options: dict[str, Any], *dilations: int, **settings: Any
-) -> DiNATs:
-    dilated = _alternating(size["depths"], *(dilations or (8, 4, 2)))
-    return DiNATs(**{**size, "dilations": dilated, **settings, **options})
+def _dilated(
+    network: type[_N],
+    size: dict[str, Any],
+    options: dict[str, Any],
+    *dilations: int,
+    **settings: Any,
+) -> _N:
+    alternating = _alternating(size["depths"], *(dilations or (8, 4, 2)))
+    return network(**{**size, "dilations": alternating, **settings, **options})
 
 
 @variant(in1k=f"{_NAT}/nat_mini.pth")
@@ -88,25 +88,25 @@ def nat_base(**options: Any) -> NAT:
 @variant(in1k=f"{_1K}/dinat_mini_in1k_224.pth")
 def dinat_mini(**options: Any) -> NAT:
     """Return DiNAT-Mini: NAT-Mini with dilation in every other block."""
-    return _dinat(_MINI, options, drop_path_rate=0.2)
+    return _dilated(NAT, _MINI, options, drop_path_rate=0.2)
 
 
 @variant(in1k=f"{_1K}/dinat_tiny_in1k_224.pth")
 def dinat_tiny(**options: Any) -> NAT:
     """Return DiNAT-Tiny: NAT-Tiny with dilation in every other block."""
-    return _dinat(_TINY, options, drop_path_rate=0.2)
+    return _dilated(NAT, _TINY, options, drop_path_rate=0.2)
 
 
 @variant(in1k=f"{_1K}/dinat_small_in1k_224.pth")
 def dinat_small(**options: Any) -> NAT:
     """Return DiNAT-Small: 50,719,681 parameters; no layer scale."""
-    return _dinat(_SMALL, options, drop_path_rate=0.3)
+    return _dilated(NAT, _SMALL, options, drop_path_rate=0.3)
 
 
 @variant(in1k=f"{_1K}/dinat_base_in1k_224.pth")
 def dinat_base(**options: Any) -> NAT:
     """Return DiNAT-Base: NAT-Base with dilation in every other block."""
-    return _dinat(_BASE, options, drop_path_rate=0.5, layer_scale=1e-5)
+    return _dilated(NAT, _BASE, options, drop_path_rate=0.5, layer_scale=1e-5)
 
 
 @variant(
@@ -114,37 +114,37 @@ def dinat_base(**options: Any) -> NAT:
 )
 def dinat_large(**options: Any) -> NAT:
     """Return DiNAT-Large: 200,943,514 parameters, 30.6 G multiply-adds at 224."""
-    return _dinat(_LARGE, options, drop_path_rate=0.35)
+    return _dilated(NAT, _LARGE, options, drop_path_rate=0.35)
 
 
 @variant(img_size=384, in22k_in1k=f"{_1K}/dinat_large_in22k_in1k_384.pth")
 def dinat_large_384(**options: Any) -> NAT:
     """Return DiNAT-Large for images of 384: dilations 13, 6 and 3."""
-    return _dinat(_LARGE, options, 13, 6, 3, drop_path_rate=0.35)
+    return _dilated(NAT, _LARGE, options, 13, 6, 3, drop_path_rate=0.35)
 
 
 @variant(img_size=384, in22k_in1k=f"{_1K}/dinat_large_in22k_in1k_384_11x11.pth")
 def dinat_large_384_11x11(**options: Any) -> NAT:
     """Return DiNAT-Large for images of 384 with windows of 11: dilations 8, 4 and 2."""
-    return _dinat(_LARGE, options, kernel_size=11, drop_path_rate=0.35)
+    return _dilated(NAT, _LARGE, options, kernel_size=11, drop_path_rate=0.35)
 
 
 @variant(in1k=f"{_1K}/dinat_s_tiny_in1k_224.pth")
 def dinat_s_tiny(**options: Any) -> DiNATs:
     """Return DiNAT_s-Tiny: 28,288,354 parameters, 4.5 G multiply-adds at 224."""
-    return _dinat_s(_S_TINY, options, drop_path_rate=0.2)
+    return _dilated(DiNATs, _S_TINY, options, drop_path_rate=0.2)
 
 
 @variant(in1k=f"{_1K}/dinat_s_small_in1k_224.pth")
 def dinat_s_small(**options: Any) -> DiNATs:
     """Return DiNAT_s-Small: 49,606,258 parameters, 8.7 G multiply-adds at 224."""
-    return _dinat_s(_S_SMALL, options, drop_path_rate=0.3)
+    return _dilated(DiNATs, _S_SMALL, options, drop_path_rate=0.3)
 
 
 @variant(in1k=f"{_1K}/dinat_s_base_in1k_224.pth")
 def dinat_s_base(**options: Any) -> DiNATs:
     """Return DiNAT_s-Base: 87,768,224 parameters, 15.4 G multiply-adds at 224."""
-    return _dinat_s(_S_BASE, options, drop_path_rate=0.5)
+    return _dilated(DiNATs, _S_BASE, options, drop_path_rate=0.5)
 
 
 @variant(
@@ -152,13 +152,13 @@ def dinat_s_base(**options: Any) -> DiNATs:
 )
 def dinat_s_large(**options: Any) -> DiNATs:
     """Return DiNAT_s-Large: 196,532,476 parameters, 34.5 G multiply-adds at 224."""
-    return _dinat_s(_S_LARGE, options, drop_path_rate=0.35)
+    return _dilated(DiNATs, _S_LARGE, options, drop_path_rate=0.35)
 
 
 @variant(img_size=384, in22k_in1k=f"{_1K}/dinat_s_large_in1k_384.pth")
 def dinat_s_large_384(**options: Any) -> DiNATs:
     """Return DiNAT_s-Large for images of 384: dilations 13, 6 and 3."""
-    return _dinat_s(_S_LARGE, options, 13, 6, 3, drop_path_rate=0.35)
+    return _dilated(DiNATs, _S_LARGE, options, 13, 6, 3, drop_path_rate=0.35)
 
 
 @variant(in1k=f"{_ISOTROPIC}/nat_isotropic_small_in1k_224.pth")

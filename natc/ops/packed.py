@@ -2,7 +2,7 @@
 
 One linear layer computes such a tensor, and a kernel reads it without a copy. The first
 derivative runs the operator `backward_packed`, which writes one gradient of all three. Higher
-derivatives are those of `backward`.
+derivatives come from the operator `backward`.
 """
 
 from __future__ import annotations
@@ -94,24 +94,9 @@ class _PackedAttentionFunction(Function):
         return (None, d_qkv if of_qkv else None, d_rpb if of_rpb else None, None)
 
 
-def _of_parts(
-    run: Callable[..., Any],
-    d_output: Tensor,
-    d_lse: Tensor | None,
-    qkv: Tensor,
-    rpb: Tensor | None,
-    output: Tensor,
-    lse: Tensor,
-    wanted: Sequence[bool],
-    options: Any,
-) -> tuple[Tensor, Tensor]:
-    """Return `backward_packed` by `backward`, which has derivatives."""
-    of_qkv, of_rpb = wanted
-    flags = [of_qkv] * 3 + [of_rpb]
-    *of_parts, d_rpb = run_backward(
-        d_output, d_lse, *qkv.unbind(-3), rpb, output, lse, flags, options
-    )
-    return torch.stack(of_parts, -3) if of_qkv else qkv.new_empty(0), d_rpb
+def _of_parts(run: Callable[..., Any], *arguments: Any) -> tuple[Tensor, Tensor]:
+    """Return `backward_packed` by the operator `backward`, which has derivatives."""
+    return fused_backward.packed_by_parts(run_backward, *arguments)
 
 
 def _composed(run: Callable[..., Any], qkv: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 from support.builder_double import Builder
-from support.command_line import Natc, Result
+from support.command_line import Natc, in_this_process
 from support.own_folders import unset_variables, use_own_folders
 
 from natc import runtime
-from natc.cli.main import main
 from natc.host import gpu
 
 
@@ -29,20 +28,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def natc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Natc:
     """Run the command line in this process, as `natc("tune", "--kernel", "7")`."""
-
-    def run(*words: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["natc", *words])
-        capsys.readouterr()
-        runtime.clear()
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-        out, err = capsys.readouterr()
-        return Result(code, out, err)
-
-    return Natc(run)
+    return in_this_process(capsys, monkeypatch)
 
 
 @pytest.fixture

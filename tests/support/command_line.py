@@ -1,11 +1,17 @@
-"""How a command ended, and the type of the fixture that runs one."""
+"""Runs natc's command line in the process of a test."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import pytest
+
+from natc import runtime
+from natc.cli.main import main
 
 
 class Result(NamedTuple):
@@ -37,3 +43,21 @@ class Natc:
         assert (result.code, result.out) == (code, ""), result
         assert result.err.startswith("natc: error: ") and result.err.count("\n") == 1, result
         return result.err
+
+
+def in_this_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Natc:
+    """Return the command line, run in this process; each command looks for libraries anew."""
+
+    def run(*words: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["natc", *words])
+        capsys.readouterr()
+        runtime.clear()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        out, err = capsys.readouterr()
+        return Result(code, out, err)
+
+    return Natc(run)

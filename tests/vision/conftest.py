@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.command_line import Natc, Result
+from support.command_line import Natc, in_this_process
 from support.own_folders import unset_variables, use_own_folders
 from support.vision import timm as import_timm
 
@@ -80,17 +79,4 @@ def content(folder: Path, tmp_path: Path) -> dict[str, Any]:
 @pytest.fixture
 def natc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Natc:
     """Run the command line in this process, as `natc("eval", "runs/digits")`."""
-    from natc.cli.main import main
-
-    def run(*words: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["natc", *words])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-        out, err = capsys.readouterr()
-        return Result(code, out, err)
-
-    return Natc(run)
+    return in_this_process(capsys, monkeypatch)

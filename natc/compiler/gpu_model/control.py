@@ -20,10 +20,10 @@ Handler: TypeAlias = Callable[
 
 def _predicate_logic(m: BlockState, i: Instruction, mask: Mask) -> None:
     """PLOP3: any function of three predicates, by its table."""
-    first, second, a, b, c, table, other = i.operands
+    first, second, a, b, c, table, second_table = i.operands
     values = [m.guard(text) for text in (a, b, c)]
     index = values[0] * 4 + values[1] * 2 + values[2]
-    for target, lut in ((first, int(table, 16)), (second, int(other, 16))):
+    for target, lut in ((first, int(table, 16)), (second, int(second_table, 16))):
         write_predicate(m, target, (lut >> index & 1).astype(np.bool_), mask)
 
 

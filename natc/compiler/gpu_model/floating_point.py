@@ -9,6 +9,7 @@ import numpy as np
 from natc.compiler.gpu_model.disassembly import Instruction
 from natc.compiler.gpu_model.machine import BlockState, Mask
 from natc.compiler.gpu_model.operands import (
+    COMPARISONS,
     ZERO,
     Floats,
     floating,
@@ -17,6 +18,7 @@ from natc.compiler.gpu_model.operands import (
     operand,
     signed,
     write,
+    write_comparison,
     write_number,
     write_predicate,
 )
@@ -48,29 +50,17 @@ def _select(m: BlockState, i: Instruction, mask: Mask) -> None:
     write(m, i.operands[0], np.where(m.guard(i.operands[3]), a, b), mask)
 
 
-_ORDERED: dict[str, Callable[..., Mask]] = {
-    "LT": np.less, "LE": np.less_equal, "GT": np.greater, "GE": np.greater_equal,
-    "EQ": np.equal, "NE": np.not_equal,
-}  # fmt: skip
-_COMBINE: dict[str, Callable[..., Mask]] = {
-    "AND": np.logical_and, "OR": np.logical_or, "XOR": np.logical_xor,
-}  # fmt: skip
-
-
 def _compare(m: BlockState, i: Instruction, mask: Mask) -> None:
     """FSETP: a comparison; a trailing U in its name says that it holds for NaN, too."""
-    first, second, a, b, other = i.operands[:5]
-    x, y, name = floating(m, a), floating(m, b), i.modifiers[0]
+    x, y, name = floating(m, i.operands[2]), floating(m, i.operands[3]), i.modifiers[0]
     unordered = np.isnan(x) | np.isnan(y)
     if name in ("NUM", "NAN"):
         result = unordered if name == "NAN" else ~unordered
     else:
-        result = _ORDERED[name.removesuffix("U")](x, y) & ~unordered
+        result = COMPARISONS[name.removesuffix("U")](x, y) & ~unordered
         if name.endswith("U"):
             result |= unordered
-    combine = next(_COMBINE[word] for word in i.modifiers if word in _COMBINE)
-    write_predicate(m, first, combine(result, m.guard(other)), mask)
-    write_predicate(m, second, combine(~result, m.guard(other)), mask)
+    write_comparison(m, i, result, mask)
 
 
 def _special_function(m: BlockState, i: Instruction, mask: Mask) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from natc.errors import ModelError
 
 if TYPE_CHECKING:
+    from natc.compiler.gpu_model.disassembly import Instruction
     from natc.compiler.gpu_model.machine import BlockState, Mask
 
 Bits = npt.NDArray[np.uint32]
@@ -19,6 +21,14 @@ Wide = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float32]
 
 ZERO = 255
+# Comparisons and combinations of predicates, by the modifier that names them.
+COMPARISONS: dict[str, Callable[..., Mask]] = {
+    "LT": np.less, "LE": np.less_equal, "GT": np.greater, "GE": np.greater_equal,
+    "EQ": np.equal, "NE": np.not_equal,
+}  # fmt: skip
+_COMBINATIONS: dict[str, Callable[..., Mask]] = {
+    "AND": np.logical_and, "OR": np.logical_or, "XOR": np.logical_xor,
+}  # fmt: skip
 _OPERAND = re.compile(
     r"(?P<sign>[-~+]?)(?P<bar>\|?)(?P<what>U?RZ?\d*|c\[0x(?P<bank>\d+)\]\[(?P<at>[^\]]+)\]|"
     r"0x[0-9a-f]+|\d[\d.e+-]*|INF|QNAN|SRZ)\|?(?P<rest>[.\w]*)"
@@ -199,3 +209,11 @@ def address(m: BlockState, text: str) -> npt.NDArray[np.int64]:
         else:
             total += int(name, 16)
     return total if ".64" in match["parts"] else total & 0xFFFFFFFF
+
+
+def write_comparison(m: BlockState, i: Instruction, result: Mask, mask: Mask) -> None:
+    """Write a comparison and its opposite, each combined with the predicate that `i` names."""
+    first, second, _, _, predicate = i.operands[:5]
+    combine = next(_COMBINATIONS[word] for word in i.modifiers if word in _COMBINATIONS)
+    write_predicate(m, first, combine(result, m.guard(predicate)), mask)
+    write_predicate(m, second, combine(~result, m.guard(predicate)), mask)

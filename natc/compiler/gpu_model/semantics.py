@@ -7,8 +7,6 @@ Reference"), not their operands; `tests/pure/test_gpu_model.py` checks them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from natc.compiler.gpu_model.control import CONTROL, Handler
@@ -17,11 +15,13 @@ from natc.compiler.gpu_model.floating_point import FLOATING
 from natc.compiler.gpu_model.machine import BlockState, Mask
 from natc.compiler.gpu_model.memory_access import MEMORY
 from natc.compiler.gpu_model.operands import (
+    COMPARISONS,
     integer,
     is_predicate,
     signed,
     wide,
     write,
+    write_comparison,
     write_predicate,
     write_wide,
 )
@@ -32,12 +32,12 @@ _LOW = np.uint64(0xFFFFFFFF)
 
 def _add(m: BlockState, i: Instruction, mask: Mask) -> None:
     """IADD3: the sum of three numbers, with carries in (`.X`) and out."""
-    target, *others = i.operands
+    target, *operands = i.operands
     out = []
-    while others and is_predicate(others[0]):
-        out.append(others.pop(0))
-    into = [each for each in others if is_predicate(each)]
-    sources = [each for each in others if not is_predicate(each)]
+    while operands and is_predicate(operands[0]):
+        out.append(operands.pop(0))
+    into = [each for each in operands if is_predicate(each)]
+    sources = [each for each in operands if not is_predicate(each)]
     if "64" in i.modifiers:
         total = np.zeros(m.threads, np.uint64)
         for text in sources:
@@ -60,11 +60,11 @@ def _add(m: BlockState, i: Instruction, mask: Mask) -> None:
 
 def _multiply_add(m: BlockState, i: Instruction, mask: Mask) -> None:
     """IMAD: a * b + c, its low or high half, or all 64 bits."""
-    target, *others = i.operands
+    target, *operands = i.operands
     out = []
-    while is_predicate(others[0]):
-        out.append(others.pop(0))
-    a, b, c, *into = others
+    while is_predicate(operands[0]):
+        out.append(operands.pop(0))
+    a, b, c, *into = operands
     unsigned = "U32" in i.modifiers
     if "WIDE" in i.modifiers or "HI" in i.modifiers:
         read = integer if unsigned else signed
@@ -92,16 +92,16 @@ def _multiply_add(m: BlockState, i: Instruction, mask: Mask) -> None:
 
 def _lea(m: BlockState, i: Instruction, mask: Mask) -> None:
     """LEA: (a << shift) + b, or with `.HI` the bits of a that this shifts out."""
-    target, *others = i.operands
-    out = others.pop(0) if is_predicate(others[0]) else None
-    into = others.pop() if is_predicate(others[-1]) else None
-    a, b = others[0], others[1]
-    shift = np.uint64(int(others[-1], 16))
+    target, *operands = i.operands
+    out = operands.pop(0) if is_predicate(operands[0]) else None
+    into = operands.pop() if is_predicate(operands[-1]) else None
+    a, b = operands[0], operands[1]
+    shift = np.uint64(int(operands[-1], 16))
     if "HI" in i.modifiers:
         if "SX32" in i.modifiers:
             whole = signed(m, a).astype(np.uint64)
         else:
-            whole = integer(m, a).astype(np.uint64) | integer(m, others[2]).astype(
+            whole = integer(m, a).astype(np.uint64) | integer(m, operands[2]).astype(
                 np.uint64
             ) << np.uint64(32)
         part = (
@@ -153,22 +153,13 @@ def _logic(m: BlockState, i: Instruction, mask: Mask) -> None:
         write_predicate(m, out, result != 0, mask)
 
 
-_COMPARE: dict[str, Callable[..., Mask]] = {
-    "LT": np.less, "LE": np.less_equal, "GT": np.greater, "GE": np.greater_equal,
-    "EQ": np.equal, "NE": np.not_equal,
-}  # fmt: skip
-_COMBINE: dict[str, Callable[..., Mask]] = {
-    "AND": np.logical_and, "OR": np.logical_or, "XOR": np.logical_xor,
-}  # fmt: skip
-
-
 def _compare(m: BlockState, i: Instruction, mask: Mask) -> None:
     """ISETP: a comparison, combined with a predicate."""
-    first, second, a, b, other, *extended = i.operands
+    _, _, a, b, _, *extended = i.operands
     read = integer if "U32" in i.modifiers else signed
     x, y = read(m, a), read(m, b)
     name = i.modifiers[0]
-    result = _COMPARE[name](x, y)
+    result = COMPARISONS[name](x, y)
     if "EX" in i.modifiers:
         lower = m.guard(extended[0])
         strict = {"LE": "LT", "GE": "GT"}.get(name, name)
@@ -177,10 +168,8 @@ def _compare(m: BlockState, i: Instruction, mask: Mask) -> None:
         elif name == "EQ":
             result = result & lower
         else:
-            result = _COMPARE[strict](x, y) | ((x == y) & lower)
-    combine = next(_COMBINE[name] for name in i.modifiers if name in _COMBINE)
-    write_predicate(m, first, combine(result, m.guard(other)), mask)
-    write_predicate(m, second, combine(~result, m.guard(other)), mask)
+            result = COMPARISONS[strict](x, y) | ((x == y) & lower)
+    write_comparison(m, i, result, mask)
 
 
 def _select(m: BlockState, i: Instruction, mask: Mask) -> None:

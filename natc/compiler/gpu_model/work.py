@@ -69,8 +69,8 @@ def count(
     """Execute one block of each kind of a launch and return the work of an average block.
 
     launch: its place is not used. local_bytes: of a thread. tensor_bytes: all tensors, read or
-    written once. kind_of: by what instructions are counted; a time is predicted from their
-    classes. Raises ModelError.
+    written once. kind_of: returns the kind under which an instruction is counted; a time is
+    predicted from their classes. Raises ModelError.
     """
     executions = _executions(code, launch, capability)
     total = sum(number for _, number in executions)

@@ -24,6 +24,11 @@ def most(a: Any, b: Any) -> Expr:
     return tirx.max(tirx.convert(a), tirx.convert(b))
 
 
+def window_begin(position: Any, size: Any, window: int) -> Expr:
+    """Return the first position of a query's window; that of the nearest query beside the map."""
+    return least(most(position - window // 2, 0), size - window)
+
+
 def zero() -> Expr:
     """Return the integer 0."""
     return tirx.const(0, "int32")
@@ -87,15 +92,15 @@ class Unit:
 
     def first_plane_of(self, plane: Any) -> Expr:
         """Return the first plane of the window of a query's plane."""
-        return least(most(plane - self.form.planes // 2, 0), self.planes - self.form.planes)
+        return window_begin(plane, self.planes, self.form.planes)
 
     def first_row(self, row: Any) -> Expr:
         """Return the first row of the window of a query's row."""
-        return least(most(row - self.form.rows // 2, 0), self.rows - self.form.rows)
+        return window_begin(row, self.rows, self.form.rows)
 
     def first_column(self, column: Any) -> Expr:
         """Return the first column of the window of a query's column."""
-        return least(most(column - self.form.columns // 2, 0), self.columns - self.form.columns)
+        return window_begin(column, self.columns, self.form.columns)
 
     def places(self, name: str, plane: Any, row: Any) -> Callable[[Any], At]:
         """Return a function of a column: where that token of a row is in a tensor.
